@@ -1,0 +1,419 @@
+"""The two-headed multimodal diffusion transformer of D-DiT (arXiv 2501.00289): SD3's MM-DiT with a text output.
+
+Shape legend
+    B  batch               C, H, W  latent channels, height, width
+    N  image tokens        L        text tokens            S  tokens of one stream
+    D  hidden size         E        width of one head      V  vocabulary
+    n  samples of the batch that are being drawn (the first n); the other B - n are being read
+
+A picture is *drawn* (noisy latents and clean text give a velocity) or *read* (clean latents, t = 0, and
+partly masked text give logits). One batch may hold both kinds. Parameter names are those of the published
+checkpoints, so that they load as they are.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+NUM_NULL_TOKENS = 8
+NUM_FREQUENCIES = 256
+TIMESTEP_SCALE = 1000.0
+
+
+@dataclass(frozen=True)
+class DualDiTConfig:
+    """Sizes and switches of a `DualDiT`; the defaults are SD3-medium's.
+
+    Attributes:
+        in_channels: channels of the latents.
+        patch_size: side of the square patch of latents that makes one image token.
+        hidden_size: D, the same in both streams.
+        depth: number of joint blocks.
+        num_heads: attention heads of hidden_size / num_heads each.
+        text_dim: width of the text encoder's states.
+        vocab_size: rows of the text head.
+        sample_size: side of the latents (not tokens) at which the position embedding has unit spacing.
+        pos_embed_max_size: side of the position table, in tokens; a picture uses its central crop.
+        qk_norm: None (SD3) or "rms_norm" (SD3.5), on queries and keys of both streams.
+        dual_attention_layers: blocks with a second attention of the image stream to itself (SD3.5-medium).
+        image_attends_text: True is the paper. False: while a picture is read, its tokens see image tokens
+            only, so that the image side can be computed once and cached exactly (`DualDiT.read_image`).
+    """
+
+    in_channels: int = 16
+    patch_size: int = 2
+    hidden_size: int = 1536
+    depth: int = 24
+    num_heads: int = 24
+    text_dim: int = 4096
+    vocab_size: int = 32100
+    sample_size: int = 128
+    pos_embed_max_size: int = 192
+    qk_norm: str | None = None
+    dual_attention_layers: tuple[int, ...] = ()
+    image_attends_text: bool = True
+
+    def __post_init__(self) -> None:
+        if self.hidden_size % self.num_heads:
+            raise ValueError(f"hidden_size {self.hidden_size} is not a multiple of num_heads {self.num_heads}")
+        if self.hidden_size % 4:
+            raise ValueError(f"hidden_size {self.hidden_size} is not a multiple of 4 (position embedding)")
+        if self.qk_norm not in (None, "rms_norm"):
+            raise ValueError(f"qk_norm {self.qk_norm!r} is neither None nor 'rms_norm'")
+        if any(not 0 <= layer < self.depth for layer in self.dual_attention_layers):
+            raise ValueError(f"dual_attention_layers {self.dual_attention_layers} exceed depth {self.depth}")
+
+
+class DualOutput(NamedTuple):
+    """What `DualDiT.forward` returns; a part that was not asked for is None.
+
+    velocity: (n, C, H, W). logits: (B - n, L, V), or (selected, V) with a logit mask.
+    features: (B, N, D), image tokens after an inner block.
+    """
+
+    velocity: Tensor | None
+    logits: Tensor | None
+    features: Tensor | None = None
+
+
+ImageCache = list[tuple[Tensor, Tensor]]
+"""Keys and values of a read picture in every block, each (B, heads, N, E)."""
+
+
+class TimestepEmbedder(nn.Module):
+    """Sinusoid of 1000 t, then a two-layer MLP."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.linear_1 = nn.Linear(NUM_FREQUENCIES, dim)
+        self.linear_2 = nn.Linear(dim, dim)
+
+    def forward(self, t: Tensor) -> Tensor:
+        half = NUM_FREQUENCIES // 2
+        steps = torch.arange(half, dtype=torch.float32, device=t.device)
+        angles = TIMESTEP_SCALE * t.float()[:, None] * torch.exp(-math.log(10000.0) / half * steps)  # (B, half)
+        sinusoid = torch.cat([angles.cos(), angles.sin()], dim=-1).to(self.linear_1.weight.dtype)
+        return self.linear_2(F.silu(self.linear_1(sinusoid)))  # (B, D)
+
+
+class TimeEmbed(nn.Module):
+    """Holds the timestep embedder under its published name; SD3's pooled-text half is dropped."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.timestep_embedder = TimestepEmbedder(dim)
+
+    def forward(self, t: Tensor) -> Tensor:
+        return self.timestep_embedder(t)
+
+
+def sincos_positions(dim: int, table_size: int, base_size: int) -> Tensor:
+    """Two-dimensional sin-cos position table of SD3, (1, table_size**2, dim), float32.
+
+    The first half of the channels encodes the column, the second the row; `base_size` tokens span the
+    unit-spaced grid.
+    """
+    coordinates = torch.arange(table_size, dtype=torch.float64) * base_size / table_size
+    frequencies = 10000.0 ** (-torch.arange(dim // 4, dtype=torch.float64) / (dim // 4))
+    angles = coordinates[:, None] * frequencies  # (table_size, dim / 4)
+    axis = torch.cat([angles.sin(), angles.cos()], dim=1)  # (table_size, dim / 2)
+    columns = axis[None, :, :].expand(table_size, -1, -1)
+    rows = axis[:, None, :].expand(-1, table_size, -1)
+    return torch.cat([columns, rows], dim=-1).reshape(1, table_size**2, dim).float()
+
+
+class PatchEmbed(nn.Module):
+    """Latents to image tokens, plus the central crop of a sin-cos position table."""
+
+    def __init__(self, config: DualDiTConfig) -> None:
+        super().__init__()
+        self.patch_size, self.table_size = config.patch_size, config.pos_embed_max_size
+        self.proj = nn.Conv2d(config.in_channels, config.hidden_size, self.patch_size, self.patch_size)
+        base_size = config.sample_size // config.patch_size
+        self.register_buffer("pos_embed", sincos_positions(config.hidden_size, self.table_size, base_size))
+
+    def forward(self, latents: Tensor) -> Tensor:
+        height, width = latents.shape[-2:]
+        if height % self.patch_size or width % self.patch_size:
+            raise ValueError(f"latents of {height}x{width} are not divisible by the patch size {self.patch_size}")
+        rows, columns = height // self.patch_size, width // self.patch_size
+        if max(rows, columns) > self.table_size:
+            raise ValueError(f"{rows}x{columns} tokens exceed the position table of {self.table_size} a side")
+        tokens = self.proj(latents).flatten(2).transpose(1, 2)  # (B, N, D)
+        top, left = (self.table_size - rows) // 2, (self.table_size - columns) // 2
+        table = self.pos_embed.view(self.table_size, self.table_size, -1)
+        positions = table[top : top + rows, left : left + columns].reshape(1, rows * columns, -1)
+        return tokens + positions.to(tokens.dtype)
+
+
+class Modulation(nn.Module):
+    """AdaLN: maps the conditioning vector to `num_chunks` vectors of size D."""
+
+    def __init__(self, dim: int, num_chunks: int) -> None:
+        super().__init__()
+        self.num_chunks = num_chunks
+        self.linear = nn.Linear(dim, num_chunks * dim)
+
+    def forward(self, cond: Tensor) -> tuple[Tensor, ...]:
+        return self.linear(F.silu(cond))[:, None].chunk(self.num_chunks, dim=-1)  # each (B, 1, D)
+
+
+def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+    """Layer norm without affine parameters, then AdaLN's shift and scale: (B, S, D) -> (B, S, D)."""
+    return F.layer_norm(x, x.shape[-1:], eps=1e-6) * (1 + scale) + shift
+
+
+class GeluProjection(nn.Module):
+    """Linear layer followed by the tanh form of GELU."""
+
+    def __init__(self, dim: int, inner_dim: int) -> None:
+        super().__init__()
+        self.proj = nn.Linear(dim, inner_dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.gelu(self.proj(x), approximate="tanh")
+
+
+class FeedForward(nn.Module):
+    """Two-layer MLP of width 4 D; the Identity keeps the published numbering (its place was a dropout)."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.net = nn.Sequential(GeluProjection(dim, 4 * dim), nn.Identity(), nn.Linear(4 * dim, dim))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net(x)
+
+
+class Attention(nn.Module):
+    """Projections of one attention: of the image stream and, if `joint`, of the text stream beside it."""
+
+    def __init__(self, config: DualDiTConfig, *, joint: bool) -> None:
+        super().__init__()
+        dim = config.hidden_size
+        self.head_dim = dim // config.num_heads
+        self.to_q, self.to_k, self.to_v = (nn.Linear(dim, dim) for _ in range(3))
+        self.to_out = nn.ModuleList([nn.Linear(dim, dim)])
+        self.norm_q, self.norm_k = self._norm(config), self._norm(config)
+        if joint:
+            self.add_q_proj, self.add_k_proj, self.add_v_proj = (nn.Linear(dim, dim) for _ in range(3))
+            self.to_add_out = nn.Linear(dim, dim)
+            self.norm_added_q, self.norm_added_k = self._norm(config), self._norm(config)
+
+    def _norm(self, config: DualDiTConfig) -> nn.Module:
+        return nn.RMSNorm(self.head_dim, eps=1e-6) if config.qk_norm else nn.Identity()
+
+    def _heads(self, x: Tensor) -> Tensor:
+        return x.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)  # (B, S, D) -> (B, heads, S, E)
+
+    def project_image(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values of the image stream: (B, N, D) -> 3 x (B, heads, N, E)."""
+        q, k, v = (self._heads(project(x)) for project in (self.to_q, self.to_k, self.to_v))
+        return self.norm_q(q), self.norm_k(k), v
+
+    def project_text(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values of the text stream: (B, L, D) -> 3 x (B, heads, L, E)."""
+        q, k, v = (self._heads(project(x)) for project in (self.add_q_proj, self.add_k_proj, self.add_v_proj))
+        return self.norm_added_q(q), self.norm_added_k(k), v
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Scaled dot-product attention over heads: (B, heads, S, E) -> (B, S, D)."""
+    return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+
+
+class JointBlock(nn.Module):
+    """Double-stream block: joint attention, then an MLP in each stream, all under AdaLN-zero.
+
+    `is_last`: only the image tokens of drawn samples and the text tokens of read ones are finished.
+    """
+
+    def __init__(self, config: DualDiTConfig, index: int) -> None:
+        super().__init__()
+        dim = config.hidden_size
+        self.is_last = index == config.depth - 1
+        self.image_attends_text = config.image_attends_text
+        self.has_dual_attention = index in config.dual_attention_layers
+        self.norm1 = Modulation(dim, 9 if self.has_dual_attention else 6)
+        self.norm1_context = Modulation(dim, 6)
+        self.attn = Attention(config, joint=True)
+        if self.has_dual_attention:
+            self.attn2 = Attention(config, joint=False)
+        self.ff = FeedForward(dim)
+        self.ff_context = FeedForward(dim)
+
+    def forward(self, image: Tensor, text: Tensor, cond: Tensor, n: int | None) -> tuple[Tensor, Tensor]:
+        """(B, N, D), (B, L, D), (B, D) -> the same, or in the last block (n, N, D) and (B - n, L, D).
+
+        n: number of drawn samples; None asks for both streams of every sample.
+        """
+        image_mod, text_mod = self.norm1(cond), self.norm1_context(cond)
+        q_image, k_image, v_image = self.attn.project_image(modulate(image, image_mod[0], image_mod[1]))
+        q_text, k_text, v_text = self.attn.project_text(modulate(text, text_mod[0], text_mod[1]))
+        k, v = torch.cat([k_image, k_text], dim=2), torch.cat([v_image, v_text], dim=2)
+
+        if n is None or (self.image_attends_text and not self.is_last):
+            attended = attend(torch.cat([q_image, q_text], dim=2), k, v)  # (B, N + L, D)
+            image_attended, text_attended = attended.split([image.shape[1], text.shape[1]], dim=1)
+        elif self.is_last:
+            image_attended, text_attended = attend(q_image[:n], k[:n], v[:n]), attend(q_text[n:], k[n:], v[n:])
+            image, image_mod = image[:n], tuple(part[:n] for part in image_mod)
+            text, text_mod = text[n:], tuple(part[n:] for part in text_mod)
+        else:
+            drawn = attend(q_image[:n], k[:n], v[:n])
+            read = attend(q_image[n:], k_image[n:], v_image[n:])
+            image_attended, text_attended = torch.cat([drawn, read]), attend(q_text, k, v)
+        return self._finish_image(image, image_attended, image_mod), self._finish_text(
+            text, text_attended, text_mod
+        )
+
+    def _finish_image(self, x: Tensor, attended: Tensor, mod: tuple[Tensor, ...]) -> Tensor:
+        out = x + mod[2] * self.attn.to_out[0](attended)
+        if self.has_dual_attention:
+            own = attend(*self.attn2.project_image(modulate(x, mod[6], mod[7])))
+            out = out + mod[8] * self.attn2.to_out[0](own)
+        return out + mod[5] * self.ff(modulate(out, mod[3], mod[4]))
+
+    def _finish_text(self, x: Tensor, attended: Tensor, mod: tuple[Tensor, ...]) -> Tensor:
+        x = x + mod[2] * self.attn.to_add_out(attended)
+        return x + mod[5] * self.ff_context(modulate(x, mod[3], mod[4]))
+
+    def read_image(self, image: Tensor, cond: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        """The image stream alone: (B, N, D) -> next (B, N, D), and this block's image keys and values."""
+        mod = self.norm1(cond)
+        q, k, v = self.attn.project_image(modulate(image, mod[0], mod[1]))
+        if not self.is_last:
+            image = self._finish_image(image, attend(q, k, v), mod)
+        return image, (k, v)
+
+    def read_text(self, text: Tensor, cond: Tensor, image_kv: tuple[Tensor, Tensor]) -> Tensor:
+        """The text stream alone, against cached image keys and values: (B, L, D) -> (B, L, D)."""
+        mod = self.norm1_context(cond)
+        q, k, v = self.attn.project_text(modulate(text, mod[0], mod[1]))
+        k, v = torch.cat([image_kv[0], k], dim=2), torch.cat([image_kv[1], v], dim=2)
+        return self._finish_text(text, attend(q, k, v), mod)
+
+
+class DualDiT(nn.Module):
+    """MM-DiT with an image head (velocity) and a text head (logits)."""
+
+    def __init__(self, config: DualDiTConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.gradient_checkpointing = False
+        dim = config.hidden_size
+        self.pos_embed = PatchEmbed(config)
+        self.time_text_embed = TimeEmbed(dim)
+        self.context_embedder = nn.Linear(config.text_dim, dim)
+        self.transformer_blocks = nn.ModuleList([JointBlock(config, i) for i in range(config.depth)])
+        self.image_norm_out = Modulation(dim, 2)
+        self.image_proj_out = nn.Linear(dim, config.patch_size**2 * config.in_channels)
+        self.text_proj_out = nn.Linear(dim, config.vocab_size)
+        self.null_image_embd = nn.Parameter(torch.randn(1, NUM_NULL_TOKENS, dim) / dim**0.5)
+
+    @torch.no_grad()
+    def init_weights(self, generator: torch.Generator | None = None) -> None:
+        """Fresh weights for training from scratch: Xavier, with AdaLN and the image head at zero (AdaLN-zero)."""
+        for name, module in self.named_modules():
+            if isinstance(module, nn.Linear | nn.Conv2d):
+                if isinstance(self.get_submodule(name.rpartition(".")[0]), Modulation) or name == "image_proj_out":
+                    module.weight.zero_()
+                else:
+                    weight = module.weight.flatten(1)
+                    bound = math.sqrt(6 / sum(weight.shape))
+                    weight.uniform_(-bound, bound, generator=generator)
+                if module.bias is not None:
+                    module.bias.zero_()
+        self.null_image_embd.normal_(0, self.config.hidden_size**-0.5, generator=generator)
+
+    def forward(
+        self,
+        latents: Tensor | None,
+        t: Tensor,
+        text_states: Tensor,
+        *,
+        num_drawn: int | None = None,
+        logit_mask: Tensor | None = None,
+        features_after: int | None = None,
+    ) -> DualOutput:
+        """Velocity of the drawn samples and logits of the read ones.
+
+        Args:
+            latents: (B, C, H, W), noisy where drawn and clean where read; None is the null image (read only).
+            t: (B,) in [0, 1], the image's time; 0 where a picture is read.
+            text_states: (B, L, text_dim), states of the text encoder.
+            num_drawn: n, the first n samples are drawn, the rest are read; None: both outputs of every sample.
+            logit_mask: (B - n, L) bool; logits are computed at these positions only, in row-major order.
+            features_after: index of the block whose image tokens are returned as well.
+
+        Raises:
+            ValueError: on latents whose size the patch size or the position table does not fit, or on a null
+                image that is to be drawn, or on `num_drawn=None` with `image_attends_text=False`.
+        """
+        n = 0 if latents is None and num_drawn is None else num_drawn
+        if latents is None and n:
+            raise ValueError(f"the null image can only be read, but num_drawn is {num_drawn}")
+        if n is None and not self.config.image_attends_text:
+            raise ValueError("image_attends_text=False needs num_drawn: which samples are drawn, which are read")
+        if latents is None:
+            image = self.null_image_embd.expand(text_states.shape[0], -1, -1)
+        else:
+            image = self.pos_embed(latents)  # (B, N, D)
+        cond = self.time_text_embed(t)  # (B, D)
+        text = self.context_embedder(text_states)  # (B, L, D)
+
+        features = None
+        for index, block in enumerate(self.transformer_blocks):
+            if self.gradient_checkpointing and torch.is_grad_enabled():
+                image, text = checkpoint(block, image, text, cond, n, use_reentrant=False)
+            else:
+                image, text = block(image, text, cond, n)
+            if index == features_after:
+                features = image
+
+        velocity = logits = None
+        if latents is not None and n != 0:
+            velocity = self._image_head(image, cond[:n], latents.shape[-2:])
+        if n is None or n < text_states.shape[0]:
+            logits = self._text_head(text, logit_mask)
+        return DualOutput(velocity, logits, features)
+
+    def _image_head(self, image: Tensor, cond: Tensor, size: torch.Size) -> Tensor:
+        scale, shift = self.image_norm_out(cond)
+        patches = self.image_proj_out(modulate(image, shift, scale))  # (n, N, p * p * C)
+        p = self.config.patch_size
+        patches = patches.unflatten(1, (size[0] // p, size[1] // p)).unflatten(-1, (p, p, -1))
+        return patches.permute(0, 5, 1, 3, 2, 4).reshape(len(image), -1, *size)  # (n, C, H, W)
+
+    def _text_head(self, text: Tensor, logit_mask: Tensor | None) -> Tensor:
+        if logit_mask is not None:
+            text = text[logit_mask]  # (selected, D)
+        return self.text_proj_out(F.layer_norm(text, text.shape[-1:], eps=1e-6))
+
+    def read_image(self, latents: Tensor) -> ImageCache:
+        """Keys and values of clean latents (B, C, H, W) in every block, for `text_logits`.
+
+        Exact, and independent of the text; only with `image_attends_text=False` (ValueError otherwise).
+        """
+        if self.config.image_attends_text:
+            raise ValueError("the image side depends on the text here: image_attends_text is True")
+        image = self.pos_embed(latents)
+        cond = self.time_text_embed(latents.new_zeros(len(latents)))
+        cache: ImageCache = []
+        for block in self.transformer_blocks:
+            image, image_kv = block.read_image(image, cond)
+            cache.append(image_kv)
+        return cache
+
+    def text_logits(self, text_states: Tensor, cache: ImageCache, logit_mask: Tensor | None = None) -> Tensor:
+        """Logits of the text stream alone against `read_image`'s cache: (B, L, V), or (selected, V)."""
+        text = self.context_embedder(text_states)
+        cond = self.time_text_embed(text_states.new_zeros(len(text_states)))
+        for block, image_kv in zip(self.transformer_blocks, cache, strict=True):
+            text = block.read_text(text, cond, image_kv)
+        return self._text_head(text, logit_mask)
