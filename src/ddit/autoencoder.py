@@ -1,0 +1,169 @@
+"""A patch autoencoder that is quick on a CPU, with the interface of diffusers' `AutoencoderKL`.
+
+Pixels are folded by 4 (48 channels at a quarter of the side), so that every convolution runs at the latents' own
+resolution. Encoder and decoder are each a linear map, which starts as the patches' principal components, plus a
+small correction that starts at zero: training begins from the best linear code and only improves on it.
+"""
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
+from diffusers.models.modeling_utils import ModelMixin
+from torch import Tensor, nn
+
+DOWNSAMPLE = 4
+FOLDED_CHANNELS = 3 * DOWNSAMPLE**2
+
+
+class Encoded(NamedTuple):
+    latent_dist: DiagonalGaussianDistribution
+
+
+class Decoded(NamedTuple):
+    sample: Tensor
+
+
+class ResidualBlock(nn.Module):
+    def __init__(self, width: int):
+        super().__init__()
+        self.conv_in = nn.Conv2d(width, width, 3, padding=1)
+        self.conv_out = nn.Conv2d(width, width, 3, padding=1)
+        nn.init.zeros_(self.conv_out.weight)
+        nn.init.zeros_(self.conv_out.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.conv_out(F.silu(self.conv_in(F.silu(x))))
+
+
+class PatchAutoencoder(ModelMixin, ConfigMixin):
+    """Pixels (B, 3, H, W) in [-1, 1] <-> latents (B, latent_channels, H/4, W/4), about N(0, 1) per channel.
+
+    `H` and `W` are any multiples of 4. The latents leave `encode` normalised per channel and `decode` takes them so:
+    `scaling_factor` 1 and `shift_factor` 0 in the configuration tell code written for `AutoencoderKL` that nothing
+    is left to scale. The statistics are buffers, set by `fit_normalization` and saved with the weights.
+    """
+
+    @register_to_config
+    def __init__(
+        self,
+        latent_channels: int = 8,
+        encoder_width: int = 64,
+        decoder_width: int = 96,
+        decoder_depth: int = 2,
+        downsample: int = DOWNSAMPLE,
+        scaling_factor: float = 1.0,
+        shift_factor: float = 0.0,
+    ):
+        super().__init__()
+        if (downsample, scaling_factor, shift_factor) != (DOWNSAMPLE, 1.0, 0.0):
+            raise ValueError(
+                "a PatchAutoencoder has downsample 4, scaling_factor 1 and shift_factor 0, got "
+                f"{downsample}, {scaling_factor} and {shift_factor}"
+            )
+        moments = 2 * latent_channels
+        self.encoder_linear = nn.Conv2d(FOLDED_CHANNELS, moments, 3, padding=1)
+        self.encoder_correction = nn.Sequential(
+            nn.Conv2d(FOLDED_CHANNELS, encoder_width, 3, padding=1),
+            nn.SiLU(),
+            nn.Conv2d(encoder_width, moments, 3, padding=1),
+        )
+        self.decoder_linear = nn.Conv2d(latent_channels, FOLDED_CHANNELS, 3, padding=1)
+        self.decoder_correction = nn.Sequential(
+            nn.Conv2d(latent_channels, decoder_width, 3, padding=1),
+            *(ResidualBlock(decoder_width) for _ in range(decoder_depth)),
+            nn.SiLU(),
+            nn.Conv2d(decoder_width, FOLDED_CHANNELS, 3, padding=1),
+        )
+        for last in (self.encoder_correction[-1], self.decoder_correction[-1]):
+            nn.init.zeros_(last.weight)
+            nn.init.zeros_(last.bias)
+        self.latent_mean: Tensor
+        self.latent_std: Tensor
+        self.register_buffer("latent_mean", torch.zeros(latent_channels))
+        self.register_buffer("latent_std", torch.ones(latent_channels))
+
+    def encode(self, pixels: Tensor) -> Encoded:
+        """The distribution of the latents of pixels (B, 3, H, W): `.latent_dist.mode()` or `.sample(generator)`."""
+        height, width = pixels.shape[-2:]
+        if height % DOWNSAMPLE or width % DOWNSAMPLE:
+            raise ValueError(f"height and width must be multiples of {DOWNSAMPLE}, got {height} x {width}")
+        folded = F.pixel_unshuffle(pixels, DOWNSAMPLE)  # (B, 48, H/4, W/4)
+        mean, logvar = (self.encoder_linear(folded) + self.encoder_correction(folded)).chunk(2, dim=1)
+        std = _per_channel(self.latent_std)
+        mean = (mean - _per_channel(self.latent_mean)) / std
+        return Encoded(DiagonalGaussianDistribution(torch.cat([mean, logvar - 2 * std.log()], dim=1)))
+
+    def decode(self, latents: Tensor) -> Decoded:
+        """The pixels (B, 3, H, W), about in [-1, 1], of normalised latents (B, C, H/4, W/4)."""
+        raw = latents * _per_channel(self.latent_std) + _per_channel(self.latent_mean)
+        folded = self.decoder_linear(raw) + self.decoder_correction(raw)
+        return Decoded(F.pixel_shuffle(folded, DOWNSAMPLE))
+
+    @torch.no_grad()
+    def init_from_pca(self, pixels: Tensor, *, logvar: float = -6.0) -> None:
+        """Makes the linear maps the whitened principal components of the patches of `pixels` (B, 3, H, W).
+
+        The corrections stay as they are (zero in a new model), the encoder's log-variance becomes the constant `logvar`.
+        """
+        folded = F.pixel_unshuffle(pixels.double(), DOWNSAMPLE)
+        patches = folded.permute(0, 2, 3, 1).flatten(0, 2)  # (B*N, 48)
+        mean = patches.mean(0)
+        centred = patches - mean
+        values, vectors = torch.linalg.eigh(centred.T @ centred / len(centred))  # ascending
+        channels = self.config["latent_channels"]
+        std = values[-channels:].flip(0).clamp(min=1e-8).sqrt()
+        basis = vectors[:, -channels:].flip(1)  # (48, C), largest component first
+        project = basis.T / std[:, None]  # (C, 48)
+        self._set_linear(self.encoder_linear, project, -project @ mean)
+        self.encoder_linear.bias[channels:] = logvar
+        self._set_linear(self.decoder_linear, basis * std, mean)
+
+    @staticmethod
+    def _set_linear(conv: nn.Conv2d, matrix: Tensor, bias: Tensor) -> None:
+        """Sets the first rows of a 3x3 convolution to `matrix` (rows, in) at the centre tap, and the rest to zero."""
+        assert conv.bias is not None
+        conv.weight.zero_()
+        conv.bias.zero_()
+        conv.weight[: len(matrix), :, 1, 1] = matrix.to(conv.weight)
+        conv.bias[: len(matrix)] = bias.to(conv.bias)
+
+    @torch.no_grad()
+    def fit_normalization(self, pixels: Tensor, *, batch_size: int = 64) -> None:
+        """Sets the per-channel mean and standard deviation such that the latents of `pixels` have 0 and 1."""
+        self.latent_mean.zero_()
+        self.latent_std.fill_(1.0)
+        latents = torch.cat([self.encode(part).latent_dist.mode() for part in pixels.split(batch_size)])
+        std, mean = torch.std_mean(latents.float(), dim=(0, 2, 3), correction=0)
+        if not bool((std > 0).all()):
+            raise ValueError(
+                "a latent channel is constant on these pixels: more, and more varied, pixels are needed"
+            )
+        self.latent_mean.copy_(mean)
+        self.latent_std.copy_(std)
+
+
+def autoencoder_loss(
+    model: PatchAutoencoder,
+    pixels: Tensor,
+    *,
+    kl_weight: float = 1e-4,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """Reconstruction of `pixels` (B, 3, H, W) through a sampled latent, plus a little KL to N(0, I); (B,) in float32.
+
+    The reconstruction term is the mean over the pixels of squared plus a tenth of absolute error; the KL term is the
+    mean over the latents' elements.
+    """
+    posterior = model.encode(pixels).latent_dist
+    error = (model.decode(posterior.sample(generator)).sample - pixels).float()
+    reconstruction = (error.square() + 0.1 * error.abs()).mean(dim=(1, 2, 3))
+    mean, logvar = posterior.mean.float(), posterior.logvar.float()
+    kl = 0.5 * (mean.square() + logvar.exp() - 1.0 - logvar).mean(dim=(1, 2, 3))
+    return reconstruction + kl_weight * kl
+
+
+def _per_channel(statistics: Tensor) -> Tensor:
+    return statistics.view(1, -1, 1, 1)

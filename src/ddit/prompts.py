@@ -1,0 +1,230 @@
+"""Every string that the model is shown: templates -> token ids and the mask of what is the model's to fill.
+
+A padded position holds the end-of-text token, which is a target like any other. No end-of-text token sits between a
+prompt and its answer.
+"""
+
+import re
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ddit.encoders import TextCodec, pad
+
+BLANK = re.compile(r"_{2,}")
+
+
+@dataclass(frozen=True)
+class PromptStyle:
+    """The templates of one family of models; saved in the model's folder.
+
+    `question_template` holds `{question}` once and ends where the answer begins. `caption_prefix` comes before a caption
+    that is to be read off a picture (T5 has relative positions only, so in a text that is masked throughout every position
+    looks the same: a small model needs the prefix as an anchor). `min_answer_tokens` is the room that a long question is
+    cut to leave.
+    """
+
+    caption_prefix: str = ""
+    question_template: str = "Q: {question} A: "
+    short_answer_suffix: str = "Answer the question using a single word or phrase."
+    unanswerable_suffix: str = "Reply unanswerable if information is not present in the image."
+    empty_prompt: str = " "
+    draw_padding: str = "</s>"
+    min_answer_tokens: int = 16
+
+    def __post_init__(self):
+        if self.question_template.count("{question}") != 1:
+            raise ValueError(f"question_template must hold {{question}} once, got {self.question_template!r}")
+        if self.min_answer_tokens < 1:
+            raise ValueError(f"min_answer_tokens must be at least 1, got {self.min_answer_tokens}")
+
+    @property
+    def words(self) -> list[str]:
+        """The words of the templates, for a tokenizer of whole words."""
+        texts = [
+            self.caption_prefix,
+            self.question_template.replace("{question}", " "),
+            self.short_answer_suffix,
+            self.unanswerable_suffix,
+        ]
+        return list(dict.fromkeys(word for text in texts for word in re.findall(r"[^\s,.?]+", text)))
+
+    def to_dict(self) -> dict[str, str | int]:
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, str | int]) -> "PromptStyle":
+        """Raises ValueError if `values` holds a key that is not a field."""
+        unknown = sorted(set(values) - {field.name for field in fields(cls)})
+        if unknown:
+            raise ValueError(f"unknown prompt settings: {', '.join(unknown)}")
+        return cls(**values)  # type: ignore[arg-type]
+
+
+PUBLISHED = PromptStyle()
+MINI = PromptStyle(caption_prefix="A:", short_answer_suffix="", unanswerable_suffix="", min_answer_tokens=4)
+
+
+class TokenizedPrompt(NamedTuple):
+    """`input_ids` (B, L), and `answer_mask` (B, L), which is True where the token is the model's to fill."""
+
+    input_ids: Tensor
+    answer_mask: Tensor
+
+
+def training_caption(
+    codec: TextCodec, captions: Sequence[str], length: int, *, style: PromptStyle
+) -> TokenizedPrompt:
+    """Prefix, caption and padding; the answer is the caption and the padding after it.
+
+    A caption that is too long is cut and still ends with the end-of-text token, as published.
+    """
+    prefix = codec.token_ids(style.caption_prefix)
+    room = length - len(prefix) - 1
+    return _stack(codec, [(prefix, codec.token_ids(caption)[:room]) for caption in captions], length)
+
+
+def training_question(
+    codec: TextCodec, questions: Sequence[str], answers: Sequence[str], length: int, *, style: PromptStyle
+) -> TokenizedPrompt:
+    """Template, question, answer and padding; the answer mask covers the answer and the padding after it.
+
+    A question is cut to leave `min_answer_tokens`; an answer that is too long is cut without an end-of-text token.
+    """
+    rows = []
+    for question, answer in zip(questions, answers, strict=True):
+        prompt, _ = _question_ids(codec, question, length, style)
+        rows.append((prompt, codec.token_ids(answer)[: length - len(prompt)]))
+    return _stack(codec, rows, length)
+
+
+def caption_prompt(codec: TextCodec, n: int, length: int, *, style: PromptStyle) -> TokenizedPrompt:
+    """`n` captions to be written: the prefix, then `length` less its size masked positions."""
+    return _masked(codec, [codec.token_ids(style.caption_prefix)] * n, length)
+
+
+def answer_prompt(
+    codec: TextCodec, questions: Sequence[str], length: int, *, style: PromptStyle
+) -> TokenizedPrompt:
+    """Questions in their template, then masked positions for the answers.
+
+    Warns if a question is cut to leave `min_answer_tokens`. Raises ValueError for an empty question.
+    """
+    prompts = []
+    for question in questions:
+        ids, kept = _question_ids(codec, _checked(question, "question"), length, style)
+        if kept is not None:
+            _warn_truncation(codec, question, kept)
+        prompts.append(ids)
+    return _masked(codec, prompts, length)
+
+
+def infill_prompt(
+    codec: TextCodec, texts: Sequence[str], length: int, *, style: PromptStyle
+) -> TokenizedPrompt:
+    """Texts with blanks: two or more underscores are one masked token, all the rest (padding too) stays as given.
+
+    A text that does not begin like the question template is a caption and gets the caption's prefix. Warns if a text is
+    cut; raises ValueError for an empty text, for one without a blank, and for one whose blanks are all cut off.
+    """
+    opening = style.question_template.partition("{question}")[0].strip()
+    rows = []
+    for text in texts:
+        if not BLANK.search(_checked(text, "text to fill in")):
+            raise ValueError(f"the text has no blank (two or more underscores): {text!r}")
+        is_question = bool(opening) and text.lstrip().lower().startswith(opening.lower())
+        ids = [] if is_question else codec.token_ids(style.caption_prefix)
+        ids += _ids_with_blanks(codec, text)
+        if len(ids) > length - 1:
+            _warn_truncation(codec, text, length - 1, ids=ids)
+        ids = pad(ids[: length - 1], length, codec.eos_token_id)
+        if codec.mask_token_id not in ids:
+            raise ValueError(f"no blank of the text is within the first {length - 1} tokens: {text!r}")
+        rows.append(ids)
+    input_ids = torch.tensor(rows)
+    return TokenizedPrompt(input_ids, input_ids == codec.mask_token_id)
+
+
+def draw_prompt(codec: TextCodec, texts: Sequence[str], length: int, *, style: PromptStyle) -> Tensor:
+    """Ids (B, length) of prompts to draw, each closed by an end-of-text token and padded with `draw_padding`.
+
+    Warns if a prompt is cut; raises ValueError for an empty one (`empty_prompt` is what guidance needs).
+    """
+    rows = []
+    for text in texts:
+        ids = codec.token_ids(_checked(text, "prompt"))
+        if len(ids) > length - 1:
+            _warn_truncation(codec, text, length - 1, ids=ids)
+        rows.append(_closed(codec, ids, length, style))
+    return torch.tensor(rows)
+
+
+def empty_prompt(codec: TextCodec, n: int, length: int, *, style: PromptStyle) -> Tensor:
+    """Ids (n, length) of the prompt that says nothing, for guidance and for captions dropped in training."""
+    return torch.tensor([_closed(codec, codec.token_ids(style.empty_prompt), length, style)] * n)
+
+
+def training_prompt(codec: TextCodec, captions: Sequence[str], length: int, *, style: PromptStyle) -> Tensor:
+    """As `draw_prompt`, for captions in training: long ones are cut without a warning."""
+    return torch.tensor([_closed(codec, codec.token_ids(caption), length, style) for caption in captions])
+
+
+def _closed(codec: TextCodec, ids: list[int], length: int, style: PromptStyle) -> list[int]:
+    filler = codec.tokenizer.convert_tokens_to_ids(style.draw_padding)
+    return pad([*ids[: length - 1], codec.eos_token_id], length, filler)
+
+
+def _stack(codec: TextCodec, rows: list[tuple[list[int], list[int]]], length: int) -> TokenizedPrompt:
+    """Prompts and answers (of together at most `length` tokens) as padded ids and the mask of what follows the prompts."""
+    input_ids = torch.tensor([pad([*prompt, *answer], length, codec.eos_token_id) for prompt, answer in rows])
+    starts = torch.tensor([len(prompt) for prompt, _ in rows])
+    return TokenizedPrompt(input_ids, torch.arange(length) >= starts[:, None])
+
+
+def _masked(codec: TextCodec, prompts: list[list[int]], length: int) -> TokenizedPrompt:
+    """Prompts followed by mask tokens."""
+    return _stack(codec, [(ids, [codec.mask_token_id] * (length - len(ids))) for ids in prompts], length)
+
+
+def _question_ids(
+    codec: TextCodec, question: str, length: int, style: PromptStyle
+) -> tuple[list[int], int | None]:
+    """The ids of the filled template, and how many of the question's tokens were kept if it had to be cut.
+
+    Tokens never span a space, so the template's two halves and the question are tokenized one by one: a long question
+    is cut inside the template.
+    """
+    before, after = (codec.token_ids(part) for part in style.question_template.split("{question}"))
+    ids = codec.token_ids(question)
+    room = length - len(before) - len(after) - style.min_answer_tokens
+    if room < 1:
+        raise ValueError(f"a length of {length} tokens leaves no room for a question and its answer")
+    kept = room if len(ids) > room else None
+    return [*before, *ids[:room], *after], kept
+
+
+def _ids_with_blanks(codec: TextCodec, text: str) -> list[int]:
+    ids: list[int] = []
+    for i, part in enumerate(BLANK.split(text)):
+        if i:
+            ids.append(codec.mask_token_id)
+        ids += codec.token_ids(part) if part.strip() else []
+    return ids
+
+
+def _checked(text: str, what: str) -> str:
+    if not text.strip():
+        raise ValueError(f"the {what} is empty")
+    return text
+
+
+def _warn_truncation(codec: TextCodec, text: str, kept: int, *, ids: list[int] | None = None) -> None:
+    ids = codec.token_ids(text) if ids is None else ids
+    warnings.warn(
+        f"the text has {len(ids)} tokens and only {kept} fit: cut after {codec.decode(ids[:kept])[-40:]!r}",
+        stacklevel=3,
+    )
