@@ -1,0 +1,259 @@
+"""Scenes: what is where. A scene is a pure function of (config, seed, split, index); so is its picture."""
+
+import hashlib
+import random
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from .config import HELD_OUT_CLASSES, HELD_OUT_COLORS, SPLITS, Kind, WorldConfig, held_out
+from .sprites import extent, has_natural_color, sprite
+
+Box = tuple[float, float, float, float]
+"""Left, top, right, bottom, in pixels."""
+
+_MAX_OVERLAP = 0.06
+_POSITION_THRESHOLD = 0.1
+_MIXED = ((1, 2), (2, 1), (1, 3), (3, 1), (2, 2))
+
+
+@dataclass(frozen=True)
+class SceneObject:
+    """One sprite: its square tile of `size` pixels has its upper left corner at (left, top)."""
+
+    class_name: str
+    color: str | None
+    style: str
+    left: int
+    top: int
+    size: int
+
+    @property
+    def x(self) -> float:
+        return self.left + self.size / 2
+
+    @property
+    def y(self) -> float:
+        return self.top + self.size / 2
+
+    @property
+    def box(self) -> Box:
+        """The box of the drawing itself."""
+        width, height = extent(self.class_name, self.style)
+        half_width, half_height = width * self.size / 2, height * self.size / 2
+        return self.x - half_width, self.y - half_height, self.x + half_width, self.y + half_height
+
+
+@dataclass(frozen=True)
+class Group:
+    """`count` objects of one class and one colour, as a caption speaks of them."""
+
+    class_name: str
+    color: str | None
+    count: int
+
+
+@dataclass(frozen=True)
+class Scene:
+    """What one picture shows, in full. `background` is the colour at the top and at the bottom (RGB)."""
+
+    config: WorldConfig
+    split: str
+    seed: int
+    index: int
+    kind: Kind
+    objects: tuple[SceneObject, ...]
+    background: tuple[tuple[int, int, int], tuple[int, int, int]]
+
+    @property
+    def groups(self) -> tuple[Group, ...]:
+        """The objects by class and colour, in order of first appearance."""
+        counts: dict[tuple[str, str | None], int] = {}
+        for item in self.objects:
+            counts[item.class_name, item.color] = counts.get((item.class_name, item.color), 0) + 1
+        return tuple(Group(name, color, count) for (name, color), count in counts.items())
+
+    def to_json(self) -> dict[str, Any]:
+        """The ground truth as plain data."""
+        objects = [
+            {"class": o.class_name, "color": o.color, "style": o.style, "box": [round(v, 2) for v in o.box]}
+            for o in self.objects
+        ]
+        return {
+            "split": self.split, "seed": self.seed, "index": self.index, "kind": self.kind,
+            "size": self.config.size, "objects": objects, "background": [list(c) for c in self.background],
+        }  # fmt: skip
+
+
+def relative_position(a: Box, b: Box) -> set[str]:
+    """Where `a` is, seen from `b`: GenEval's rule (Ghosh et al. 2023, evaluation/evaluate_images.py).
+
+    The offset of the centres, less a tenth of both boxes' sizes along each axis, counts along an axis that
+    holds more than half of the whole offset.
+    """
+    offset = [(a[i] + a[i + 2] - b[i] - b[i + 2]) / 2 for i in (0, 1)]
+    slack = [_POSITION_THRESHOLD * (abs(a[i + 2] - a[i]) + abs(b[i + 2] - b[i])) for i in (0, 1)]
+    revised = [max(abs(o) - s, 0.0) * (1 if o > 0 else -1) for o, s in zip(offset, slack, strict=True)]
+    if max(map(abs, revised)) < 1e-3:
+        return set()
+    length = (offset[0] ** 2 + offset[1] ** 2) ** 0.5
+    dx, dy = revised[0] / length, revised[1] / length
+    found = {"left of": dx < -0.5, "right of": dx > 0.5, "above": dy < -0.5, "below": dy > 0.5}
+    return {name for name, holds in found.items() if holds}
+
+
+def make_scene(config: WorldConfig, split: str, index: int, *, seed: int = 0) -> Scene:
+    """Scene `index` of a split. No two splits share a scene: the blue of the lower background, modulo the
+    number of splits, is the split's place in `SPLITS`.
+    """
+    if split not in SPLITS:
+        raise ValueError(f"split must be one of {', '.join(SPLITS)}, got {split!r}")
+    if index < 0:
+        raise ValueError(f"index must not be negative, got {index}")
+    digest = hashlib.blake2b(f"{seed}/{split}/{index}".encode(), digest_size=8).digest()
+    rng = random.Random(int.from_bytes(digest, "big"))
+    background = _background(rng, SPLITS.index(split))
+    weights = config.kind_weights()
+    kind = rng.choices(list(weights), list(weights.values()))[0]
+    while True:
+        objects = _place(config, kind, _cast(config, kind, split, rng), rng)
+        if objects:
+            return Scene(config, split, seed, index, kind, objects, background)
+
+
+def render(scene: Scene) -> np.ndarray:
+    """The picture: uint8 (size, size, 3)."""
+    size = scene.config.size
+    canvas = np.empty((size, size, 3), dtype=np.float32)
+    canvas[:] = np.linspace(*scene.background, size, dtype=np.float32)[:, None] + 0.5
+    for item in scene.objects:
+        drawn = sprite(item.class_name, item.style, item.color, item.size)
+        patch = canvas[item.top : item.top + item.size, item.left : item.left + item.size]
+        patch *= drawn.ground
+        patch += drawn.color
+    return canvas.astype(np.uint8)
+
+
+def allowed(split: str, groups: tuple[Group, ...]) -> bool:
+    """Whether a split may show these groups: see `config.SPLITS`."""
+    if split == "detector":
+        return True
+    names = [g.class_name for g in groups]
+    pairs = [(a, b) for i, a in enumerate(names) for b in names[:i]]
+    is_held_out = any(held_out(g.class_name, g.color) for g in groups) or any(held_out(*p) for p in pairs)
+    return is_held_out == (split == "heldout")
+
+
+def _background(rng: random.Random, place: int) -> tuple[tuple[int, int, int], tuple[int, int, int]]:
+    """Two muted shades of one hue: darker than white, lighter and greyer than every colour."""
+    value, tone = rng.uniform(172, 205), [rng.uniform(-1, 1) for _ in range(3)]
+    mean = sum(tone) / 3
+    slope = rng.uniform(-12, 12)
+    top, bottom = ([round(value + side * slope + 16 * (t - mean)) for t in tone] for side in (1, -1))
+    bottom[2] += (place - bottom[2]) % len(SPLITS)
+    return (top[0], top[1], top[2]), (bottom[0], bottom[1], bottom[2])
+
+
+def _cast(config: WorldConfig, kind: Kind, split: str, rng: random.Random) -> list[tuple[Group, str]]:
+    """Draw who is in the picture: groups, each with its style."""
+    if kind == "single":
+        counts = (1,)
+    elif kind == "count":
+        counts = (rng.randint(2, config.max_objects),)
+    elif kind == "two":
+        counts = (1, 1)
+    else:
+        counts = rng.choice([c for c in _MIXED if sum(c) <= config.max_objects])
+    while True:
+        names = rng.sample(config.classes, len(counts))
+        styles = [rng.choice(config.styles) for _ in counts]
+        colors = [
+            None if rng.random() < config.natural and has_natural_color(*look) else rng.choice(config.colors)
+            for look in zip(names, styles, strict=True)
+        ]
+        if split == "heldout":
+            names, colors = _hold_out(config, names, colors, rng)
+        groups = tuple(Group(n, c, k) for n, c, k in zip(names, colors, counts, strict=True))
+        looks_exist = all(
+            g.color or has_natural_color(g.class_name, s) for g, s in zip(groups, styles, strict=True)
+        )
+        if looks_exist and allowed(split, groups):
+            return list(zip(groups, styles, strict=True))
+
+
+def _hold_out(
+    config: WorldConfig, names: list[str], colors: list[str | None], rng: random.Random
+) -> tuple[list[str], list[str | None]]:
+    """Put a held-out pair in: two classes (half of the time, where there are two), or a class and its colour."""
+    if len(names) == 2 and rng.random() < 0.5:
+        pair = list(rng.choice(HELD_OUT_CLASSES))
+        rng.shuffle(pair)
+        if set(pair) <= set(config.classes):
+            return pair, colors
+    name, color = rng.choice(HELD_OUT_COLORS)
+    if name not in config.classes or color not in config.colors or name in names:
+        return names, colors
+    return [name, *names[1:]], [color, *colors[1:]]
+
+
+def _place(
+    config: WorldConfig, kind: Kind, cast: list[tuple[Group, str]], rng: random.Random
+) -> tuple[SceneObject, ...]:
+    """Give every object a size and a place; empty if no good places were found."""
+    looks = [(group.class_name, group.color, style) for group, style in cast for _ in range(group.count)]
+    places_of = _fixed_places if config.layout == "fixed" else _free_places
+    for _ in range(60):
+        places = places_of(config, len(looks), rng)
+        objects = tuple(SceneObject(*look, *place) for look, place in zip(looks, places, strict=True))
+        if _is_clear(objects, kind):
+            return objects
+    return ()
+
+
+def _fixed_places(config: WorldConfig, count: int, rng: random.Random) -> list[tuple[int, int, int]]:
+    size, middle, quarter = config.sizes[min(count, 3) - 1], config.size // 2, config.size // 4
+    if count == 1:
+        centers = [(middle, middle)]
+    elif count == 2:
+        ends = [(quarter, middle), (3 * quarter, middle)]
+        centers = ends if rng.random() < 0.5 else [(y, x) for x, y in ends]
+        rng.shuffle(centers)
+    else:
+        centers = rng.sample([(x, y) for x in (quarter, 3 * quarter) for y in (quarter, 3 * quarter)], count)
+    jitter = config.jitter + (count == 1)
+    return [
+        (
+            min(max(x - size // 2 + rng.randint(-jitter, jitter), 0), config.size - size),
+            min(max(y - size // 2 + rng.randint(-jitter, jitter), 0), config.size - size),
+            size,
+        )
+        for x, y in centers
+    ]
+
+
+def _free_places(config: WorldConfig, count: int, rng: random.Random) -> list[tuple[int, int, int]]:
+    step = 4 if config.layout == "grid" else 1
+    largest = config.sizes[min(count, 3) - 1]
+    places = []
+    for _ in range(count):
+        size = rng.randrange(-(-config.min_size // step) * step, largest + 1, 2 if step == 1 else step)
+        left, top = (rng.randrange(0, config.size - size + 1, step) for _ in range(2))
+        places.append((left, top, size))
+    return places
+
+
+def _is_clear(objects: tuple[SceneObject, ...], kind: Kind) -> bool:
+    """Hardly any overlap, and one relation exactly between two single objects."""
+    for i, a in enumerate(objects):
+        for b in objects[:i]:
+            if _overlap(a.box, b.box) > _MAX_OVERLAP:
+                return False
+    return kind != "two" or len(relative_position(objects[0].box, objects[1].box)) == 1
+
+
+def _overlap(a: Box, b: Box) -> float:
+    """Intersection over the smaller box."""
+    width, height = (min(a[i + 2], b[i + 2]) - max(a[i], b[i]) for i in (0, 1))
+    areas = [(c[2] - c[0]) * (c[3] - c[1]) for c in (a, b)]
+    return max(width, 0.0) * max(height, 0.0) / min(areas)

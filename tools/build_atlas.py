@@ -1,0 +1,102 @@
+"""Build src/ddit/world/atlas.png and atlas.json from unpacked npm packages.
+
+npm pack @iconify-json/noto @iconify-json/twemoji @iconify-json/fluent-emoji-flat
+# unpack each into FOLDER/<name>
+(cd FOLDER && npm install @resvg/resvg-js)
+python tools/build_atlas.py FOLDER
+"""
+
+import base64
+import io
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from ddit.world.config import CLASSES, STYLES
+
+TILE = 64
+PACKAGES = {"noto": "noto", "twemoji": "twemoji", "fluent": "fluent-emoji-flat"}
+ICONS = {
+    "apple": "red-apple", "boat": "sailboat", "book": "closed-book", "cake": "birthday-cake",
+    "car": "automobile",
+    "cat": "cat-face", "clock": "alarm-clock", "cup": "hot-beverage", "donut": "doughnut", "sheep": "ewe",
+}  # fmt: skip
+NATURAL: dict[str, dict[str, str | None]] = {
+    "noto": {
+        "airplane": None, "bicycle": None, "bus": None, "cake": None, "dog": None, "donut": None,
+        "elephant": None, "train": None, "apple": "red", "banana": "yellow", "book": "red", "car": "red", "carrot": "orange",
+    },
+    "twemoji": {
+        "airplane": None, "boat": None, "bus": None, "dog": None, "donut": None, "elephant": None,
+        "apple": "red", "bicycle": "red", "bird": "red", "book": "red", "car": "red", "carrot": "orange",
+        "horse": "brown", "umbrella": "purple",
+    },
+    "fluent": {
+        "airplane": None, "boat": None, "bus": None, "dog": None, "elephant": None, "train": None,
+        "apple": "red",
+        "banana": "yellow", "bird": "red", "book": "red", "car": "red", "carrot": "orange", "chair": "brown",
+        "horse": "brown", "umbrella": "purple",
+    },
+}  # fmt: skip
+"""Sprites used as their artists coloured them: as that colour where they plainly have one, as no colour (None)
+where they have several, or none of GenEval's. The others are too close to a tint to pass for either."""
+RENDER = """
+const {Resvg} = require('@resvg/resvg-js');
+const icons = JSON.parse(require('fs').readFileSync(0));
+const fitTo = {mode: 'width', value: 512};
+const draw = s => Buffer.from(new Resvg(s, {fitTo}).render().asPng()).toString('base64');
+console.log(JSON.stringify(icons.map(draw)));
+"""
+
+
+def svg(package: dict, name: str) -> str:
+    """The icon `name` of an Iconify package as an SVG document."""
+    icons, parents = package["icons"], package.get("aliases", {})
+    icon = icons.get(name) or icons[parents[name]["parent"]]
+    width = icon.get("width", package.get("width", 16))
+    height = icon.get("height", package.get("height", 16))
+    box = f"{icon.get('left', 0)} {icon.get('top', 0)} {width} {height}"
+    return (
+        '<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" '
+        f'width="{width}" height="{height}" viewBox="{box}">{icon["body"]}</svg>'
+    )
+
+
+def fit(image: Image.Image) -> np.ndarray:
+    """Crop to the drawing, scale its longer side to the tile less one pixel a side, centre."""
+    image = image.crop(image.getchannel("A").point(lambda a: 255 * (a > 24)).getbbox())
+    scale = (TILE - 2) / max(image.size)
+    size = [max(2, 2 * round(side * scale / 2)) for side in image.size]
+    small = image.convert("RGBa").resize((size[0], size[1]), Image.Resampling.LANCZOS).convert("RGBA")
+    tile = Image.new("RGBA", (TILE, TILE))
+    tile.paste(small, ((TILE - size[0]) // 2, (TILE - size[1]) // 2))
+    return np.asarray(tile)
+
+
+def main(folder: Path) -> None:
+    out = Path(__file__).parents[1] / "src/ddit/world"
+    packages = {s: json.loads((folder / p / "icons.json").read_text()) for s, p in PACKAGES.items()}
+    documents = [svg(packages[style], ICONS.get(name, name)) for style in STYLES for name in CLASSES]
+    done = subprocess.run(
+        ["node", "-e", RENDER],
+        input=json.dumps(documents),
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=folder,
+    )
+    tiles = [fit(Image.open(io.BytesIO(base64.b64decode(png)))) for png in json.loads(done.stdout)]
+    rows = [
+        np.concatenate(tiles[r * len(CLASSES) : (r + 1) * len(CLASSES)], axis=1) for r in range(len(STYLES))
+    ]
+    Image.fromarray(np.concatenate(rows)).save(out / "atlas.png", optimize=True)
+    index = {"tile": TILE, "styles": STYLES, "classes": CLASSES, "natural": NATURAL}
+    (out / "atlas.json").write_text(json.dumps(index) + "\n")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
