@@ -1,0 +1,140 @@
+"""Pictures from users and back: safe reading, fitting to the model's size, tensors in [-1, 1], enlarging."""
+
+from __future__ import annotations
+
+import io
+import os
+import struct
+import warnings
+import zlib
+from typing import TYPE_CHECKING
+
+import numpy as np
+from PIL import Image, ImageOps
+
+if TYPE_CHECKING:  # torch takes seconds to import, and a bad picture should be reported at once
+    from torch import Tensor
+
+MAX_SIDE = 16_384
+MAX_PIXELS = 64_000_000
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF")
+DECODING_ERRORS = (OSError, SyntaxError, ValueError, EOFError, IndexError, struct.error, zlib.error)
+
+ImageSource = str | os.PathLike[str] | bytes | Image.Image
+
+
+def read_image(source: ImageSource) -> Image.Image:
+    """Reads a picture as 8-bit RGB, upright (EXIF), transparency on white, the first frame of an animation.
+
+    Args:
+        source: a path, an encoded file's bytes, or a PIL image.
+
+    Raises:
+        ValueError: one line; the file is missing, is no picture of a known format, is broken, or is larger
+            than 16,384 pixels a side or 64 million in all (seen in the header, before anything is decoded).
+    """
+    if isinstance(source, Image.Image):
+        _check_size(source.size, "the image")
+        return _to_rgb(source)
+    if isinstance(source, bytes):
+        return _decode(io.BytesIO(source), "the image")
+    path = os.fspath(source)
+    if os.path.isdir(path):
+        raise ValueError(f"'{path}' is a folder, not an image")
+    try:
+        with open(path, "rb") as file:
+            return _decode(file, f"'{path}'")
+    except FileNotFoundError:
+        raise ValueError(f"no such image: '{path}'") from None
+    except PermissionError:
+        raise ValueError(f"'{path}' cannot be read: permission denied") from None
+
+
+def _decode(file: io.BufferedIOBase, name: str) -> Image.Image:
+    Image.init()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of odd metadata, and of sizes that are refused below
+            with Image.open(file, formats=[known for known in FORMATS if known in Image.OPEN]) as image:
+                _check_size(image.size, name)
+                return _to_rgb(image)
+    except Image.DecompressionBombError:
+        raise ValueError(f"{name} {_too_large()}") from None
+    except Image.UnidentifiedImageError:
+        raise ValueError(f"{name} is not an image of a known format ({', '.join(FORMATS)})") from None
+    except ImageTooLarge:
+        raise
+    except DECODING_ERRORS as error:
+        raise ValueError(f"{name} is a broken image: {error}") from None
+
+
+class ImageTooLarge(ValueError):
+    """A picture beyond `MAX_SIDE` or `MAX_PIXELS`."""
+
+
+def _too_large() -> str:
+    return f"is larger than the limit of {MAX_SIDE:,} pixels a side and {MAX_PIXELS // 10**6} million in all"
+
+
+def _check_size(size: tuple[int, int], name: str) -> None:
+    if max(size) > MAX_SIDE or size[0] * size[1] > MAX_PIXELS:
+        raise ImageTooLarge(f"{name} ({size[0]}x{size[1]}) {_too_large()}")
+    if min(size) < 1:
+        raise ValueError(f"{name} ({size[0]}x{size[1]}) is empty")
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    image = ImageOps.exif_transpose(image)
+    if image.mode.startswith("I") or image.mode == "F":
+        return Image.fromarray(_to_8_bit(np.asarray(image))).convert("RGB")
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, "white")
+        return Image.alpha_composite(white, image).convert("RGB")
+    return image.convert("RGB")
+
+
+def _to_8_bit(values: np.ndarray) -> np.ndarray:
+    """Grey values of 16-bit integers, or of floats in [0, 1] (or [0, 255]), as 8-bit integers."""
+    if np.issubdtype(values.dtype, np.floating):
+        scale = 255.0 if np.nanmax(values) <= 1 else 1.0
+        values = np.nan_to_num(values) * scale
+    else:
+        values = values / 257.0
+    return np.clip(np.round(values), 0, 255).astype(np.uint8)
+
+
+def fit_image(image: Image.Image, height: int, width: int) -> Image.Image:
+    """Resizes (bicubic, antialiased) and centre-crops to height x width, unless it has that size."""
+    if image.size == (width, height):
+        return image
+    return ImageOps.fit(image, (width, height), Image.Resampling.BICUBIC)
+
+
+def to_tensor(images: list[Image.Image]) -> Tensor:
+    """RGB images of one size -> (B, 3, H, W) float32 in [-1, 1]."""
+    import torch
+
+    pixels = torch.from_numpy(np.stack([np.asarray(image) for image in images]))
+    return pixels.permute(0, 3, 1, 2).float() / 127.5 - 1
+
+
+def to_images(pixels: Tensor) -> list[Image.Image]:
+    """(B, 3, H, W) in [-1, 1] (clipped) -> RGB images."""
+    values = ((pixels.float().clamp(-1, 1) + 1) * 127.5).round().byte()
+    return [Image.fromarray(image) for image in values.permute(0, 2, 3, 1).cpu().numpy()]
+
+
+def upscale_image(image: Image.Image, factor: int) -> Image.Image:
+    """Enlarges `factor` times each side (Lanczos), so that a person can see a 64-pixel picture.
+
+    Raises:
+        ValueError: if the factor is below 1 or the result would exceed `MAX_SIDE`.
+    """
+    if factor < 1:
+        raise ValueError(f"cannot upscale {factor} times: the factor must be at least 1")
+    if max(image.size) * factor > MAX_SIDE:
+        raise ValueError(f"{image.width}x{image.height} upscaled {factor} times exceeds {MAX_SIDE:,} a side")
+    if factor == 1:
+        return image
+    return image.resize((image.width * factor, image.height * factor), Image.Resampling.LANCZOS)
