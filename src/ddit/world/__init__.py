@@ -1,5 +1,6 @@
-"""The small world: 64 px scenes of emoji sprites, with captions, questions, prompts and a detector that scores."""
+"""The small world: 64 px scenes of emoji, their captions and questions, and a detector that judges."""
 
+from .captions import Description, caption, caption_is_right, captions, parse_caption, vocabulary
 from .config import (
     CLASSES,
     COLORS,
@@ -11,6 +12,8 @@ from .config import (
     WorldConfig,
     held_out,
 )
+from .geneval import TAGS, Detection, Prompt, geneval_prompts, judge
+from .questions import QUESTION_KINDS, UNANSWERABLE, Question, question
 from .scenes import Group, Scene, SceneObject, make_scene, relative_position, render
 
 __all__ = [
@@ -19,14 +22,29 @@ __all__ = [
     "HELD_OUT_CLASSES",
     "HELD_OUT_COLORS",
     "PRESETS",
+    "QUESTION_KINDS",
     "SPLITS",
     "STYLES",
+    "TAGS",
+    "UNANSWERABLE",
+    "Description",
+    "Detection",
     "Group",
+    "Prompt",
+    "Question",
     "Scene",
     "SceneObject",
     "WorldConfig",
+    "caption",
+    "caption_is_right",
+    "captions",
+    "geneval_prompts",
     "held_out",
+    "judge",
     "make_scene",
+    "parse_caption",
+    "question",
     "relative_position",
     "render",
+    "vocabulary",
 ]

@@ -9,7 +9,8 @@ KINDS: tuple[Kind, ...] = ("single", "two", "count", "mixed")
 
 SPLITS = ("train", "val", "test", "heldout", "detector")
 """`train`, `val` and `test` never hold a held-out pair, every scene of `heldout` does, `detector` (which
-trains the judge) draws from everything. A split's place in this tuple marks its scenes (`scenes.make_scene`)."""
+trains the judge) draws from everything. A split's place in this tuple marks its scenes
+(`scenes.make_scene`)."""
 
 CLASSES = (
     "airplane", "apple", "banana", "bicycle", "bird", "boat", "book", "bus", "cake", "car", "carrot", "cat",
@@ -66,7 +67,7 @@ class WorldConfig:
     natural: float = 0.5
     """Share of objects without a colour, among the sprites that allow it."""
     weights: Mapping[Kind, float] = field(
-        default_factory=lambda: {"single": 0.35, "two": 0.35, "count": 0.2, "mixed": 0.1}
+        default_factory=lambda: {"single": 0.35, "two": 0.35, "count": 0.2, "mixed": 0.1}, hash=False
     )
     """Relative frequency of each kind of scene."""
     size: int = 64
@@ -97,6 +98,10 @@ class WorldConfig:
         """The kinds of scene that `max_objects` allows, with their weights."""
         least = {"single": 1, "two": 2, "count": 2, "mixed": 3}
         return {k: w for k, w in self.weights.items() if w > 0 and least[k] <= self.max_objects}
+
+    def mixed_counts(self) -> tuple[tuple[int, int], ...]:
+        """How many of each of its two classes a mixed scene may hold."""
+        return tuple(c for c in ((1, 2), (2, 1), (1, 3), (3, 1), (2, 2)) if sum(c) <= self.max_objects)
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)

@@ -15,7 +15,6 @@ Box = tuple[float, float, float, float]
 
 _MAX_OVERLAP = 0.06
 _POSITION_THRESHOLD = 0.1
-_MIXED = ((1, 2), (2, 1), (1, 3), (3, 1), (2, 2))
 
 
 @dataclass(frozen=True)
@@ -164,7 +163,7 @@ def _cast(config: WorldConfig, kind: Kind, split: str, rng: random.Random) -> li
     elif kind == "two":
         counts = (1, 1)
     else:
-        counts = rng.choice([c for c in _MIXED if sum(c) <= config.max_objects])
+        counts = rng.choice(config.mixed_counts())
     while True:
         names = rng.sample(config.classes, len(counts))
         styles = [rng.choice(config.styles) for _ in counts]
@@ -185,7 +184,7 @@ def _cast(config: WorldConfig, kind: Kind, split: str, rng: random.Random) -> li
 def _hold_out(
     config: WorldConfig, names: list[str], colors: list[str | None], rng: random.Random
 ) -> tuple[list[str], list[str | None]]:
-    """Put a held-out pair in: two classes (half of the time, where there are two), or a class and its colour."""
+    """Put a held-out pair in: two classes (half of the time, if there are two) or a class and its colour."""
     if len(names) == 2 and rng.random() < 0.5:
         pair = list(rng.choice(HELD_OUT_CLASSES))
         rng.shuffle(pair)

@@ -1,0 +1,175 @@
+"""Prompts in GenEval's form, and GenEval's judgement of what a detector found (Ghosh et al. 2023)."""
+
+import random
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from .captions import RELATIONS, phrase
+from .config import HELD_OUT_CLASSES, HELD_OUT_COLORS, SPLITS, WorldConfig, held_out
+from .scenes import Box, relative_position
+
+TAGS = ("single_object", "two_object", "counting", "colors", "position", "color_attr")
+
+
+class Detection(NamedTuple):
+    """One object found in a picture; `color` is None for a sprite of no single colour."""
+
+    class_name: str
+    color: str | None
+    box: Box
+    score: float
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A prompt and what its picture must (`include`) and must not (`exclude`) hold, as GenEval's metadata says.
+
+    Entries are {"class", "count", "color"?, "position"?: [relation, index of the other in include]}.
+    """
+
+    text: str
+    tag: str
+    include: list[dict[str, Any]]
+    exclude: list[dict[str, Any]] = field(default_factory=list)
+
+    def to_json(self) -> dict[str, Any]:
+        data = {"tag": self.tag, "include": self.include, "prompt": self.text}
+        return {**data, "exclude": self.exclude} if self.exclude else data
+
+
+def geneval_prompts(
+    config: WorldConfig, n_per_category: int, *, split: str = "test", seed: int = 0
+) -> list[Prompt]:
+    """`n_per_category` prompts for each of GenEval's six tags, different ones as far as the world has enough.
+
+    `heldout` gives prompts that name a held-out pair, hence none for single objects and counting; the other
+    splits give prompts that name none.
+    """
+    if split not in SPLITS:
+        raise ValueError(f"split must be one of {', '.join(SPLITS)}, got {split!r}")
+    rng = random.Random(f"prompts/{seed}/{split}")
+    prompts: list[Prompt] = []
+    for tag in TAGS:
+        if split == "heldout" and tag in ("single_object", "counting"):
+            continue
+        found: dict[str, Prompt] = {}
+        for _ in range(100 * n_per_category):
+            if len(found) == n_per_category:
+                break
+            prompt = _MAKERS[tag](config, rng, split)
+            if prompt is not None:
+                found.setdefault(prompt.text, prompt)
+        distinct = list(found.values())
+        prompts += [distinct[i % len(distinct)] for i in range(n_per_category if distinct else 0)]
+    return prompts
+
+
+def judge(prompt: Prompt, detections: list[Detection]) -> bool:
+    """Whether a picture shows what was asked.
+
+    Of each class the surest `count` detections are taken. They must be enough, have the colour and stand in
+    the relation to every one of the other class; `exclude` forbids as many as its count, or more.
+    """
+    by_class: dict[str, list[Detection]] = {}
+    for detection in sorted(detections, key=lambda d: -d.score):
+        by_class.setdefault(detection.class_name, []).append(detection)
+    chosen: list[list[Detection]] = []
+    for wanted in prompt.include:
+        found = by_class.get(wanted["class"], [])[: wanted["count"]]
+        if len(found) < wanted["count"]:
+            return False
+        if "color" in wanted and any(d.color != wanted["color"] for d in found):
+            return False
+        if "position" in wanted:
+            relation, other = wanted["position"]
+            if any(relation not in relative_position(a.box, b.box) for a in found for b in chosen[other]):
+                return False
+        chosen.append(found)
+    return all(len(by_class.get(banned["class"], [])) < banned["count"] for banned in prompt.exclude)
+
+
+def _names_held_out(names: list[str], colors: list[str]) -> bool:
+    return any(held_out(n, c) for n, c in zip(names, colors, strict=False)) or (
+        len(names) == 2 and held_out(*names)
+    )
+
+
+def _draw(
+    config: WorldConfig, rng: random.Random, split: str, num_names: int, *, colored: bool
+) -> tuple[list[str], list[str]] | None:
+    """Classes and their colours such that the split may name them; None if this draw may not be used."""
+    names = rng.sample(config.classes, num_names)
+    colors = [rng.choice(config.colors) for _ in names] if colored else []
+    if split == "heldout" and num_names == 2 and (not colored or rng.random() < 0.5):
+        names = list(rng.choice(HELD_OUT_CLASSES))
+        rng.shuffle(names)
+    elif split == "heldout" and colored:
+        names[0], colors[0] = rng.choice(HELD_OUT_COLORS)
+    known = (
+        set(names) <= set(config.classes)
+        and set(colors) <= set(config.colors)
+        and len(set(names)) == num_names
+    )
+    fits = split == "detector" or _names_held_out(names, colors) == (split == "heldout")
+    return (names, colors) if known and fits else None
+
+
+def _single_object(config: WorldConfig, rng: random.Random, split: str) -> Prompt | None:
+    name = rng.choice(config.classes)
+    return Prompt(f"a photo of {phrase(name)}", "single_object", [{"class": name, "count": 1}])
+
+
+def _two_object(config: WorldConfig, rng: random.Random, split: str) -> Prompt | None:
+    drawn = _draw(config, rng, split, 2, colored=False)
+    if drawn is None or config.max_objects < 2:
+        return None
+    names = drawn[0]
+    text = f"a photo of {phrase(names[0])} and {phrase(names[1])}"
+    return Prompt(text, "two_object", [{"class": n, "count": 1} for n in names])
+
+
+def _counting(config: WorldConfig, rng: random.Random, split: str) -> Prompt | None:
+    if config.max_objects < 2:
+        return None
+    name, count = rng.choice(config.classes), rng.randint(2, config.max_objects)
+    include, exclude = [{"class": name, "count": count}], [{"class": name, "count": count + 1}]
+    return Prompt(f"a photo of {phrase(name, count=count)}", "counting", include, exclude)
+
+
+def _colors(config: WorldConfig, rng: random.Random, split: str) -> Prompt | None:
+    drawn = _draw(config, rng, split, 1, colored=True)
+    if drawn is None:
+        return None
+    (name,), (color,) = drawn
+    return Prompt(
+        f"a photo of {phrase(name, color)}", "colors", [{"class": name, "count": 1, "color": color}]
+    )
+
+
+def _position(config: WorldConfig, rng: random.Random, split: str) -> Prompt | None:
+    drawn = _draw(config, rng, split, 2, colored=False)
+    if drawn is None or config.max_objects < 2:
+        return None
+    (name, other), relation = drawn[0], rng.choice(RELATIONS)
+    include = [{"class": other, "count": 1}, {"class": name, "count": 1, "position": [relation, 0]}]
+    return Prompt(f"a photo of {phrase(name)} {relation} {phrase(other)}", "position", include)
+
+
+def _color_attr(config: WorldConfig, rng: random.Random, split: str) -> Prompt | None:
+    drawn = _draw(config, rng, split, 2, colored=True)
+    if drawn is None or config.max_objects < 2 or drawn[1][0] == drawn[1][1]:
+        return None
+    pairs = list(zip(*drawn, strict=True))
+    text = "a photo of " + " and ".join(phrase(*pair) for pair in pairs)
+    return Prompt(text, "color_attr", [{"class": n, "count": 1, "color": c} for n, c in pairs])
+
+
+_MAKERS: dict[str, Callable[[WorldConfig, random.Random, str], Prompt | None]] = {
+    "single_object": _single_object,
+    "two_object": _two_object,
+    "counting": _counting,
+    "colors": _colors,
+    "position": _position,
+    "color_attr": _color_attr,
+}

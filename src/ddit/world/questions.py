@@ -1,0 +1,160 @@
+"""Questions about a scene, with short answers, balanced so that no answer is a good guess."""
+
+import random
+from collections.abc import Callable
+from typing import NamedTuple
+
+from .captions import NUMBERS, OPPOSITE, RELATIONS, phrase, plural, scene_relation
+from .config import WorldConfig, held_out
+from .scenes import Group, Scene
+
+UNANSWERABLE = "unanswerable"
+
+
+class Question(NamedTuple):
+    text: str
+    answer: str
+    kind: str
+
+
+def question(scene: Scene, rng: random.Random, kind: str | None = None) -> Question | None:
+    """Ask about a scene.
+
+    Without a kind, one that fits is drawn. With a kind, None is returned where it does not fit, or where
+    asking would favour an answer (most objects come alone, so few of them are counted).
+    """
+    if kind is not None:
+        if kind not in _KINDS:
+            raise ValueError(f"kind must be one of {', '.join(_KINDS)}, got {kind!r}")
+        return _ask(scene, rng, kind)
+    weights = {name: weight for name, (_, weight) in _KINDS.items()}
+    while True:
+        drawn = rng.choices(list(weights), list(weights.values()))[0]
+        asked = _ask(scene, rng, drawn)
+        if asked is not None:
+            return asked
+        del weights[drawn]  # asking whether there is something always fits
+
+
+def count_shares(config: WorldConfig) -> dict[int, float]:
+    """How often a randomly chosen group of a random scene has 1, 2, 3 or 4 members (not normalised)."""
+    shares = dict.fromkeys(range(1, config.max_objects + 1), 0.0)
+    weights = config.kind_weights()
+    shares[1] += weights.get("single", 0) + weights.get("two", 0)
+    for count in range(2, config.max_objects + 1):
+        shares[count] += weights.get("count", 0) / (config.max_objects - 1)
+    mixed = config.mixed_counts()
+    for counts in mixed:
+        for count in counts:
+            shares[count] += weights.get("mixed", 0) / (2 * len(mixed))
+    return shares
+
+
+def _ask(scene: Scene, rng: random.Random, kind: str) -> Question | None:
+    asked = _KINDS[kind][0](scene, rng)
+    return None if asked is None else Question(*asked, kind)
+
+
+_Asked = tuple[str, str] | None
+
+
+def _the(group: Group) -> str:
+    return f"the {group.class_name if group.count == 1 else plural(group.class_name)}"
+
+
+def _absent(scene: Scene, rng: random.Random) -> str:
+    present = {g.class_name for g in scene.groups}
+    return rng.choice([name for name in scene.config.classes if name not in present])
+
+
+def _count(scene: Scene, rng: random.Random) -> _Asked:
+    group = rng.choice(scene.groups)
+    shares = count_shares(scene.config)
+    if rng.random() * shares[group.count] > min(share for share in shares.values() if share > 0):
+        return None
+    return f"how many {plural(group.class_name)} are there?", NUMBERS[group.count]
+
+
+def _color(scene: Scene, rng: random.Random) -> _Asked:
+    colored = [g for g in scene.groups if g.color]
+    if not colored:
+        return None
+    group = rng.choice(colored)
+    return f"what color {'is' if group.count == 1 else 'are'} {_the(group)}?", group.color or ""
+
+
+def _what(scene: Scene, rng: random.Random) -> _Asked:
+    if scene.kind != "single":
+        return None
+    return rng.choice(("what is this?", "what is in the picture?")), scene.groups[0].class_name
+
+
+def _where(scene: Scene, rng: random.Random) -> _Asked:
+    relation = scene_relation(scene)
+    if relation is None:
+        return None
+    first, second = scene.groups
+    if rng.random() < 0.5:
+        first, second, relation = second, first, OPPOSITE[relation]
+    return f"what is {relation} {_the(second)}?", first.class_name
+
+
+def _relation(scene: Scene, rng: random.Random) -> _Asked:
+    relation = scene_relation(scene)
+    if relation is None:
+        return None
+    first, second = scene.groups
+    if rng.random() < 0.5:
+        first, second, relation = second, first, OPPOSITE[relation]
+    answer = rng.choice(("yes", "no"))
+    if answer == "no":
+        relation = rng.choice([OPPOSITE[relation], *(r for r in RELATIONS if r != relation)])
+    return f"is {_the(first)} {relation} {_the(second)}?", answer
+
+
+def _exists(scene: Scene, rng: random.Random) -> _Asked:
+    if rng.random() < 0.5:
+        return f"is there {phrase(rng.choice(scene.groups).class_name)}?", "yes"
+    return f"is there {phrase(_absent(scene, rng))}?", "no"
+
+
+def _exists_color(scene: Scene, rng: random.Random) -> _Asked:
+    colored = [g for g in scene.groups if g.color]
+    if not colored:
+        return None
+    group = rng.choice(colored)
+    if rng.random() < 0.5:
+        return f"is there {phrase(group.class_name, group.color)}?", "yes"
+    truth = {(g.class_name, g.color) for g in scene.groups}
+    if rng.random() < 0.6:  # right class, wrong colour: that of the other object where there is one
+        others = [g.color for g in colored if g is not group]
+        color = rng.choice(others) if others and rng.random() < 0.6 else rng.choice(scene.config.colors)
+        pair = group.class_name, color
+    else:
+        pair = _absent(scene, rng), group.color
+    if pair in truth or (scene.split != "heldout" and held_out(*pair)):
+        pair = _absent(scene, rng), group.color
+        if scene.split != "heldout" and held_out(*pair):
+            return _exists_color(scene, rng)
+    return f"is there {phrase(*pair)}?", "no"
+
+
+def _unanswerable(scene: Scene, rng: random.Random) -> _Asked:
+    name = _absent(scene, rng)
+    if rng.random() < 0.6:
+        return f"what color is the {name}?", UNANSWERABLE
+    return f"what is {rng.choice(RELATIONS)} the {name}?", UNANSWERABLE
+
+
+_KINDS: dict[str, tuple[Callable[[Scene, random.Random], _Asked], float]] = {
+    "color": (_color, 0.2),
+    "count": (_count, 0.3),
+    "what": (_what, 0.2),
+    "where": (_where, 0.12),
+    "relation": (_relation, 0.12),
+    "exists": (_exists, 0.07),
+    "exists_color": (_exists_color, 0.08),
+    "unanswerable": (_unanswerable, 0.05),
+}
+
+QUESTION_KINDS = tuple(_KINDS)
