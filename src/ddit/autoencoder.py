@@ -51,7 +51,7 @@ class PatchAutoencoder(ModelMixin, ConfigMixin):
         self,
         latent_channels: int = 8,
         encoder_width: int = 64,
-        decoder_width: int = 96,
+        decoder_width: int = 64,
         decoder_depth: int = 2,
         downsample: int = DOWNSAMPLE,
         scaling_factor: float = 1.0,
