@@ -22,14 +22,14 @@ _IRREGULAR = {"bus": "buses", "sheep": "sheep"}
 
 
 _GRAMMAR = (
-    "Q:", "A:", "describe", "a", "an", "the", "photo", "picture", "of", "and", "there", "is", "are", "to", "left",
-    "right", "above", "below", "what", "color", "how", "many", "this", "in", "yes", "no", "unanswerable", ",", ".",
-    "?",
+    "Q:", "A:", "describe", "a", "an", "the", "photo", "picture", "of", "and", "there", "is", "are", "to",
+    "left", "right", "above", "below", "what", "color", "how", "many", "this", "in", "yes", "no",
+    "unanswerable", ",", ".", "?",
 )  # fmt: skip
 
 
 class Description(NamedTuple):
-    """What a caption states: a colour is None if unstated, the relation is where the first is from the second."""
+    """What a caption states: a colour is None if unstated; the relation is the first's, to the second."""
 
     groups: tuple[Group, ...]
     relation: str | None

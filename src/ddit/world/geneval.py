@@ -23,7 +23,7 @@ class Detection(NamedTuple):
 
 @dataclass(frozen=True)
 class Prompt:
-    """A prompt and what its picture must (`include`) and must not (`exclude`) hold, as GenEval's metadata says.
+    """A prompt and what its picture must (`include`) and must not (`exclude`) hold, as GenEval has it.
 
     Entries are {"class", "count", "color"?, "position"?: [relation, index of the other in include]}.
     """
