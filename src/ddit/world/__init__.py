@@ -12,6 +12,7 @@ from .config import (
     WorldConfig,
     held_out,
 )
+from .detector import DetectorNet, detect, load_detector
 from .geneval import TAGS, Detection, Prompt, geneval_prompts, judge
 from .questions import QUESTION_KINDS, UNANSWERABLE, Question, question
 from .scenes import Group, Scene, SceneObject, make_scene, relative_position, render
@@ -29,6 +30,7 @@ __all__ = [
     "UNANSWERABLE",
     "Description",
     "Detection",
+    "DetectorNet",
     "Group",
     "Prompt",
     "Question",
@@ -38,9 +40,11 @@ __all__ = [
     "caption",
     "caption_is_right",
     "captions",
+    "detect",
     "geneval_prompts",
     "held_out",
     "judge",
+    "load_detector",
     "make_scene",
     "parse_caption",
     "question",

@@ -66,8 +66,9 @@ class DetectorNet(nn.Module):
         self.lift = nn.Conv2d(width * 3 // 2, width, 1)
         self.merge = _Residual(width)
         self.heads = nn.Conv2d(width, len(CLASSES) + len(PALETTE) + 4, 1)
-        nn.init.zeros_(self.heads.weight[len(CLASSES) :])
-        nn.init.constant_(self.heads.bias[: len(CLASSES)], -4.0)
+        bias = torch.zeros(self.heads.out_channels)
+        bias[: len(CLASSES)] = -4.0  # hardly any cell holds a centre
+        self.heads.bias = nn.Parameter(bias)
 
     def features(self, images: Tensor) -> Tensor:
         """The last features before the heads: (B, width, H/4, W/4)."""

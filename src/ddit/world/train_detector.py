@@ -1,4 +1,4 @@
-"""Train the detector on the world: `python -m ddit.world.train_detector OUT [--width --num-steps --seed --split ...]`."""
+"""Train the detector on the world: `python -m ddit.world.train_detector OUT`."""
 
 import argparse
 import sys
@@ -36,15 +36,14 @@ def train_detector(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         net = DetectorNet(width)
-    net = net.train().to(memory_format=torch.channels_last)
+    net.train()
+    net.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     optimizer = torch.optim.AdamW(net.parameters(), lr=lr, weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=num_steps, pct_start=0.1)
     start, total = time.monotonic(), 0.0
     for step in range(num_steps):
-        scenes = [
-            make_scene(configs[i % len(configs)], split, step * batch_size + i, seed=seed)
-            for i in range(batch_size)
-        ]
+        batch = range(step * batch_size, (step + 1) * batch_size)
+        scenes = [make_scene(configs[i % len(configs)], split, i, seed=seed) for i in batch]
         images = augment(to_tensor(np.stack([render(s) for s in scenes])), generator)
         with torch.autocast("cpu", dtype=torch.bfloat16):
             out = net(images.contiguous(memory_format=torch.channels_last))
