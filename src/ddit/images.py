@@ -7,7 +7,7 @@ import os
 import struct
 import warnings
 import zlib
-from typing import TYPE_CHECKING
+from typing import IO, TYPE_CHECKING
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -50,7 +50,7 @@ def read_image(source: ImageSource) -> Image.Image:
         raise ValueError(f"'{path}' cannot be read: permission denied") from None
 
 
-def _decode(file: io.BufferedIOBase, name: str) -> Image.Image:
+def _decode(file: IO[bytes], name: str) -> Image.Image:
     Image.init()
     try:
         with warnings.catch_warnings():

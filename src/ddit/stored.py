@@ -93,8 +93,7 @@ def find_weights(folder: Path, stem: str, dtype: torch.dtype | None = None) -> l
 
 def find_variant(folder: Path, stem: str, dtype: torch.dtype | None = None) -> str | None:
     """The variant ("fp16", "bf16") that `find_weights` picks, or None for plain files."""
-    name = find_weights(folder, stem, dtype)[0].name
-    found = re.match(rf"{re.escape(stem)}\.(fp16|bf16)", name)
+    found = re.search(r"\.(fp16|bf16)[.-]", find_weights(folder, stem, dtype)[0].name)
     return found.group(1) if found else None
 
 

@@ -1,21 +1,16 @@
-"""Load and save model folders: ours, the published D-DiT checkpoints, SD3 and SD3.5.
+"""Transformers from disk: ours, the published D-DiT checkpoints', SD3's and SD3.5's; the mask embedding.
 
 The only file that knows foreign names. Weights are read from safetensors alone, and nothing that could hold a
-pickle is ever executed; the one other file is the published mask embedding, a lone `.pth` tensor, which is read
+pickle is ever executed; the one other file is the published mask embedding, a lone `.pth` tensor, read
 with `weights_only`.
 """
 
-import copy
 import json
 import os
-import re
-import shutil
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields, replace
-from importlib import resources
 from pathlib import Path
 from pickle import UnpicklingError  # what torch.load raises when it refuses a file
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -25,12 +20,7 @@ from torch import Tensor
 from ddit.model import DualDiT, DualDiTConfig
 from ddit.stored import StoredTensors, check_names, list_names, read_json
 
-if TYPE_CHECKING:
-    from ddit.encoders import ImageCodec, TextCodec
-
 TRANSFORMER_STEM = "diffusion_pytorch_model"
-HUB_PATTERNS = ["*.json", "*.safetensors", "*.txt", "*.model"]
-SETTINGS_FILE = "ddit.json"
 
 # ours -> diffusers'; hidden_size, which they write as heads x width of a head, is mapped by hand
 CONFIG_NAMES = {
@@ -49,44 +39,6 @@ CONFIG_NAMES = {
 OPTIONAL_KEYS = {"qk_norm", "dual_attention_layers", "image_attends_text"}
 CHECKED_KEYS = {"attention_head_dim", "caption_projection_dim", "out_channels"}
 DROPPED_KEYS = {"pooled_projection_dim"}  # SD3's CLIP conditioning, which D-DiT does without
-
-
-@dataclass(frozen=True)
-class ModelSettings:
-    """How a model is to be used, saved beside it as `ddit.json`; the defaults are the published ones.
-
-    Attributes:
-        prompt_style: fields of `prompts.PromptStyle`; those left out are the published ones.
-        image_size: side of the pictures it was trained on, in pixels.
-        prompt_length: tokens of a prompt that is drawn.
-        text_length: tokens of a caption, or of a question with its answer.
-        num_steps, guidance_scale, shift: of drawing, see `flow.sample_latents`.
-        caption_steps, answer_steps: of writing; filling in takes caption_steps.
-        text_order, temperature: of writing, see `masked.sample_text`.
-    """
-
-    prompt_style: dict[str, str | int] = field(default_factory=dict)
-    image_size: int = 512
-    prompt_length: int = 256
-    text_length: int = 128
-    num_steps: int = 28
-    guidance_scale: float = 7.0
-    shift: float = 3.0
-    caption_steps: int = 64
-    answer_steps: int = 16
-    text_order: Literal["random", "confidence"] = "random"
-    temperature: float = 1.0
-
-    def __post_init__(self) -> None:
-        counts = ("image_size", "prompt_length", "text_length", "num_steps", "caption_steps", "answer_steps")
-        for name in counts:
-            if not isinstance(getattr(self, name), int) or getattr(self, name) < 1:
-                raise ValueError(f"{name} must be a whole number of at least 1, got {getattr(self, name)!r}")
-        if self.text_order not in ("random", "confidence"):
-            raise ValueError(f"text_order must be 'random' or 'confidence', got {self.text_order!r}")
-
-
-# --- configuration ---
 
 
 def config_from_dict(
@@ -182,14 +134,11 @@ def load_mask_embedding(path: str | os.PathLike[str]) -> Tensor:
     except (SafetensorError, RuntimeError, EOFError, ValueError, OSError, UnpicklingError) as error:
         reason = str(error).strip().splitlines()[0]
         raise ValueError(f"'{path}' cannot be read as a lone tensor: {reason}") from None
-    if isinstance(values, Mapping) and len(values) == 1:
+    if isinstance(values, dict) and len(values) == 1:
         values = next(iter(values.values()))
     if not isinstance(values, Tensor):
         raise ValueError(f"'{path}' should hold one tensor, not a {type(values).__name__}")
-    return values.detach().flatten()
-
-
-# --- SD3 ---
+    return values.flatten()
 
 
 class SD3Report(NamedTuple):
@@ -233,10 +182,11 @@ def from_sd3(
 ) -> SD3Start:
     """Starts a D-DiT from the transformer of an SD3 or SD3.5 diffusers folder.
 
-    Everything whose name and shape agree is copied, the image head under its new name. New are the null image,
-    the text head, and the text side of the last block behind its keys and values: SD3 ends its text stream
-    there. That block's text modulation holds scale and shift only; they are put where ours keeps them and the
-    rest starts at zero, so that the velocity is SD3's own, but for the pooled CLIP text, which is dropped.
+    Everything whose name and shape agree is copied, the image head under its new name. New are the null
+    image, the text head, and the text side of the last block behind its keys and values: there SD3 ends its
+    text stream. That block's text modulation holds scale and shift only; they are put where ours keeps them
+    and the rest starts at zero, so that the velocity is SD3's own, but for the pooled CLIP text, which is
+    dropped.
 
     Args:
         folder: the pipeline's folder, with `transformer/` in it.
@@ -286,129 +236,3 @@ def _fresh(name: str, shape: tuple[int, ...], generator: torch.Generator | None)
         return torch.zeros(shape)
     bound = (6 / sum(shape)) ** 0.5
     return torch.empty(shape).uniform_(-bound, bound, generator=generator)
-
-
-# --- folders ---
-
-
-def resolve(name_or_path: str | os.PathLike[str]) -> Path:
-    """The local folder of a model: "mini" (packaged), a folder, or a hub id, which is downloaded once.
-
-    Raises:
-        ValueError: one line, if it is none of these.
-    """
-    name = os.fspath(name_or_path)
-    if name == "mini" and not Path(name).is_dir():
-        packaged = Path(str(resources.files("ddit"))) / "assets" / "mini"
-        if not packaged.is_dir():
-            raise ValueError("the packaged model 'mini' is missing from this installation")
-        return packaged
-    if Path(name).is_dir():
-        return Path(name)
-    if Path(name).is_file():
-        raise ValueError(f"'{name}' is a file: a model is a folder in the diffusers layout")
-    if not re.fullmatch(r"[\w-]+[\w.-]*/[\w.-]+", name, flags=re.ASCII):
-        raise ValueError(f"unknown model '{name}': not a folder, not 'mini', and not a hub id (owner/name)")
-    return _download(name)
-
-
-def _download(name: str) -> Path:
-    import httpx
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
-
-    try:
-        return Path(snapshot_download(name, allow_patterns=HUB_PATTERNS))
-    except LocalEntryNotFoundError:
-        reason = "the hub cannot be reached"
-    except HfHubHTTPError as error:
-        reason = f"the hub refuses it ({str(error).splitlines()[0]})"
-    except (OSError, httpx.HTTPError) as error:
-        reason = f"the download failed ({str(error).splitlines()[0]})"
-    raise ValueError(f"unknown model '{name}': not a folder, not 'mini', and {reason}")
-
-
-def load_settings(folder: Path) -> ModelSettings:
-    """The folder's `ddit.json`; without one, the published settings with the scheduler's shift.
-
-    Raises:
-        ValueError: on an unknown key or a value out of range.
-    """
-    path = folder / SETTINGS_FILE
-    if not path.is_file():
-        scheduler = folder / "scheduler" / "scheduler_config.json"
-        shift = read_json(scheduler).get("shift", 3.0) if scheduler.is_file() else 3.0
-        return replace(ModelSettings(), shift=float(shift))
-    values = read_json(path)
-    unknown = sorted(set(values) - {item.name for item in fields(ModelSettings)})
-    if unknown:
-        raise ValueError(f"'{path}': unknown key {list_names(unknown)}")
-    return ModelSettings(**values)
-
-
-def save_pipeline(
-    folder: str | os.PathLike[str],
-    *,
-    transformer: DualDiT,
-    image_codec: "ImageCodec",
-    text_codec: "TextCodec",
-    settings: ModelSettings,
-    dtype: torch.dtype | None = None,
-) -> None:
-    """Writes a model folder in the diffusers layout, aside first and then renamed, never half.
-
-    Args:
-        folder: new, or a model folder, which is replaced.
-        dtype: of the saved weights; None keeps each as it is.
-
-    Raises:
-        ValueError: if the folder exists and holds something else.
-    """
-    folder = Path(folder).absolute()
-    is_free = not folder.exists() or (folder.is_dir() and not any(folder.iterdir()))
-    if not is_free and not (folder / "model_index.json").is_file():
-        raise ValueError(f"'{folder}' exists and is not a model folder: it is left alone")
-    aside = folder.with_name(f".{folder.name}.{os.getpid()}.new")
-    for part in ("transformer", "vae", "text_encoder", "tokenizer", "scheduler"):
-        (aside / part).mkdir(parents=True)
-    save_transformer(aside / "transformer", transformer, dtype=dtype)
-    type(image_codec)(_cast(image_codec.autoencoder, dtype)).save_pretrained(aside / "vae")
-    text_codec = type(text_codec)(text_codec.tokenizer, _cast(text_codec.encoder, dtype))
-    text_codec.save_pretrained(aside / "tokenizer", aside / "text_encoder")
-    autoencoder = type(image_codec.autoencoder).__name__
-    scheduler = {
-        "_class_name": "FlowMatchEulerDiscreteScheduler",
-        "num_train_timesteps": 1000,
-        "shift": settings.shift,
-    }
-    index = {
-        "_class_name": "DualDiffusionPipeline",
-        "scheduler": ["diffusers", "FlowMatchEulerDiscreteScheduler"],
-        "text_encoder": ["transformers", "T5EncoderModel"],
-        "tokenizer": ["transformers", "T5TokenizerFast"],
-        "transformer": ["ddit.model", "DualDiT"],
-        "vae": ["ddit.autoencoder" if autoencoder == "PatchAutoencoder" else "diffusers", autoencoder],
-    }
-    for name, values in {
-        "scheduler/scheduler_config.json": scheduler,
-        SETTINGS_FILE: asdict(settings),
-        "model_index.json": index,
-    }.items():
-        (aside / name).write_text(json.dumps(values, indent=2) + "\n")
-    _swap(aside, folder)
-
-
-def _cast(module: Any, dtype: torch.dtype | None) -> Any:
-    """The module itself, or a copy in another dtype."""
-    if dtype is None or next(module.parameters()).dtype == dtype:
-        return module
-    return copy.deepcopy(module).to(dtype)
-
-
-def _swap(aside: Path, folder: Path) -> None:
-    """Puts a finished folder in the place of one that may exist."""
-    old = folder.with_name(f".{folder.name}.{os.getpid()}.old")
-    if folder.exists():
-        folder.rename(old)
-    aside.rename(folder)
-    shutil.rmtree(old, ignore_errors=True)

@@ -1,0 +1,45 @@
+"""Names of dtypes and devices, checked before anything is loaded."""
+
+import torch
+
+DTYPES = {
+    "float32": torch.float32,
+    "fp32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "bf16": torch.bfloat16,
+    "float16": torch.float16,
+    "fp16": torch.float16,
+}
+
+
+def find_device(device: str | torch.device | None = None) -> torch.device:
+    """The device of that name; by default the first CUDA device, or else the CPU.
+
+    Raises:
+        ValueError: if there is no such device here.
+    """
+    if device is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        found = torch.device(device)
+        if found.type == "meta":
+            raise RuntimeError("it holds no data")
+        torch.empty(1, device=found)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ValueError(f"device '{device}' cannot be used here: {reason}") from None
+    return found
+
+
+def find_dtype(dtype: str | torch.dtype | None = None, device: torch.device | None = None) -> torch.dtype:
+    """The floating dtype of that name; by default bfloat16 on CUDA and float32 elsewhere.
+
+    Raises:
+        ValueError: if it is not one of float32, bfloat16, float16.
+    """
+    if dtype is None:
+        return torch.bfloat16 if device is not None and device.type == "cuda" else torch.float32
+    found = DTYPES.get(dtype) if isinstance(dtype, str) else dtype
+    if found is None or found not in DTYPES.values():
+        raise ValueError(f"unknown dtype '{dtype}': use float32, bfloat16 or float16")
+    return found

@@ -1,0 +1,254 @@
+"""Model folders in the diffusers layout: find, load and save everything that a model needs."""
+
+import contextlib
+import copy
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field, fields, replace
+from importlib import resources
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+import torch
+from safetensors import SafetensorError
+from torch import nn
+
+from ddit.model import DualDiT
+from ddit.stored import StoredTensors, check_names, find_variant, list_names, read_json
+from ddit.weights import TRANSFORMER_STEM, from_sd3, load_transformer, save_transformer
+
+if TYPE_CHECKING:  # transformers and diffusers take seconds to import
+    from ddit.encoders import ImageCodec, TextCodec
+
+HUB_PATTERNS = ["*.json", "*.safetensors", "*.txt", "*.model"]
+SETTINGS_FILE = "ddit.json"
+
+
+@dataclass(frozen=True)
+class ModelSettings:
+    """How a model is to be used, saved beside it as `ddit.json`; the defaults are the published ones.
+
+    Attributes:
+        prompt_style: fields of `prompts.PromptStyle`; those left out are the published ones.
+        image_size: side of the pictures it was trained on, in pixels.
+        prompt_length: tokens of a prompt that is drawn.
+        text_length: tokens of a caption, or of a question with its answer.
+        num_steps, guidance_scale, shift: of drawing, see `flow.sample_latents`.
+        caption_steps, answer_steps: of writing; filling in takes caption_steps.
+        text_order, temperature: of writing, see `masked.sample_text`.
+    """
+
+    prompt_style: dict[str, str | int] = field(default_factory=dict)
+    image_size: int = 512
+    prompt_length: int = 256
+    text_length: int = 128
+    num_steps: int = 28
+    guidance_scale: float = 7.0
+    shift: float = 3.0
+    caption_steps: int = 64
+    answer_steps: int = 16
+    text_order: Literal["random", "confidence"] = "random"
+    temperature: float = 1.0
+
+    def __post_init__(self) -> None:
+        counts = ("image_size", "prompt_length", "text_length", "num_steps", "caption_steps", "answer_steps")
+        for name in counts:
+            if not isinstance(getattr(self, name), int) or getattr(self, name) < 1:
+                raise ValueError(f"{name} must be a whole number of at least 1, got {getattr(self, name)!r}")
+        if self.text_order not in ("random", "confidence"):
+            raise ValueError(f"text_order must be 'random' or 'confidence', got {self.text_order!r}")
+
+
+def resolve(name_or_path: str | os.PathLike[str]) -> Path:
+    """The local folder of a model: "mini" (packaged), a folder, or a hub id, which is downloaded once.
+
+    Raises:
+        ValueError: one line, if it is none of these.
+    """
+    name = os.fspath(name_or_path)
+    if name == "mini" and not Path(name).is_dir():
+        packaged = Path(str(resources.files("ddit"))) / "assets" / "mini"
+        if not packaged.is_dir():
+            raise ValueError("the packaged model 'mini' is missing from this installation")
+        return packaged
+    if Path(name).is_dir():
+        return Path(name)
+    if Path(name).is_file():
+        raise ValueError(f"'{name}' is a file: a model is a folder in the diffusers layout")
+    if not re.fullmatch(r"[\w-]+[\w.-]*/[\w.-]+", name, flags=re.ASCII):
+        raise ValueError(f"unknown model '{name}': not a folder, not 'mini', and not a hub id (owner/name)")
+    return _download(name)
+
+
+def _download(name: str) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(name, allow_patterns=HUB_PATTERNS))
+    except LocalEntryNotFoundError:
+        reason = "the hub cannot be reached"
+    except HfHubHTTPError as error:
+        reason = f"the hub refuses it ({str(error).splitlines()[0]})"
+    except OSError as error:
+        reason = f"the download failed ({str(error).splitlines()[0]})"
+    raise ValueError(f"unknown model '{name}': not a folder, not 'mini', and {reason}")
+
+
+class ModelParts(NamedTuple):
+    """What a model folder holds, loaded."""
+
+    transformer: DualDiT
+    image_codec: "ImageCodec"
+    text_codec: "TextCodec"
+    settings: ModelSettings
+
+
+def load_parts(folder: Path, *, dtype: torch.dtype, device: torch.device | str = "cpu") -> ModelParts:
+    """Everything in a model folder: ours, a published checkpoint's, or SD3's (then see `from_sd3`; seed 0).
+
+    Raises:
+        ValueError: in one line, if a part is missing, incomplete or broken.
+    """
+    if not (folder / "transformer").is_dir():
+        raise ValueError(f"'{folder}' is not a model folder: it has no transformer/")
+    from ddit.encoders import ImageCodec, TextCodec
+
+    is_sd3 = (folder / "text_encoder_3").is_dir()
+    suffix = "_3" if is_sd3 else ""
+    encoder_folder, tokenizer_folder = folder / f"text_encoder{suffix}", folder / f"tokenizer{suffix}"
+    transformer = None if is_sd3 else load_transformer(folder / "transformer", dtype=dtype, device=device)
+    with _one_line(folder / "vae"):
+        variant = find_variant(folder / "vae", TRANSFORMER_STEM, dtype)
+        image_codec = ImageCodec.from_pretrained(folder / "vae", dtype, variant=variant).to(device=device)
+    _check_complete(image_codec.autoencoder, folder / "vae", TRANSFORMER_STEM, dtype)
+    if not tokenizer_folder.is_dir():
+        raise ValueError(f"'{folder}' is incomplete: it has no folder {tokenizer_folder.name}/")
+    with _one_line(encoder_folder):
+        variant = find_variant(encoder_folder, "model", dtype)
+        text_codec = TextCodec.from_pretrained(tokenizer_folder, encoder_folder, dtype, variant=variant)
+        text_codec.to(device=device)
+    _check_complete(text_codec.encoder, encoder_folder, "model", dtype)
+
+    if transformer is None:
+        generator, vocab_size = torch.Generator().manual_seed(0), text_codec.vocab_size
+        start = from_sd3(folder, vocab_size=vocab_size, generator=generator, dtype=dtype, device=device)
+        transformer = start.transformer
+    settings = load_settings(folder)
+    if not (folder / SETTINGS_FILE).is_file():
+        largest = transformer.config.sample_size * image_codec.downsample
+        settings = replace(settings, image_size=largest if is_sd3 else min(largest, settings.image_size))
+    return ModelParts(transformer, image_codec, text_codec, settings)
+
+
+@contextlib.contextmanager
+def _one_line(folder: Path) -> Iterator[None]:
+    """Turns what the libraries raise over a broken folder into one line that names it."""
+    try:
+        yield
+    except (OSError, RuntimeError, ValueError, KeyError, TypeError, ImportError, SafetensorError) as error:
+        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        named = reason if str(folder) in reason else f"'{folder}' cannot be loaded: {reason}"
+        raise ValueError(named) from None
+
+
+def _check_complete(module: nn.Module, folder: Path, stem: str, dtype: torch.dtype) -> None:
+    """ValueError if tensors are missing from the files: the libraries only warn, and draw them at random."""
+    stored = StoredTensors(folder, stem, dtype).shapes
+    tied = {"shared.weight", "encoder.embed_tokens.weight"}  # T5 keeps one matrix under two names
+    wanted = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
+    if tied & set(stored):
+        wanted = {name: shape for name, shape in wanted.items() if name not in tied}
+    check_names({name: shape for name, shape in stored.items() if name in wanted}, wanted, f"'{folder}'")
+
+
+def load_settings(folder: Path) -> ModelSettings:
+    """The folder's `ddit.json`; without one, the published settings with the scheduler's shift.
+
+    Raises:
+        ValueError: on an unknown key or a value out of range.
+    """
+    path = folder / SETTINGS_FILE
+    if not path.is_file():
+        scheduler = folder / "scheduler" / "scheduler_config.json"
+        shift = read_json(scheduler).get("shift", 3.0) if scheduler.is_file() else 3.0
+        return replace(ModelSettings(), shift=float(shift))
+    values = read_json(path)
+    unknown = sorted(set(values) - {item.name for item in fields(ModelSettings)})
+    if unknown:
+        raise ValueError(f"'{path}': unknown key {list_names(unknown)}")
+    return ModelSettings(**values)
+
+
+def save_pipeline(
+    folder: str | os.PathLike[str],
+    *,
+    transformer: DualDiT,
+    image_codec: "ImageCodec",
+    text_codec: "TextCodec",
+    settings: ModelSettings,
+    dtype: torch.dtype | None = None,
+) -> None:
+    """Writes a model folder in the diffusers layout, aside first and then renamed, never half.
+
+    Args:
+        folder: new, or a model folder, which is replaced.
+        dtype: of the saved weights; None keeps each as it is.
+
+    Raises:
+        ValueError: if the folder exists and holds something else.
+    """
+    folder = Path(folder).absolute()
+    is_free = not folder.exists() or (folder.is_dir() and not any(folder.iterdir()))
+    if not is_free and not (folder / "model_index.json").is_file():
+        raise ValueError(f"'{folder}' exists and is not a model folder: it is left alone")
+    aside = folder.with_name(f".{folder.name}.{os.getpid()}.new")
+    for part in ("transformer", "vae", "text_encoder", "tokenizer", "scheduler"):
+        (aside / part).mkdir(parents=True)
+    save_transformer(aside / "transformer", transformer, dtype=dtype)
+    type(image_codec)(_cast(image_codec.autoencoder, dtype)).save_pretrained(aside / "vae")
+    text_codec = type(text_codec)(text_codec.tokenizer, _cast(text_codec.encoder, dtype))
+    text_codec.save_pretrained(aside / "tokenizer", aside / "text_encoder")
+    autoencoder = type(image_codec.autoencoder).__name__
+    scheduler = {
+        "_class_name": "FlowMatchEulerDiscreteScheduler",
+        "num_train_timesteps": 1000,
+        "shift": settings.shift,
+    }
+    index = {
+        "_class_name": "DualDiffusionPipeline",
+        "scheduler": ["diffusers", "FlowMatchEulerDiscreteScheduler"],
+        "text_encoder": ["transformers", "T5EncoderModel"],
+        "tokenizer": ["transformers", "T5TokenizerFast"],
+        "transformer": ["ddit.model", "DualDiT"],
+        "vae": ["ddit.autoencoder" if autoencoder == "PatchAutoencoder" else "diffusers", autoencoder],
+    }
+    for name, values in {
+        "scheduler/scheduler_config.json": scheduler,
+        SETTINGS_FILE: asdict(settings),
+        "model_index.json": index,
+    }.items():
+        (aside / name).write_text(json.dumps(values, indent=2) + "\n")
+    mode = (aside / "model_index.json").stat().st_mode
+    for path in aside.rglob("*.safetensors"):  # written for their owner alone, by the library
+        path.chmod(mode)
+    _swap(aside, folder)
+
+
+def _cast(module: Any, dtype: torch.dtype | None) -> Any:
+    """The module itself, or a copy in another dtype."""
+    if dtype is None or next(module.parameters()).dtype == dtype:
+        return module
+    return copy.deepcopy(module).to(dtype)
+
+
+def _swap(aside: Path, folder: Path) -> None:
+    """Puts a finished folder in the place of one that may exist."""
+    old = folder.with_name(f".{folder.name}.{os.getpid()}.old")
+    if folder.exists():
+        folder.rename(old)
+    aside.rename(folder)
+    shutil.rmtree(old, ignore_errors=True)
