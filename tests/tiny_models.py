@@ -124,7 +124,10 @@ def publish(folder: Path) -> Pipeline:
         )
     )
     path = folder / "transformer" / "config.json"
-    config = json.loads(path.read_text()) | {"_class_name": "SD3JointModelFlexible", "pooled_projection_dim": 2048}
+    config = json.loads(path.read_text()) | {
+        "_class_name": "SD3JointModelFlexible",
+        "pooled_projection_dim": 2048,
+    }
     del config["image_attends_text"], config["qk_norm"], config["dual_attention_layers"]
     path.write_text(json.dumps(config))
     return pipeline
