@@ -74,8 +74,8 @@ def has_natural_color(class_name: str, style: str) -> bool:
 def extent(class_name: str, style: str) -> tuple[float, float]:
     """Width and height of the drawing as shares of its square tile, in which it is centred."""
     alpha = tile(class_name, style)[..., 3] > 24
-    height, width = alpha.shape
-    return float(alpha.any(axis=0).sum()) / width, float(alpha.any(axis=1).sum()) / height
+    across, down = (np.flatnonzero(alpha.any(axis=axis)) for axis in (0, 1))
+    return float(np.ptp(across) + 1) / len(alpha), float(np.ptp(down) + 1) / len(alpha)
 
 
 @lru_cache(maxsize=8192)

@@ -29,7 +29,7 @@ def train_detector(
 ) -> DetectorNet:
     """Train on fresh scenes of all `configs` in turn; a pure function of its arguments.
 
-    `split="train"` keeps the held-out pairs from the net: for a teacher of the image model rather than a judge.
+    `split="train"` keeps the held-out pairs from the net: for a teacher of the image model, not a judge.
     """
     configs = [configs] if isinstance(configs, WorldConfig) else list(configs)
     generator = torch.Generator().manual_seed(seed)

@@ -1,0 +1,131 @@
+import numpy as np
+import pytest
+import torch
+
+from ddit.world import (
+    PRESETS,
+    TAGS,
+    Detection,
+    DetectorNet,
+    Prompt,
+    detect,
+    geneval_prompts,
+    held_out,
+    judge,
+    load_detector,
+    make_scene,
+    render,
+)
+from ddit.world.detector import scene_is_right
+from ddit.world.train_detector import accuracy, train_detector
+
+
+def found(name, color=None, box=(0, 0, 20, 20), score=0.9):
+    return Detection(name, color, box, score)
+
+
+LEFT, RIGHT = (2, 20, 28, 46), (36, 20, 62, 46)
+
+
+def wanted(*include, exclude=()):
+    return Prompt("", "", list(include), list(exclude))
+
+
+def test_judge_counts_exactly():
+    three = wanted({"class": "dog", "count": 3}, exclude=[{"class": "dog", "count": 4}])
+    assert not judge(three, [found("dog")] * 2)
+    assert judge(three, [found("dog")] * 3)
+    assert not judge(three, [found("dog")] * 4)
+
+
+def test_judge_binds_colours_and_prefers_the_surest():
+    both = wanted({"class": "dog", "count": 1, "color": "red"}, {"class": "car", "count": 1, "color": "blue"})
+    assert judge(both, [found("dog", "red"), found("car", "blue")])
+    assert not judge(both, [found("dog", "blue"), found("car", "red")])
+    assert not judge(both, [found("dog", "red", score=0.4), found("dog", "blue"), found("car", "blue")])
+
+
+def test_judge_reads_positions():
+    left = wanted({"class": "car", "count": 1}, {"class": "dog", "count": 1, "position": ["left of", 0]})
+    assert judge(left, [found("dog", box=LEFT), found("car", box=RIGHT)])
+    assert not judge(left, [found("dog", box=RIGHT), found("car", box=LEFT)])
+    assert not judge(left, [found("dog", box=LEFT)])
+
+
+def test_prompts_follow_genevals_grammar_and_metadata():
+    prompts = geneval_prompts(PRESETS["fixed"], 20)
+    assert [p.tag for p in prompts] == [tag for tag in TAGS for _ in range(20)]
+    assert len({p.text for p in prompts}) == len(prompts)
+    assert prompts == geneval_prompts(PRESETS["fixed"], 20)
+    position = next(p for p in prompts if p.tag == "position").to_json()
+    assert position["include"][1]["position"][1] == 0
+    assert "exclude" in next(p for p in prompts if p.tag == "counting").to_json()
+
+
+def test_held_out_prompts_name_a_held_out_pair_and_others_none():
+    def names_one(prompt):
+        pairs = [(w["class"], w.get("color")) for w in prompt.include]
+        if len(prompt.include) == 2:
+            pairs.append((prompt.include[0]["class"], prompt.include[1]["class"]))
+        return any(held_out(*pair) for pair in pairs)
+
+    assert all(map(names_one, geneval_prompts(PRESETS["fixed"], 10, split="heldout")))
+    assert not any(map(names_one, geneval_prompts(PRESETS["fixed"], 24)))
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_detector_reads_unseen_scenes(name):
+    assert accuracy(load_detector(), PRESETS[name], num_scenes=60, seed=977) >= 0.95
+
+
+def test_detector_reads_held_out_pairs():
+    assert accuracy(load_detector(), PRESETS["fixed"], num_scenes=60, split="heldout", seed=977) >= 0.95
+
+
+def test_a_true_scene_passes_its_own_prompt():
+    scene = next(s for i in range(99) if (s := make_scene(PRESETS["fixed"], "test", i)).kind == "two")
+    a, b = scene.objects
+    colors = {"color": a.color} if a.color else {}
+    (seen,) = detect(render(scene)[None])
+    assert judge(
+        wanted({"class": b.class_name, "count": 1}, {"class": a.class_name, "count": 1, **colors}), seen
+    )
+
+
+def test_an_empty_picture_holds_nothing():
+    assert detect(np.full((2, 64, 64, 3), 190, dtype=np.uint8)) == [[], []]
+
+
+def test_scene_is_right_asks_for_every_object_and_no_more():
+    scene = next(s for i in range(99) if (s := make_scene(PRESETS["fixed"], "test", i)).kind == "two")
+    seen = [found(o.class_name, o.color, o.box) for o in scene.objects]
+    assert scene_is_right(scene, seen)
+    assert not scene_is_right(scene, seen[:1])
+    assert not scene_is_right(scene, [*seen, seen[0]])
+
+
+def test_training_is_a_pure_function_and_saving_keeps_the_features(tmp_path):
+    nets = [train_detector(PRESETS["fixed-1"], seed=5, width=8, num_steps=3, batch_size=4) for _ in range(2)]
+    weights = [torch.cat([p.flatten() for p in net.parameters()]) for net in nets]
+    assert torch.equal(*weights)
+    nets[0].save(tmp_path / "net.safetensors")
+    images = torch.rand(2, 3, 64, 64) * 2 - 1
+    loaded = load_detector(tmp_path / "net.safetensors")
+    assert loaded.features(images).shape == (2, 8, 16, 16)
+    torch.testing.assert_close(
+        loaded.features(images), nets[0].features(images).detach(), atol=2e-2, rtol=2e-2
+    )
+
+
+def test_the_judge_is_small():
+    assert sum(p.numel() for p in DetectorNet().parameters()) <= 700_000
+
+
+def test_wrong_pictures_and_files_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="float64"):
+        detect(np.zeros((1, 64, 64, 3)))
+    from safetensors.torch import save_file
+
+    save_file({"x": torch.zeros(1)}, tmp_path / "other.safetensors")
+    with pytest.raises(ValueError, match=r"other\.safetensors"):
+        load_detector(tmp_path / "other.safetensors")
