@@ -1,0 +1,78 @@
+"""Recipe stage: masked modelling of the tiny T5 encoder, with the mask token and in the model's own text formats."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ddit import prompts
+from ddit.config import OptimizerConfig, TextEncoderRun, save_config
+from ddit.data.sampler import sample_rng
+from ddit.data.scenes import SceneSource
+from ddit.encoders import TextCodec, build_tokenizer, tiny_t5
+from ddit.prompts import MINI
+from ddit.train.batches import tokenize_readings
+from ddit.train.log import RunLog
+from ddit.train.optim import lr_factor
+from ddit.world import vocabulary
+
+
+def text_batch(codec: TextCodec, source: SceneSource, length: int, *, seed: int, step: int, size: int) -> Tensor:
+    """Ids (size, length): in turn a prompt to draw, a caption to read and a question with its answer."""
+    rngs = [sample_rng(seed, step, position) for position in range(size)]
+    drawn = [source.caption(rng.randrange(2**31), rng) for rng in rngs[::3]]
+    readings = [source.reading(rng.randrange(2**31), rng, 0.0) for rng in rngs[1::3]]
+    readings += [source.reading(rng.randrange(2**31), rng, 1.0) for rng in rngs[2::3]]
+    prompt_ids = prompts.training_prompt(codec, drawn, length, style=MINI)
+    return torch.cat([prompt_ids, tokenize_readings(codec, readings, length, MINI).input_ids])
+
+
+def masked_modelling_loss(codec: TextCodec, ids: Tensor, padding_weight: float, generator: torch.Generator) -> Tensor:
+    """Cross-entropy at masked positions, each text masked at its own rate in (0, 1]; padding counts little.
+
+    The logits are tied to the shared embedding, and there is no other head.
+    """
+    rate = 1 - torch.rand(len(ids), 1, generator=generator)
+    is_masked = torch.rand(ids.shape, generator=generator) < rate
+    noisy = torch.where(is_masked, codec.mask_token_id, ids)
+    states = codec.encoder(input_ids=noisy).last_hidden_state[is_masked]
+    embedding = codec.encoder.get_input_embeddings().weight
+    nll = F.cross_entropy(states @ embedding.T * states.shape[-1] ** -0.5, ids[is_masked], reduction="none")
+    weight = torch.where(ids[is_masked] == codec.eos_token_id, padding_weight, 1.0)
+    return (weight * nll).sum() / weight.sum().clamp(min=1.0)
+
+
+def train_text_encoder(cfg: TextEncoderRun) -> Path:
+    """Builds the tokenizer, trains the encoder and leaves `export/tokenizer` and `export/text_encoder`."""
+    out = Path(cfg.out)
+    save_config(cfg, out)
+    tokenizer = build_tokenizer([*vocabulary(), *MINI.words])
+    torch.manual_seed(cfg.seed)  # the encoder's own initialisation takes no generator
+    codec = TextCodec(tokenizer, tiny_t5(len(tokenizer)))
+    codec.encoder.train().requires_grad_(True)
+    source, held_out = SceneSource(cfg.world), SceneSource(cfg.world, "val")
+    held_out_ids = text_batch(codec, held_out, cfg.text_length, seed=1, step=0, size=cfg.num_held_out)
+    parameters = list(codec.encoder.parameters())
+    optimizer = torch.optim.AdamW(parameters, lr=cfg.lr, weight_decay=0.01, betas=(0.9, 0.98))
+    schedule = OptimizerConfig(warmup_steps=cfg.warmup_steps, schedule="cosine")
+    with RunLog(out, cfg.max_steps, unit="step") as log:
+        for step in range(cfg.max_steps):
+            optimizer.param_groups[0]["lr"] = cfg.lr * lr_factor(step, cfg.max_steps, schedule)
+            ids = text_batch(codec, source, cfg.text_length, seed=cfg.seed, step=step, size=cfg.batch_size)
+            generator = torch.Generator().manual_seed(step)
+            loss = masked_modelling_loss(codec, ids, cfg.padding_weight, generator)
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+            optimizer.step()
+            log.advance()
+            if (step + 1) % 100 == 0 or step + 1 == cfg.max_steps:
+                with torch.no_grad():
+                    generator = torch.Generator().manual_seed(0)
+                    held = masked_modelling_loss(codec, held_out_ids, cfg.padding_weight, generator)
+                log.event(step=step + 1, loss=loss.item(), held_out=held.item())
+    codec.save_pretrained(out / "export" / "tokenizer", out / "export" / "text_encoder")
+    return out
