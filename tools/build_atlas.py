@@ -1,7 +1,7 @@
 """Build src/ddit/world/atlas.png and atlas.json from unpacked npm packages.
 
 npm pack @iconify-json/noto @iconify-json/twemoji @iconify-json/fluent-emoji-flat
-# unpack each into FOLDER/<name>
+# unpack each into FOLDER/<name, without @iconify-json/>
 (cd FOLDER && npm install @resvg/resvg-js)
 python tools/build_atlas.py FOLDER
 """
@@ -22,13 +22,14 @@ TILE = 64
 PACKAGES = {"noto": "noto", "twemoji": "twemoji", "fluent": "fluent-emoji-flat"}
 ICONS = {
     "apple": "red-apple", "boat": "sailboat", "book": "closed-book", "cake": "birthday-cake",
-    "car": "automobile",
-    "cat": "cat-face", "clock": "alarm-clock", "cup": "hot-beverage", "donut": "doughnut", "sheep": "ewe",
+    "car": "automobile", "cat": "cat-face", "clock": "alarm-clock", "cup": "hot-beverage",
+    "donut": "doughnut", "sheep": "ewe",
 }  # fmt: skip
 NATURAL: dict[str, dict[str, str | None]] = {
     "noto": {
         "airplane": None, "bicycle": None, "bus": None, "cake": None, "dog": None, "donut": None,
-        "elephant": None, "train": None, "apple": "red", "banana": "yellow", "book": "red", "car": "red", "carrot": "orange",
+        "elephant": None, "train": None, "apple": "red", "banana": "yellow", "book": "red", "car": "red",
+        "carrot": "orange",
     },
     "twemoji": {
         "airplane": None, "boat": None, "bus": None, "dog": None, "donut": None, "elephant": None,
@@ -37,13 +38,12 @@ NATURAL: dict[str, dict[str, str | None]] = {
     },
     "fluent": {
         "airplane": None, "boat": None, "bus": None, "dog": None, "elephant": None, "train": None,
-        "apple": "red",
-        "banana": "yellow", "bird": "red", "book": "red", "car": "red", "carrot": "orange", "chair": "brown",
-        "horse": "brown", "umbrella": "purple",
+        "apple": "red", "banana": "yellow", "bird": "red", "book": "red", "car": "red", "carrot": "orange",
+        "chair": "brown", "horse": "brown", "umbrella": "purple",
     },
 }  # fmt: skip
-"""Sprites used as their artists coloured them: as that colour where they plainly have one, as no colour (None)
-where they have several, or none of GenEval's. The others are too close to a tint to pass for either."""
+"""Sprites used as their artists coloured them: as that colour where they plainly have one, as no colour
+(None) where they have several, or none of GenEval's. The others are too close to a tint for either."""
 RENDER = """
 const {Resvg} = require('@resvg/resvg-js');
 const icons = JSON.parse(require('fs').readFileSync(0));
