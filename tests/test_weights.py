@@ -159,7 +159,7 @@ def test_shards(tiny: DualDiT, folder: Path):
     assert_same_weights(load_transformer(folder), tiny)
 
     (folder / "diffusion_pytorch_model-00002-of-00002.safetensors").unlink()
-    with pytest.raises(ValueError, match="missing diffusion_pytorch_model-00002-of-00002.safetensors"):
+    with pytest.raises(ValueError, match=r"missing diffusion_pytorch_model-00002-of-00002\.safetensors"):
         load_transformer(folder)
 
 

@@ -1,0 +1,145 @@
+"""Pictures from users: every mode and orientation, size limits, broken files, fitting, enlarging."""
+
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from ddit.images import fit_image, read_image, to_images, to_tensor, upscale_image
+
+
+def picture(width: int = 6, height: int = 4) -> Image.Image:
+    values = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    return Image.fromarray(values)
+
+
+def encoded(image: Image.Image, format: str = "PNG", **options) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, format, **options)
+    return buffer.getvalue()
+
+
+def test_path_bytes_and_image_give_the_same(tmp_path: Path):
+    image = picture()
+    image.save(tmp_path / "a.png")
+    for source in (tmp_path / "a.png", str(tmp_path / "a.png"), encoded(image), image):
+        assert read_image(source).tobytes() == image.tobytes()
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "P", "CMYK", "YCbCr", "RGBA", "LA", "I;16", "F"])
+def test_every_mode_becomes_rgb(mode: str):
+    if mode == "I;16":
+        image = Image.fromarray(np.full((2, 2), 65535, dtype=np.uint16))
+    elif mode == "F":
+        image = Image.fromarray(np.ones((2, 2), dtype=np.float32))
+    else:
+        image = Image.new("RGB", (2, 2), "white").convert(mode)
+    read = read_image(image)
+    assert read.mode == "RGB"
+    assert read.getpixel((0, 0)) == (255, 255, 255)
+
+
+def test_16_bit_png_keeps_its_brightness():
+    data = encoded(Image.fromarray(np.full((2, 2), 32896, dtype=np.uint16)))
+    assert read_image(data).getpixel((0, 0)) == (128, 128, 128)
+
+
+def test_transparency_shows_white():
+    image = Image.new("RGBA", (2, 1), (255, 0, 0, 255))
+    image.putpixel((1, 0), (0, 0, 0, 0))
+    read = read_image(encoded(image))
+    assert [read.getpixel((x, 0)) for x in (0, 1)] == [(255, 0, 0), (255, 255, 255)]
+
+
+def test_transparent_palette_shows_white():
+    image = Image.new("P", (1, 1), 0)
+    image.putpalette([0, 0, 0])
+    assert read_image(encoded(image, transparency=0)).getpixel((0, 0)) == (255, 255, 255)
+
+
+def test_exif_rotation_is_applied():
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned by 90 degrees
+    assert read_image(encoded(picture(6, 4), "JPEG", exif=exif)).size == (4, 6)
+
+
+def test_an_animation_gives_its_first_frame():
+    frames = [Image.new("RGB", (2, 2), color) for color in ("red", "blue")]
+    data = encoded(frames[0], "GIF", save_all=True, append_images=frames[1:])
+    assert read_image(data).getpixel((0, 0)) == (255, 0, 0)
+
+
+def test_a_picture_too_wide_is_refused():
+    with pytest.raises(ValueError, match=r"20000x1\) is larger than the limit of 16,384 pixels a side"):
+        read_image(encoded(Image.new("1", (20_000, 1))))
+
+
+@pytest.mark.parametrize("side", [9_000, 10_000, 20_000])
+def test_a_picture_of_too_many_pixels_is_refused_by_its_header(side: int):
+    header = b"P5 %d %d 255\n" % (side, side)  # the pixels themselves are missing
+    with pytest.raises(ValueError, match="64 million in all") as caught:
+        read_image(header)
+    assert "\n" not in str(caught.value)
+
+
+def test_what_is_no_picture_gets_one_line(tmp_path: Path):
+    (tmp_path / "text.png").write_text("hello")
+    (tmp_path / "empty.png").write_bytes(b"")
+    (tmp_path / "broken.png").write_bytes(encoded(picture(60, 40))[:200])
+    (tmp_path / "broken.jpg").write_bytes(encoded(picture(60, 40), "JPEG")[:300])
+    (tmp_path / "script.eps").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n")
+    faults = {
+        "missing.png": "no such image",
+        "text.png": "is not an image of a known format",
+        "empty.png": "is not an image of a known format",
+        "script.eps": "is not an image of a known format",
+        "broken.png": "is a broken image",
+        "broken.jpg": "is a broken image",
+        ".": "is a folder, not an image",
+    }
+    for name, fault in faults.items():
+        with pytest.raises(ValueError, match=fault) as caught:
+            read_image(tmp_path / name)
+        assert "\n" not in str(caught.value)
+
+
+def test_fitting_crops_the_centre():
+    image = Image.new("RGB", (30, 10), "red")
+    image.paste("blue", (10, 0, 20, 10))
+    fitted = fit_image(image, 4, 4)
+    assert fitted.size == (4, 4)
+    assert all(fitted.getpixel((x, y))[2] > 200 for x in (1, 2) for y in range(4))
+
+
+def test_a_fitting_picture_is_untouched():
+    image = picture()
+    assert fit_image(image, 4, 6) is image
+
+
+def test_a_long_thin_picture_is_fitted_without_blowing_it_up():
+    assert fit_image(Image.new("RGB", (16_384, 1)), 512, 512).size == (512, 512)
+
+
+def test_tensor_and_back():
+    image = picture()
+    tensor = to_tensor([image, image])
+    assert tensor.shape == (2, 3, 4, 6)
+    assert tensor.dtype == torch.float32
+    assert tensor.min() >= -1
+    assert tensor.max() <= 1
+    assert [back.tobytes() for back in to_images(tensor)] == [image.tobytes()] * 2
+
+
+def test_pixels_beyond_the_range_are_clipped():
+    assert to_images(torch.full((1, 3, 1, 1), 7.0))[0].getpixel((0, 0)) == (255, 255, 255)
+
+
+def test_upscaling():
+    assert upscale_image(picture(), 3).size == (18, 12)
+    with pytest.raises(ValueError, match="at least 1"):
+        upscale_image(picture(), 0)
+    with pytest.raises(ValueError, match="exceeds"):
+        upscale_image(picture(), 10_000)
