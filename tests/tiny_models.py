@@ -16,12 +16,12 @@ from ddit.prompts import MINI
 WORDS = "a photo of the dog cat car red blue green is there what color how many one two three yes no q: a:"
 
 
-def randomize(module: torch.nn.Module, seed: int) -> None:
+def randomize(module: torch.nn.Module, seed: int, scale: float = 0.2) -> None:
     """Fills every parameter with noise, so that no path is dead."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in module.parameters():
-            parameter.copy_(0.2 * torch.randn(parameter.shape, generator=generator))
+            parameter.copy_(scale * torch.randn(parameter.shape, generator=generator))
 
 
 def tiny_image_codec(latent_channels: int = 4) -> ImageCodec:
@@ -63,7 +63,9 @@ def tiny_pipeline(**changes) -> Pipeline:
         "pos_embed_max_size": 6,
     }
     transformer = DualDiT(DualDiTConfig(**{**sizes, **changes}))
-    randomize(transformer, 3)
+    randomize(transformer, 3, scale=0.3)
+    with torch.no_grad():
+        transformer.text_proj_out.bias[text.eos_token_id] -= 5  # texts of some length
     settings = ModelSettings(
         prompt_style=MINI.to_dict(),
         image_size=32,

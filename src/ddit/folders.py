@@ -125,8 +125,7 @@ def load_parts(folder: Path, *, dtype: torch.dtype, device: torch.device | str =
         variant = find_variant(folder / "vae", TRANSFORMER_STEM, dtype)
         image_codec = ImageCodec.from_pretrained(folder / "vae", dtype, variant=variant).to(device=device)
     _check_complete(image_codec.autoencoder, folder / "vae", TRANSFORMER_STEM, dtype)
-    if not tokenizer_folder.is_dir():
-        raise ValueError(f"'{folder}' is incomplete: it has no folder {tokenizer_folder.name}/")
+    _check_tokenizer(tokenizer_folder)
     with _one_line(encoder_folder):
         variant = find_variant(encoder_folder, "model", dtype)
         text_codec = TextCodec.from_pretrained(tokenizer_folder, encoder_folder, dtype, variant=variant)
@@ -153,6 +152,13 @@ def _one_line(folder: Path) -> Iterator[None]:
         reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
         named = reason if str(folder) in reason else f"'{folder}' cannot be loaded: {reason}"
         raise ValueError(named) from None
+
+
+def _check_tokenizer(folder: Path) -> None:
+    if not folder.is_dir():
+        raise ValueError(f"'{folder.parent}' is incomplete: it has no folder {folder.name}/")
+    if (folder / "tokenizer.json").is_file() or not (folder / "spiece.model").is_file():
+        read_json(folder / "tokenizer.json")
 
 
 def _check_complete(module: nn.Module, folder: Path, stem: str, dtype: torch.dtype) -> None:
