@@ -2,6 +2,7 @@
 
 import hashlib
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -201,12 +202,14 @@ def _place(
 ) -> tuple[SceneObject, ...]:
     """Give every object a size and a place; empty if no good places were found."""
     looks = [(group.class_name, group.color, style) for group, style in cast for _ in range(group.count)]
-    places_of = _fixed_places if config.layout == "fixed" else _free_places
     for _ in range(60):
-        places = places_of(config, len(looks), rng)
-        objects = tuple(SceneObject(*look, *place) for look, place in zip(looks, places, strict=True))
-        if _is_clear(objects, kind):
-            return objects
+        if config.layout == "fixed":
+            places = _fixed_places(config, len(looks), rng)
+            objects = [SceneObject(*look, *place) for look, place in zip(looks, places, strict=True)]
+        else:
+            objects = _scatter(config, looks, rng)
+        if len(objects) == len(looks) and _is_clear(objects, kind):
+            return tuple(objects)
     return ()
 
 
@@ -231,18 +234,26 @@ def _fixed_places(config: WorldConfig, count: int, rng: random.Random) -> list[t
     ]
 
 
-def _free_places(config: WorldConfig, count: int, rng: random.Random) -> list[tuple[int, int, int]]:
+def _scatter(
+    config: WorldConfig, looks: list[tuple[str, str | None, str]], rng: random.Random
+) -> list[SceneObject]:
+    """Put one object after the other where there is room; fewer than asked if it was not found."""
     step = 4 if config.layout == "grid" else 1
-    largest = config.sizes[min(count, 3) - 1]
-    places = []
-    for _ in range(count):
-        size = rng.randrange(-(-config.min_size // step) * step, largest + 1, 2 if step == 1 else step)
-        left, top = (rng.randrange(0, config.size - size + 1, step) for _ in range(2))
-        places.append((left, top, size))
-    return places
+    largest = config.sizes[min(len(looks), 3) - 1]
+    smallest = -(-config.min_size // step) * step
+    objects: list[SceneObject] = []
+    for look in looks:
+        for _ in range(30):
+            size = rng.randrange(smallest, largest + 1, max(step, 2))
+            left, top = (rng.randrange(0, config.size - size + 1, step) for _ in range(2))
+            item = SceneObject(*look, left, top, size)
+            if all(_overlap(item.box, other.box) <= _MAX_OVERLAP for other in objects):
+                objects.append(item)
+                break
+    return objects
 
 
-def _is_clear(objects: tuple[SceneObject, ...], kind: Kind) -> bool:
+def _is_clear(objects: Sequence[SceneObject], kind: Kind) -> bool:
     """Hardly any overlap, and one relation exactly between two single objects."""
     for i, a in enumerate(objects):
         for b in objects[:i]:
