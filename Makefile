@@ -1,0 +1,51 @@
+# Every target first sets up what it needs, in .venv; a second call finds that done.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# Tests run as two processes of one thread each.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -q
+PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test test-all lint format types bench
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: $(VENV)/dev.stamp ## install ddit and the development tools into .venv
+
+demo: $(VENV)/run.stamp ## draw six prompts, caption them, ask about them: demo/index.html
+	@$(BIN)/python -m ddit.demo demo
+
+test: $(VENV)/dev.stamp ## the quick tests; ARGS are pytest's
+	$(PYTEST) $(ARGS)
+
+test-all: $(VENV)/dev.stamp ## the slow tests too
+	$(PYTEST) -m "not gpu" $(ARGS)
+
+lint: $(VENV)/dev.stamp ## ruff: format and rules
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+
+format: $(VENV)/dev.stamp ## write what lint asks for
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+types: $(VENV)/dev.stamp ## pyright
+	$(BIN)/pyright
+
+bench: $(VENV)/run.stamp ## every script in benchmarks/ (minutes)
+	@for script in benchmarks/*.py; do $(BIN)/python $$script || exit 1; done
+
+$(VENV)/run.stamp: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit("ddit needs Python 3.11 or newer: make PYTHON=python3.11 ..." if sys.version_info < (3, 11) else 0)'
+	@echo "Installing into $(VENV) (minutes the first time: PyTorch is large)" >&2
+	@test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV)
+	@$(PIP_INSTALL) -e .
+	@touch $@
+
+$(VENV)/dev.stamp: $(VENV)/run.stamp
+	@echo "Installing the development tools" >&2
+	@$(PIP_INSTALL) -e '.[dev]'
+	@touch $@
