@@ -18,11 +18,12 @@ RAMPS: dict[str, tuple[tuple[int, int, int], tuple[int, int, int], tuple[int, in
     "pink": ((215, 50, 125), (255, 125, 190), (255, 195, 225)),
     "brown": ((55, 28, 8), (118, 68, 28), (175, 120, 75)),
     "black": ((5, 5, 8), (34, 34, 38), (98, 98, 105)),
-    "white": ((135, 135, 142), (238, 238, 240), (255, 255, 255)),
+    "white": ((158, 158, 166), (238, 238, 240), (255, 255, 255)),
 }
 """Each colour from shadow over middle to light."""
 
 _MIDDLE = 0.6  # the luminance that becomes the middle of the ramp
+_FLOOR = 0.1  # keeps a flat drawing, all of it at its own darkest, from ending in the shadow
 
 
 class Sprite(NamedTuple):
@@ -42,7 +43,8 @@ def tint(tile: np.ndarray, color: str) -> np.ndarray:
     solid = luminance[alpha[..., 0] > 0.5]
     low, high = np.quantile(solid, [0.03, 0.97])
     light = np.clip((luminance - low) / max(float(high - low), 0.15), 0, 1)
-    mean = float(np.clip(light[alpha[..., 0] > 0.5].mean(), 0.05, 0.95))
+    light = _FLOOR + (1 - _FLOOR) * light
+    mean = float(min(light[alpha[..., 0] > 0.5].mean(), 0.95))
     light = light ** (np.log(_MIDDLE) / np.log(mean))
     ramp = np.array(RAMPS[color], dtype=np.float32)
     tinted = np.stack([np.interp(light, [0, _MIDDLE, 1], ramp[:, c]) for c in range(3)], axis=-1)
