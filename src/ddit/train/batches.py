@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -13,37 +14,48 @@ from ddit.data.scenes import Reading, SceneSource
 from ddit.encoders import TextCodec
 from ddit.prompts import PromptStyle, TokenizedPrompt
 from ddit.train.objective import Batch
+from ddit.train.parallel import Ranks
 
 
 class BatchMaker:
-    """Draws the samples, their texts and their dropped captions; reads latents (and features) from the pool."""
+    """Draws the samples, their texts and their dropped captions; reads latents (and features) from the pool.
 
-    def __init__(self, cfg: DualRun, pool: LatentPool, codec: TextCodec, style: PromptStyle) -> None:
+    Of the global batch, whose first `num_drawn` samples are drawn and the rest read, a rank makes its slice of each half.
+    """
+
+    def __init__(self, cfg: DualRun, pool: LatentPool, codec: TextCodec, style: PromptStyle, ranks: Ranks) -> None:
         self.cfg, self.pool, self.codec, self.style = cfg, pool, codec, style
         self.source = SceneSource(cfg.world)
         self.num_read = round(cfg.global_batch_size * cfg.objective.read_fraction)
         self.num_drawn = cfg.global_batch_size - self.num_read
+        positions = np.arange(cfg.global_batch_size)
+        self.drawn = positions[: self.num_drawn][ranks.slice_of(self.num_drawn)]
+        self.read = positions[self.num_drawn :][ranks.slice_of(self.num_read)]
         self.empty_prompt = prompts.empty_prompt(codec, 1, cfg.text_length, style=style)
 
     def __call__(self, step: int) -> Batch:
         cfg = self.cfg
         indices = batch_indices(len(self.pool), cfg.global_batch_size, seed=cfg.seed, step=step)
-        rngs = [sample_rng(cfg.seed, step, position) for position in range(cfg.global_batch_size)]
-        drawn = list(zip(indices, rngs, strict=True))[: self.num_drawn]
-        dropped = torch.tensor([rng.random() < cfg.objective.caption_dropout for _, rng in drawn], dtype=torch.bool)
-        captions = [self.source.caption(index, rng) for index, rng in drawn]
+        captions, dropped = [], []
+        for position in self.drawn:
+            rng = sample_rng(cfg.seed, step, int(position))
+            dropped.append(rng.random() < cfg.objective.caption_dropout)
+            captions.append(self.source.caption(indices[position], rng))
         readings = [
-            self.source.reading(index, rng, cfg.objective.question_fraction)
-            for index, rng in zip(indices[self.num_drawn :], rngs[self.num_drawn :], strict=True)
+            self.source.reading(
+                indices[position], sample_rng(cfg.seed, step, int(position)), cfg.objective.question_fraction
+            )
+            for position in self.read
         ]
         prompt_ids = torch.zeros(0, cfg.text_length, dtype=torch.long)
         if captions:
             prompt_ids = prompts.training_prompt(self.codec, captions, cfg.text_length, style=self.style)
-            prompt_ids = torch.where(dropped[:, None], self.empty_prompt, prompt_ids)
+            prompt_ids = torch.where(torch.tensor(dropped)[:, None], self.empty_prompt, prompt_ids)
         read_ids, answer_mask = tokenize_readings(self.codec, readings, cfg.text_length, self.style)
         aligned = cfg.objective.alignment_weight > 0 and self.num_drawn > 0
-        features = self.pool.features(indices[: self.num_drawn]) if aligned else None
-        return Batch(self.pool.latents(indices), prompt_ids, read_ids, answer_mask, features)
+        features = self.pool.features(indices[self.drawn]) if aligned else None
+        own = indices[np.concatenate([self.drawn, self.read])]
+        return Batch(self.pool.latents(own), prompt_ids, read_ids, answer_mask, features)
 
 
 def tokenize_readings(codec: TextCodec, readings: list[Reading], length: int, style: PromptStyle) -> TokenizedPrompt:

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -24,8 +25,9 @@ from ddit.train.batches import BatchMaker
 from ddit.train.checkpoint import Checkpoint, load_newest, pack_optimizer, save_checkpoint, unpack_optimizer
 from ddit.train.heldout import HeldOut
 from ddit.train.log import RunLog
-from ddit.train.objective import AlignmentHead, Losses, draw_noise, step_losses
+from ddit.train.objective import AlignmentHead, draw_noise, step_losses
 from ddit.train.optim import Ema, MasterWeights, build_optimizers, lr_factor, set_lr
+from ddit.train.parallel import Ranks, join_ranks
 from ddit.train.sheet import draw_pictures, save_sheet
 from ddit.folders import ModelSettings, save_pipeline
 from ddit.weights import load_transformer
@@ -53,23 +55,30 @@ class Learner(nn.Module):
                 self.alignment_head = AlignmentHead(cfg.model.hidden_size, feature_channels)
 
 
+class StepResult(NamedTuple):
+    """Losses and gradient norm of a step, averaged over the ranks, and whether any rank was asked to stop."""
+
+    values: dict[str, float]
+    stop: bool
+
+
 class Trainer:
     """State of one run: `step` optimiser steps are done. Global batch k and its noise depend on (seed, k) alone."""
 
-    def __init__(self, cfg: DualRun) -> None:
-        self.cfg, self.step, self.out = cfg, 0, Path(cfg.out)
+    def __init__(self, cfg: DualRun, ranks: Ranks | None = None) -> None:
+        self.cfg, self.step, self.out, self.ranks = cfg, 0, Path(cfg.out), ranks or Ranks()
         self.images = ImageCodec.from_pretrained(cfg.vae)
         self.codec = TextCodec.from_pretrained(Path(cfg.text) / "tokenizer", Path(cfg.text) / "text_encoder")
         self.style = MINI
         self.dtype = getattr(torch, cfg.compute_dtype)
         _check_sizes(cfg, self.images, self.codec)
         pool = LatentPool(cfg.pool)
-        self.batches = BatchMaker(cfg, pool, self.codec, self.style)
+        self.batches = BatchMaker(cfg, pool, self.codec, self.style, self.ranks)
         self.learner = Learner(cfg, pool.feature_channels)
         if cfg.init is not None:
             load_into(self.learner.transformer, Path(cfg.init))
         self.masters = MasterWeights(self.learner, self.dtype)
-        self.optimizers = build_optimizers(self.masters.named(), cfg.optimizer)
+        self.optimizers = build_optimizers(self.masters.named(), cfg.optimizer, self.ranks)
         self.averaged_names = [name for name in self.masters.names if name.startswith("transformer.")]
         self.ema = Ema(self._averaged(), cfg.optimizer.ema_decay)
         if cfg.compile_blocks:
@@ -80,32 +89,38 @@ class Trainer:
         wanted = set(self.averaged_names)
         return [master for name, master in self.masters.named() if name in wanted]
 
-    def train_step(self) -> tuple[Losses, float]:
-        """One optimiser step: the losses and the norm of the gradient. A loss that is not finite stops before it."""
+    def train_step(self, *, stop: bool = False) -> StepResult:
+        """One optimiser step of all ranks together. What is not finite stops the run before the step.
+
+        stop: whether this process was asked to stop, which all learn with the step.
+        """
         cfg = self.cfg
         batch = self.batches(self.step)
         generator = torch.Generator().manual_seed((cfg.seed << 40) + self.step)
         mask_id = self.codec.mask_token_id
-        noise = draw_noise(batch, cfg.objective, mask_token_id=mask_id, generator=generator)
+        noise = draw_noise(batch, cfg.objective, mask_token_id=mask_id, generator=generator, ranks=self.ranks)
         with torch.autocast("cpu", torch.bfloat16, enabled=self.dtype == torch.bfloat16):
             text_states = self.codec.states(torch.cat([batch.prompt_ids, noise.noisy_ids]))
         losses = step_losses(
             self.learner.transformer, batch, noise, text_states, cfg.objective,
             mask_token_id=mask_id, alignment_head=self.learner.alignment_head,
         )  # fmt: skip
-        if not math.isfinite(losses.total.item()):
-            raise FloatingPointError(f"the loss of step {self.step} is {losses.total.item()}: stopped before the step")
         losses.total.backward()
-        norm = clip_gradients(self.masters.collect_gradients(), cfg.optimizer.max_grad_norm)
-        if not math.isfinite(norm):
-            raise FloatingPointError(f"the gradient of step {self.step} has norm {norm}: stopped before the step")
+        gradients = self.masters.collect_gradients()
+        named = {name: value.detach() for name, value in losses._asdict().items() if value is not None}
+        shared = self.ranks.average(gradients, torch.stack([*named.values(), torch.tensor(float(stop))]))
+        values = dict(zip(named, shared.tolist(), strict=False))
+        values["grad_norm"] = clip_gradients(gradients, cfg.optimizer.max_grad_norm)
+        for name, value in values.items():
+            if not math.isfinite(value):
+                raise FloatingPointError(f"{name} of step {self.step} is {value}: stopped before the step")
         set_lr(self.optimizers, cfg.optimizer, lr_factor(self.step, cfg.max_steps, cfg.optimizer))
         for optimizer in self.optimizers.values():
             optimizer.step()
         self.masters.publish()
         self.ema.update(self._averaged())
         self.step += 1
-        return losses, norm
+        return StepResult(values, stop=shared[-1].item() > 0)
 
     def save(self) -> None:
         tensors = {f"master.{name}": tensor.detach() for name, tensor in self.masters.named()}
@@ -223,67 +238,78 @@ def train(cfg: DualRun, *, stop_at: int | None = None) -> Path:
         ValueError: on settings that do not fit together or a folder that holds another model's run.
         FloatingPointError: on a loss or a gradient that is not finite.
     """
-    trainer = Trainer(cfg)
+    trainer = Trainer(cfg, join_ranks())
     checkpoint = load_newest(trainer.out)
     if checkpoint is not None:
         trainer.resume(checkpoint)
-    save_config(cfg, trainer.out)
-    held_out = HeldOut(cfg, trainer.images, trainer.codec, trainer.style)
     last = cfg.max_steps if stop_at is None else min(stop_at, cfg.max_steps)
-    with _stop_requests() as stop, RunLog(trainer.out, cfg.max_steps, unit="step", start=trainer.step) as log:
-        saved = time.monotonic()
-        meter = _Meter(cfg)
-        while trainer.step < last and not stop:
-            losses, norm = trainer.train_step()
-            log.advance()
-            meter.add(losses, norm)
-            report, step = cfg.report, trainer.step
-            if step % report.log_every == 0:
-                log.event(step=step, **meter.summary(step))
-            if step % report.evaluate_every == 0:
-                log.event(step=step, **held_out.measure(trainer.learner.transformer))
-                meter.restart_clock()
-            if step % report.sheet_every == 0:
-                trainer.draw_sheet()
-                meter.restart_clock()
-            if time.monotonic() - saved > 60 * report.checkpoint_minutes:
-                trainer.save()
-                trainer.export()
-                saved = time.monotonic()
-                meter.restart_clock()
-        trainer.save()
-        trainer.export()
-        if trainer.step == cfg.max_steps:
-            log.event(step=trainer.step, **held_out.measure(trainer.averaged_model(trainer.dtype)), final=1)
-            trainer.draw_sheet()
-    if stop:
+    watch = Watch(trainer) if trainer.ranks.is_first else None
+    stopped = False
+    with _stop_requests() as requests:
+        while trainer.step < last and not stopped:
+            result = trainer.train_step(stop=bool(requests))
+            stopped = result.stop
+            if watch is not None:
+                watch.after_step(result)
+        if watch is not None:
+            watch.finish()
+    trainer.ranks.wait()
+    if stopped:
         raise KeyboardInterrupt(f"stopped by a signal after {trainer.step} steps; saved in {trainer.out}")
     return trainer.out
 
 
-class _Meter:
-    """Averages of the losses since the last summary, and the rate."""
+class Watch:
+    """What the first rank does beside training: log, held-out figures, sheets, checkpoints and exports."""
 
-    def __init__(self, cfg: DualRun) -> None:
-        self.cfg = cfg
+    def __init__(self, trainer: Trainer) -> None:
+        self.trainer, self.cfg = trainer, trainer.cfg
+        save_config(self.cfg, trainer.out)
+        self.held_out = HeldOut(self.cfg, trainer.images, trainer.codec, trainer.style)
+        self.log = RunLog(trainer.out, self.cfg.max_steps, unit="step", start=trainer.step)
         self.sums: dict[str, float] = {}
         self.count = self.timed = 0
-        self.start = time.monotonic()
+        self.saved = self.start = time.monotonic()
 
-    def add(self, losses: Losses, norm: float) -> None:
-        values = {name: value.item() for name, value in losses._asdict().items() if value is not None}
-        for name, value in (values | {"grad_norm": norm}).items():
-            self.sums[name] = self.sums.get(name, 0.0) + value
+    def after_step(self, result: StepResult) -> None:
+        self.log.advance()
         self.count += 1
         self.timed += 1
+        for name, value in result.values.items():
+            self.sums[name] = self.sums.get(name, 0.0) + value
+        report, step = self.cfg.report, self.trainer.step
+        if step % report.log_every == 0:
+            self.log.event(step=step, **self._summary())
+        if step % report.evaluate_every == 0:
+            self.log.event(step=step, **self.held_out.measure(self.trainer.learner.transformer))
+            self._restart_clock()
+        if step % report.sheet_every == 0:
+            self.trainer.draw_sheet()
+            self._restart_clock()
+        if time.monotonic() - self.saved > 60 * report.checkpoint_minutes:
+            self.trainer.save()
+            self.trainer.export()
+            self.saved = time.monotonic()
+            self._restart_clock()
 
-    def restart_clock(self) -> None:
-        self.timed, self.start = 0, time.monotonic()
-
-    def summary(self, step: int) -> dict[str, float]:
+    def _summary(self) -> dict[str, float]:
+        """Averages of the losses since the last summary, and the rate of training alone."""
         mean = {name: value / self.count for name, value in self.sums.items()}
         rate = self.timed * self.cfg.global_batch_size / max(time.monotonic() - self.start, 1e-9)
-        factor = lr_factor(step - 1, self.cfg.max_steps, self.cfg.optimizer)
+        lr = self.cfg.optimizer.lr * lr_factor(self.trainer.step - 1, self.cfg.max_steps, self.cfg.optimizer)
         self.sums, self.count = {}, 0
-        self.restart_clock()
-        return mean | {"pairs_per_second": rate, "lr": factor * self.cfg.optimizer.lr}
+        self._restart_clock()
+        return mean | {"pairs_per_second": rate, "lr": lr}
+
+    def _restart_clock(self) -> None:
+        self.timed, self.start = 0, time.monotonic()
+
+    def finish(self) -> None:
+        trainer = self.trainer
+        trainer.save()
+        trainer.export()
+        if trainer.step == self.cfg.max_steps:
+            figures = self.held_out.measure(trainer.averaged_model(trainer.dtype))
+            self.log.event(step=trainer.step, **figures, final=1)
+            trainer.draw_sheet()
+        self.log.close()

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from ddit import flow, masked
 from ddit.config import ObjectiveConfig
 from ddit.model import DualDiT
+from ddit.train.parallel import Ranks
 
 
 class Batch(NamedTuple):
@@ -43,15 +44,28 @@ class Losses(NamedTuple):
     alignment: Tensor | None
 
 
-def draw_noise(batch: Batch, cfg: ObjectiveConfig, *, mask_token_id: int, generator: torch.Generator) -> Noise:
-    n = len(batch.prompt_ids)
-    image_t = flow.sample_t(n, cfg.flow, generator=generator)
-    image_noise = torch.randn(batch.latents[:n].shape, generator=generator)
-    text_t = masked.sample_t(len(batch.read_ids), generator=generator)
-    noisy_ids = masked.mask_tokens(
-        batch.read_ids, batch.answer_mask, text_t, mask_token_id=mask_token_id, generator=generator
-    )
+def draw_noise(
+    batch: Batch, cfg: ObjectiveConfig, *, mask_token_id: int, generator: torch.Generator, ranks: Ranks | None = None
+) -> Noise:
+    """The noise of this rank's batch, cut from that of the global batch, which is drawn whole on every rank."""
+    ranks = ranks or Ranks()
+    n, num_read = ranks.size * len(batch.prompt_ids), ranks.size * len(batch.read_ids)
+    drawn, read = ranks.slice_of(n), ranks.slice_of(num_read)
+    image_t = flow.sample_t(n, cfg.flow, generator=generator)[drawn]
+    image_noise = torch.randn((n, *batch.latents.shape[1:]), generator=generator)[drawn]
+    text_t = masked.sample_t(num_read, generator=generator)[read]
+    noisy_ids = _mask_globally(batch, text_t, mask_token_id, generator, ranks)
     return Noise(image_t, image_noise, text_t, noisy_ids)
+
+
+def _mask_globally(batch: Batch, t: Tensor, mask_token_id: int, generator: torch.Generator, ranks: Ranks) -> Tensor:
+    """`masked.mask_tokens` for this rank's rows, having drawn those of the ranks before it as well."""
+    noisy_ids = batch.read_ids
+    for _ in range(ranks.index + 1):
+        noisy_ids = masked.mask_tokens(
+            batch.read_ids, batch.answer_mask, t, mask_token_id=mask_token_id, generator=generator
+        )
+    return noisy_ids
 
 
 def step_losses(

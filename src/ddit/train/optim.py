@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from ddit.config import OptimizerConfig
+from ddit.train.muon import Muon
+from ddit.train.parallel import Ranks
 
 
 def lr_factor(step: int, max_steps: int, cfg: OptimizerConfig) -> float:
@@ -66,7 +68,9 @@ class MasterWeights:
             torch._foreach_copy_(self._live, [master.detach() for master in self.masters])
 
 
-def build_optimizers(masters: Iterable[tuple[str, nn.Parameter]], cfg: OptimizerConfig) -> dict[str, torch.optim.Optimizer]:
+def build_optimizers(
+    masters: Iterable[tuple[str, nn.Parameter]], cfg: OptimizerConfig, ranks: Ranks | None = None
+) -> dict[str, torch.optim.Optimizer]:
     """The optimisers by name: "adamw", and with `cfg.name == "muon"` "muon" for the matrices of the blocks."""
     masters = list(masters)
     matrices = [p for name, p in masters if is_block_matrix(name, p)] if cfg.name == "muon" else []
@@ -81,7 +85,7 @@ def build_optimizers(masters: Iterable[tuple[str, nn.Parameter]], cfg: Optimizer
         "adamw": torch.optim.AdamW([g for g in groups if g["params"]], lr=cfg.lr, betas=cfg.betas, fused=True)
     }
     if matrices:
-        optimizers["muon"] = torch.optim.Muon(matrices, lr=cfg.muon_lr, weight_decay=cfg.weight_decay)
+        optimizers["muon"] = Muon(matrices, lr=cfg.muon_lr, weight_decay=cfg.weight_decay, ranks=ranks)
     return optimizers
 
 

@@ -19,6 +19,7 @@ from ddit.config import (
 from ddit.recipes import build, stages
 from ddit.train.autoencoder import train_autoencoder
 from ddit.train.loop import train
+from ddit.train.parallel import join_ranks
 from ddit.train.teacher import make_pool, train_teacher
 from ddit.train.text_encoder import train_text_encoder
 
@@ -38,7 +39,8 @@ def run_stage(config: RunConfig) -> Path:
     else:
         assert isinstance(config, LatentsRun)
         out = make_pool(config)
-    (out / FINISHED).write_text(to_json(config))
+    if join_ranks().is_first:
+        (out / FINISHED).write_text(to_json(config))
     return out
 
 

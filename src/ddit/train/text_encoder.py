@@ -40,7 +40,7 @@ def masked_modelling_loss(codec: TextCodec, ids: Tensor, padding_weight: float, 
     noisy = torch.where(is_masked, codec.mask_token_id, ids)
     states = codec.encoder(input_ids=noisy).last_hidden_state[is_masked]
     embedding = codec.encoder.get_input_embeddings().weight
-    nll = F.cross_entropy(states @ embedding.T * states.shape[-1] ** -0.5, ids[is_masked], reduction="none")
+    nll = F.cross_entropy(states @ embedding.T, ids[is_masked], reduction="none")
     weight = torch.where(ids[is_masked] == codec.eos_token_id, padding_weight, 1.0)
     return (weight * nll).sum() / weight.sum().clamp(min=1.0)
 
@@ -53,6 +53,8 @@ def train_text_encoder(cfg: TextEncoderRun) -> Path:
     torch.manual_seed(cfg.seed)  # the encoder's own initialisation takes no generator
     codec = TextCodec(tokenizer, tiny_t5(len(tokenizer)))
     codec.encoder.train().requires_grad_(True)
+    # T5 draws embeddings with unit variance, beside which both its layers and Adam's steps are small.
+    codec.encoder.get_input_embeddings().weight.data.mul_(codec.width**-0.5)
     source, held_out = SceneSource(cfg.world), SceneSource(cfg.world, "val")
     held_out_ids = text_batch(codec, held_out, cfg.text_length, seed=1, step=0, size=cfg.num_held_out)
     parameters = list(codec.encoder.parameters())
