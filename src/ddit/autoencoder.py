@@ -1,8 +1,9 @@
 """A patch autoencoder that is quick on a CPU, with the interface of diffusers' `AutoencoderKL`.
 
-Pixels are folded by 4 (48 channels at a quarter of the side), so that every convolution runs at the latents' own
-resolution. Encoder and decoder are each a linear map, which starts as the patches' principal components, plus a
-small correction that starts at zero: training begins from the best linear code and only improves on it.
+Pixels are folded by 4 (48 channels at a quarter of the side), so that every convolution runs at the latents'
+own resolution. Encoder and decoder are each a linear map, which starts as the patches' principal components,
+plus a small correction that starts at zero: training begins from the best linear code and only improves on
+it.
 """
 
 from typing import NamedTuple
@@ -30,9 +31,7 @@ class ResidualBlock(nn.Module):
     def __init__(self, width: int):
         super().__init__()
         self.conv_in = nn.Conv2d(width, width, 3, padding=1)
-        self.conv_out = nn.Conv2d(width, width, 3, padding=1)
-        nn.init.zeros_(self.conv_out.weight)
-        nn.init.zeros_(self.conv_out.bias)
+        self.conv_out = _zero(nn.Conv2d(width, width, 3, padding=1))
 
     def forward(self, x: Tensor) -> Tensor:
         return x + self.conv_out(F.silu(self.conv_in(F.silu(x))))
@@ -41,9 +40,10 @@ class ResidualBlock(nn.Module):
 class PatchAutoencoder(ModelMixin, ConfigMixin):
     """Pixels (B, 3, H, W) in [-1, 1] <-> latents (B, latent_channels, H/4, W/4), about N(0, 1) per channel.
 
-    `H` and `W` are any multiples of 4. The latents leave `encode` normalised per channel and `decode` takes them so:
-    `scaling_factor` 1 and `shift_factor` 0 in the configuration tell code written for `AutoencoderKL` that nothing
-    is left to scale. The statistics are buffers, set by `fit_normalization` and saved with the weights.
+    `H` and `W` are any multiples of 4. The latents leave `encode` normalised per channel and `decode` takes
+    them so: `scaling_factor` 1 and `shift_factor` 0 in the configuration tell code written for
+    `AutoencoderKL` that nothing is left to scale. The statistics are buffers, set by `fit_normalization` and
+    saved with the weights.
     """
 
     @register_to_config
@@ -68,25 +68,22 @@ class PatchAutoencoder(ModelMixin, ConfigMixin):
         self.encoder_correction = nn.Sequential(
             nn.Conv2d(FOLDED_CHANNELS, encoder_width, 3, padding=1),
             nn.SiLU(),
-            nn.Conv2d(encoder_width, moments, 3, padding=1),
+            _zero(nn.Conv2d(encoder_width, moments, 3, padding=1)),
         )
         self.decoder_linear = nn.Conv2d(latent_channels, FOLDED_CHANNELS, 3, padding=1)
         self.decoder_correction = nn.Sequential(
             nn.Conv2d(latent_channels, decoder_width, 3, padding=1),
             *(ResidualBlock(decoder_width) for _ in range(decoder_depth)),
             nn.SiLU(),
-            nn.Conv2d(decoder_width, FOLDED_CHANNELS, 3, padding=1),
+            _zero(nn.Conv2d(decoder_width, FOLDED_CHANNELS, 3, padding=1)),
         )
-        for last in (self.encoder_correction[-1], self.decoder_correction[-1]):
-            nn.init.zeros_(last.weight)
-            nn.init.zeros_(last.bias)
         self.latent_mean: Tensor
         self.latent_std: Tensor
         self.register_buffer("latent_mean", torch.zeros(latent_channels))
         self.register_buffer("latent_std", torch.ones(latent_channels))
 
     def encode(self, pixels: Tensor) -> Encoded:
-        """The distribution of the latents of pixels (B, 3, H, W): `.latent_dist.mode()` or `.sample(generator)`."""
+        """The latents' distribution for pixels (B, 3, H, W), as `.latent_dist` with `mode()` and `sample()`."""
         height, width = pixels.shape[-2:]
         if height % DOWNSAMPLE or width % DOWNSAMPLE:
             raise ValueError(f"height and width must be multiples of {DOWNSAMPLE}, got {height} x {width}")
@@ -106,7 +103,8 @@ class PatchAutoencoder(ModelMixin, ConfigMixin):
     def init_from_pca(self, pixels: Tensor, *, logvar: float = -6.0) -> None:
         """Makes the linear maps the whitened principal components of the patches of `pixels` (B, 3, H, W).
 
-        The corrections stay as they are (zero in a new model), the encoder's log-variance becomes the constant `logvar`.
+        The corrections stay as they are (zero in a new model), the encoder's log-variance becomes the
+        constant `logvar`.
         """
         folded = F.pixel_unshuffle(pixels.double(), DOWNSAMPLE)
         patches = folded.permute(0, 2, 3, 1).flatten(0, 2)  # (B*N, 48)
@@ -117,18 +115,8 @@ class PatchAutoencoder(ModelMixin, ConfigMixin):
         std = values[-channels:].flip(0).clamp(min=1e-8).sqrt()
         basis = vectors[:, -channels:].flip(1)  # (48, C), largest component first
         project = basis.T / std[:, None]  # (C, 48)
-        self._set_linear(self.encoder_linear, project, -project @ mean)
-        self.encoder_linear.bias[channels:] = logvar
-        self._set_linear(self.decoder_linear, basis * std, mean)
-
-    @staticmethod
-    def _set_linear(conv: nn.Conv2d, matrix: Tensor, bias: Tensor) -> None:
-        """Sets the first rows of a 3x3 convolution to `matrix` (rows, in) at the centre tap, and the rest to zero."""
-        assert conv.bias is not None
-        conv.weight.zero_()
-        conv.bias.zero_()
-        conv.weight[: len(matrix), :, 1, 1] = matrix.to(conv.weight)
-        conv.bias[: len(matrix)] = bias.to(conv.bias)
+        _set_linear(self.encoder_linear, project, -project @ mean, rest=logvar)
+        _set_linear(self.decoder_linear, basis * std, mean)
 
     @torch.no_grad()
     def fit_normalization(self, pixels: Tensor, *, batch_size: int = 64) -> None:
@@ -138,9 +126,7 @@ class PatchAutoencoder(ModelMixin, ConfigMixin):
         latents = torch.cat([self.encode(part).latent_dist.mode() for part in pixels.split(batch_size)])
         std, mean = torch.std_mean(latents.float(), dim=(0, 2, 3), correction=0)
         if not bool((std > 0).all()):
-            raise ValueError(
-                "a latent channel is constant on these pixels: more, and more varied, pixels are needed"
-            )
+            raise ValueError("a latent channel is constant on these pixels: more varied ones are needed")
         self.latent_mean.copy_(mean)
         self.latent_std.copy_(std)
 
@@ -152,10 +138,10 @@ def autoencoder_loss(
     kl_weight: float = 1e-4,
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    """Reconstruction of `pixels` (B, 3, H, W) through a sampled latent, plus a little KL to N(0, I); (B,) in float32.
+    """Reconstruction of `pixels` (B, 3, H, W) through a sampled latent, plus a little KL to N(0, I).
 
-    The reconstruction term is the mean over the pixels of squared plus a tenth of absolute error; the KL term is the
-    mean over the latents' elements.
+    The reconstruction term is the mean over the pixels of squared plus a tenth of absolute error; the KL
+    term is the mean over the latents' elements. Returns (B,) in float32.
     """
     posterior = model.encode(pixels).latent_dist
     error = (model.decode(posterior.sample(generator)).sample - pixels).float()
@@ -167,3 +153,19 @@ def autoencoder_loss(
 
 def _per_channel(statistics: Tensor) -> Tensor:
     return statistics.view(1, -1, 1, 1)
+
+
+def _zero(conv: nn.Conv2d) -> nn.Conv2d:
+    """`conv` with all its parameters zero."""
+    for parameter in conv.parameters():
+        nn.init.zeros_(parameter)
+    return conv
+
+
+def _set_linear(conv: nn.Conv2d, matrix: Tensor, bias: Tensor, *, rest: float = 0.0) -> None:
+    """Makes a 3x3 convolution compute `matrix @ x + bias` at each place; further outputs are constantly `rest`."""
+    assert conv.bias is not None
+    conv.weight.zero_()
+    conv.bias.fill_(rest)
+    conv.weight[: len(matrix), :, 1, 1] = matrix.to(conv.weight)
+    conv.bias[: len(matrix)] = bias.to(conv.bias)

@@ -8,6 +8,7 @@ import json
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
@@ -26,12 +27,12 @@ IMAGE_AUTOENCODERS = {"AutoencoderKL": AutoencoderKL, "PatchAutoencoder": PatchA
 class ImageCodec:
     """Pixels (B, 3, H, W) in [-1, 1] <-> latents (B, channels, H/downsample, W/downsample), about N(0, 1).
 
-    Wraps an `AutoencoderKL` or a `PatchAutoencoder`. `(z - shift_factor) * scaling_factor` is applied here, as
-    Stable Diffusion 3 does; a configuration without a shift means 0.
+    Wraps an `AutoencoderKL` or a `PatchAutoencoder`. `(z - shift_factor) * scaling_factor` is applied here,
+    as Stable Diffusion 3 does; a configuration without a shift means 0.
     """
 
     def __init__(self, autoencoder: AutoencoderKL | PatchAutoencoder):
-        self.autoencoder = autoencoder.eval().requires_grad_(False)
+        self.autoencoder: Any = autoencoder.eval().requires_grad_(False)
         config = autoencoder.config
         self.channels: int = config["latent_channels"]
         self.scale: float = config["scaling_factor"]
@@ -42,7 +43,10 @@ class ImageCodec:
     def from_pretrained(
         cls, path: str | Path, dtype: torch.dtype = torch.float32, *, variant: str | None = None
     ) -> "ImageCodec":
-        """Loads a folder with `config.json` and safetensors; the class is the one that the configuration names."""
+        """Loads a folder of safetensors with a `config.json`, which names the class.
+
+        Raises ValueError if that class is neither of the two.
+        """
         name = json.loads((Path(path) / "config.json").read_text()).get("_class_name")
         if name not in IMAGE_AUTOENCODERS:
             raise ValueError(
@@ -71,7 +75,10 @@ class ImageCodec:
 
     @torch.no_grad()
     def encode(self, pixels: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
-        """Latents of pixels (B, 3, H, W): the distribution's mode, or a sample of it when a generator is given."""
+        """Latents of pixels (B, 3, H, W): the distribution's mode, or a sample of it if a generator is given.
+
+        Raises ValueError if `downsample` does not divide height and width.
+        """
         height, width = pixels.shape[-2:]
         if height % self.downsample or width % self.downsample:
             raise ValueError(
@@ -91,8 +98,9 @@ class ImageCodec:
 class TextCodec:
     """Texts <-> token ids, and token ids -> hidden states (B, L, D) of a frozen T5 encoder.
 
-    Raises ValueError if the tokenizer lacks `<extra_id_0>` (which serves as the mask token) or the end-of-text token,
-    or if the encoder has fewer embeddings than the tokenizer has tokens.
+    `vocab_size` is one more than the tokenizer's largest id. Raises ValueError if the tokenizer lacks
+    `<extra_id_0>` (which serves as the mask token) or the end-of-text token, or if the encoder has fewer
+    embeddings than the tokenizer has tokens.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerFast, encoder: T5EncoderModel):
@@ -101,14 +109,15 @@ class TextCodec:
         vocabulary = tokenizer.get_vocab()
         if MASK_TOKEN not in vocabulary:
             raise ValueError(f"the tokenizer has no token {MASK_TOKEN}, which serves as the mask")
-        if tokenizer.eos_token_id is None:
+        if tokenizer.eos_token is None:
             raise ValueError("the tokenizer has no end-of-text token")
         self.mask_token_id: int = vocabulary[MASK_TOKEN]
-        self.eos_token_id: int = tokenizer.eos_token_id
+        self.eos_token_id: int = vocabulary[str(tokenizer.eos_token)]
         self.vocab_size: int = max(vocabulary.values()) + 1
         if self.vocab_size > encoder.config.vocab_size:
             raise ValueError(
-                f"the tokenizer has {self.vocab_size} tokens, the encoder only {encoder.config.vocab_size} embeddings"
+                f"the tokenizer has {self.vocab_size} tokens, "
+                f"the encoder only {encoder.config.vocab_size} embeddings"
             )
 
     @classmethod
@@ -120,7 +129,7 @@ class TextCodec:
         *,
         variant: str | None = None,
     ) -> "TextCodec":
-        """Loads both folders. A `tokenizer.json` is read as it stands; without one, transformers converts `spiece.model`."""
+        """Loads both folders. `tokenizer.json` is read as it stands; a lone `spiece.model` is converted."""
         has_json = (Path(tokenizer_path) / "tokenizer.json").is_file()
         tokenizer_class = PreTrainedTokenizerFast if has_json else AutoTokenizer
         with _quiet_transformers():
@@ -154,7 +163,10 @@ class TextCodec:
         return self.encoder.config.d_model
 
     def token_ids(self, text: str) -> list[int]:
-        """The ids of a text, without an end-of-text token. Raises ValueError if it spells the mask or end-of-text token."""
+        """The ids of a text, without an end-of-text token.
+
+        Raises ValueError if the text spells the mask token or the end-of-text token.
+        """
         ids = self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
         for reserved in (self.mask_token_id, self.eos_token_id):
             if reserved in ids:
@@ -165,7 +177,7 @@ class TextCodec:
     def tokenize(self, texts: Sequence[str], length: int, *, add_eos: bool = True) -> Tensor:
         """Ids (B, length): each text cut to `length` and padded with the end-of-text token.
 
-        With `add_eos` a text that is cut ends with an end-of-text token all the same, as T5's tokenizer does it.
+        With `add_eos` a text that is cut ends with an end-of-text token all the same, as from T5's tokenizer.
         """
         keep = length - 1 if add_eos else length
         return torch.tensor([pad(self.token_ids(text)[:keep], length, self.eos_token_id) for text in texts])
@@ -183,9 +195,7 @@ class TextCodec:
         """The words of a text that the tokenizer cannot represent, in order, each once."""
         words = dict.fromkeys(re.findall(rf"[^\s{re.escape(PUNCTUATION)}]+", text))
         unknown = self.tokenizer.unk_token_id
-        return [
-            word for word in words if unknown in self.tokenizer(word, add_special_tokens=False)["input_ids"]
-        ]
+        return [word for word in words if unknown in self.token_ids(word)]
 
     @torch.no_grad()
     def states(self, input_ids: Tensor) -> Tensor:
@@ -194,7 +204,7 @@ class TextCodec:
 
     @torch.no_grad()
     def set_mask_embedding(self, vector: Tensor) -> None:
-        """Replaces the mask token's row of the embedding by `vector` (D,). Raises ValueError for another shape."""
+        """Replaces the mask token's embedding by `vector` (D,). Raises ValueError for another shape."""
         if vector.shape != (self.width,):
             raise ValueError(f"a mask embedding has shape ({self.width},), got {tuple(vector.shape)}")
         row = self.encoder.get_input_embeddings().weight[self.mask_token_id]
@@ -207,11 +217,12 @@ def pad(ids: Sequence[int], length: int, filler: int) -> list[int]:
 
 
 def build_tokenizer(words: Iterable[str]) -> PreTrainedTokenizerFast:
-    """A tokenizer of whole words with T5's special tokens: <pad> 0, </s> 1, <unk> 2, the words, <extra_id_0> last.
+    """A tokenizer of whole words with T5's special tokens: <pad> 0, </s> 1, <unk> 2, ..., <extra_id_0> last.
 
-    Text is lower-cased (`Q:` and `A:` are words like any other), and `, . ?` are tokens of their own, whether glued to a
-    word or not; they are always in the vocabulary. A word that is not becomes <unk>. Decoding puts no space before
-    punctuation. Raises ValueError for a word that the tokenizer could not produce.
+    Text is lower-cased (`Q:` and `A:` are words like any other), and `, . ?` are tokens of their own,
+    whether glued to a word or not; they are always in the vocabulary. An unknown word becomes one <unk>.
+    Decoding puts no space before punctuation. Raises ValueError for a word that the tokenizer could not
+    produce.
     """
     marks = [*PUNCTUATION]
     entries = dict.fromkeys(word.lower() for word in words)
@@ -249,8 +260,8 @@ def tiny_t5(
 ) -> T5EncoderModel:
     """A small T5 encoder of the published kind (gated GELU, relative positions), with fresh weights.
 
-    Its 64 position buckets tell every distance up to 32 tokens apart (T5's own 32 merge those above 8), since a short
-    masked text has little else to go by. The draw uses torch's global generator.
+    Its 64 position buckets tell every distance up to 32 tokens apart (T5's own 32 merge those above 8),
+    since a short masked text has little else to go by. The draw uses torch's global generator.
     """
     config = T5Config(
         vocab_size=vocab_size,
@@ -271,7 +282,7 @@ def tiny_t5(
 
 @contextlib.contextmanager
 def _quiet_transformers() -> Iterator[None]:
-    """Silences transformers' progress bars and its remarks on tokenizer classes while a folder is read or written."""
+    """Silences transformers' progress bars and remarks on tokenizer classes while a folder is used."""
     verbosity = transformers_logging.get_verbosity()
     bars = transformers_logging.is_progress_bar_enabled()
     transformers_logging.set_verbosity_error()

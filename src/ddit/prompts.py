@@ -1,7 +1,6 @@
 """Every string that the model is shown: templates -> token ids and the mask of what is the model's to fill.
 
-A padded position holds the end-of-text token, which is a target like any other. No end-of-text token sits between a
-prompt and its answer.
+Padding is the end-of-text token, which is a target like any other. None sits between a prompt and its answer.
 """
 
 import re
@@ -22,10 +21,14 @@ BLANK = re.compile(r"_{2,}")
 class PromptStyle:
     """The templates of one family of models; saved in the model's folder.
 
-    `question_template` holds `{question}` once and ends where the answer begins. `caption_prefix` comes before a caption
-    that is to be read off a picture (T5 has relative positions only, so in a text that is masked throughout every position
-    looks the same: a small model needs the prefix as an anchor). `min_answer_tokens` is the room that a long question is
-    cut to leave.
+    Attributes: caption_prefix: comes before a caption that is to be read off a picture. T5 has relative
+    positions only, so in a text that is masked throughout every position looks the same: a small model needs
+    an anchor. question_template: holds `{question}` once and ends where the answer begins.
+    short_answer_suffix: what a question of a short-answer benchmark ends with. unanswerable_suffix: what it
+    ends with besides where questions may have no answer (VizWiz). empty_prompt: stands in for a caption that
+    is dropped, for guidance. draw_padding: the token that fills up a drawing prompt. The published training
+    replaces T5's own padding by the end-of-text token in both directions. min_answer_tokens: the room that a
+    long question is cut to leave.
     """
 
     caption_prefix: str = ""
@@ -39,6 +42,8 @@ class PromptStyle:
     def __post_init__(self):
         if self.question_template.count("{question}") != 1:
             raise ValueError(f"question_template must hold {{question}} once, got {self.question_template!r}")
+        if self.draw_padding not in ("</s>", "<pad>"):
+            raise ValueError(f"draw_padding must be </s> or <pad>, got {self.draw_padding!r}")
         if self.min_answer_tokens < 1:
             raise ValueError(f"min_answer_tokens must be at least 1, got {self.min_answer_tokens}")
 
@@ -93,7 +98,8 @@ def training_question(
 ) -> TokenizedPrompt:
     """Template, question, answer and padding; the answer mask covers the answer and the padding after it.
 
-    A question is cut to leave `min_answer_tokens`; an answer that is too long is cut without an end-of-text token.
+    A question is cut to leave `min_answer_tokens`; an answer that is too long is cut without an end-of-text
+    token.
     """
     rows = []
     for question, answer in zip(questions, answers, strict=True):
@@ -126,10 +132,11 @@ def answer_prompt(
 def infill_prompt(
     codec: TextCodec, texts: Sequence[str], length: int, *, style: PromptStyle
 ) -> TokenizedPrompt:
-    """Texts with blanks: two or more underscores are one masked token, all the rest (padding too) stays as given.
+    """Texts with blanks: two or more underscores are one masked token, the rest (padding too) stays as given.
 
-    A text that does not begin like the question template is a caption and gets the caption's prefix. Warns if a text is
-    cut; raises ValueError for an empty text, for one without a blank, and for one whose blanks are all cut off.
+    A text that does not begin like the question template is a caption and gets the caption's prefix. Warns
+    if a text is cut; raises ValueError for an empty text, for one without a blank, and for one whose blanks
+    are all cut off.
     """
     opening = style.question_template.partition("{question}")[0].strip()
     rows = []
@@ -175,11 +182,12 @@ def training_prompt(codec: TextCodec, captions: Sequence[str], length: int, *, s
 
 def _closed(codec: TextCodec, ids: list[int], length: int, style: PromptStyle) -> list[int]:
     filler = codec.tokenizer.convert_tokens_to_ids(style.draw_padding)
+    assert isinstance(filler, int)
     return pad([*ids[: length - 1], codec.eos_token_id], length, filler)
 
 
 def _stack(codec: TextCodec, rows: list[tuple[list[int], list[int]]], length: int) -> TokenizedPrompt:
-    """Prompts and answers (of together at most `length` tokens) as padded ids and the mask of what follows the prompts."""
+    """Prompts and answers (together at most `length` tokens) as padded ids, and the mask of the answers."""
     input_ids = torch.tensor([pad([*prompt, *answer], length, codec.eos_token_id) for prompt, answer in rows])
     starts = torch.tensor([len(prompt) for prompt, _ in rows])
     return TokenizedPrompt(input_ids, torch.arange(length) >= starts[:, None])
@@ -195,8 +203,8 @@ def _question_ids(
 ) -> tuple[list[int], int | None]:
     """The ids of the filled template, and how many of the question's tokens were kept if it had to be cut.
 
-    Tokens never span a space, so the template's two halves and the question are tokenized one by one: a long question
-    is cut inside the template.
+    Tokens never span a space, so the template's two halves and the question are tokenized one by one: a long
+    question is cut inside the template.
     """
     before, after = (codec.token_ids(part) for part in style.question_template.split("{question}"))
     ids = codec.token_ids(question)

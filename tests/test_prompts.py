@@ -1,0 +1,280 @@
+import re
+import warnings
+
+import pytest
+import torch
+from text_models import published_codec, word_codec
+
+from ddit.encoders import TextCodec, pad
+from ddit.prompts import (
+    MINI,
+    PUBLISHED,
+    PromptStyle,
+    TokenizedPrompt,
+    answer_prompt,
+    caption_prompt,
+    draw_prompt,
+    empty_prompt,
+    infill_prompt,
+    training_caption,
+    training_prompt,
+    training_question,
+)
+
+CODECS = {"mini": (word_codec(), MINI), "published": (published_codec(), PUBLISHED)}
+
+
+@pytest.fixture(params=list(CODECS))
+def setting(request) -> tuple[TextCodec, PromptStyle]:
+    return CODECS[request.param]
+
+
+def shown(codec: TextCodec, prompt: TokenizedPrompt) -> list[str]:
+    """Each row as tokens, with what is the model's to fill in brackets and the end-of-text token as a dot."""
+    rows = []
+    for ids, answer in zip(prompt.input_ids.tolist(), prompt.answer_mask.tolist(), strict=True):
+        tokens = codec.tokenizer.convert_ids_to_tokens(ids)
+        tokens = [{"</s>": "·", "<extra_id_0>": "#"}.get(token, token) for token in tokens]
+        rows.append(" ".join(f"[{t}]" if a else t for t, a in zip(tokens, answer, strict=True)))
+    return rows
+
+
+# Snapshots
+
+
+def test_mini_token_ids():
+    codec, style = CODECS["mini"]
+    question = {"questions": ["how many dog?"], "answers": ["two."]}
+    prompts = {
+        "training_caption": training_caption(codec, ["a red dog."], 8, style=style).input_ids,
+        "training_question": training_question(codec, **question, length=14, style=style).input_ids,
+        "caption": caption_prompt(codec, 1, 5, style=style).input_ids,
+        "answer": answer_prompt(codec, question["questions"], 12, style=style).input_ids,
+        "infill": infill_prompt(codec, ["a ___ dog."], 8, style=style).input_ids,
+        "draw": draw_prompt(codec, ["A blue car"], 6, style=style),
+        "empty": empty_prompt(codec, 1, 4, style=style),
+    }
+    assert {name: ids[0].tolist() for name, ids in prompts.items()} == {
+        "training_caption": [6, 8, 9, 10, 4, 1, 1, 1],
+        "training_question": [7, 13, 14, 10, 5, 6, 15, 4, 1, 1, 1, 1, 1, 1],
+        "caption": [6, 22, 22, 22, 22],
+        "answer": [7, 13, 14, 10, 5, 6, 22, 22, 22, 22, 22, 22],
+        "infill": [6, 8, 22, 10, 4, 1, 1, 1],
+        "draw": [8, 11, 12, 1, 1, 1],
+        "empty": [1, 1, 1, 1],
+    }
+
+
+def test_mini_templates():
+    codec, style = CODECS["mini"]
+    assert shown(codec, training_caption(codec, ["a red dog.", "a car"], 8, style=style)) == [
+        "▁a: [▁a] [▁red] [▁dog] [▁.] [·] [·] [·]",
+        "▁a: [▁a] [▁car] [·] [·] [·] [·] [·]",
+    ]
+    asked = training_question(codec, ["how many dog?", "is there"], ["two", "a red car"], 12, style=style)
+    assert shown(codec, asked) == [
+        "▁q: ▁how ▁many ▁dog ▁? ▁a: [▁two] [·] [·] [·] [·] [·]",
+        "▁q: ▁is ▁there ▁a: [▁a] [▁red] [▁car] [·] [·] [·] [·] [·]",
+    ]
+    assert shown(codec, caption_prompt(codec, 2, 4, style=style)) == ["▁a: [#] [#] [#]"] * 2
+    assert shown(codec, answer_prompt(codec, ["how many dog?"], 12, style=style)) == [
+        "▁q: ▁how ▁many ▁dog ▁? ▁a: [#] [#] [#] [#] [#] [#]"
+    ]
+
+
+def test_published_templates():
+    codec, style = CODECS["published"]
+    assert shown(codec, training_caption(codec, ["a red dog."], 6, style=style)) == [
+        "[▁a] [▁red] [▁dog] [.] [·] [·]"
+    ]
+    assert shown(codec, training_question(codec, ["Is there a cat?"], ["no"], 30, style=style)) == [
+        "▁Q : ▁Is ▁there ▁a ▁cat ? ▁A : [▁no]" + " [·]" * 20
+    ]
+    assert shown(codec, caption_prompt(codec, 1, 3, style=style)) == ["[#] [#] [#]"]
+    assert shown(codec, answer_prompt(codec, ["Is there a cat?"], 28, style=style)) == [
+        "▁Q : ▁Is ▁there ▁a ▁cat ? ▁A :" + " [#]" * 19
+    ]
+
+
+def test_pieces_of_a_template_are_tokenized_as_the_whole_is(setting):
+    codec, style = setting
+    ids = answer_prompt(codec, ["how many dog?"], 40, style=style)
+    whole = codec.token_ids(style.question_template.format(question="how many dog?"))
+    assert ids.input_ids[0, : len(whole)].tolist() == whole
+    assert ids.answer_mask[0].tolist() == [False] * len(whole) + [True] * (40 - len(whole))
+
+
+# Invariants
+
+
+def test_no_end_of_text_sits_before_an_answer_and_masks_are_where_the_answer_is(setting):
+    codec, style = setting
+    length = 32
+    for prompt in (
+        caption_prompt(codec, 2, length, style=style),
+        answer_prompt(codec, ["how many red dog?", "a"], length, style=style),
+    ):
+        assert not (prompt.input_ids == codec.eos_token_id).any()
+        assert torch.equal(prompt.input_ids == codec.mask_token_id, prompt.answer_mask)
+    trained = training_question(codec, ["how many red dog?"], ["two"], length, style=style)
+    assert codec.eos_token_id not in trained.input_ids[~trained.answer_mask]
+
+
+def test_answer_mask_covers_the_answer_and_all_padding(setting):
+    codec, style = setting
+    prompt = training_question(codec, ["how many dog?"], ["two"], 40, style=style)
+    answer, expected = prompt.input_ids[prompt.answer_mask].tolist(), codec.token_ids("two")
+    assert answer == pad(expected, len(answer), codec.eos_token_id)
+    first = int(prompt.answer_mask[0].int().argmax())
+    assert prompt.answer_mask[0, first:].all()
+
+
+def test_training_and_use_see_the_same_prompt(setting):
+    codec, style = setting
+    questions = ["how many dog?", "a red car"]
+    asked = answer_prompt(codec, questions, 32, style=style)
+    trained = training_question(codec, questions, ["two", "a"], 32, style=style)
+    assert torch.equal(asked.answer_mask, trained.answer_mask)
+    assert torch.equal(asked.input_ids[~asked.answer_mask], trained.input_ids[~asked.answer_mask])
+    drawn = draw_prompt(codec, ["a red dog"], 16, style=style)
+    assert torch.equal(drawn, training_prompt(codec, ["a red dog"], 16, style=style))
+
+
+def test_a_batch_is_its_singles(setting):
+    codec, style = setting
+    texts = ["a red dog ___", "how ___ dog", "____ two"]
+    makers = (
+        lambda given: infill_prompt(codec, given, 32, style=style),
+        lambda given: answer_prompt(codec, given, 32, style=style),
+        lambda given: training_question(codec, given, given, 32, style=style),
+        lambda given: training_caption(codec, given, 32, style=style),
+        lambda given: (draw_prompt(codec, given, 32, style=style),),
+    )
+    for make in makers:
+        batch, singles = make(texts), [make([text]) for text in texts]
+        for i, tensor in enumerate(batch):
+            assert torch.equal(tensor, torch.cat([single[i] for single in singles]))
+
+
+# In-filling
+
+
+def test_blanks_are_single_masked_tokens_and_the_rest_is_pinned():
+    codec, style = CODECS["mini"]
+    texts = ["a ___ dog, a __ car.", "a red ____.", "Q: how many ___? A: two", "___"]
+    assert shown(codec, infill_prompt(codec, texts, 12, style=style)) == [
+        "▁a: ▁a [#] ▁dog ▁, ▁a [#] ▁car ▁. · · ·",
+        "▁a: ▁a ▁red [#] ▁. · · · · · · ·",
+        "▁q: ▁how ▁many [#] ▁? ▁a: ▁two · · · · ·",
+        "▁a: [#] · · · · · · · · · ·",
+    ]
+
+
+def test_published_infill_has_no_prefix_and_one_underscore_is_no_blank():
+    codec, style = CODECS["published"]
+    assert shown(codec, infill_prompt(codec, ["a ___ dog"], 6, style=style)) == ["▁a [#] ▁dog · · ·"]
+    with pytest.raises(ValueError, match="no blank"):
+        infill_prompt(codec, ["a _ dog"], 6, style=style)
+
+
+def test_blanks_that_are_cut_off_are_an_error():
+    codec, style = CODECS["mini"]
+    with pytest.warns(UserWarning, match="only 5 fit"), pytest.raises(ValueError, match="first 5 tokens"):
+        infill_prompt(codec, ["a red dog a blue car ___"], 6, style=style)
+
+
+# Drawing
+
+
+def test_drawing_prompts_are_closed_and_padded_with_the_end_of_text():
+    codec, style = CODECS["published"]
+    a, dog = codec.token_ids("a dog")
+    assert draw_prompt(codec, ["a dog"], 5, style=style).tolist() == [[a, dog, 1, 1, 1]]
+    assert empty_prompt(codec, 2, 3, style=style).tolist() == [[1, 1, 1]] * 2
+
+
+def test_drawing_padding_is_part_of_the_style():
+    codec, style = CODECS["published"]
+    style = PromptStyle(draw_padding="<pad>")
+    assert draw_prompt(codec, ["a dog"], 5, style=style)[0, 2:].tolist() == [1, 0, 0]
+    assert empty_prompt(codec, 1, 3, style=style).tolist() == [[1, 0, 0]]
+
+
+# Bad and long input
+
+
+@pytest.mark.parametrize("text", ["", "  ", "\n"])
+def test_empty_texts_are_one_clear_error(setting, text):
+    codec, style = setting
+    with pytest.raises(ValueError, match=r"^the prompt is empty$"):
+        draw_prompt(codec, ["a dog", text], 8, style=style)
+    with pytest.raises(ValueError, match=r"^the question is empty$"):
+        answer_prompt(codec, [text], 32, style=style)
+    with pytest.raises(ValueError, match=r"^the text to fill in is empty$"):
+        infill_prompt(codec, [text], 8, style=style)
+
+
+def test_truncation_warns_and_says_where(setting):
+    codec, style = setting
+    with pytest.warns(UserWarning, match=re.escape("has 7 tokens and only 4 fit: cut after 'a red dog a'")):
+        ids = draw_prompt(codec, ["a red dog a blue dog two"], 5, style=style)
+    assert codec.decode(ids[0]) == "a red dog a"
+    assert ids[0, -1] == codec.eos_token_id
+
+
+def test_a_long_question_keeps_its_template_and_room_for_the_answer(setting):
+    codec, style = setting
+    length = 30
+    with pytest.warns(UserWarning, match="cut after"):
+        prompt = answer_prompt(codec, ["a dog " * 20], length, style=style)
+    assert prompt.answer_mask.sum() == style.min_answer_tokens
+    pinned = codec.decode(prompt.input_ids[0][~prompt.answer_mask[0]])
+    assert pinned.startswith("Q: a dog")
+    assert pinned.endswith("A:")
+
+
+def test_training_texts_are_cut_silently(setting):
+    codec, style = setting
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        caption = training_caption(codec, ["a dog " * 20], 8, style=style)
+        question = training_question(codec, ["a dog " * 20], ["two " * 40], 30, style=style)
+        prompt = training_prompt(codec, ["a dog " * 20], 8, style=style)
+    assert caption.input_ids[0, -1] == prompt[0, -1] == codec.eos_token_id
+    assert codec.eos_token_id not in question.input_ids
+
+
+def test_a_length_without_room_is_named(setting):
+    codec, style = setting
+    with pytest.raises(ValueError, match="length of 5 tokens"):
+        answer_prompt(codec, ["how many dog?"], 5, style=style)
+
+
+def test_as_many_answers_as_questions(setting):
+    codec, style = setting
+    with pytest.raises(ValueError, match="shorter"):
+        training_question(codec, ["a", "a"], ["two"], 30, style=style)
+
+
+# Styles
+
+
+@pytest.mark.parametrize("style", [MINI, PUBLISHED])
+def test_style_round_trip(style):
+    assert PromptStyle.from_dict(style.to_dict()) == style
+
+
+def test_unknown_settings_are_an_error():
+    with pytest.raises(ValueError, match="unknown prompt settings: mask_token, prefix"):
+        PromptStyle.from_dict({"prefix": "", "mask_token": 3})
+
+
+@pytest.mark.parametrize("template", ["Q: A:", "{question} {question}"])
+def test_a_template_holds_the_question_once(template):
+    with pytest.raises(ValueError, match="once"):
+        PromptStyle(question_template=template)
+
+
+def test_words_of_the_templates():
+    assert MINI.words == ["A:", "Q:"]
+    assert "unanswerable" in PUBLISHED.words
