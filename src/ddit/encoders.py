@@ -187,9 +187,9 @@ class TextCodec:
         ids = ids.tolist() if isinstance(ids, Tensor) else list(ids)
         if self.eos_token_id in ids:
             ids = ids[: ids.index(self.eos_token_id)]
-        return self.tokenizer.decode(
-            ids, skip_special_tokens=True, clean_up_tokenization_spaces=False
-        ).strip()
+        text = self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        assert isinstance(text, str)
+        return text.strip()
 
     def unknown_words(self, text: str) -> list[str]:
         """The words of a text that the tokenizer cannot represent, in order, each once."""
