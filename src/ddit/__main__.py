@@ -1,0 +1,5 @@
+"""`python -m ddit` is `ddit`."""
+
+from ddit.cli import main
+
+main()

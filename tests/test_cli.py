@@ -1,0 +1,302 @@
+"""The command line: every verb on a tiny model, and one clear line for every mistake."""
+
+import json
+import os
+import subprocess
+import sys
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from tiny_models import tiny_pipeline
+
+import ddit
+from ddit.cli import main
+from ddit.images import read_image
+
+REFERENCE = Path(__file__).parent / "data" / "tiny"
+
+
+class Result(NamedTuple):
+    code: int
+    out: str
+    err: str
+
+    @property
+    def fault(self) -> str:
+        """The one line that a failed command says."""
+        assert self.code == 1
+        assert self.out == ""
+        lines = [line for line in self.err.splitlines() if line.startswith("ddit: ")]
+        assert len(lines) == 1
+        assert "Traceback" not in self.err
+        return lines[0].removeprefix("ddit: ")
+
+
+Run = Callable[..., Result]
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    monkeypatch.delenv("DDIT_DEBUG", raising=False)
+
+    def call(*arguments: object) -> Result:
+        monkeypatch.setattr(sys, "argv", ["ddit", *map(str, arguments)])
+        capsys.readouterr()
+        code = None
+        with warnings.catch_warnings():
+            warnings.simplefilter("default", UserWarning)
+            try:
+                main()
+            except SystemExit as end:
+                code = end.code
+        said = capsys.readouterr()
+        return Result(code if isinstance(code, int) else 0, said.out, said.err)
+
+    return call
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("models") / "tiny"
+    tiny_pipeline().save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def picture(tmp_path: Path) -> Path:
+    path = tmp_path / "picture.png"
+    Image.new("RGB", (40, 30), "red").save(path)
+    return path
+
+
+# --- the verbs ---
+
+
+def test_generate_into_a_folder(run: Run, model: Path, tmp_path: Path):
+    result = run(
+        "generate", "a red dog", "a Cat?", "-o", tmp_path / "new" / "out", "--seed", 7, "--model", model
+    )
+    assert result.code == 0
+    paths = [Path(line) for line in result.out.splitlines()]
+    assert [path.name for path in paths] == ["a-red-dog-7.png", "a-cat-8.png"]
+    assert {read_image(path).size for path in paths} == {(256, 256)}
+
+
+def test_generate_one_file_as_json(run: Run, model: Path, tmp_path: Path):
+    path = tmp_path / "dog.jpg"
+    result = run("generate", "a dog", "-o", path, "--upscale", 2, "--json", "--num-steps", 1, "-m", model)
+    assert json.loads(result.out) == {"prompt": "a dog", "seed": 0, "path": str(path)}
+    assert read_image(path).size == (64, 64)
+
+
+def test_generate_is_seeded_sample_by_sample(run: Run, model: Path, tmp_path: Path):
+    run("generate", "a dog", "-n", 2, "-o", tmp_path / "two", "-m", model)
+    run("generate", "a dog", "--seed", 1, "-o", tmp_path / "one", "-m", model)
+    second, alone = (
+        np.asarray(read_image(tmp_path / name / "a-dog-1.png"), dtype=int) for name in ("two", "one")
+    )
+    assert np.abs(second - alone).max() <= 2
+
+
+def test_progress_goes_to_stderr(run: Run, model: Path, tmp_path: Path):
+    result = run("generate", "a dog", "-o", tmp_path, "-m", model)
+    assert "drawing" in result.err
+    assert "drawing" not in result.out
+
+
+def test_caption(run: Run, model: Path, picture: Path):
+    alone = run("caption", picture, "-m", model)
+    assert alone.code == 0
+    assert len(alone.out.splitlines()) == 1
+    both = run("caption", picture, picture, "-m", model)
+    assert both.out.splitlines()[0] == f"{picture}\t{alone.out.strip()}"
+    as_json = run("caption", picture, "-m", model, "--json")
+    assert json.loads(as_json.out) == {"image": str(picture), "caption": alone.out.strip()}
+
+
+def test_ask(run: Run, model: Path, picture: Path):
+    result = run("ask", picture, "is there a dog?", "what color is the cat?", "-m", model, "--json")
+    answers = [json.loads(line) for line in result.out.splitlines()]
+    assert [answer["question"] for answer in answers] == ["is there a dog?", "what color is the cat?"]
+    assert run("ask", picture, "is there a dog?", "-m", model).out.strip() == answers[0]["answer"]
+
+
+def test_infill(run: Run, model: Path, picture: Path):
+    result = run("infill", picture, "the ___ is red", "-m", model)
+    assert result.out.startswith("the")
+    assert result.out.endswith(" is red\n")
+    values = json.loads(run("infill", picture, "the ___ is red", "-m", model, "--json").out)
+    assert values["filled"] == result.out.strip()
+
+
+def test_mask_embedding(run: Run, model: Path, picture: Path, tmp_path: Path):
+    torch.save(torch.ones(24), tmp_path / "mask.pth")
+    assert run("caption", picture, "--mask-embedding", tmp_path / "mask.pth", "-m", model).code == 0
+
+
+def test_world(run: Run, tmp_path: Path):
+    result = run(
+        "world", tmp_path / "scenes", "--num", 3, "--preset", "free", "--split", "val", "--upscale", 2
+    )
+    assert result.out.strip() == str(tmp_path / "scenes" / "scenes.jsonl")
+    scenes = [json.loads(line) for line in Path(result.out.strip()).read_text().splitlines()]
+    assert len(scenes) == 3
+    for scene in scenes:
+        assert read_image(tmp_path / "scenes" / scene["image"]).size == (128, 128)
+        assert scene["objects"]
+        assert scene["captions"]
+        assert {"question", "answer", "kind"} == set(scene["questions"][0])
+    first = (tmp_path / "scenes" / "scenes.jsonl").read_bytes()
+    run("world", tmp_path / "again", "--num", 3, "--preset", "free", "--split", "val", "--upscale", 2)
+    assert (tmp_path / "again" / "scenes.jsonl").read_bytes() == first
+
+
+def test_verify(run: Run):
+    result = run("verify", REFERENCE, "--atol", 5e-5)
+    assert result.code == 0
+    lines = result.out.splitlines()
+    listed = json.loads((REFERENCE / "reference.json").read_text())["keys"]
+    assert {line.split()[1] for line in lines} < set(listed)
+    assert all(line.startswith("ok") for line in lines)
+
+
+def test_verify_names_a_tampered_tensor(run: Run, tmp_path: Path):
+    for item in REFERENCE.iterdir():
+        (tmp_path / item.name).symlink_to(item)
+    tensors = load_file(REFERENCE / "reference.safetensors")
+    tensors["forward.1.velocity"][0, 0, 0, 0] += 1e-2
+    (tmp_path / "reference.safetensors").unlink()
+    save_file(tensors, tmp_path / "reference.safetensors")
+    result = run("verify", tmp_path, "--json")
+    assert result.code == 1
+    rows = [json.loads(line) for line in result.out.splitlines()]
+    assert [row["name"] for row in rows if not row["within"]] == ["forward.1.velocity"]
+
+
+def test_train_dry_run(run: Run, tmp_path: Path):
+    result = run(
+        "train", "mini-joint", "--root", tmp_path / "runs", "--set", "max_steps=7", "--init", "x", "--dry-run"
+    )
+    config = json.loads(result.out)
+    assert config["max_steps"] == 7
+    assert config["init"] == "x"
+    assert not (tmp_path / "runs").exists()
+
+
+# --- mistakes ---
+
+
+def test_bad_pictures(run: Run, model: Path, tmp_path: Path):
+    (tmp_path / "text.png").write_text("hello")
+    (tmp_path / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n" + b"0" * 30)
+    (tmp_path / "huge.pgm").write_bytes(b"P5 20000 20000 255\n")
+    for name, fault in {
+        "missing.png": "no such image: ",
+        "text.png": "is not an image of a known format",
+        "broken.png": "image",
+        "huge.pgm": "is larger than the limit of 16,384 pixels a side and 64 million in all",
+    }.items():
+        for command in (("caption",), ("ask", "what is this?"), ("infill", "a ___")):
+            message = run(command[0], tmp_path / name, *command[1:], "-m", model).fault
+            assert fault in message
+            assert name in message
+
+
+@pytest.mark.parametrize(
+    ("arguments", "fault"),
+    [
+        (("generate", ""), "the prompt is empty"),
+        (("generate", "a dog", "--height", "33"), "height 33 is not a multiple of 8"),
+        (
+            ("generate", "a dog", "--dtype", "float7"),
+            "unknown dtype 'float7': use float32, bfloat16 or float16",
+        ),
+        (("generate", "a dog", "--device", "abacus"), "device 'abacus' cannot be used here"),
+        (("generate", "a dog", "--model", "maxi"), "unknown model 'maxi'"),
+        (("world", "w", "--preset", "mars"), "unknown preset 'mars': use fixed-1, "),
+        (("world", "w", "--split", "half"), "unknown split 'half': use train, "),
+        (("train", "maxi", "--dry-run"), "unknown recipe 'maxi'"),
+        (("train", "mini-joint", "--set", "max_stepz=3", "--dry-run"), "unknown key 'max_stepz'"),
+        (("verify", "nowhere"), "nowhere"),
+        (("verify", "nowhere", "--dtype", "int8"), "unknown dtype 'int8'"),
+    ],
+)
+def test_mistakes_get_one_line(
+    run: Run,
+    model: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    arguments: tuple[str, ...],
+    fault: str,
+):
+    monkeypatch.chdir(tmp_path)
+    default = ("--model", model) if arguments[0] == "generate" and "--model" not in arguments else ()
+    assert fault in run(*arguments, *default).fault
+
+
+def test_an_output_that_cannot_be_written_is_found_before_the_model_is_loaded(run: Run, tmp_path: Path):
+    (tmp_path / "file").write_text("")
+    for output in (tmp_path / "file", tmp_path / "file" / "deeper", tmp_path / "file" / "a.png"):
+        fault = run("generate", "a dog", "-o", output, "--model", "never/loaded").fault
+        assert fault.startswith(f"cannot write to '{tmp_path / 'file'}")
+    fault = run("generate", "a dog", "a cat", "-o", tmp_path / "a.png", "--model", "never/loaded").fault
+    assert "is one file for 2 pictures" in fault
+
+
+def test_an_incomplete_checkpoint_names_what_is_missing(run: Run, tmp_path: Path, picture: Path):
+    tiny_pipeline().save_pretrained(tmp_path / "model")
+    file = tmp_path / "model" / "transformer" / "diffusion_pytorch_model.safetensors"
+    tensors = load_file(file)
+    del tensors["text_proj_out.weight"]
+    save_file(tensors, file)
+    assert "1 missing (text_proj_out.weight)" in run("caption", picture, "-m", tmp_path / "model").fault
+
+
+def test_a_long_prompt_is_cut_with_a_warning(run: Run, model: Path, tmp_path: Path):
+    result = run("generate", "a dog " * 9, "-o", tmp_path / "a.png", "-m", model)
+    assert result.code == 0
+    (warning,) = (line for line in result.err.splitlines() if line.startswith("ddit: warning: "))
+    assert "cut after" in warning
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [("generate",), ("draw",), ("ask", "a.png"), ("generate", "a", "--num-steps", "0"), ("caption", "-x")],
+)
+def test_wrong_usage_is_exit_code_2(run: Run, arguments: tuple[str, ...]):
+    result = run(*arguments)
+    assert result.code == 2
+    assert result.out == ""
+    assert "Usage: " in result.err
+
+
+def test_debug_shows_the_traceback(model: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("DDIT_DEBUG", "1")
+    monkeypatch.setattr(sys, "argv", ["ddit", "caption", "missing.png", "--model", str(model)])
+    with pytest.raises(ValueError, match="no such image"):
+        main()
+
+
+def test_version(run: Run):
+    assert run("--version").out == f"ddit {ddit.__version__}\n"
+
+
+def test_help_imports_nothing_heavy():
+    code = "import sys, ddit.cli; sys.exit(any(name in sys.modules for name in ('torch', 'numpy', 'PIL')))"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_the_module_is_the_command():
+    environment = {**os.environ, "PYTHONWARNINGS": "error"}
+    done = subprocess.run(
+        [sys.executable, "-m", "ddit", "--help"], check=True, capture_output=True, text=True, env=environment
+    )
+    for verb in ("generate", "caption", "ask", "infill", "train", "verify", "world"):
+        assert f"  {verb} " in done.stdout
