@@ -1,6 +1,7 @@
 """Milliseconds of one training step at mini size, by way of computing it: `python benchmarks/mini_step.py`.
 
-Each arm runs in a fresh process (or two, joined by gloo). Half of the batch is drawn, half is read, unless --image-only.
+Each arm runs in a fresh process (or two, joined by gloo). Half of the batch is drawn, half is read, unless
+--image-only.
 """
 
 import argparse
@@ -94,14 +95,17 @@ def main() -> None:
     if options.arm:
         run_arm(options)
         return
-    print(f"hidden {options.hidden}, depth {options.depth}, batch {options.batch}, image only: {options.image_only}")
+    print(
+        f"hidden {options.hidden}, depth {options.depth}, batch {options.batch}, image only: {options.image_only}"
+    )
     print("| arm | ms a step | pairs/s | first step, s |\n|---|---|---|---|", flush=True)
     for arm in (name for name in ARMS if options.only in name):
         environment = os.environ | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29511"}
         world = ARMS[arm][2]
         command = [sys.executable, __file__, *sys.argv[1:], "--arm", arm]
         ranks = [
-            subprocess.Popen(command, env=environment | {"RANK": str(r), "WORLD_SIZE": str(world)}) for r in range(world)
+            subprocess.Popen(command, env=environment | {"RANK": str(r), "WORLD_SIZE": str(world)})
+            for r in range(world)
         ]
         if any(process.wait() for process in ranks):
             raise SystemExit(f"arm {arm!r} failed")

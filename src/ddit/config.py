@@ -11,7 +11,7 @@ import json
 import typing
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -25,9 +25,9 @@ from ddit.world import WorldConfig
 class OptimizerConfig:
     """Optimiser and schedule; the defaults are the published ones (stage 1).
 
-    `muon` takes the two-dimensional matrices of the transformer blocks (attention and MLP) with `muon_lr`; everything
-    else, and everything under `adamw`, takes `lr`. The schedule scales both: warm-up, then `constant`, `linear` (constant,
-    then down to `final_lr_fraction` over the last `decay_fraction` of the run) or `cosine`.
+    `muon` takes the two-dimensional matrices of the transformer blocks (attention and MLP) with `muon_lr`;
+    everything else, and everything under `adamw`, takes `lr`. The schedule scales both: warm-up, then `constant`,
+    `linear` (constant, then down to `final_lr_fraction` over the last `decay_fraction` of the run) or `cosine`.
     """
 
     name: Literal["adamw", "muon"] = "adamw"
@@ -47,8 +47,8 @@ class OptimizerConfig:
 class ObjectiveConfig:
     """What one step optimises: L_image + lambda_text L_text + alignment_weight L_align.
 
-    `read_fraction` is the share of each global batch whose text is masked (0: image only), `question_fraction` the share of
-    those that are questions rather than captions.
+    `read_fraction` is the share of each global batch whose text is masked (0: image only), `question_fraction` the
+    share of those that are questions rather than captions.
     """
 
     lambda_text: float = 0.2
@@ -163,6 +163,7 @@ class LatentsRun:
 
 
 RunConfig = DualRun | AutoencoderRun | TextEncoderRun | TeacherRun | LatentsRun
+Config = TypeVar("Config")
 _RUN_CLASSES: dict[str, type[RunConfig]] = {
     "dual": DualRun,
     "autoencoder": AutoencoderRun,
@@ -175,7 +176,8 @@ _RUN_CLASSES: dict[str, type[RunConfig]] = {
 def apply_overrides(config: Config, overrides: typing.Sequence[str]) -> Config:
     """Returns `config` with assignments such as "optimizer.lr=1e-3" made; values are JSON, or else plain strings.
 
-    Raises `ValueError` (one line, naming the key) for an unknown key, with near misses, and for a value of the wrong type.
+    Raises `ValueError` (one line, naming the key) for an unknown key, with near misses, and for a value of the wrong
+    type.
     """
     for assignment in overrides:
         key, separator, value = assignment.partition("=")

@@ -1,7 +1,8 @@
 """Named runs: functions that return the configuration of one stage. A stage differs from another in numbers only.
 
-The small chain, `mini`, plays the paper's stages on the small world: autoencoder and text encoder, the teacher, the pool of
-latents, then image-only training (SD3's part), joint training, and question tuning, each from its predecessor's export.
+The small chain, `mini`, plays the paper's stages on the small world: autoencoder and text encoder, the teacher, the
+pool of latents, then image-only training (SD3's part), joint training, and question tuning, each from its
+predecessor's export.
 """
 
 from __future__ import annotations
@@ -54,6 +55,7 @@ def mini_latents(root: Path, world: WorldConfig) -> LatentsRun:
         world=world,
         vae=str(root / "mini-vae/export/vae"),
         teacher=str(root / "mini-teacher/export" / TEACHER_FILE),
+        num_scenes=100_000,
     )
 
 
@@ -91,9 +93,9 @@ def mini_image(root: Path, world: WorldConfig) -> DualRun:
             max_grad_norm=1.0,
             warmup_steps=60,
             schedule="constant",
-            ema_decay=0.998,
+            ema_decay=0.999,
         ),
-        report=ReportConfig(evaluate_every=500, sheet_every=1000, checkpoint_minutes=8.0),
+        report=ReportConfig(evaluate_every=500, sheet_every=1000, checkpoint_minutes=5.0),
         text_length=TEXT_LENGTH,
         global_batch_size=64,
         max_steps=8000,
@@ -153,7 +155,9 @@ def make_tiny(config: RunConfig) -> RunConfig:
         model=replace(config.model, hidden_size=32, depth=2, num_heads=2),
         objective=replace(config.objective, alignment_block=0),
         optimizer=replace(config.optimizer, warmup_steps=2),
-        report=replace(config.report, log_every=1, evaluate_every=2, sheet_every=4, num_held_out=8, sheet_steps=2),
+        report=replace(
+            config.report, log_every=1, evaluate_every=2, sheet_every=4, num_held_out=8, sheet_steps=2
+        ),
         global_batch_size=8,
         max_steps=4,
     )
@@ -167,7 +171,9 @@ def build(name: str, root: str | Path, *, world: str = "fixed") -> RunConfig:
     family, _, stage = name.partition("-")
     make = MINI_CHAIN.get(f"mini-{stage}")
     if family not in ("mini", "tiny") or make is None:
-        raise ValueError(f"unknown recipe {name!r}; known: mini, tiny, {', '.join(MINI_CHAIN)} (and tiny-... of each)")
+        raise ValueError(
+            f"unknown recipe {name!r}; known: mini, tiny, {', '.join(MINI_CHAIN)} (and tiny-... of each)"
+        )
     if world not in PRESETS:
         raise ValueError(f"unknown world {world!r}; known: {', '.join(PRESETS)}")
     config = make(Path(root), PRESETS[world])

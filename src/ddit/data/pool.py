@@ -26,11 +26,15 @@ class LatentPool:
         self.folder = Path(folder)
         description = self.folder / "pool.json"
         if not description.is_file():
-            raise ValueError(f"{self.folder} holds no latent pool (pool.json is missing): run the latents recipe first")
+            raise ValueError(
+                f"{self.folder} holds no latent pool (pool.json is missing): run the latents recipe first"
+            )
         self.description: dict[str, Any] = json.loads(description.read_text())
         missing = int((np.fromfile(self.folder / "done.bin", dtype=np.uint8) == 0).sum())
         if missing:
-            raise ValueError(f"{self.folder}: {missing} chunks of latents are missing: run the latents recipe to its end")
+            raise ValueError(
+                f"{self.folder}: {missing} chunks of latents are missing: run the latents recipe to its end"
+            )
         self._latents = _open(self.folder, self.description, "latents", "r")
         self._features = _open(self.folder, self.description, "features", "r")
 
@@ -65,7 +69,9 @@ def prepare_pool(folder: Path, description: dict[str, Any]) -> None:
     text = json.dumps(description, indent=2) + "\n"
     if path.exists():
         if json.loads(path.read_text()) != json.loads(text):
-            raise ValueError(f"{folder} holds a pool made with other settings: remove it or choose another folder")
+            raise ValueError(
+                f"{folder} holds a pool made with other settings: remove it or choose another folder"
+            )
         return
     for name in ("latents", "features"):
         if description[f"{name}_shape"]:
@@ -79,7 +85,12 @@ def num_chunks(description: dict[str, Any]) -> int:
 
 
 def fill_pool(
-    folder: Path, encode: EncodeChunk, *, worker: int = 0, num_workers: int = 1, on_chunk: Callable[[], None] | None = None
+    folder: Path,
+    encode: EncodeChunk,
+    *,
+    worker: int = 0,
+    num_workers: int = 1,
+    on_chunk: Callable[[], None] | None = None,
 ) -> None:
     """Makes the chunks that are still missing; of several workers each takes every `num_workers`-th chunk."""
     description = json.loads((folder / "pool.json").read_text())

@@ -18,7 +18,9 @@ def batch_indices(num_samples: int, global_batch_size: int, *, seed: int, step: 
     start = step * global_batch_size
     positions = np.arange(start, start + global_batch_size)
     epochs, offsets = np.divmod(positions, num_samples)
-    return np.array([_permutation(num_samples, seed, int(e))[o] for e, o in zip(epochs, offsets, strict=True)])
+    return np.array(
+        [_permutation(num_samples, seed, int(e))[o] for e, o in zip(epochs, offsets, strict=True)]
+    )
 
 
 def sample_rng(seed: int, step: int, position: int) -> random.Random:

@@ -14,7 +14,11 @@ def main() -> None:
     parser.add_argument("--dry-run", action="store_true", help="print the configuration and stop")
     options = parser.parse_args()
     run_recipe(
-        options.recipe, options.root, world=options.world, overrides=options.overrides, dry_run=options.dry_run
+        options.recipe,
+        options.root,
+        world=options.world,
+        overrides=options.overrides,
+        dry_run=options.dry_run,
     )
 
 

@@ -51,7 +51,9 @@ def train_autoencoder(cfg: AutoencoderRun) -> Path:
     model.fit_normalization(pixels[:2000])
     codec = ImageCodec(model)
     std = codec.encode(held_out).std(dim=(0, 2, 3))
-    print(f"held-out PSNR {_held_out_psnr(model, held_out):.2f} dB, latent std {[round(s, 3) for s in std.tolist()]}")
+    print(
+        f"held-out PSNR {_held_out_psnr(model, held_out):.2f} dB, latent std {[round(s, 3) for s in std.tolist()]}"
+    )
     codec.save_pretrained(out / "export" / "vae")
     return out
 

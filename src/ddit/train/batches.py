@@ -20,10 +20,13 @@ from ddit.train.parallel import Ranks
 class BatchMaker:
     """Draws the samples, their texts and their dropped captions; reads latents (and features) from the pool.
 
-    Of the global batch, whose first `num_drawn` samples are drawn and the rest read, a rank makes its slice of each half.
+    Of the global batch, whose first `num_drawn` samples are drawn and the rest read, a rank makes its slice of each
+    part.
     """
 
-    def __init__(self, cfg: DualRun, pool: LatentPool, codec: TextCodec, style: PromptStyle, ranks: Ranks) -> None:
+    def __init__(
+        self, cfg: DualRun, pool: LatentPool, codec: TextCodec, style: PromptStyle, ranks: Ranks
+    ) -> None:
         self.cfg, self.pool, self.codec, self.style = cfg, pool, codec, style
         self.source = SceneSource(cfg.world)
         self.num_read = round(cfg.global_batch_size * cfg.objective.read_fraction)
@@ -58,7 +61,9 @@ class BatchMaker:
         return Batch(self.pool.latents(own), prompt_ids, read_ids, answer_mask, features)
 
 
-def tokenize_readings(codec: TextCodec, readings: list[Reading], length: int, style: PromptStyle) -> TokenizedPrompt:
+def tokenize_readings(
+    codec: TextCodec, readings: list[Reading], length: int, style: PromptStyle
+) -> TokenizedPrompt:
     """Captions and questions in the formats in which the model is asked for them, in the given order."""
     rows: list[tuple[Tensor, Tensor]] = []
     for reading in readings:
@@ -68,5 +73,7 @@ def tokenize_readings(codec: TextCodec, readings: list[Reading], length: int, st
             row = prompts.training_question(codec, [reading.question], [reading.answer], length, style=style)
         rows.append((row.input_ids, row.answer_mask))
     if not rows:
-        return TokenizedPrompt(torch.zeros(0, length, dtype=torch.long), torch.zeros(0, length, dtype=torch.bool))
+        return TokenizedPrompt(
+            torch.zeros(0, length, dtype=torch.long), torch.zeros(0, length, dtype=torch.bool)
+        )
     return TokenizedPrompt(torch.cat([ids for ids, _ in rows]), torch.cat([mask for _, mask in rows]))

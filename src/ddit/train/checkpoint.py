@@ -23,7 +23,9 @@ class Checkpoint(NamedTuple):
     description: dict[str, Any]
 
 
-def save_checkpoint(run: Path, step: int, tensors: dict[str, Tensor], description: dict[str, Any], *, keep: int) -> Path:
+def save_checkpoint(
+    run: Path, step: int, tensors: dict[str, Tensor], description: dict[str, Any], *, keep: int
+) -> Path:
     """Writes the checkpoint of `step` (steps done) and removes all but the newest `keep`."""
     target = run / f"ckpt-{step:08d}"
     aside = run / f"{target.name}.tmp"
@@ -31,7 +33,9 @@ def save_checkpoint(run: Path, step: int, tensors: dict[str, Tensor], descriptio
     aside.mkdir(parents=True)
     save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, aside / TENSORS)
     size = (aside / TENSORS).stat().st_size
-    (aside / DESCRIPTION).write_text(json.dumps({"step": step, "num_bytes": size, **description}, indent=2) + "\n")
+    (aside / DESCRIPTION).write_text(
+        json.dumps({"step": step, "num_bytes": size, **description}, indent=2) + "\n"
+    )
     for path in (aside / TENSORS, aside / DESCRIPTION, aside):
         _to_disk(path)
     shutil.rmtree(target, ignore_errors=True)
@@ -70,7 +74,9 @@ def pack_optimizer(prefix: str, optimizer: torch.optim.Optimizer) -> dict[str, T
     """The optimiser's state as named tensors: `prefix.PARAMETER.KEY`."""
     state = optimizer.state_dict()["state"]
     return {
-        f"{prefix}.{index}.{key}": value.detach().clone() for index, entry in state.items() for key, value in entry.items()
+        f"{prefix}.{index}.{key}": value.detach().clone()
+        for index, entry in state.items()
+        for key, value in entry.items()
     }
 
 

@@ -21,7 +21,7 @@ _CHUNK = 128
 
 
 class HeldOut:
-    """A fixed set of validation scenes: the early signal of text uptake, and how well questions and captions are read."""
+    """A fixed set of validation scenes: the early signal of text uptake, and how well texts are read."""
 
     def __init__(self, cfg: DualRun, images: ImageCodec, codec: TextCodec, style: PromptStyle) -> None:
         self.cfg, self.codec = cfg, codec

@@ -18,7 +18,9 @@ class RunLog:
         out.mkdir(parents=True, exist_ok=True)
         self._file = (out / "log.jsonl").open("a")
         interval = 0.5 if sys.stderr.isatty() else 30.0
-        self._bar = tqdm(total=total, initial=start, unit=unit, mininterval=interval, desc=out.name, file=sys.stderr)
+        self._bar = tqdm(
+            total=total, initial=start, unit=unit, mininterval=interval, desc=out.name, file=sys.stderr
+        )
         self._start = time.monotonic()
 
     def __enter__(self) -> RunLog:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from ddit.config import DualRun, from_json, save_config, to_json
 from ddit.data.pool import LatentPool
 from ddit.encoders import ImageCodec, TextCodec
+from ddit.folders import ModelSettings, save_pipeline
 from ddit.model import DualDiT
 from ddit.prompts import MINI
 from ddit.train.batches import BatchMaker
@@ -29,7 +30,6 @@ from ddit.train.objective import AlignmentHead, draw_noise, step_losses
 from ddit.train.optim import Ema, MasterWeights, build_optimizers, lr_factor, set_lr
 from ddit.train.parallel import Ranks, join_ranks
 from ddit.train.sheet import draw_pictures, save_sheet
-from ddit.folders import ModelSettings, save_pipeline
 from ddit.weights import load_transformer
 from ddit.world import geneval_prompts
 
@@ -152,7 +152,9 @@ class Trainer:
         """The transformer with the averaged weights."""
         model = DualDiT(self.cfg.model)
         state = dict(zip(self.averaged_names, self.ema.tensors, strict=True))
-        model.load_state_dict({name.removeprefix("transformer."): t for name, t in state.items()}, strict=False)
+        model.load_state_dict(
+            {name.removeprefix("transformer."): t for name, t in state.items()}, strict=False
+        )
         return model.to(dtype).eval().requires_grad_(False)
 
     def export(self) -> None:
@@ -190,7 +192,9 @@ def load_into(model: DualDiT, export: Path) -> None:
     """Warm start: the transformer of a predecessor's export (or of any model folder) into `model`, in float32."""
     start = load_transformer(export / "transformer", dtype=torch.float32)
     if start.config != model.config:
-        raise ValueError(f"the transformer in {export} is of another size: {start.config} against {model.config}")
+        raise ValueError(
+            f"the transformer in {export} is of another size: {start.config} against {model.config}"
+        )
     model.load_state_dict(start.state_dict())
 
 

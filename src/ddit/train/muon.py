@@ -62,7 +62,10 @@ class Muon(torch.optim.Optimizer):
 
     def _orthogonalize_all(self, matrices: Sequence[Tensor]) -> list[Tensor]:
         flat = torch.zeros(sum(matrix.numel() for matrix in matrices), dtype=torch.bfloat16)
-        updates = [part.view_as(m) for part, m in zip(flat.split([m.numel() for m in matrices]), matrices, strict=True)]
+        updates = [
+            part.view_as(m)
+            for part, m in zip(flat.split([m.numel() for m in matrices]), matrices, strict=True)
+        ]
         for index in range(self.ranks.index, len(matrices), self.ranks.size):
             updates[index].copy_(orthogonalize(matrices[index], self.num_iterations))
         self.ranks.sum(flat)

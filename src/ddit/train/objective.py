@@ -45,7 +45,12 @@ class Losses(NamedTuple):
 
 
 def draw_noise(
-    batch: Batch, cfg: ObjectiveConfig, *, mask_token_id: int, generator: torch.Generator, ranks: Ranks | None = None
+    batch: Batch,
+    cfg: ObjectiveConfig,
+    *,
+    mask_token_id: int,
+    generator: torch.Generator,
+    ranks: Ranks | None = None,
 ) -> Noise:
     """The noise of this rank's batch, cut from that of the global batch, which is drawn whole on every rank."""
     ranks = ranks or Ranks()
@@ -58,7 +63,9 @@ def draw_noise(
     return Noise(image_t, image_noise, text_t, noisy_ids)
 
 
-def _mask_globally(batch: Batch, t: Tensor, mask_token_id: int, generator: torch.Generator, ranks: Ranks) -> Tensor:
+def _mask_globally(
+    batch: Batch, t: Tensor, mask_token_id: int, generator: torch.Generator, ranks: Ranks
+) -> Tensor:
     """`masked.mask_tokens` for this rank's rows, having drawn those of the ranks before it as well."""
     noisy_ids = batch.read_ids
     for _ in range(ranks.index + 1):

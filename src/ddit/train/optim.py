@@ -13,13 +13,17 @@ from ddit.train.muon import Muon
 from ddit.train.parallel import Ranks
 
 
-def lr_factor(step: int, max_steps: int, cfg: OptimizerConfig) -> float:
+def lr_factor(step: float, max_steps: int, cfg: OptimizerConfig) -> float:
     """What the learning rates are multiplied with in step `step` (counted from 0) of `max_steps`."""
     if step < cfg.warmup_steps:
         return (step + 1) / cfg.warmup_steps
     if cfg.schedule == "constant":
         return 1.0
-    start = cfg.warmup_steps if cfg.schedule == "cosine" else max(cfg.warmup_steps, max_steps * (1 - cfg.decay_fraction))
+    start = (
+        cfg.warmup_steps
+        if cfg.schedule == "cosine"
+        else max(cfg.warmup_steps, max_steps * (1 - cfg.decay_fraction))
+    )
     progress = min(max((step - start) / max(max_steps - start, 1), 0.0), 1.0)
     falling = 0.5 * (1 + math.cos(math.pi * progress)) if cfg.schedule == "cosine" else 1 - progress
     return cfg.final_lr_fraction + (1 - cfg.final_lr_fraction) * falling

@@ -1,6 +1,7 @@
 """Several processes under torchrun (gloo), each computing its slice of every global batch.
 
-The step is the same whatever their number: noise is drawn for the global batch, then sliced, and gradients are averaged.
+The step is the same whatever their number: noise is drawn for the global batch, then sliced, and gradients are
+averaged.
 """
 
 from __future__ import annotations
@@ -39,7 +40,9 @@ class Ranks:
         dist.all_reduce(flat)
         flat /= self.size
         *parts, extra = flat.split([*(tensor.numel() for tensor in tensors), extra.numel()])
-        torch._foreach_copy_(tensors, [part.view_as(tensor) for part, tensor in zip(parts, tensors, strict=True)])
+        torch._foreach_copy_(
+            tensors, [part.view_as(tensor) for part, tensor in zip(parts, tensors, strict=True)]
+        )
         return extra
 
     def sum(self, tensor: Tensor) -> None:

@@ -49,8 +49,8 @@ def run_recipe(
 ) -> None:
     """Runs the stage or the chain `name` under `root`; finished stages of a chain are skipped.
 
-    Overrides ("optimizer.lr=1e-3") go to a single stage; for a chain they are a `ValueError`. With `dry_run` the resolved
-    configurations are printed as JSON and nothing is run.
+    Overrides ("optimizer.lr=1e-3") go to a single stage; for a chain they are a `ValueError`. With `dry_run` the
+    resolved configurations are printed as JSON and nothing is run.
     """
     names = stages(name)
     if overrides and len(names) > 1:

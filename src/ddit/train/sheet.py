@@ -52,7 +52,12 @@ def save_sheet(path: Path, pixels: Tensor, texts: list[str]) -> None:
     draw = ImageDraw.Draw(sheet)
     for index, (picture, text) in enumerate(zip(pictures, texts, strict=True)):
         left, top = index % _COLUMNS * (side + 4), index // _COLUMNS * (side + _CAPTION_HEIGHT)
-        sheet.paste(Image.fromarray(np.ascontiguousarray(picture)).resize((side, side), Image.Resampling.NEAREST), (left, top))
-        draw.multiline_text((left + 1, top + side), "\n".join(textwrap.wrap(text, side // 6)[:3]), fill="black", spacing=1)
+        sheet.paste(
+            Image.fromarray(np.ascontiguousarray(picture)).resize((side, side), Image.Resampling.NEAREST),
+            (left, top),
+        )
+        draw.multiline_text(
+            (left + 1, top + side), "\n".join(textwrap.wrap(text, side // 6)[:3]), fill="black", spacing=1
+        )
     path.parent.mkdir(parents=True, exist_ok=True)
     sheet.save(path)

@@ -49,7 +49,9 @@ def make_pool(cfg: LatentsRun) -> Path:
         "chunk_size": cfg.chunk_size,
         "latents_shape": list(latents.shape[1:]),
         "features_shape": None if features is None else list(features.shape[1:]),
-        "made_from": {key: value for key, value in dataclasses.asdict(cfg).items() if key not in ("out", "num_workers")},
+        "made_from": {
+            key: value for key, value in dataclasses.asdict(cfg).items() if key not in ("out", "num_workers")
+        },
     }
     prepare_pool(out, description)
     context = multiprocessing.get_context("spawn")
