@@ -168,7 +168,7 @@ def test_fresh_weights_follow_the_generator_and_start_at_zero_velocity() -> None
 
 
 class _LargestMatmul(TorchDispatchMode):
-    """Records the rows of the largest output of a linear layer with `columns` columns."""
+    """Records the rows of the largest matrix product with `columns` columns."""
 
     def __init__(self, columns: int) -> None:
         super().__init__()
@@ -176,7 +176,8 @@ class _LargestMatmul(TorchDispatchMode):
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         out = func(*args, **(kwargs or {}))
-        if isinstance(out, torch.Tensor) and out.ndim >= 2 and out.shape[-1] == self.columns:
+        is_product = func.overloadpacket in (torch.ops.aten.addmm, torch.ops.aten.mm)
+        if is_product and out.shape[-1] == self.columns:
             self.rows = max(self.rows, out.numel() // self.columns)
         return out
 
