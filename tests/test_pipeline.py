@@ -185,6 +185,7 @@ def test_unknown_words_are_named(pipeline: Pipeline):
     [
         ({"num_steps": 0}, "num_steps must be at least 1"),
         ({"batch_size": 0}, "batch_size must be at least 1"),
+        ({"seed": -1}, "seed must be at least 0"),
     ],
 )
 def test_numbers_out_of_range(pipeline: Pipeline, options: dict, message: str):
@@ -252,6 +253,21 @@ def test_variants_of_every_part(tmp_path: Path, variant: str):
     for file in list((tmp_path / "model").rglob("*.safetensors")):
         file.rename(file.with_name(file.name.replace(".safetensors", f".{variant}.safetensors")))
     assert Pipeline.from_pretrained(tmp_path / "model").generate("a cat", num_steps=1)
+
+
+@pytest.mark.parametrize("variant", [None, "fp16"])
+def test_sharded_parts(tmp_path: Path, variant: str | None):
+    original = publish(tmp_path / "model")
+    for part in ("vae", "text_encoder"):
+        for file in (tmp_path / "model" / part).glob("*.safetensors"):
+            file.unlink()
+    options = {"max_shard_size": "10KB", "variant": variant}
+    original.text_codec.encoder.save_pretrained(tmp_path / "model" / "text_encoder", **options)
+    original.image_codec.autoencoder.save_pretrained(tmp_path / "model" / "vae", **options)
+    assert len(list((tmp_path / "model" / "text_encoder").glob("*.safetensors"))) > 1
+    loaded = Pipeline.from_pretrained(tmp_path / "model")
+    for name, tensor in original.text_codec.encoder.state_dict().items():
+        assert torch.equal(loaded.text_codec.encoder.state_dict()[name], tensor)
 
 
 @pytest.mark.parametrize("sizes", [SD3_SIZES, SD35_SIZES], ids=["sd3", "sd3.5"])

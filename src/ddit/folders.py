@@ -69,7 +69,7 @@ def resolve(name_or_path: str | os.PathLike[str]) -> Path:
         ValueError: one line, if it is none of these.
     """
     name = os.fspath(name_or_path)
-    if name == "mini" and not Path(name).is_dir():
+    if name == "mini":
         packaged = Path(str(resources.files("ddit"))) / "assets" / "mini"
         if not packaged.is_dir():
             raise ValueError("the packaged model 'mini' is missing from this installation")
@@ -85,12 +85,14 @@ def resolve(name_or_path: str | os.PathLike[str]) -> Path:
 
 def _download(name: str) -> Path:
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
 
     try:
         return Path(snapshot_download(name, allow_patterns=HUB_PATTERNS))
     except LocalEntryNotFoundError:
         reason = "the hub cannot be reached"
+    except RepositoryNotFoundError:
+        reason = "the hub has no such repository, or it needs a login"
     except HfHubHTTPError as error:
         reason = f"the hub refuses it ({str(error).splitlines()[0]})"
     except OSError as error:

@@ -406,6 +406,8 @@ class Pipeline:
 
     @staticmethod
     def _generators(seed: int, part: slice) -> list[torch.Generator]:
+        if not 0 <= seed < 2**62:
+            raise ValueError(f"seed must be at least 0 and below 2**62, got {seed}")
         return [torch.Generator().manual_seed(seed + i) for i in range(part.start, part.stop)]
 
 
