@@ -76,6 +76,13 @@ def test_image_codec_survives_a_folder(make, dtype, tmp_path):
     )
 
 
+@pytest.mark.parametrize("make", [small_vae, PatchAutoencoder])
+def test_changing_the_dtype_prints_nothing(make, capfd):
+    codec = ImageCodec(make()).to(device="cpu", dtype=torch.bfloat16)
+    assert codec.encode(torch.rand(1, 3, 8, 8)).dtype == codec.dtype == torch.bfloat16
+    assert capfd.readouterr() == ("", "")
+
+
 def test_a_foreign_autoencoder_is_named(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"_class_name": "AutoencoderDC"}))
     with pytest.raises(ValueError, match="AutoencoderDC"):

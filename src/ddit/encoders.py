@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import AutoTokenizer, PreTrainedTokenizerFast, T5Config, T5EncoderModel
 from transformers.utils import logging as transformers_logging
 
@@ -62,7 +62,7 @@ class ImageCodec:
 
     def to(self, *args, **kwargs) -> "ImageCodec":
         """Moves the autoencoder, with the arguments of `nn.Module.to`."""
-        self.autoencoder.to(*args, **kwargs)
+        nn.Module.to(self.autoencoder, *args, **kwargs)  # diffusers' own `to` prints a warning for any dtype
         return self
 
     @property
