@@ -250,7 +250,7 @@ def _cast(module: Any, dtype: torch.dtype | None) -> Any:
     """The module itself, or a copy in another dtype."""
     if dtype is None or next(module.parameters()).dtype == dtype:
         return module
-    return copy.deepcopy(module).to(dtype)
+    return torch.nn.Module.to(copy.deepcopy(module), dtype)  # past diffusers' own `to`, which prints
 
 
 def _swap(aside: Path, folder: Path) -> None:
