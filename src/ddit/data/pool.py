@@ -18,6 +18,8 @@ from torch import Tensor
 EncodeChunk = Callable[[int, int], tuple[Tensor, Tensor | None]]
 """(first, end) -> latents (end - first, C, H, W) and, with a teacher, its features (end - first, F, h, w)."""
 
+_NUM_FOR_STATISTICS = 2000
+
 
 class LatentPool:
     """Map-style reader: `latents(indices)` and `features(indices)` in float32."""
@@ -37,6 +39,9 @@ class LatentPool:
             )
         self._latents = _open(self.folder, self.description, "latents", "r")
         self._features = _open(self.folder, self.description, "features", "r")
+        if self._features is not None:
+            sample = self._features[:_NUM_FOR_STATISTICS].astype(np.float32)
+            self._mean, self._std = (f(sample, axis=(0, 2, 3), keepdims=True)[0] for f in (np.mean, np.std))
 
     def __len__(self) -> int:
         return self.description["num_scenes"]
@@ -50,9 +55,10 @@ class LatentPool:
         return torch.from_numpy(self._latents[indices].astype(np.float32))
 
     def features(self, indices: np.ndarray) -> Tensor:
+        """The teacher's features, of mean 0 and deviation 1 a channel: what all pictures share is no target."""
         if self._features is None:
             raise ValueError(f"{self.folder} holds no teacher's features, which the alignment loss needs")
-        return torch.from_numpy(self._features[indices].astype(np.float32))
+        return torch.from_numpy((self._features[indices].astype(np.float32) - self._mean) / (self._std + 1e-6))
 
 
 def _open(folder: Path, description: dict[str, Any], name: str, mode: Any) -> Any:
