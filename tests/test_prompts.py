@@ -275,6 +275,15 @@ def test_a_template_holds_the_question_once(template):
         PromptStyle(question_template=template)
 
 
+def test_short_answer_wording():
+    short = "What is this? Answer the question using a single word or phrase."
+    assert PUBLISHED.short_answer("What is this?") == short
+    assert PUBLISHED.short_answer("What is this?", unanswerable=True) == (
+        f"{short} Reply unanswerable if information is not present in the image."
+    )
+    assert MINI.short_answer("what is this?", unanswerable=True) == "what is this?"
+
+
 def test_words_of_the_templates():
     assert MINI.words == ["A:", "Q:"]
     assert "unanswerable" in PUBLISHED.words

@@ -58,6 +58,11 @@ class PromptStyle:
         ]
         return list(dict.fromkeys(word for text in texts for word in re.findall(r"[^\s,.?]+", text)))
 
+    def short_answer(self, question: str, *, unanswerable: bool = False) -> str:
+        """The question as a short-answer benchmark asks it; `unanswerable` if it may have no answer."""
+        suffixes = [self.short_answer_suffix, self.unanswerable_suffix if unanswerable else ""]
+        return " ".join(part for part in (question, *suffixes) if part)
+
     def to_dict(self) -> dict[str, str | int]:
         return asdict(self)
 
