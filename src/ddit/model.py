@@ -23,6 +23,7 @@ from torch.utils.checkpoint import checkpoint
 NUM_NULL_TOKENS = 8
 NUM_FREQUENCIES = 256
 TIMESTEP_SCALE = 1000.0
+MAX_PLAIN_ATTENTION = 128
 
 
 @dataclass(frozen=True)
@@ -224,6 +225,10 @@ class Attention(nn.Module):
 
 def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Scaled dot-product attention over heads: (B, heads, S, E) -> (B, S, D)."""
+    if q.device.type == "cpu" and k.shape[2] <= MAX_PLAIN_ATTENTION:
+        # The backward pass of torch's fused CPU kernel takes thirty times as long on short sequences.
+        weights = (q @ k.mT).float().mul(q.shape[-1] ** -0.5).softmax(-1).to(v.dtype)  # (B, heads, S, S)
+        return (weights @ v).transpose(1, 2).flatten(2)
     return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
 
 
