@@ -40,7 +40,7 @@ def mini_vae(root: Path, world: WorldConfig) -> AutoencoderRun:
 
 def mini_text(root: Path, world: WorldConfig) -> TextEncoderRun:
     """The tiny T5, by masked modelling."""
-    return TextEncoderRun(out=str(root / "mini-text"), world=world, text_length=TEXT_LENGTH, max_steps=900)
+    return TextEncoderRun(out=str(root / "mini-text"), world=world, text_length=TEXT_LENGTH, max_steps=600)
 
 
 def mini_teacher(root: Path, world: WorldConfig) -> TeacherRun:
