@@ -36,13 +36,12 @@ def tree_entries() -> list[str]:
 
 
 @pytest.mark.slow
-def test_the_readmes_commands_run_in_order(tmp_path: Path) -> None:
+@pytest.mark.parametrize("page", [ROOT / "README.md", ROOT / "docs/training.md"], ids=lambda page: page.name)
+def test_commands_run_in_order(page: Path, tmp_path: Path) -> None:
     (tmp_path / "tests").symlink_to(ROOT / "tests")
-    scripts = [[sys.executable, "-c", code] for code in blocks(ROOT / "README.md", "python")]
-    scripts = [
-        ["bash", "-euo", "pipefail", "-c", code] for code in blocks(ROOT / "README.md", "sh")
-    ] + scripts
-    assert len(scripts) >= 4
+    scripts = [["bash", "-euo", "pipefail", "-c", code] for code in blocks(page, "sh")]
+    scripts += [[sys.executable, "-c", code] for code in blocks(page, "python")]
+    assert scripts
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     for command in scripts:
         done = subprocess.run(
