@@ -30,7 +30,7 @@ from ddit.prompts import MINI
 from ddit.train.teacher import TEACHER_FILE
 from ddit.world import PRESETS, WorldConfig, vocabulary
 
-TEXT_LENGTH, TEXT_DIM, LATENT_CHANNELS, LATENT_SIZE = 24, 192, 8, 16
+TEXT_LENGTH, TEXT_DIM, LATENT_CHANNELS, LATENT_SIZE = 16, 192, 8, 16  # no text of the world exceeds 14 tokens
 
 
 def mini_vae(root: Path, world: WorldConfig) -> AutoencoderRun:
@@ -40,7 +40,7 @@ def mini_vae(root: Path, world: WorldConfig) -> AutoencoderRun:
 
 def mini_text(root: Path, world: WorldConfig) -> TextEncoderRun:
     """The tiny T5, by masked modelling."""
-    return TextEncoderRun(out=str(root / "mini-text"), world=world, text_length=TEXT_LENGTH, max_steps=600)
+    return TextEncoderRun(out=str(root / "mini-text"), world=world, text_length=24, max_steps=600)
 
 
 def mini_teacher(root: Path, world: WorldConfig) -> TeacherRun:

@@ -58,7 +58,9 @@ class LatentPool:
         """The teacher's features, of mean 0 and deviation 1 a channel: what all pictures share is no target."""
         if self._features is None:
             raise ValueError(f"{self.folder} holds no teacher's features, which the alignment loss needs")
-        return torch.from_numpy((self._features[indices].astype(np.float32) - self._mean) / (self._std + 1e-6))
+        return torch.from_numpy(
+            (self._features[indices].astype(np.float32) - self._mean) / (self._std + 1e-6)
+        )
 
 
 def _open(folder: Path, description: dict[str, Any], name: str, mode: Any) -> Any:

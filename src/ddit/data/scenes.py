@@ -43,6 +43,7 @@ class SceneSource:
         if rng.random() >= question_fraction:
             return Reading(None, caption(self.scene(index), rng))
         asked = question(self.scene(index), rng)
+        assert asked is not None, "without a kind there is always a question"
         return Reading(asked.text, asked.answer)
 
 

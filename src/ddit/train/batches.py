@@ -43,10 +43,12 @@ class BatchMaker:
         for position in self.drawn:
             rng = sample_rng(cfg.seed, step, int(position))
             dropped.append(rng.random() < cfg.objective.caption_dropout)
-            captions.append(self.source.caption(indices[position], rng))
+            captions.append(self.source.caption(int(indices[position]), rng))
         readings = [
             self.source.reading(
-                indices[position], sample_rng(cfg.seed, step, int(position)), cfg.objective.question_fraction
+                int(indices[position]),
+                sample_rng(cfg.seed, step, int(position)),
+                cfg.objective.question_fraction,
             )
             for position in self.read
         ]

@@ -202,7 +202,8 @@ def clip_gradients(gradients: list[Tensor], max_norm: float) -> float:
     """Scales the gradients down to a global norm of `max_norm` if it exceeds that; returns the norm before."""
     norm = torch.nn.utils.get_total_norm(gradients).item()
     if norm > max_norm:
-        torch._foreach_mul_(gradients, max_norm / (norm + 1e-6))
+        for gradient in gradients:
+            gradient.mul_(max_norm / (norm + 1e-6))
     return norm
 
 

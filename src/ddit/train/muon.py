@@ -7,6 +7,7 @@ matrices, which is the larger part of the work.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -41,17 +42,18 @@ class Muon(torch.optim.Optimizer):
         self.num_iterations, self.ranks = num_iterations, ranks or Ranks()
 
     @torch.no_grad()
-    def step(self, closure: None = None) -> None:
+    def step(self, closure: Any = None) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """One step on the gradients that are there; a closure is not supported."""
+        assert closure is None
         for group in self.param_groups:
             params = [p for p in group["params"] if p.grad is not None]
-            grads = [p.grad for p in params]
-            buffers = [self._buffer(p) for p in params]
-            torch._foreach_lerp_(buffers, grads, 1 - group["momentum"])
-            directions = torch._foreach_lerp(grads, buffers, group["momentum"])  # Nesterov
-            updates = self._orthogonalize_all(directions)
-            torch._foreach_mul_(params, 1 - group["lr"] * group["weight_decay"])
-            for param, update in zip(params, updates, strict=True):
+            directions = []
+            for param in params:
+                buffer = self._buffer(param).lerp_(param.grad, 1 - group["momentum"])
+                directions.append(param.grad.lerp(buffer, group["momentum"]))  # Nesterov
+            for param, update in zip(params, self._orthogonalize_all(directions), strict=True):
                 scale = max(1.0, param.shape[0] / param.shape[1]) ** 0.5
+                param.mul_(1 - group["lr"] * group["weight_decay"])
                 param.add_(update.to(param.dtype), alpha=-group["lr"] * scale)
 
     def _buffer(self, param: Tensor) -> Tensor:

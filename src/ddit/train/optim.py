@@ -69,7 +69,8 @@ class MasterWeights:
         for master in self.masters:
             master.grad = None
         if not self.shared:
-            torch._foreach_copy_(self._live, [master.detach() for master in self.masters])
+            for live, master in zip(self._live, self.masters, strict=True):
+                live.copy_(master)
 
 
 def build_optimizers(
@@ -108,4 +109,5 @@ class Ema:
 
     @torch.no_grad()
     def update(self, tensors: Iterable[Tensor]) -> None:
-        torch._foreach_lerp_(self.tensors, [tensor.detach() for tensor in tensors], 1 - self.decay)
+        for average, tensor in zip(self.tensors, tensors, strict=True):
+            average.lerp_(tensor, 1 - self.decay)

@@ -40,9 +40,8 @@ class Ranks:
         dist.all_reduce(flat)
         flat /= self.size
         *parts, extra = flat.split([*(tensor.numel() for tensor in tensors), extra.numel()])
-        torch._foreach_copy_(
-            tensors, [part.view_as(tensor) for part, tensor in zip(parts, tensors, strict=True)]
-        )
+        for tensor, part in zip(tensors, parts, strict=True):
+            tensor.copy_(part.view_as(tensor))
         return extra
 
     def sum(self, tensor: Tensor) -> None:

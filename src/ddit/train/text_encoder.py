@@ -32,10 +32,9 @@ def _prepare(encoder: T5EncoderModel) -> None:
     near zero, so that at first a masked token cannot tell its neighbours from the rest.
     """
     encoder.get_input_embeddings().weight.mul_(encoder.config.d_model**-0.5)
-    bias = encoder.encoder.block[0].layer[0].SelfAttention.relative_attention_bias.weight  # (buckets, heads)
-    after = (
-        encoder.config.relative_attention_num_buckets // 2
-    )  # the bucket of offset +k is after + k, of -k just k
+    name = "encoder.block.0.layer.0.SelfAttention.relative_attention_bias"
+    bias = encoder.get_submodule(name).get_parameter("weight")  # (buckets, heads)
+    after = encoder.config.relative_attention_num_buckets // 2  # offset -k has bucket k, +k has after + k
     for head, bucket in enumerate((1, after + 1, 2, after + 2, 3, after + 3)[: bias.shape[1] - 1]):
         bias[bucket, head] += 4.0
 
