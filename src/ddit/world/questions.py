@@ -147,13 +147,13 @@ def _unanswerable(scene: Scene, rng: random.Random) -> _Asked:
 
 
 _KINDS: dict[str, tuple[Callable[[Scene, random.Random], _Asked], float]] = {
-    "color": (_color, 0.2),
+    "color": (_color, 0.12),
     "count": (_count, 0.3),
-    "what": (_what, 0.2),
+    "what": (_what, 0.16),
     "where": (_where, 0.12),
     "relation": (_relation, 0.12),
-    "exists": (_exists, 0.07),
-    "exists_color": (_exists_color, 0.08),
+    "exists": (_exists, 0.15),
+    "exists_color": (_exists_color, 0.12),
     "unanswerable": (_unanswerable, 0.05),
 }
 
