@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Self
 
 import torch
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
 from ddit import folders
 from ddit.devices import find_device, find_dtype
@@ -110,8 +110,8 @@ class Pipeline:
         """Moves all parts to a device and a dtype; None leaves that one as it is."""
         device = self.device if device is None else find_device(device)
         dtype = self.dtype if dtype is None else find_dtype(dtype)
-        for part in (self.transformer, self.image_codec, self.text_codec):
-            part.to(device=device, dtype=dtype)
+        for module in (self.transformer, self.image_codec.autoencoder, self.text_codec.encoder):
+            nn.Module.to(module, device=device, dtype=dtype)  # past diffusers' own `to`, which prints
         return self
 
     @property
