@@ -1,0 +1,28 @@
+"""Draws the README's picture: GenEval prompts of the small world's test split, four a kind, none picked by hand.
+
+python tools/draw_samples.py docs/images/samples.png
+"""
+
+import argparse
+from pathlib import Path
+
+from ddit.images import to_tensor
+from ddit.pipeline import Pipeline
+from ddit.train.sheet import save_sheet
+from ddit.world import PRESETS, geneval_prompts
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--model", default="mini")
+    parser.add_argument("--world", default="fixed", choices=list(PRESETS))
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    texts = [prompt.text for prompt in geneval_prompts(PRESETS[options.world], 4, seed=options.seed)]
+    images = Pipeline.from_pretrained(options.model).generate(texts, seed=options.seed)
+    save_sheet(options.out, to_tensor(images), texts)
+
+
+if __name__ == "__main__":
+    main()
