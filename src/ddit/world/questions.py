@@ -148,12 +148,12 @@ def _unanswerable(scene: Scene, rng: random.Random) -> _Asked:
 
 _KINDS: dict[str, tuple[Callable[[Scene, random.Random], _Asked], float]] = {
     "color": (_color, 0.12),
-    "count": (_count, 0.3),
+    "count": (_count, 0.5),
     "what": (_what, 0.16),
-    "where": (_where, 0.12),
-    "relation": (_relation, 0.12),
-    "exists": (_exists, 0.15),
-    "exists_color": (_exists_color, 0.12),
+    "where": (_where, 0.2),
+    "relation": (_relation, 0.2),
+    "exists": (_exists, 0.11),
+    "exists_color": (_exists_color, 0.11),
     "unanswerable": (_unanswerable, 0.05),
 }
 
