@@ -11,7 +11,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from itertools import count
+from itertools import count, islice
 
 import numpy as np
 from PIL import Image
@@ -34,7 +34,9 @@ from ddit.world import (
 )
 
 
-def scenes(world: WorldConfig, split: str, wanted: Callable[[Scene], bool] = lambda scene: True) -> Iterator[Scene]:
+def scenes(
+    world: WorldConfig, split: str, wanted: Callable[[Scene], bool] = lambda scene: True
+) -> Iterator[Scene]:
     """Scenes of a split in the order of their index, without end."""
     return filter(wanted, (make_scene(world, split, index) for index in count()))
 
@@ -52,7 +54,9 @@ def score_pictures(
     found = detect(np.stack([np.asarray(image) for image in images]))
     scores = {}
     for tag in TAGS:
-        right = [judge(prompt, seen) for prompt, seen in zip(prompts, found, strict=True) if prompt.tag == tag]
+        right = [
+            judge(prompt, seen) for prompt, seen in zip(prompts, found, strict=True) if prompt.tag == tag
+        ]
         if right:
             scores[tag] = sum(right), len(right)
     return scores
@@ -88,9 +92,11 @@ def score_captions(
 ) -> Iterator[tuple[str, int, int]]:
     """Captions that are right in every attribute and leave none out, by kind of scene."""
     for kind in world.kind_weights():
-        some = [scene for scene, _ in zip(scenes(world, split, lambda s, kind=kind: s.kind == kind), range(num))]
+        some = list(islice(scenes(world, split, lambda scene, kind=kind: scene.kind == kind), num))
         written = pipeline.caption(pictures_of(some), batch_size=64, num_steps=num_steps)
-        right = sum(caption_is_right(scene, text, complete=True) for scene, text in zip(some, written, strict=True))
+        right = sum(
+            caption_is_right(scene, text, complete=True) for scene, text in zip(some, written, strict=True)
+        )
         yield kind, right, num
 
 
@@ -101,11 +107,15 @@ def show(name: str, right: int, num: int, note: str = "") -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--model", default="mini", help="mini, or a model's folder")
     parser.add_argument("--world", default="fixed", choices=PRESETS)
     parser.add_argument("--split", default="test", choices=("val", "test", "heldout"))
-    parser.add_argument("--num", type=int, default=50, help="prompts a category; four times as many questions and captions")
+    parser.add_argument(
+        "--num", type=int, default=50, help="prompts a category; four times as many texts of a kind"
+    )
     parser.add_argument("--guidance-scale", type=float)
     parser.add_argument("--num-steps", type=int, help="of drawing")
     parser.add_argument("--text-steps", type=int)
@@ -113,7 +123,9 @@ def main() -> None:
     args = parser.parse_args()
     pipeline, world = Pipeline.from_pretrained(args.model), PRESETS[args.world]
     start = time.monotonic()
-    print(f"`python benchmarks/mini_scores.py {' '.join(sys.argv[1:])}`: world {args.world}, split {args.split}\n")
+    print(
+        f"`python benchmarks/mini_scores.py {' '.join(sys.argv[1:])}`: world {args.world}, split {args.split}\n"
+    )
     print("| task | right (95 % interval) | number | note |\n|---|---|---|---|")
     if args.only in (None, "pictures"):
         settings = {"guidance_scale": args.guidance_scale, "num_steps": args.num_steps}

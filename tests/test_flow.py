@@ -22,7 +22,9 @@ def test_a_constant_error_costs_its_square_and_in_x0_form_times_t_squared() -> N
     latents, noise = latents_and_noise()
     t = torch.tensor([0.1, 0.25, 0.5, 0.75, 1.0])
     losses = [
-        flow_loss(lambda x, t: noise - latents + 0.5, latents, cfg=FlowConfig(weighting=weighting), noise=noise, t=t)
+        flow_loss(
+            lambda x, t: noise - latents + 0.5, latents, cfg=FlowConfig(weighting=weighting), noise=noise, t=t
+        )
         for weighting in ("velocity", "x0")
     ]
     torch.testing.assert_close(losses[0], torch.full((5,), 0.25))
@@ -50,7 +52,9 @@ def test_noise_interpolates_between_the_latents_and_pure_noise() -> None:
 
 
 def test_times_are_logit_normal_on_a_thousand_levels() -> None:
-    t = sample_t(20_000, FlowConfig(logit_mean=0.5, logit_std=0.8), generator=torch.Generator().manual_seed(0))
+    t = sample_t(
+        20_000, FlowConfig(logit_mean=0.5, logit_std=0.8), generator=torch.Generator().manual_seed(0)
+    )
     torch.testing.assert_close(t * 1000, (t * 1000).round(), atol=1e-3, rtol=0)
     assert 0 < t.min()
     assert t.max() <= 1
@@ -97,7 +101,11 @@ def test_guidance_extrapolates_from_the_unconditional_half() -> None:
 
     def velocity_fn(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
         sizes.append(len(x))
-        return torch.cat([torch.full_like(noise, 1.0), torch.full_like(noise, 3.0)]) if len(x) == 10 else x * 0 + 3.0
+        return (
+            torch.cat([torch.full_like(noise, 1.0), torch.full_like(noise, 3.0)])
+            if len(x) == 10
+            else x * 0 + 3.0
+        )
 
     guided = sample_latents(velocity_fn, noise, num_steps=1, guidance_scale=4.0)
     torch.testing.assert_close(guided, noise - (1.0 + 4.0 * 2.0), atol=1e-5, rtol=1e-5)
@@ -109,7 +117,9 @@ def test_guidance_extrapolates_from_the_unconditional_half() -> None:
 def test_every_step_is_reported() -> None:
     _, noise = latents_and_noise()
     seen = []
-    sample_latents(lambda x, t: x, noise, num_steps=3, on_step=lambda done, total, x: seen.append((done, total)))
+    sample_latents(
+        lambda x, t: x, noise, num_steps=3, on_step=lambda done, total, x: seen.append((done, total))
+    )
     assert seen == [(1, 3), (2, 3), (3, 3)]
     with pytest.raises(ValueError, match="num_steps must be at least 1, got 0"):
         sample_latents(lambda x, t: x, noise, num_steps=0)

@@ -52,7 +52,12 @@ def test_an_oracle_has_no_loss() -> None:
         return 100.0 * torch.nn.functional.one_hot(ids[rows][at], VOCAB)
 
     loss = masked_loss(
-        oracle, ids, answer_mask, mask_token_id=MASK, cfg=MaskedConfig(), generator=torch.Generator().manual_seed(0)
+        oracle,
+        ids,
+        answer_mask,
+        mask_token_id=MASK,
+        cfg=MaskedConfig(),
+        generator=torch.Generator().manual_seed(0),
     )
     torch.testing.assert_close(loss, torch.zeros(3))
 
@@ -103,7 +108,8 @@ def test_the_expected_loss_is_the_negative_log_likelihood_of_independent_tokens(
 def test_times_are_stratified_over_the_global_batch() -> None:
     """Two ranks of four samples: each of the eight equal slices of (0, 1) gets exactly one time."""
     halves = [
-        sample_t(4, generator=torch.Generator().manual_seed(rank), offset=4 * rank, total=8) for rank in range(2)
+        sample_t(4, generator=torch.Generator().manual_seed(rank), offset=4 * rank, total=8)
+        for rank in range(2)
     ]
     assert (torch.cat(halves) * 8).floor().tolist() == list(range(8))
 
@@ -128,11 +134,15 @@ def test_the_posterior_normalises_to_one_and_keeps_s_over_t_masked() -> None:
 @pytest.mark.parametrize("order", ["random", "confidence"])
 @pytest.mark.parametrize("temperature", [0.0, 1.0, 1.7])
 @pytest.mark.parametrize("num_steps", [1, 3, 40])
-def test_pinned_tokens_stay_and_the_mask_token_is_never_produced(order: str, temperature: float, num_steps: int) -> None:
+def test_pinned_tokens_stay_and_the_mask_token_is_never_produced(
+    order: str, temperature: float, num_steps: int
+) -> None:
     ids, answer_mask = ids_and_answer()
     answer_mask[1] = False
     answer_mask[1, 3] = True
-    sample = fill(ids, answer_mask, order=order, temperature=temperature, num_steps=num_steps, eos_token_id=EOS)
+    sample = fill(
+        ids, answer_mask, order=order, temperature=temperature, num_steps=num_steps, eos_token_id=EOS
+    )
     assert torch.equal(sample.ids[~answer_mask], ids[~answer_mask])
     assert (sample.ids != MASK).all()
 
@@ -163,7 +173,10 @@ def test_a_batch_gives_what_single_calls_give(order: str) -> None:
 
 def test_the_same_seed_gives_the_same_text_and_another_another() -> None:
     ids, answer_mask = ids_and_answer(4, 12)
-    runs = [fill(ids, answer_mask, generators=generators(*seeds)).ids for seeds in ([1, 2, 3, 4],) * 2 + ([9, 8, 7, 6],)]
+    runs = [
+        fill(ids, answer_mask, generators=generators(*seeds)).ids
+        for seeds in ([1, 2, 3, 4],) * 2 + ([9, 8, 7, 6],)
+    ]
     assert torch.equal(runs[0], runs[1])
     assert not torch.equal(runs[0], runs[2])
 
@@ -209,7 +222,13 @@ def test_an_end_of_text_after_unwritten_positions_stops_nothing() -> None:
         return logits[at]
 
     sample = fill(
-        ids, answer_mask, eos_token_id=EOS, order="confidence", temperature=0.0, num_steps=4, logits_fn=logits_fn
+        ids,
+        answer_mask,
+        eos_token_id=EOS,
+        order="confidence",
+        temperature=0.0,
+        num_steps=4,
+        logits_fn=logits_fn,
     )
     assert sample.ids[0, 2:].tolist() == [3, 4, EOS, EOS]
 

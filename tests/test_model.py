@@ -11,7 +11,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from ddit.model import DualDiT, DualDiTConfig, sincos_positions
 
 CONFIG = DualDiTConfig(
-    in_channels=4, hidden_size=32, depth=3, num_heads=2, text_dim=24, vocab_size=41, sample_size=16, pos_embed_max_size=12
+    in_channels=4,
+    hidden_size=32,
+    depth=3,
+    num_heads=2,
+    text_dim=24,
+    vocab_size=41,
+    sample_size=16,
+    pos_embed_max_size=12,
 )
 VARIANTS = {
     "sd3": CONFIG,
@@ -86,7 +93,9 @@ def test_logits_at_some_positions_equal_all_logits_there(model: DualDiT) -> None
     latents, t, states = make_inputs()
     everywhere = model(latents, t, states, num_drawn=0).logits
     mask = torch.rand(4, 5, generator=torch.Generator().manual_seed(3)) < 0.5
-    torch.testing.assert_close(model(latents, t, states, num_drawn=0, logit_mask=mask).logits, everywhere[mask])
+    torch.testing.assert_close(
+        model(latents, t, states, num_drawn=0, logit_mask=mask).logits, everywhere[mask]
+    )
 
 
 @pytest.mark.parametrize("name", ["isolated", "isolated-sd3.5"])
@@ -94,7 +103,9 @@ def test_the_cached_image_side_is_exact(name: str) -> None:
     model = make_model(VARIANTS[name])
     latents, t, states = make_inputs()
     full = model(latents, torch.zeros_like(t), states, num_drawn=0).logits
-    torch.testing.assert_close(model.text_logits(states, model.read_image(latents)), full, atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(
+        model.text_logits(states, model.read_image(latents)), full, atol=1e-6, rtol=1e-5
+    )
 
 
 def test_isolation_changes_reading_but_not_drawing() -> None:
@@ -193,7 +204,8 @@ def test_logits_are_computed_nowhere_but_where_asked_for() -> None:
 
 
 @pytest.mark.parametrize(
-    ("latents_size", "message"), [((7, 8), "not divisible by the patch size"), ((8, 26), "exceed the position table")]
+    ("latents_size", "message"),
+    [((7, 8), "not divisible by the patch size"), ((8, 26), "exceed the position table")],
 )
 def test_latents_that_do_not_fit_are_refused(latents_size: tuple[int, int], message: str) -> None:
     _, t, states = make_inputs()

@@ -34,7 +34,11 @@ class FlowConfig:
 
 
 def sample_t(
-    batch_size: int, cfg: FlowConfig, *, generator: torch.Generator | None = None, device: torch.device | str = "cpu"
+    batch_size: int,
+    cfg: FlowConfig,
+    *,
+    generator: torch.Generator | None = None,
+    device: torch.device | str = "cpu",
 ) -> Tensor:
     """Times (B,) in {0.001, 0.002, ..., 1}: logit-normal u, on SD3's 1000 levels (u = 0 is the noisiest)."""
     normal = torch.randn(batch_size, generator=generator, device=generator.device if generator else device)

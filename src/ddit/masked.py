@@ -61,13 +61,20 @@ def sample_t(
         total: size of the global batch, by default this batch.
     """
     total = batch_size if total is None else total
-    u = torch.rand(batch_size, generator=generator, device=generator.device if generator else device).to(device)
+    u = torch.rand(batch_size, generator=generator, device=generator.device if generator else device).to(
+        device
+    )
     u = (torch.arange(offset, offset + batch_size, device=device) + u) / total
     return MASK_EPS + (1 - MASK_EPS) * (u % 1)
 
 
 def mask_tokens(
-    input_ids: Tensor, answer_mask: Tensor, t: Tensor, *, mask_token_id: int, generator: torch.Generator | None = None
+    input_ids: Tensor,
+    answer_mask: Tensor,
+    t: Tensor,
+    *,
+    mask_token_id: int,
+    generator: torch.Generator | None = None,
 ) -> Tensor:
     """q(x_t | x_0): masks each position of `answer_mask` (B, L) with probability (1 - eps) t."""
     draw_on = generator.device if generator else input_ids.device
@@ -168,7 +175,14 @@ def sample_text(
     if temperature < 0:
         raise ValueError(f"temperature must not be negative, got {temperature}")
     sampler = _TextSampler(
-        logits_fn, input_ids, answer_mask, mask_token_id, eos_token_id, tuple(banned_ids), temperature, generators
+        logits_fn,
+        input_ids,
+        answer_mask,
+        mask_token_id,
+        eos_token_id,
+        tuple(banned_ids),
+        temperature,
+        generators,
     )
     times = torch.linspace(1.0, FINAL_TIME, num_steps + 1).tolist()
     for step in range(num_steps):
@@ -207,7 +221,9 @@ class _TextSampler:
         self.temperature, self.generators = temperature, generators
         self.ids = torch.where(answer_mask, mask_token_id, input_ids)
         self.num_passes = torch.zeros(len(input_ids), dtype=torch.long)
-        self.probs: list[Tensor | None] = [None] * len(input_ids)  # (masked positions, V), or None: to predict
+        self.probs: list[Tensor | None] = [None] * len(
+            input_ids
+        )  # (masked positions, V), or None: to predict
 
     def _at(self) -> Tensor:
         return (self.ids == self.mask_token_id) & self.answer_mask  # (B, L)
@@ -252,7 +268,9 @@ class _TextSampler:
         probs = self._row_probs(row)
         if self.temperature == 0:
             probs = F.one_hot(probs.argmax(-1), probs.shape[-1]).to(probs)
-        self._write(row, self._masked_positions(row), self._draw(posterior(probs, t, s, self.mask_token_id), row))
+        self._write(
+            row, self._masked_positions(row), self._draw(posterior(probs, t, s, self.mask_token_id), row)
+        )
 
     def write_surest(self, row: int, steps_left: int) -> None:
         probs, positions = self._row_probs(row), self._masked_positions(row)

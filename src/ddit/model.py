@@ -61,7 +61,9 @@ class DualDiTConfig:
 
     def __post_init__(self) -> None:
         if self.hidden_size % self.num_heads:
-            raise ValueError(f"hidden_size {self.hidden_size} is not a multiple of num_heads {self.num_heads}")
+            raise ValueError(
+                f"hidden_size {self.hidden_size} is not a multiple of num_heads {self.num_heads}"
+            )
         if self.hidden_size % 4:
             raise ValueError(f"hidden_size {self.hidden_size} is not a multiple of 4 (position embedding)")
         if self.qk_norm not in (None, "rms_norm"):
@@ -97,7 +99,9 @@ class TimestepEmbedder(nn.Module):
     def forward(self, t: Tensor) -> Tensor:
         half = NUM_FREQUENCIES // 2
         steps = torch.arange(half, dtype=torch.float32, device=t.device)
-        angles = TIMESTEP_SCALE * t.float()[:, None] * torch.exp(-math.log(10000.0) / half * steps)  # (B, half)
+        angles = (
+            TIMESTEP_SCALE * t.float()[:, None] * torch.exp(-math.log(10000.0) / half * steps)
+        )  # (B, half)
         sinusoid = torch.cat([angles.cos(), angles.sin()], dim=-1).to(self.linear_1.weight.dtype)
         return self.linear_2(F.silu(self.linear_1(sinusoid)))  # (B, D)
 
@@ -141,7 +145,9 @@ class PatchEmbed(nn.Module):
     def forward(self, latents: Tensor) -> Tensor:
         height, width = latents.shape[-2:]
         if height % self.patch_size or width % self.patch_size:
-            raise ValueError(f"latents of {height}x{width} are not divisible by the patch size {self.patch_size}")
+            raise ValueError(
+                f"latents of {height}x{width} are not divisible by the patch size {self.patch_size}"
+            )
         rows, columns = height // self.patch_size, width // self.patch_size
         if max(rows, columns) > self.table_size:
             raise ValueError(f"{rows}x{columns} tokens exceed the position table of {self.table_size} a side")
@@ -266,7 +272,10 @@ class JointBlock(nn.Module):
             attended = attend(torch.cat([q_image, q_text], dim=2), k, v)  # (B, N + L, D)
             image_attended, text_attended = attended.split([image.shape[1], text.shape[1]], dim=1)
         elif self.is_last:
-            image_attended, text_attended = attend(q_image[:n], k[:n], v[:n]), attend(q_text[n:], k[n:], v[n:])
+            image_attended, text_attended = (
+                attend(q_image[:n], k[:n], v[:n]),
+                attend(q_text[n:], k[n:], v[n:]),
+            )
             image, image_mod = image[:n], tuple(part[:n] for part in image_mod)
             text, text_mod = text[n:], tuple(part[n:] for part in text_mod)
         else:
@@ -326,7 +335,10 @@ class DualDiT(nn.Module):
         """Fresh weights for training from scratch: Xavier, with AdaLN and the image head at zero (AdaLN-zero)."""
         for name, module in self.named_modules():
             if isinstance(module, nn.Linear | nn.Conv2d):
-                if isinstance(self.get_submodule(name.rpartition(".")[0]), Modulation) or name == "image_proj_out":
+                if (
+                    isinstance(self.get_submodule(name.rpartition(".")[0]), Modulation)
+                    or name == "image_proj_out"
+                ):
                     module.weight.zero_()
                 else:
                     weight = module.weight.flatten(1)
@@ -364,7 +376,9 @@ class DualDiT(nn.Module):
         if latents is None and n:
             raise ValueError(f"the null image can only be read, but num_drawn is {num_drawn}")
         if n is None and not self.config.image_attends_text:
-            raise ValueError("image_attends_text=False needs num_drawn: which samples are drawn, which are read")
+            raise ValueError(
+                "image_attends_text=False needs num_drawn: which samples are drawn, which are read"
+            )
         if latents is None:
             image = self.null_image_embd.expand(text_states.shape[0], -1, -1)
         else:

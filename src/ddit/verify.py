@@ -99,7 +99,11 @@ def _t2i(ref: _Reference, x: Tensors) -> Tensors:
     steps, shift = ref.t2i["steps"], ref.t2i["shift"]
     both = torch.cat([x["negative_text_states"], x["text_states"]])
     latents = sample_latents(
-        ref.velocity_fn(both), x["noise"], num_steps=steps, guidance_scale=ref.t2i["guidance_scale"], shift=shift
+        ref.velocity_fn(both),
+        x["noise"],
+        num_steps=steps,
+        guidance_scale=ref.t2i["guidance_scale"],
+        shift=shift,
     )
     sigmas = flow_sigmas(steps, shift)
     return {"latents": latents, "sigmas": sigmas, "timesteps": sigmas[:-1] * TIMESTEP_SCALE}
@@ -109,7 +113,9 @@ def _i2t(ref: _Reference, x: Tensors) -> Tensors:
     noisy_ids, logits_fn = x["xt"], ref.logits_fn(x["latents"])
     is_masked = noisy_ids == ref.mask_token_id
     logits = logits_fn(noisy_ids, is_masked, torch.arange(len(noisy_ids), device=noisy_ids.device))
-    p_x0 = torch.nn.functional.one_hot(noisy_ids, logits.shape[-1]).float()  # unmasked tokens are carried over
+    p_x0 = torch.nn.functional.one_hot(
+        noisy_ids, logits.shape[-1]
+    ).float()  # unmasked tokens are carried over
     p_x0[is_masked] = subs_log_probs(logits, ref.mask_token_id).exp()
     q_xs = posterior(p_x0, x["t"].item(), x["s"].item(), ref.mask_token_id)
     # One step from t = 1 leaves (almost) nothing masked, so the most likely token everywhere is the final argmax.
@@ -168,11 +174,15 @@ def _grouped(tensors: Tensors, folder: Path) -> dict[str, Tensors]:
     """Tensors by group ("forward.0" from "forward.0.latents"), checked against the list in `reference.json`."""
     listed = json.loads((folder / "reference.json").read_text())["keys"]
     if differing := sorted(set(listed) ^ set(tensors)):
-        raise ValueError(f"{folder}: reference.json and reference.safetensors differ in {', '.join(differing)}")
+        raise ValueError(
+            f"{folder}: reference.json and reference.safetensors differ in {', '.join(differing)}"
+        )
     groups: dict[str, Tensors] = {}
     for key in listed:
         if list(tensors[key].shape) != listed[key][1]:
-            raise ValueError(f"{folder}: {key} has shape {list(tensors[key].shape)}, listed as {listed[key][1]}")
+            raise ValueError(
+                f"{folder}: {key} has shape {list(tensors[key].shape)}, listed as {listed[key][1]}"
+            )
         group, _, name = key.rpartition(".")
         if group.split(".")[0] not in GROUPS:
             raise ValueError(f"{folder}: unknown group {group!r}; known are {', '.join(GROUPS)}")
@@ -186,7 +196,9 @@ def _placed(x: Tensor, dtype: torch.dtype, device: torch.device | str) -> Tensor
 
 def _compare(name: str, result: Tensor, expected: Tensor, atol: float, rtol: float) -> Comparison:
     if result.shape != expected.shape:
-        raise ValueError(f"{name} comes out as {list(result.shape)}, the reference has {list(expected.shape)}")
+        raise ValueError(
+            f"{name} comes out as {list(result.shape)}, the reference has {list(expected.shape)}"
+        )
     error = (result.double() - expected.double()).abs()
     within = bool((error <= atol + rtol * expected.double().abs()).all())
     return Comparison(name, error.max().item(), within)
