@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import warnings
@@ -178,6 +179,15 @@ def test_verify_names_a_tampered_tensor(run: Run, tmp_path: Path):
     assert result.code == 1
     rows = [json.loads(line) for line in result.out.splitlines()]
     assert [row["name"] for row in rows if not row["within"]] == ["forward.1.velocity"]
+
+
+@pytest.mark.parametrize(
+    "file", ["reference.safetensors", "text_encoder/model.safetensors", "transformer/config.json"]
+)
+def test_verify_of_a_broken_folder_gets_one_line(run: Run, tmp_path: Path, file: str):
+    folder = shutil.copytree(REFERENCE, tmp_path / "reference")
+    (folder / file).write_text("garbage")
+    assert str(folder) in run("verify", folder).fault
 
 
 def test_train_dry_run(run: Run, tmp_path: Path):

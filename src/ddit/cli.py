@@ -122,6 +122,13 @@ def _progress(what: str) -> Iterator["StepCallback"]:
         yield step
 
 
+def _silence_transformers() -> None:
+    """Keeps its bars over the loading of a handful of tensors off the terminal."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+
+
 def _emit(as_json: bool, line: str, **values: object) -> None:
     typer.echo(json.dumps(values, ensure_ascii=False) if as_json else line)
 
@@ -319,15 +326,21 @@ def verify(
 
     Prints the largest absolute error of each; the exit code is 1 if one is out of tolerance.
     """
+    from safetensors import SafetensorError
+
     from ddit.devices import find_device, find_dtype
     from ddit.verify import verify as compare
 
     torch_device, torch_dtype = find_device(device), find_dtype(dtype)
+    _silence_transformers()
     total, failed = 0, 0
-    for result in compare(folder, atol=atol, rtol=rtol, dtype=torch_dtype, device=torch_device):
-        total, failed = total + 1, failed + (not result.within)
-        line = f"{'ok  ' if result.within else 'FAIL'} {result.name:<24} {result.max_error:.2e}"
-        _emit(as_json, line, name=result.name, max_error=result.max_error, within=result.within)
+    try:
+        for result in compare(folder, atol=atol, rtol=rtol, dtype=torch_dtype, device=torch_device):
+            total, failed = total + 1, failed + (not result.within)
+            line = f"{'ok  ' if result.within else 'FAIL'} {result.name:<24} {result.max_error:.2e}"
+            _emit(as_json, line, name=result.name, max_error=result.max_error, within=result.within)
+    except SafetensorError as error:
+        raise ValueError(f"'{folder}' cannot be read: {error}") from None
     outcome = f"{failed} of {total} tensors are not" if failed else f"all {total} tensors are"
     typer.echo(f"ddit: {outcome} within {atol:g} + {rtol:g} x reference", err=True)
     if failed or not total:
