@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from ddit.model import DualDiT, DualDiTConfig, sincos_positions
+from ddit.embeddings import sincos_positions
+from ddit.model import DualDiT, DualDiTConfig
 
 CONFIG = DualDiTConfig(
     in_channels=4,

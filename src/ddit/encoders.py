@@ -132,7 +132,7 @@ class TextCodec:
         """Loads both folders. `tokenizer.json` is read as it stands; a lone `spiece.model` is converted."""
         has_json = (Path(tokenizer_path) / "tokenizer.json").is_file()
         tokenizer_class = PreTrainedTokenizerFast if has_json else AutoTokenizer
-        with _quiet_transformers():
+        with quiet_transformers():
             tokenizer = tokenizer_class.from_pretrained(tokenizer_path)
             encoder = T5EncoderModel.from_pretrained(
                 encoder_path, dtype=dtype, variant=variant, use_safetensors=True
@@ -140,7 +140,7 @@ class TextCodec:
         return cls(tokenizer, encoder)
 
     def save_pretrained(self, tokenizer_path: str | Path, encoder_path: str | Path) -> None:
-        with _quiet_transformers():
+        with quiet_transformers():
             self.tokenizer.save_pretrained(tokenizer_path)
             self.encoder.save_pretrained(encoder_path)
 
@@ -281,7 +281,7 @@ def tiny_t5(
 
 
 @contextlib.contextmanager
-def _quiet_transformers() -> Iterator[None]:
+def quiet_transformers() -> Iterator[None]:
     """Silences transformers' progress bars and remarks on tokenizer classes while a folder is used."""
     verbosity = transformers_logging.get_verbosity()
     bars = transformers_logging.is_progress_bar_enabled()

@@ -13,16 +13,16 @@ checkpoints, so that they load as they are.
 
 import math
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from ddit.embeddings import PatchEmbed, TimeEmbed
+
 NUM_NULL_TOKENS = 8
-NUM_FREQUENCIES = 256
-TIMESTEP_SCALE = 1000.0
 MAX_PLAIN_ATTENTION = 128
 
 
@@ -86,76 +86,6 @@ class DualOutput(NamedTuple):
 
 ImageCache = list[tuple[Tensor, Tensor]]
 """Keys and values of a read picture in every block, each (B, heads, N, E)."""
-
-
-class TimestepEmbedder(nn.Module):
-    """Sinusoid of 1000 t, then a two-layer MLP."""
-
-    def __init__(self, dim: int) -> None:
-        super().__init__()
-        self.linear_1 = nn.Linear(NUM_FREQUENCIES, dim)
-        self.linear_2 = nn.Linear(dim, dim)
-
-    def forward(self, t: Tensor) -> Tensor:
-        half = NUM_FREQUENCIES // 2
-        steps = torch.arange(half, dtype=torch.float32, device=t.device)
-        angles = (
-            TIMESTEP_SCALE * t.float()[:, None] * torch.exp(-math.log(10000.0) / half * steps)
-        )  # (B, half)
-        sinusoid = torch.cat([angles.cos(), angles.sin()], dim=-1).to(self.linear_1.weight.dtype)
-        return self.linear_2(F.silu(self.linear_1(sinusoid)))  # (B, D)
-
-
-class TimeEmbed(nn.Module):
-    """Holds the timestep embedder under its published name; SD3's pooled-text half is dropped."""
-
-    def __init__(self, dim: int) -> None:
-        super().__init__()
-        self.timestep_embedder = TimestepEmbedder(dim)
-
-    def forward(self, t: Tensor) -> Tensor:
-        return self.timestep_embedder(t)
-
-
-def sincos_positions(dim: int, table_size: int, base_size: int) -> Tensor:
-    """Two-dimensional sin-cos position table of SD3, (1, table_size**2, dim), float32.
-
-    The first half of the channels encodes the column, the second the row; `base_size` tokens span the
-    unit-spaced grid.
-    """
-    coordinates = torch.arange(table_size, dtype=torch.float64) * base_size / table_size
-    frequencies = 10000.0 ** (-torch.arange(dim // 4, dtype=torch.float64) / (dim // 4))
-    angles = coordinates[:, None] * frequencies  # (table_size, dim / 4)
-    axis = torch.cat([angles.sin(), angles.cos()], dim=1)  # (table_size, dim / 2)
-    columns = axis[None, :, :].expand(table_size, -1, -1)
-    rows = axis[:, None, :].expand(-1, table_size, -1)
-    return torch.cat([columns, rows], dim=-1).reshape(1, table_size**2, dim).float()
-
-
-class PatchEmbed(nn.Module):
-    """Latents to image tokens, plus the central crop of a sin-cos position table."""
-
-    def __init__(self, config: DualDiTConfig) -> None:
-        super().__init__()
-        self.patch_size, self.table_size = config.patch_size, config.pos_embed_max_size
-        self.proj = nn.Conv2d(config.in_channels, config.hidden_size, self.patch_size, self.patch_size)
-        base_size = config.sample_size // config.patch_size
-        self.register_buffer("pos_embed", sincos_positions(config.hidden_size, self.table_size, base_size))
-
-    def forward(self, latents: Tensor) -> Tensor:
-        height, width = latents.shape[-2:]
-        if height % self.patch_size or width % self.patch_size:
-            raise ValueError(
-                f"latents of {height}x{width} are not divisible by the patch size {self.patch_size}"
-            )
-        rows, columns = height // self.patch_size, width // self.patch_size
-        if max(rows, columns) > self.table_size:
-            raise ValueError(f"{rows}x{columns} tokens exceed the position table of {self.table_size} a side")
-        tokens = self.proj(latents).flatten(2).transpose(1, 2)  # (B, N, D)
-        top, left = (self.table_size - rows) // 2, (self.table_size - columns) // 2
-        table = self.pos_embed.view(self.table_size, self.table_size, -1)
-        positions = table[top : top + rows, left : left + columns].reshape(1, rows * columns, -1)
-        return tokens + positions.to(tokens.dtype)
 
 
 class Modulation(nn.Module):
@@ -321,7 +251,9 @@ class DualDiT(nn.Module):
         self.config = config
         self.gradient_checkpointing = False
         dim = config.hidden_size
-        self.pos_embed = PatchEmbed(config)
+        self.pos_embed = PatchEmbed(
+            dim, config.in_channels, config.patch_size, config.pos_embed_max_size, config.sample_size
+        )
         self.time_text_embed = TimeEmbed(dim)
         self.context_embedder = nn.Linear(config.text_dim, dim)
         self.transformer_blocks = nn.ModuleList([JointBlock(config, i) for i in range(config.depth)])
@@ -329,6 +261,9 @@ class DualDiT(nn.Module):
         self.image_proj_out = nn.Linear(dim, config.patch_size**2 * config.in_channels)
         self.text_proj_out = nn.Linear(dim, config.vocab_size)
         self.null_image_embd = nn.Parameter(torch.randn(1, NUM_NULL_TOKENS, dim) / dim**0.5)
+
+    def _blocks(self) -> list[JointBlock]:
+        return cast(list[JointBlock], list(self.transformer_blocks))
 
     @torch.no_grad()
     def init_weights(self, generator: torch.Generator | None = None) -> None:
@@ -424,7 +359,7 @@ class DualDiT(nn.Module):
         image = self.pos_embed(latents)
         cond = self.time_text_embed(latents.new_zeros(len(latents)))
         cache: ImageCache = []
-        for block in self.transformer_blocks:
+        for block in self._blocks():
             image, image_kv = block.read_image(image, cond)
             cache.append(image_kv)
         return cache
@@ -433,6 +368,6 @@ class DualDiT(nn.Module):
         """Logits of the text stream alone against `read_image`'s cache: (B, L, V), or (selected, V)."""
         text = self.context_embedder(text_states)
         cond = self.time_text_embed(text_states.new_zeros(len(text_states)))
-        for block, image_kv in zip(self.transformer_blocks, cache, strict=True):
+        for block, image_kv in zip(self._blocks(), cache, strict=True):
             text = block.read_text(text, cond, image_kv)
         return self._text_head(text, logit_mask)

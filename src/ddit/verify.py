@@ -12,7 +12,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ddit.flow import FlowConfig, add_noise, flow_loss, flow_sigmas, sample_latents
+from ddit.embeddings import TIMESTEP_SCALE
+from ddit.flow import FlowConfig, flow_loss, flow_sigmas, sample_latents
 from ddit.masked import (
     MaskedConfig,
     masked_loss,
@@ -21,7 +22,7 @@ from ddit.masked import (
     sample_text,
     subs_log_probs,
 )
-from ddit.model import TIMESTEP_SCALE, DualDiT
+from ddit.model import DualDiT
 
 Tensors = dict[str, Tensor]
 
@@ -41,31 +42,36 @@ class _Reference:
     def __init__(self, folder: Path, dtype: torch.dtype, device: torch.device | str) -> None:
         from transformers import T5EncoderModel
 
+        from ddit.encoders import quiet_transformers
         from ddit.weights import load_transformer
 
         settings = json.loads((folder / "reference.json").read_text())
         self.mask_token_id: int = settings["mask_token_id"]
         self.t2i: dict = settings.get("t2i", {})
         self.model: DualDiT = load_transformer(folder / "transformer", dtype=dtype, device=device).eval()
-        encoder = T5EncoderModel.from_pretrained(folder / "text_encoder", dtype=dtype)
+        with quiet_transformers():
+            encoder = T5EncoderModel.from_pretrained(folder / "text_encoder", dtype=dtype)
         self.text_encoder = encoder.to(device).eval()  # pyright: ignore[reportArgumentType]
         self.dtype = dtype
 
     def velocity_fn(self, text_states: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
-        def velocity(latents: Tensor, t: Tensor) -> Tensor:
-            output = self.model(latents, t, text_states.to(self.dtype), num_drawn=len(latents)).velocity
-            return output
+        def predict(latents: Tensor, t: Tensor) -> Tensor:
+            velocity = self.model(latents, t, text_states.to(self.dtype), num_drawn=len(latents)).velocity
+            assert velocity is not None
+            return velocity
 
-        return velocity
+        return predict
 
     def logits_fn(self, latents: Tensor | None) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
-        def logits(noisy_ids: Tensor, at: Tensor, rows: Tensor) -> Tensor:
+        def predict(noisy_ids: Tensor, at: Tensor, rows: Tensor) -> Tensor:
             states = self.text_encoder(input_ids=noisy_ids)[0]
             t = torch.zeros(len(noisy_ids), device=noisy_ids.device)
             image = None if latents is None else latents[rows]
-            return self.model(image, t, states, num_drawn=0, logit_mask=at).logits
+            logits = self.model(image, t, states, num_drawn=0, logit_mask=at).logits
+            assert logits is not None
+            return logits
 
-        return logits
+        return predict
 
 
 def _forward(ref: _Reference, x: Tensors) -> Tensors:
@@ -80,10 +86,22 @@ def _null_image(ref: _Reference, x: Tensors) -> Tensors:
 
 
 def _masked(ref: _Reference, x: Tensors) -> Tensors:
-    logits_fn, answer_mask = ref.logits_fn(x["latents"]), x["label_mask"].bool()
-    ids = {"input_ids": x["x0"], "noisy_ids": x["xt"], "answer_mask": answer_mask}
-    nll = masked_token_nll(logits_fn, **ids, mask_token_id=ref.mask_token_id)
-    loss = masked_loss(logits_fn, **ids, t=x["t"], mask_token_id=ref.mask_token_id, cfg=MaskedConfig())
+    logits_fn, ids, noisy_ids, answer_mask = (
+        ref.logits_fn(x["latents"]),
+        x["x0"],
+        x["xt"],
+        x["label_mask"].bool(),
+    )
+    nll = masked_token_nll(logits_fn, ids, noisy_ids, answer_mask, mask_token_id=ref.mask_token_id)
+    loss = masked_loss(
+        logits_fn,
+        ids,
+        answer_mask,
+        mask_token_id=ref.mask_token_id,
+        cfg=MaskedConfig(),
+        t=x["t"],
+        noisy_ids=noisy_ids,
+    )
     return {"token_nll": nll / x["t"][:, None], "loss": loss.mean()[None]}
 
 

@@ -1,0 +1,86 @@
+"""Embeddings of the MM-DiT's inputs: the image's time, and patches of latents with their positions.
+
+B batch, C H W latent channels, height, width, N image tokens, D hidden size.
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+NUM_FREQUENCIES = 256
+TIMESTEP_SCALE = 1000.0
+
+
+class TimestepEmbedder(nn.Module):
+    """Sinusoid of 1000 t, then a two-layer MLP."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.linear_1 = nn.Linear(NUM_FREQUENCIES, dim)
+        self.linear_2 = nn.Linear(dim, dim)
+
+    def forward(self, t: Tensor) -> Tensor:
+        half = NUM_FREQUENCIES // 2
+        steps = torch.arange(half, dtype=torch.float32, device=t.device)
+        angles = (
+            TIMESTEP_SCALE * t.float()[:, None] * torch.exp(-math.log(10000.0) / half * steps)
+        )  # (B, half)
+        sinusoid = torch.cat([angles.cos(), angles.sin()], dim=-1).to(self.linear_1.weight.dtype)
+        return self.linear_2(F.silu(self.linear_1(sinusoid)))  # (B, D)
+
+
+class TimeEmbed(nn.Module):
+    """Holds the timestep embedder under its published name; SD3's pooled-text half is dropped."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.timestep_embedder = TimestepEmbedder(dim)
+
+    def forward(self, t: Tensor) -> Tensor:
+        return self.timestep_embedder(t)
+
+
+def sincos_positions(dim: int, table_size: int, base_size: int) -> Tensor:
+    """Two-dimensional sin-cos position table of SD3, (1, table_size**2, dim), float32.
+
+    The first half of the channels encodes the column, the second the row; `base_size` tokens span the
+    unit-spaced grid.
+    """
+    coordinates = torch.arange(table_size, dtype=torch.float64) * base_size / table_size
+    frequencies = 10000.0 ** (-torch.arange(dim // 4, dtype=torch.float64) / (dim // 4))
+    angles = coordinates[:, None] * frequencies  # (table_size, dim / 4)
+    axis = torch.cat([angles.sin(), angles.cos()], dim=1)  # (table_size, dim / 2)
+    columns = axis[None, :, :].expand(table_size, -1, -1)
+    rows = axis[:, None, :].expand(-1, table_size, -1)
+    return torch.cat([columns, rows], dim=-1).reshape(1, table_size**2, dim).float()
+
+
+class PatchEmbed(nn.Module):
+    """Latents to image tokens, plus the central crop of a sin-cos position table."""
+
+    pos_embed: Tensor
+
+    def __init__(
+        self, dim: int, in_channels: int, patch_size: int, table_size: int, sample_size: int
+    ) -> None:
+        super().__init__()
+        self.patch_size, self.table_size = patch_size, table_size
+        self.proj = nn.Conv2d(in_channels, dim, patch_size, patch_size)
+        self.register_buffer("pos_embed", sincos_positions(dim, table_size, sample_size // patch_size))
+
+    def forward(self, latents: Tensor) -> Tensor:
+        height, width = latents.shape[-2:]
+        if height % self.patch_size or width % self.patch_size:
+            raise ValueError(
+                f"latents of {height}x{width} are not divisible by the patch size {self.patch_size}"
+            )
+        rows, columns = height // self.patch_size, width // self.patch_size
+        if max(rows, columns) > self.table_size:
+            raise ValueError(f"{rows}x{columns} tokens exceed the position table of {self.table_size} a side")
+        tokens = self.proj(latents).flatten(2).transpose(1, 2)  # (B, N, D)
+        top, left = (self.table_size - rows) // 2, (self.table_size - columns) // 2
+        table = self.pos_embed.view(self.table_size, self.table_size, -1)
+        positions = table[top : top + rows, left : left + columns].reshape(1, rows * columns, -1)
+        return tokens + positions.to(tokens.dtype)
