@@ -105,7 +105,7 @@ def test_scene_is_right_asks_for_every_object_and_no_more():
 
 
 def test_training_is_a_pure_function_and_saving_keeps_the_features(tmp_path):
-    nets = [train_detector(PRESETS["fixed-1"], seed=5, width=8, num_steps=3, batch_size=4) for _ in range(2)]
+    nets = [train_detector(PRESETS["fixed-1"], seed=5, width=8, num_steps=2, batch_size=2) for _ in range(2)]
     weights = [torch.cat([p.flatten() for p in net.parameters()]) for net in nets]
     assert torch.equal(*weights)
     nets[0].save(tmp_path / "net.safetensors")

@@ -120,6 +120,6 @@ PRESETS: dict[str, WorldConfig] = {
     "fixed": WorldConfig(),
     "fixed-3": WorldConfig(styles=STYLES),
     "grid": WorldConfig(styles=STYLES, layout="grid", sizes=(44, 32, 28)),
-    "free": WorldConfig(styles=STYLES, layout="free", sizes=(46, 36, 30), min_size=18),
+    "free": WorldConfig(styles=STYLES, layout="free", sizes=(46, 36, 30)),
 }
 """From easy to hard."""
