@@ -19,7 +19,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "cli": {"config", "devices", "folders", "images", "pipeline", "recipes", "train.run", "verify", "world"},
     "config": {*CORE, "world"},
     "data": {"world"},
-    "demo": {"pipeline"},
+    "demo": {"devices", "folders", "pipeline"},
     "devices": set(),
     "encoders": {"autoencoder"},
     "flow": set(),

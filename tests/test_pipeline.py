@@ -370,6 +370,12 @@ def test_a_wrong_dtype_or_device_gets_one_line(folder: Path, options: dict, mess
     assert "\n" not in str(caught.value)
 
 
+def test_a_folder_called_mini_can_be_meant(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "mini").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert resolve("./mini") == resolve(Path("mini")) == Path("mini")
+
+
 def test_unknown_models_get_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     (tmp_path / "file.ckpt").write_text("")

@@ -98,9 +98,15 @@ def _root(
 def _load(
     model: str, device: str | None, dtype: str | None, mask_embedding: Path | None = None
 ) -> "Pipeline":
+    from ddit.devices import find_device, find_dtype, limit_threads
+    from ddit.folders import resolve
+
+    found = find_device(device)
+    torch_dtype, folder = find_dtype(dtype, found), resolve(model)
+    limit_threads(folder)
     from ddit.pipeline import Pipeline
 
-    return Pipeline.from_pretrained(model, device=device, dtype=dtype, mask_embedding=mask_embedding)
+    return Pipeline.from_pretrained(folder, device=found, dtype=torch_dtype, mask_embedding=mask_embedding)
 
 
 @contextmanager

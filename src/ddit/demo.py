@@ -12,6 +12,8 @@ from typing import NamedTuple
 
 from PIL import Image
 
+from ddit.devices import limit_threads
+from ddit.folders import resolve
 from ddit.pipeline import Pipeline
 
 
@@ -137,7 +139,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print(f"loading {options.model}", file=sys.stderr, flush=True)
     try:
         options.out.mkdir(parents=True, exist_ok=True)
-        pipeline = Pipeline.from_pretrained(options.model)
+        folder = resolve(options.model)
+        limit_threads(folder)
+        pipeline = Pipeline.from_pretrained(folder)
     except (ValueError, OSError) as error:
         raise SystemExit(f"error: {error}") from None
     cards = run_tasks(pipeline, TASKS, seed=options.seed)

@@ -65,11 +65,13 @@ class ModelSettings:
 def resolve(name_or_path: str | os.PathLike[str]) -> Path:
     """The local folder of a model: "mini" (packaged), a folder, or a hub id, which is downloaded once.
 
+    A folder that is called mini is "./mini", or a `Path`.
+
     Raises:
         ValueError: one line, if it is none of these.
     """
     name = os.fspath(name_or_path)
-    if name == "mini":
+    if name_or_path == "mini":
         packaged = Path(str(resources.files("ddit"))) / "assets" / "mini"
         if not packaged.is_dir():
             raise ValueError("the packaged model 'mini' is missing from this installation")
