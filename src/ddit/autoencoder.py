@@ -6,21 +6,37 @@ plus a small correction that starts at zero: training begins from the best linea
 it.
 """
 
-from typing import NamedTuple
+import json
+from pathlib import Path
+from typing import NamedTuple, Self
 
 import torch
 import torch.nn.functional as F
-from diffusers.configuration_utils import ConfigMixin, register_to_config
-from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
-from diffusers.models.modeling_utils import ModelMixin
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 DOWNSAMPLE = 4
 FOLDED_CHANNELS = 3 * DOWNSAMPLE**2
+WEIGHTS_STEM = "diffusion_pytorch_model"
+
+
+class DiagonalGaussian(NamedTuple):
+    """A normal distribution of latents, mean and log-variance (B, C, h, w) each."""
+
+    mean: Tensor
+    logvar: Tensor
+
+    def mode(self) -> Tensor:
+        return self.mean
+
+    def sample(self, generator: torch.Generator | None = None) -> Tensor:
+        draw_on = generator.device if generator else self.mean.device
+        noise = torch.randn(self.mean.shape, generator=generator, device=draw_on).to(self.mean)
+        return self.mean + (0.5 * self.logvar).exp() * noise
 
 
 class Encoded(NamedTuple):
-    latent_dist: DiagonalGaussianDistribution
+    latent_dist: DiagonalGaussian
 
 
 class Decoded(NamedTuple):
@@ -37,7 +53,7 @@ class ResidualBlock(nn.Module):
         return x + self.conv_out(F.silu(self.conv_in(F.silu(x))))
 
 
-class PatchAutoencoder(ModelMixin, ConfigMixin):
+class PatchAutoencoder(nn.Module):
     """Pixels (B, 3, H, W) in [-1, 1] <-> latents (B, latent_channels, H/4, W/4), about N(0, 1) per channel.
 
     `H` and `W` are any multiples of 4. The latents leave `encode` normalised per channel and `decode` takes
@@ -46,7 +62,6 @@ class PatchAutoencoder(ModelMixin, ConfigMixin):
     saved with the weights.
     """
 
-    @register_to_config
     def __init__(
         self,
         latent_channels: int = 8,
@@ -63,6 +78,15 @@ class PatchAutoencoder(ModelMixin, ConfigMixin):
                 "a PatchAutoencoder has downsample 4, scaling_factor 1 and shift_factor 0, got "
                 f"{downsample}, {scaling_factor} and {shift_factor}"
             )
+        self.config = {
+            "latent_channels": latent_channels,
+            "encoder_width": encoder_width,
+            "decoder_width": decoder_width,
+            "decoder_depth": decoder_depth,
+            "downsample": downsample,
+            "scaling_factor": scaling_factor,
+            "shift_factor": shift_factor,
+        }
         moments = 2 * latent_channels
         self.encoder_linear = nn.Conv2d(FOLDED_CHANNELS, moments, 3, padding=1)
         self.encoder_correction = nn.Sequential(
@@ -91,13 +115,37 @@ class PatchAutoencoder(ModelMixin, ConfigMixin):
         mean, logvar = (self.encoder_linear(folded) + self.encoder_correction(folded)).chunk(2, dim=1)
         std = _per_channel(self.latent_std)
         mean = (mean - _per_channel(self.latent_mean)) / std
-        return Encoded(DiagonalGaussianDistribution(torch.cat([mean, logvar - 2 * std.log()], dim=1)))
+        return Encoded(DiagonalGaussian(mean, logvar - 2 * std.log()))
 
     def decode(self, latents: Tensor) -> Decoded:
         """The pixels (B, 3, H, W), about in [-1, 1], of normalised latents (B, C, H/4, W/4)."""
         raw = latents * _per_channel(self.latent_std) + _per_channel(self.latent_mean)
         folded = self.decoder_linear(raw) + self.decoder_correction(raw)
         return Decoded(F.pixel_shuffle(folded, DOWNSAMPLE))
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Writes `config.json` and the weights as diffusers does (whose import takes seconds)."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        config = {"_class_name": type(self).__name__, **self.config}
+        (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+        save_file(self.state_dict(), folder / f"{WEIGHTS_STEM}.safetensors", metadata={"format": "pt"})
+
+    @classmethod
+    def from_pretrained(
+        cls, folder: str | Path, dtype: torch.dtype = torch.float32, *, variant: str | None = None
+    ) -> Self:
+        """Loads such a folder; `variant` as in `diffusion_pytorch_model.bf16.safetensors`.
+
+        Raises `TypeError` for an unknown setting, and what torch and safetensors raise for broken weights.
+        """
+        folder = Path(folder)
+        config = json.loads((folder / "config.json").read_text())
+        model = cls(**{key: value for key, value in config.items() if not key.startswith("_")}).to(dtype)
+        model.load_state_dict(
+            load_file(folder / f"{WEIGHTS_STEM}{f'.{variant}' if variant else ''}.safetensors")
+        )
+        return model
 
     @torch.no_grad()
     def init_from_pca(self, pixels: Tensor, *, logvar: float = -6.0) -> None:

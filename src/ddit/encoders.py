@@ -8,10 +8,9 @@ import json
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from torch import Tensor, nn
 from transformers import AutoTokenizer, PreTrainedTokenizerFast, T5Config, T5EncoderModel
@@ -19,9 +18,11 @@ from transformers.utils import logging as transformers_logging
 
 from ddit.autoencoder import PatchAutoencoder
 
+if TYPE_CHECKING:
+    from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+
 MASK_TOKEN = "<extra_id_0>"
 PUNCTUATION = ",.?"
-IMAGE_AUTOENCODERS = {"AutoencoderKL": AutoencoderKL, "PatchAutoencoder": PatchAutoencoder}
 
 
 class ImageCodec:
@@ -31,7 +32,7 @@ class ImageCodec:
     as Stable Diffusion 3 does; a configuration without a shift means 0.
     """
 
-    def __init__(self, autoencoder: AutoencoderKL | PatchAutoencoder):
+    def __init__(self, autoencoder: "AutoencoderKL | PatchAutoencoder"):
         self.autoencoder: Any = autoencoder.eval().requires_grad_(False)
         config = autoencoder.config
         self.channels: int = config["latent_channels"]
@@ -48,11 +49,15 @@ class ImageCodec:
         Raises ValueError if that class is neither of the two.
         """
         name = json.loads((Path(path) / "config.json").read_text()).get("_class_name")
-        if name not in IMAGE_AUTOENCODERS:
+        if name == "PatchAutoencoder":
+            return cls(PatchAutoencoder.from_pretrained(path, dtype, variant=variant))
+        if name != "AutoencoderKL":
             raise ValueError(
-                f"{path}: the autoencoder class {name!r} is none of {', '.join(IMAGE_AUTOENCODERS)}"
+                f"{path}: the autoencoder class {name!r} is neither AutoencoderKL nor PatchAutoencoder"
             )
-        autoencoder = IMAGE_AUTOENCODERS[name].from_pretrained(
+        from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL  # takes seconds to import
+
+        autoencoder = AutoencoderKL.from_pretrained(
             path, torch_dtype=dtype, variant=variant, use_safetensors=True, low_cpu_mem_usage=False
         )
         return cls(autoencoder)
