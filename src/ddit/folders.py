@@ -232,7 +232,7 @@ def save_pipeline(
         "_class_name": "DualDiffusionPipeline",
         "scheduler": ["diffusers", "FlowMatchEulerDiscreteScheduler"],
         "text_encoder": ["transformers", "T5EncoderModel"],
-        "tokenizer": ["transformers", "T5TokenizerFast"],
+        "tokenizer": ["transformers", type(text_codec.tokenizer).__name__],
         "transformer": ["ddit.model", "DualDiT"],
         "vae": ["ddit.autoencoder" if autoencoder == "PatchAutoencoder" else "diffusers", autoencoder],
     }

@@ -6,7 +6,7 @@ own, seeded with `seed + i` on the CPU, so that a batch gives what single calls 
 
 import os
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Self
 
@@ -15,6 +15,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from ddit import folders
+from ddit.batching import StepCallback, as_list, matched, parts
 from ddit.devices import find_device, find_dtype
 from ddit.flow import sample_latents
 from ddit.folders import ModelSettings
@@ -26,9 +27,6 @@ from ddit.weights import load_mask_embedding
 if TYPE_CHECKING:  # transformers and diffusers take seconds to import
     from ddit.encoders import ImageCodec, TextCodec
     from ddit.prompts import TokenizedPrompt
-
-StepCallback = Callable[[int, int, Tensor], None]
-"""Called after every step with (steps done, steps in all, latents or token ids of the batch at work)."""
 
 
 @dataclass(eq=False)
@@ -88,10 +86,10 @@ class Pipeline:
         device = find_device(device)
         dtype = find_dtype(dtype, device)
         embedding = None if mask_embedding is None else load_mask_embedding(mask_embedding)
-        parts = folders.load_parts(folders.resolve(name_or_path), dtype=dtype, device=device)
+        loaded = folders.load_parts(folders.resolve(name_or_path), dtype=dtype, device=device)
         if embedding is not None:
-            parts.text_codec.set_mask_embedding(embedding)
-        return cls(*parts)
+            loaded.text_codec.set_mask_embedding(embedding)
+        return cls(*loaded)
 
     def save_pretrained(
         self, folder: str | os.PathLike[str], *, dtype: str | torch.dtype | None = None
@@ -151,7 +149,7 @@ class Pipeline:
         """
         from ddit.prompts import draw_prompt, empty_prompt
 
-        texts = _as_list(prompts)
+        texts = as_list(prompts)
         settings, length = self.settings, self.settings.prompt_length
         scale = settings.guidance_scale if guidance_scale is None else guidance_scale
         num_steps = settings.num_steps if num_steps is None else num_steps
@@ -161,12 +159,12 @@ class Pipeline:
         if negative_prompt is None:
             negative_ids = empty_prompt(self.text_codec, len(texts), length, style=self.style)
         else:
-            negatives = _matched(_as_list(negative_prompt), len(texts), "negative prompts", "prompts")
+            negatives = matched(as_list(negative_prompt), len(texts), "negative prompts", "prompts")
             negative_ids = draw_prompt(self.text_codec, negatives, length, style=self.style)
 
         shape = (self.image_codec.channels, rows, columns)
         images: list[Image.Image] = []
-        for part, step in _parts(len(texts), batch_size, num_steps, on_step):
+        for part, step in parts(len(texts), batch_size, num_steps, on_step):
             states = self.text_codec.states(ids[part].to(self.device))
             if scale > 1:
                 states = torch.cat([self.text_codec.states(negative_ids[part].to(self.device)), states])
@@ -329,7 +327,7 @@ class Pipeline:
             codec.vocab_size, self.transformer.config.vocab_size
         )  # rows of the head without a token
         written = []
-        for part, step in _parts(len(prompt.input_ids), batch_size, num_steps, on_step):
+        for part, step in parts(len(prompt.input_ids), batch_size, num_steps, on_step):
             latents = None if pictures is None else self.image_codec.encode(to_tensor(pictures[part]))
             sample = sample_text(
                 self._logits_fn(latents),
@@ -390,11 +388,11 @@ class Pipeline:
         self, texts: str | Sequence[str], pictures: list[Image.Image] | None, what: str
     ) -> tuple[list[str], list[Image.Image] | None]:
         """Texts and pictures of equal number; a single one goes with all of the others."""
-        given = _as_list(texts)
+        given = as_list(texts)
         if pictures is None:
             return given, None
         count = max(len(given), len(pictures))
-        return _matched(given, count, what, "images"), _matched(pictures, count, "images", what)
+        return matched(given, count, what, "images"), matched(pictures, count, "images", what)
 
     def _warn_unknown(self, texts: Sequence[str]) -> None:
         words = dict.fromkeys(word for text in texts for word in self.text_codec.unknown_words(text))
@@ -409,36 +407,3 @@ class Pipeline:
         if not 0 <= seed < 2**62:
             raise ValueError(f"seed must be at least 0 and below 2**62, got {seed}")
         return [torch.Generator().manual_seed(seed + i) for i in range(part.start, part.stop)]
-
-
-def _as_list(texts: str | Sequence[str]) -> list[str]:
-    texts = [texts] if isinstance(texts, str) else list(texts)
-    if not texts:
-        raise ValueError("no text given")
-    return texts
-
-
-def _matched(items: list, count: int, what: str, others: str) -> list:
-    """`items`, the only one repeated, as often as there are `others`."""
-    if len(items) not in (1, count):
-        raise ValueError(f"{len(items)} {what} do not match {count} {others}")
-    return items * count if len(items) == 1 else items
-
-
-def _parts(
-    count: int, batch_size: int, num_steps: int, on_step: StepCallback | None
-) -> Iterator[tuple[slice, StepCallback | None]]:
-    """Slices of at most batch_size, each with a callback that counts the steps of all slices."""
-    if batch_size < 1:
-        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
-    num_parts = -(-count // batch_size)
-    for index in range(num_parts):
-        part = slice(index * batch_size, min((index + 1) * batch_size, count))
-        if on_step is None:
-            yield part, None
-            continue
-
-        def step(done: int, total: int, state: Tensor, before: int = index * num_steps) -> None:
-            on_step(before + done, num_parts * num_steps, state)
-
-        yield part, step
