@@ -1,3 +1,5 @@
+import math
+
 import pytest
 import torch
 from torch import nn
@@ -31,9 +33,19 @@ def test_the_schedule_has_the_values_of_its_formula(schedule: str, expected: lis
 def test_the_average_has_its_closed_form() -> None:
     values = [torch.tensor([float(k)]) for k in (1, 5, 2)]
     average = Ema(values[:1], decay=0.9)
-    average.update(values[1:2])
-    average.update(values[2:])
+    average.update(values[1:2], step=1000)
+    average.update(values[2:], step=1001)
     assert average.tensors[0].item() == pytest.approx(0.81 * 1 + 0.09 * 5 + 0.1 * 2)
+
+
+def test_the_average_soon_forgets_the_fresh_weights() -> None:
+    """In update k the decay is (1 + k) / (10 + k), so that of the start prod_k (1 + k) / (10 + k) is left."""
+    average = Ema([torch.tensor([1.0])], decay=0.999)
+    for step in range(50):
+        average.update([torch.tensor([0.0])], step)
+    assert average.tensors[0].item() == pytest.approx(
+        math.prod((1 + k) / (10 + k) for k in range(50)), rel=1e-4
+    )
 
 
 def test_orthogonalized_matrices_have_singular_values_near_one() -> None:

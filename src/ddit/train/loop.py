@@ -118,7 +118,7 @@ class Trainer:
         for optimizer in self.optimizers.values():
             optimizer.step()
         self.masters.publish()
-        self.ema.update(self._averaged())
+        self.ema.update(self._averaged(), self.step)
         self.step += 1
         return StepResult(values, stop=shared[-1].item() > 0)
 

@@ -101,13 +101,17 @@ def set_lr(optimizers: dict[str, torch.optim.Optimizer], cfg: OptimizerConfig, f
 
 
 class Ema:
-    """Exponential moving average of float32 tensors: s <- d s + (1 - d) w, from s = w at the start."""
+    """Exponential moving average of float32 tensors: s <- d s + (1 - d) w, from s = w at the start.
+
+    Early on d is (1 + k) / (10 + k) in update k, so that the fresh weights are soon forgotten.
+    """
 
     def __init__(self, tensors: Iterable[Tensor], decay: float) -> None:
         self.decay = decay
         self.tensors = [tensor.detach().float().clone() for tensor in tensors]
 
     @torch.no_grad()
-    def update(self, tensors: Iterable[Tensor]) -> None:
-        for average, tensor in zip(self.tensors, tensors, strict=True):
-            average.lerp_(tensor, 1 - self.decay)
+    def update(self, tensors: Iterable[Tensor], step: int) -> None:
+        """Takes in the weights after `step` earlier updates."""
+        decay = min(self.decay, (1 + step) / (10 + step))
+        torch._foreach_lerp_(self.tensors, [tensor.detach() for tensor in tensors], 1 - decay)
