@@ -119,9 +119,10 @@ def main() -> None:
     parser.add_argument("--guidance-scale", type=float)
     parser.add_argument("--num-steps", type=int, help="of drawing")
     parser.add_argument("--text-steps", type=int)
+    parser.add_argument("--dtype", help="of the model, by default float32 on a CPU")
     parser.add_argument("--only", choices=("pictures", "answers", "captions"))
     args = parser.parse_args()
-    pipeline, world = Pipeline.from_pretrained(args.model), PRESETS[args.world]
+    pipeline, world = Pipeline.from_pretrained(args.model, dtype=args.dtype), PRESETS[args.world]
     start = time.monotonic()
     print(
         f"`python benchmarks/mini_scores.py {' '.join(sys.argv[1:])}`: world {args.world}, split {args.split}\n"

@@ -97,8 +97,8 @@ def mini_image(root: Path, world: WorldConfig) -> DualRun:
         ),
         report=ReportConfig(evaluate_every=500, sheet_every=1000, checkpoint_minutes=5.0),
         text_length=TEXT_LENGTH,
-        global_batch_size=64,
-        max_steps=8000,
+        global_batch_size=128,
+        max_steps=1500,
     )
 
 
@@ -109,7 +109,9 @@ def mini_joint(root: Path, world: WorldConfig) -> DualRun:
         image,
         out=str(root / "mini-joint"),
         init=str(root / "mini-image/export"),
-        objective=replace(image.objective, read_fraction=0.5, question_fraction=0.4, lambda_text=0.3),
+        objective=replace(image.objective, read_fraction=0.5, question_fraction=0.6, lambda_text=0.5),
+        optimizer=replace(image.optimizer, lr=7e-4, muon_lr=0.014),
+        max_steps=2500,
         seed=1,
     )
 
@@ -122,8 +124,8 @@ def mini_questions(root: Path, world: WorldConfig) -> DualRun:
         out=str(root / "mini-questions"),
         init=str(root / "mini-joint/export"),
         objective=replace(joint.objective, question_fraction=0.7, lambda_text=1.0, alignment_weight=0.0),
-        optimizer=replace(joint.optimizer, schedule="linear", decay_fraction=0.8, lr=5e-4, muon_lr=0.01),
-        max_steps=4000,
+        optimizer=replace(joint.optimizer, schedule="linear", decay_fraction=1.0, lr=6e-4, muon_lr=0.012),
+        max_steps=1900,
         seed=2,
     )
 
