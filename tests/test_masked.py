@@ -245,7 +245,7 @@ def test_many_ancestral_steps_sample_an_enumerable_joint_distribution() -> None:
             probs[row, 0, 2:4], probs[row, 1, 2:4] = given_b / given_b.sum(), given_a / given_a.sum()
         return probs.log()[at]
 
-    count = 3000
+    count = 1000
     ids = torch.full((count, 2), 2)
     sample = sample_text(
         exact, ids, torch.ones_like(ids, dtype=torch.bool), num_steps=40, mask_token_id=MASK,
@@ -253,7 +253,7 @@ def test_many_ancestral_steps_sample_an_enumerable_joint_distribution() -> None:
     )  # fmt: skip
     for a, b in itertools.product((0, 1), repeat=2):
         share = ((sample.ids[:, 0] == a + 2) & (sample.ids[:, 1] == b + 2)).float().mean().item()
-        assert share == pytest.approx(joint[a, b].item(), abs=0.04)
+        assert share == pytest.approx(joint[a, b].item(), abs=0.06)
 
 
 def test_every_step_is_reported_and_bad_settings_are_refused() -> None:
