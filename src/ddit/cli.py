@@ -128,13 +128,6 @@ def _progress(what: str) -> Iterator["StepCallback"]:
         yield step
 
 
-def _silence_transformers() -> None:
-    """Keeps its bars over the loading of a handful of tensors off the terminal."""
-    from transformers.utils import logging
-
-    logging.disable_progress_bar()
-
-
 def _emit(as_json: bool, line: str, **values: object) -> None:
     typer.echo(json.dumps(values, ensure_ascii=False) if as_json else line)
 
@@ -338,7 +331,6 @@ def verify(
     from ddit.verify import verify as compare
 
     torch_device, torch_dtype = find_device(device), find_dtype(dtype)
-    _silence_transformers()
     total, failed = 0, 0
     try:
         for result in compare(folder, atol=atol, rtol=rtol, dtype=torch_dtype, device=torch_device):
