@@ -111,7 +111,7 @@ def mini_joint(root: Path, world: WorldConfig) -> DualRun:
         init=str(root / "mini-image/export"),
         objective=replace(image.objective, read_fraction=0.5, question_fraction=0.6, lambda_text=0.5),
         optimizer=replace(image.optimizer, lr=7e-4, muon_lr=0.014),
-        max_steps=2500,
+        max_steps=1100,
         seed=1,
     )
 
@@ -123,9 +123,9 @@ def mini_questions(root: Path, world: WorldConfig) -> DualRun:
         joint,
         out=str(root / "mini-questions"),
         init=str(root / "mini-joint/export"),
-        objective=replace(joint.objective, question_fraction=0.7, lambda_text=1.0, alignment_weight=0.0),
-        optimizer=replace(joint.optimizer, schedule="linear", decay_fraction=1.0, lr=6e-4, muon_lr=0.012),
-        max_steps=1900,
+        objective=replace(joint.objective, read_fraction=0.375, question_fraction=0.7, lambda_text=1.0),
+        optimizer=replace(joint.optimizer, schedule="linear", decay_fraction=1.0),
+        max_steps=2750,
         seed=2,
     )
 

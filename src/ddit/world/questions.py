@@ -147,13 +147,13 @@ def _unanswerable(scene: Scene, rng: random.Random) -> _Asked:
 
 
 _KINDS: dict[str, tuple[Callable[[Scene, random.Random], _Asked], float]] = {
-    "color": (_color, 0.12),
+    "color": (_color, 0.1),
     "count": (_count, 0.5),
-    "what": (_what, 0.16),
+    "what": (_what, 0.1),
     "where": (_where, 0.2),
     "relation": (_relation, 0.2),
-    "exists": (_exists, 0.11),
-    "exists_color": (_exists_color, 0.11),
+    "exists": (_exists, 0.4),
+    "exists_color": (_exists_color, 0.25),
     "unanswerable": (_unanswerable, 0.05),
 }
 
