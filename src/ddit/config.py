@@ -130,6 +130,7 @@ class TextEncoderRun:
     lr: float = 2e-3
     warmup_steps: int = 100
     padding_weight: float = 0.05
+    visible_weight: float = 1.0  # of the loss at visible positions, beside that at masked ones
     num_held_out: int = 512
     seed: int = 0
 

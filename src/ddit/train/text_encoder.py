@@ -52,20 +52,30 @@ def text_batch(
 
 
 def masked_modelling_loss(
-    codec: TextCodec, ids: Tensor, padding_weight: float, generator: torch.Generator
+    codec: TextCodec,
+    ids: Tensor,
+    *,
+    padding_weight: float,
+    visible_weight: float,
+    generator: torch.Generator,
 ) -> Tensor:
     """Cross-entropy at masked positions, each text masked at its own rate in (0, 1]; padding counts little.
 
-    The logits are tied to the shared embedding, and there is no other head.
+    To it comes `visible_weight` times that at visible positions: a word's own identity would else be lost from its
+    state, since it explains nothing about its neighbours (any class may have any colour). The logits are tied to the shared
+    embedding, and there is no other head.
     """
     rate = 1 - torch.rand(len(ids), 1, generator=generator)
     is_masked = torch.rand(ids.shape, generator=generator) < rate
-    noisy = torch.where(is_masked, codec.mask_token_id, ids)
-    states = codec.encoder(input_ids=noisy).last_hidden_state[is_masked]
-    embedding = codec.encoder.get_input_embeddings().weight
-    nll = F.cross_entropy(states @ embedding.T, ids[is_masked], reduction="none")
-    weight = torch.where(ids[is_masked] == codec.eos_token_id, padding_weight, 1.0)
-    return (weight * nll).sum() / weight.sum().clamp(min=1.0)
+    states = codec.encoder(input_ids=torch.where(is_masked, codec.mask_token_id, ids)).last_hidden_state
+    logits = states @ codec.encoder.get_input_embeddings().weight.T  # (B, L, V)
+    nll = F.cross_entropy(logits.transpose(1, 2), ids, reduction="none")  # (B, L)
+    weight = torch.where(ids == codec.eos_token_id, padding_weight, 1.0)
+
+    def mean(where: Tensor) -> Tensor:
+        return (weight * nll)[where].sum() / weight[where].sum().clamp(min=1.0)
+
+    return mean(is_masked) + visible_weight * mean(~is_masked)
 
 
 def train_text_encoder(cfg: TextEncoderRun) -> Path:
@@ -92,7 +102,13 @@ def train_text_encoder(cfg: TextEncoderRun) -> Path:
             optimizer.param_groups[0]["lr"], optimizer.param_groups[1]["lr"] = lr, lr * BIAS_LR_FACTOR
             ids = text_batch(codec, source, cfg.text_length, seed=cfg.seed, step=step, size=cfg.batch_size)
             generator = torch.Generator().manual_seed(step)
-            loss = masked_modelling_loss(codec, ids, cfg.padding_weight, generator)
+            loss = masked_modelling_loss(
+                codec,
+                ids,
+                padding_weight=cfg.padding_weight,
+                visible_weight=cfg.visible_weight,
+                generator=generator,
+            )
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             torch.nn.utils.clip_grad_norm_(parameters, 1.0)
@@ -101,7 +117,13 @@ def train_text_encoder(cfg: TextEncoderRun) -> Path:
             if (step + 1) % 100 == 0 or step + 1 == cfg.max_steps:
                 with torch.no_grad():
                     generator = torch.Generator().manual_seed(0)
-                    held = masked_modelling_loss(codec, held_out_ids, cfg.padding_weight, generator)
+                    held = masked_modelling_loss(
+                        codec,
+                        held_out_ids,
+                        padding_weight=cfg.padding_weight,
+                        visible_weight=0.0,
+                        generator=generator,
+                    )
                 log.event(step=step + 1, loss=loss.item(), held_out=held.item())
     codec.save_pretrained(out / "export" / "tokenizer", out / "export" / "text_encoder")
     return out
