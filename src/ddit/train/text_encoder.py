@@ -62,8 +62,8 @@ def masked_modelling_loss(
     """Cross-entropy at masked positions, each text masked at its own rate in (0, 1]; padding counts little.
 
     To it comes `visible_weight` times that at visible positions: a word's own identity would else be lost from its
-    state, since it explains nothing about its neighbours (any class may have any colour). The logits are tied to the shared
-    embedding, and there is no other head.
+    state, since it explains nothing about its neighbours (any class may have any colour). The logits are
+    tied to the shared embedding, and there is no other head.
     """
     rate = 1 - torch.rand(len(ids), 1, generator=generator)
     is_masked = torch.rand(ids.shape, generator=generator) < rate
