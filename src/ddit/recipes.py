@@ -103,15 +103,15 @@ def mini_image(root: Path, world: WorldConfig) -> DualRun:
 
 
 def mini_joint(root: Path, world: WorldConfig) -> DualRun:
-    """Both directions at once, from the image-only model; captions and some questions are read."""
+    """Both directions at once, from the image-only model; captions and questions are read."""
     image = mini_image(root, world)
     return replace(
         image,
         out=str(root / "mini-joint"),
         init=str(root / "mini-image/export"),
-        objective=replace(image.objective, read_fraction=0.5, question_fraction=0.6, lambda_text=0.5),
+        objective=replace(image.objective, read_fraction=0.5, question_fraction=0.6, lambda_text=1.0),
         optimizer=replace(image.optimizer, lr=7e-4, muon_lr=0.014),
-        max_steps=1100,
+        max_steps=2500,
         seed=1,
     )
 
@@ -123,9 +123,11 @@ def mini_questions(root: Path, world: WorldConfig) -> DualRun:
         joint,
         out=str(root / "mini-questions"),
         init=str(root / "mini-joint/export"),
-        objective=replace(joint.objective, read_fraction=0.375, question_fraction=0.7, lambda_text=1.0),
-        optimizer=replace(joint.optimizer, schedule="linear", decay_fraction=1.0),
-        max_steps=2750,
+        objective=replace(
+            joint.objective, read_fraction=0.625, question_fraction=0.8, lambda_text=3.0, alignment_weight=0.0
+        ),
+        optimizer=replace(joint.optimizer, schedule="linear", decay_fraction=0.5),
+        max_steps=1400,
         seed=2,
     )
 

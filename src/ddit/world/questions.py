@@ -152,8 +152,8 @@ _KINDS: dict[str, tuple[Callable[[Scene, random.Random], _Asked], float]] = {
     "what": (_what, 0.1),
     "where": (_where, 0.2),
     "relation": (_relation, 0.2),
-    "exists": (_exists, 0.4),
-    "exists_color": (_exists_color, 0.25),
+    "exists": (_exists, 0.8),
+    "exists_color": (_exists_color, 0.15),
     "unanswerable": (_unanswerable, 0.05),
 }
 
