@@ -36,12 +36,13 @@ class Card(NamedTuple):
 
 TASKS = (
     Task("single object", "a photo of an elephant", "what is this?"),
+    Task("single object", "a photo of a clock", "how many clocks are there?"),
+    Task("single object", "a photo of a donut", "is there a dog?"),
     Task("colour", "a photo of a red car", "what color is the car?"),
-    Task("two objects", "a photo of a dog and a banana", "is there a dog?"),
-    Task("counting", "a photo of three apples", "how many apples are there?"),
-    Task("position", "a photo of a bird above a horse", "what is below the bird?"),
-    Task("colour binding", "a photo of a yellow cup and a blue chair", "what color is the chair?"),
+    Task("colour", "a photo of a blue umbrella", "is there an umbrella?"),
+    Task("colour", "a photo of a purple horse", "what is in the picture?"),
 )
+"""Of the kinds of prompt that `mini` draws reliably (see README's table for the others)."""
 
 PAGE = """<!doctype html>
 <html lang="en">
