@@ -114,4 +114,5 @@ class Ema:
     def update(self, tensors: Iterable[Tensor], step: int) -> None:
         """Takes in the weights after `step` earlier updates."""
         decay = min(self.decay, (1 + step) / (10 + step))
-        torch._foreach_lerp_(self.tensors, [tensor.detach() for tensor in tensors], 1 - decay)
+        for average, tensor in zip(self.tensors, tensors, strict=True):
+            average.lerp_(tensor.detach(), 1 - decay)
