@@ -160,6 +160,7 @@ def test_positions_are_the_central_crop_of_the_table() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # torch's compiler warns of its own parts
 def test_compiled_blocks_give_the_same_output() -> None:
     model = make_model(CONFIG)
     inputs = make_inputs()
