@@ -23,7 +23,6 @@ ARMS = {
     "bf16 copy, 2 processes": ("copy", False, 2),
     "autocast, 2 processes": ("autocast", False, 2),
     "bf16 copy, compiled, 1 process": ("copy", True, 1),
-    "bf16 copy, compiled, 2 processes": ("copy", True, 2),
 }
 
 
