@@ -15,6 +15,7 @@ from typing import Any, Literal, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
+from ddit.data.config import DataConfig, SourceConfig, WorldData
 from ddit.flow import FlowConfig
 from ddit.masked import MaskedConfig
 from ddit.model import DualDiTConfig
@@ -47,19 +48,49 @@ class OptimizerConfig:
 class ObjectiveConfig:
     """What one step optimises: L_image + lambda_text L_text + alignment_weight L_align.
 
-    `read_fraction` is the share of each global batch whose text is masked (0: image only), `question_fraction` the
-    share of those that are questions rather than captions.
+    `read_fraction` is the share of each global batch whose text is masked (0: image only).
     """
 
     lambda_text: float = 0.2
     read_fraction: float = 0.5
-    question_fraction: float = 0.0
     caption_dropout: float = 0.1
     flow: FlowConfig = field(default_factory=FlowConfig)
     text: MaskedConfig = field(default_factory=MaskedConfig)
     # Our deviation from the paper, off by default: image tokens after this block (0-based) against a frozen teacher.
     alignment_weight: float = 0.0
     alignment_block: int = 3
+
+
+@dataclass(frozen=True)
+class ParallelConfig:
+    """How the ranks share the model and how memory is traded for work.
+
+    Attributes:
+        num_replicas: 1 shards the model over all ranks (FSDP2); more: so many replicas, each sharded over
+            ranks / num_replicas (HSDP).
+        reshard_after_forward: free the gathered weights of a block between its forward and backward pass.
+        checkpoint_activations: recompute each block in the backward pass.
+        compile_blocks: torch.compile, block by block.
+        text_encoder: the frozen T5 on each rank whole, sharded like the model, or whole in 8 bit.
+    """
+
+    num_replicas: int = 1
+    reshard_after_forward: bool = True
+    checkpoint_activations: bool = False
+    compile_blocks: bool = False
+    text_encoder: Literal["whole", "sharded", "int8"] = "whole"
+
+
+@dataclass(frozen=True)
+class LoraConfig:
+    """Low-rank adapters (peft) instead of full weights; rank 0 trains everything.
+
+    The text head and the null image, which SD3 does not have, are trained whole beside the adapters.
+    """
+
+    rank: int = 0
+    alpha: float = 16.0
+    dropout: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -70,34 +101,51 @@ class ReportConfig:
     evaluate_every: int = 500
     sheet_every: int = 2000
     num_held_out: int = 256
+    num_sheet: int = 24
     checkpoint_minutes: float = 10.0
     keep_checkpoints: int = 2
     sheet_steps: int = 20
     sheet_guidance: float = 3.0
     sheet_shift: float = 2.0
+    tensorboard: bool = True
+    wandb_project: str | None = None
 
 
 @dataclass(frozen=True)
 class DualRun:
-    """Training of the two-headed transformer: image only, joint, or question tuning, by `objective` alone."""
+    """Training of the two-headed transformer: image only, joint, or question tuning, by `objective` and `data` alone.
+
+    Attributes:
+        vae, text: folder of the frozen autoencoder; folder that holds text_encoder/ and tokenizer/.
+        init: a model folder (ours or SD3's) whose transformer is where this run begins.
+        prompts: the templates, see `ddit.prompts`.
+        micro_batch_size: samples a rank holds at once; None: its whole part of the global batch.
+        train_mask_embedding: the mask token's embedding row is trained too, and nothing else of the text encoder.
+        non_finite: a loss or gradient that is not finite stops the run before the step, or skips the step (at most
+            `max_skipped` in a row).
+    """
 
     out: str
-    vae: str  # folder of the frozen autoencoder
-    text: str  # folder that holds text_encoder/ and tokenizer/
-    pool: str  # folder of precomputed latents
+    vae: str
+    text: str
     model: DualDiTConfig
-    world: WorldConfig
+    data: DataConfig
     kind: Literal["dual"] = "dual"
-    init: str | None = None  # a predecessor's export: its transformer is where this run begins
+    init: str | None = None
+    prompts: Literal["published", "mini"] = "published"
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
+    lora: LoraConfig = field(default_factory=LoraConfig)
     report: ReportConfig = field(default_factory=ReportConfig)
-    text_length: int = 64
+    train_mask_embedding: bool = False
     global_batch_size: int = 256
+    micro_batch_size: int | None = None
     max_steps: int = 60_000
     seed: int = 0
     compute_dtype: Literal["float32", "bfloat16"] = "bfloat16"
-    compile_blocks: bool = False
+    non_finite: Literal["stop", "skip"] = "stop"
+    max_skipped: int = 10
 
 
 @dataclass(frozen=True)
@@ -149,18 +197,19 @@ class TeacherRun:
 
 @dataclass(frozen=True)
 class LatentsRun:
-    """Precomputation of the pool: latents (and the teacher's features) of `num_scenes` training scenes."""
+    """Precomputation of a source's latents (and a teacher's features), the form in which `latents` of a source reads
+    them. Several processes (torchrun) share the work."""
 
     out: str
     vae: str
-    world: WorldConfig
+    source: SourceConfig = field(default_factory=WorldData)
     teacher: str | None = None  # a teacher's weights file; its features are pooled to `feature_side` a side
     feature_side: int = 4
     kind: Literal["latents"] = "latents"
-    num_scenes: int = 150_000
-    chunk_size: int = 500
-    num_workers: int = 2
-    seed: int = 0
+    image_size: int = 64
+    num_buckets: int = 1
+    shard_size: int = 1000
+    batch_size: int = 100
 
 
 RunConfig = DualRun | AutoencoderRun | TextEncoderRun | TeacherRun | LatentsRun

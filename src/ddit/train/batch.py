@@ -1,0 +1,52 @@
+"""What a rank computes one micro step from: plain tensors, with everything random in them already drawn."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from torch import Tensor
+
+
+class Pictures(NamedTuple):
+    """The pictures of a half-batch: either `pixels` or, where they were cached, the latents' `mean` (and `std`).
+
+    pixels (n, 3, H, W) in [-1, 1]; mean, std (n, C, h, w); sampling_noise (n, C, h, w) standard normal, or None for the
+    mode; is_null (n,) bool: these have no picture (their pixels or latents are zeros), or None if all have one.
+    """
+
+    pixels: Tensor | None
+    mean: Tensor | None
+    std: Tensor | None
+    sampling_noise: Tensor | None
+    is_null: Tensor | None = None
+
+
+class Drawn(NamedTuple):
+    """Pictures to draw: prompt_ids (n, L) (dropped captions are the empty prompt), t (n,), noise (n, C, h, w).
+
+    features (n, F, h', w'): the teacher's, where alignment is on.
+    """
+
+    pictures: Pictures
+    prompt_ids: Tensor
+    t: Tensor
+    noise: Tensor
+    features: Tensor | None = None
+
+
+class Read(NamedTuple):
+    """Pictures to read: input_ids and noisy_ids (n, L), answer_mask (n, L) bool, t (n,)."""
+
+    pictures: Pictures
+    input_ids: Tensor
+    answer_mask: Tensor
+    noisy_ids: Tensor
+    t: Tensor
+
+
+class Batch(NamedTuple):
+    """One micro-batch of one rank; a half that a run does not train is None. `broken`: samples replaced, by cause."""
+
+    drawn: Drawn | None
+    read: Read | None
+    broken: dict[str, int]
