@@ -116,8 +116,9 @@ class DualRun:
     """Training of the two-headed transformer: image only, joint, or question tuning, by `objective` and `data` alone.
 
     Attributes:
-        vae, text: folder of the frozen autoencoder; folder that holds text_encoder/ and tokenizer/.
-        init: a model folder (ours or SD3's) whose transformer is where this run begins.
+        init: a model folder (ours or SD3's) or a hub id, whose transformer is where this run begins.
+        vae: folder of the frozen autoencoder, or a model folder that holds it; None: that of `init`.
+        text: folder that holds the frozen text encoder and its tokenizer; None: `init`.
         prompts: the templates, see `ddit.prompts`.
         micro_batch_size: samples a rank holds at once; None: its whole part of the global batch.
         train_mask_embedding: the mask token's embedding row is trained too, and nothing else of the text encoder.
@@ -126,12 +127,12 @@ class DualRun:
     """
 
     out: str
-    vae: str
-    text: str
     model: DualDiTConfig
     data: DataConfig
     kind: Literal["dual"] = "dual"
     init: str | None = None
+    vae: str | None = None
+    text: str | None = None
     prompts: Literal["published", "mini"] = "published"
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
