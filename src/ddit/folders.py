@@ -119,23 +119,10 @@ def load_parts(folder: Path, *, dtype: torch.dtype, device: torch.device | str =
     """
     if not (folder / "transformer").is_dir():
         raise ValueError(f"'{folder}' is not a model folder: it has no transformer/")
-    from ddit.encoders import ImageCodec, TextCodec
-
-    is_sd3 = (folder / "text_encoder_3").is_dir()
-    suffix = "_3" if is_sd3 else ""
-    encoder_folder, tokenizer_folder = folder / f"text_encoder{suffix}", folder / f"tokenizer{suffix}"
+    is_sd3 = is_sd3_folder(folder)
     transformer = None if is_sd3 else load_transformer(folder / "transformer", dtype=dtype, device=device)
-    with _one_line(folder / "vae"):
-        variant = find_variant(folder / "vae", TRANSFORMER_STEM, dtype)
-        image_codec = ImageCodec.from_pretrained(folder / "vae", dtype, variant=variant).to(device=device)
-    _check_complete(image_codec.autoencoder, folder / "vae", TRANSFORMER_STEM, dtype)
-    _check_tokenizer(tokenizer_folder)
-    with _one_line(encoder_folder):
-        variant = find_variant(encoder_folder, "model", dtype)
-        text_codec = TextCodec.from_pretrained(tokenizer_folder, encoder_folder, dtype, variant=variant)
-        text_codec.to(device=device)
-    _check_complete(text_codec.encoder, encoder_folder, "model", dtype)
-
+    image_codec = load_image_codec(folder, dtype=dtype, device=device)
+    text_codec = load_text_codec(folder, dtype=dtype, device=device)
     if transformer is None:
         generator, vocab_size = torch.Generator().manual_seed(0), text_codec.vocab_size
         start = from_sd3(folder, vocab_size=vocab_size, generator=generator, dtype=dtype, device=device)
@@ -145,6 +132,42 @@ def load_parts(folder: Path, *, dtype: torch.dtype, device: torch.device | str =
         largest = transformer.config.sample_size * image_codec.downsample
         settings = replace(settings, image_size=largest if is_sd3 else min(largest, settings.image_size))
     return ModelParts(transformer, image_codec, text_codec, settings)
+
+
+def is_sd3_folder(folder: Path) -> bool:
+    """Whether a folder is SD3's own: its T5 is the third of three text encoders."""
+    return (folder / "text_encoder_3").is_dir()
+
+
+def load_image_codec(
+    folder: Path, *, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
+) -> "ImageCodec":
+    """The autoencoder in `folder/vae`, or in `folder` itself; `ValueError` in one line if that fails."""
+    from ddit.encoders import ImageCodec
+
+    vae = folder / "vae" if (folder / "vae").is_dir() else folder
+    with _one_line(vae):
+        variant = find_variant(vae, TRANSFORMER_STEM, dtype)
+        codec = ImageCodec.from_pretrained(vae, dtype, variant=variant).to(device=device)
+    _check_complete(codec.autoencoder, vae, TRANSFORMER_STEM, dtype)
+    return codec
+
+
+def load_text_codec(
+    folder: Path, *, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
+) -> "TextCodec":
+    """The T5 encoder and its tokenizer in `folder` (SD3's third); `ValueError` in one line if that fails."""
+    from ddit.encoders import TextCodec
+
+    suffix = "_3" if is_sd3_folder(folder) else ""
+    encoder_folder, tokenizer_folder = folder / f"text_encoder{suffix}", folder / f"tokenizer{suffix}"
+    _check_tokenizer(tokenizer_folder)
+    with _one_line(encoder_folder):
+        variant = find_variant(encoder_folder, "model", dtype)
+        codec = TextCodec.from_pretrained(tokenizer_folder, encoder_folder, dtype, variant=variant)
+        codec.to(device=device)
+    _check_complete(codec.encoder, encoder_folder, "model", dtype)
+    return codec
 
 
 @contextlib.contextmanager
