@@ -145,7 +145,7 @@ def load_image_codec(
     """The autoencoder in `folder/vae`, or in `folder` itself; `ValueError` in one line if that fails."""
     from ddit.encoders import ImageCodec
 
-    vae = folder / "vae" if (folder / "vae").is_dir() else folder
+    vae = folder if (folder / "config.json").is_file() else folder / "vae"
     with _one_line(vae):
         variant = find_variant(vae, TRANSFORMER_STEM, dtype)
         codec = ImageCodec.from_pretrained(vae, dtype, variant=variant).to(device=device)
