@@ -1,8 +1,8 @@
-"""Named runs: functions that return the configuration of one stage. A stage differs from another in numbers only.
+"""Named runs: functions that return the configuration of one stage. A stage differs from another in numbers and data.
 
-The small chain, `mini`, plays the paper's stages on the small world: autoencoder and text encoder, the teacher, the
-pool of latents, then image-only training (SD3's part), joint training, and question tuning, each from its
-predecessor's export.
+Three families. `sd3-medium` and `sd3.5-medium` are the paper's stages with its values. `mini` plays them on the small
+world: autoencoder and text encoder, the teacher, the pool of latents, then image-only training (SD3's part) and the
+stages proper. `tiny` is `mini` at a size that takes seconds a stage.
 """
 
 from __future__ import annotations
@@ -10,18 +10,22 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 from ddit.config import (
     AutoencoderRun,
     DualRun,
     LatentsRun,
+    LoraConfig,
     ObjectiveConfig,
     OptimizerConfig,
+    ParallelConfig,
     ReportConfig,
     RunConfig,
     TeacherRun,
     TextEncoderRun,
 )
+from ddit.data.config import DataConfig, JsonData, LlavaData, QuestionsData, TarData, WorldData
 from ddit.encoders import build_tokenizer
 from ddit.flow import FlowConfig
 from ddit.masked import MaskedConfig
@@ -30,7 +34,146 @@ from ddit.prompts import MINI
 from ddit.train.teacher import TEACHER_FILE
 from ddit.world import PRESETS, WorldConfig, vocabulary
 
+# ------------------------------------------------------------------------------- the paper's sizes
+
+
+class Size(NamedTuple):
+    """A published image-only model: its name here, the sizes of ours made from it, and where its weights are."""
+
+    name: str
+    model: DualDiTConfig
+    start: str
+
+
+SIZES = {
+    "sd3-medium": Size("sd3-medium", DualDiTConfig(), "stabilityai/stable-diffusion-3-medium-diffusers"),
+    "sd3.5-medium": Size(
+        "sd3.5-medium",
+        DualDiTConfig(pos_embed_max_size=384, qk_norm="rms_norm", dual_attention_layers=tuple(range(13))),
+        "stabilityai/stable-diffusion-3.5-medium",
+    ),
+}
+PUBLISHED_TUNED = "JleeOfficial/dual_diff_sd3_512_sft"
+
+
+def sd3_stage1(root: Path, size: Size) -> DualRun:
+    """Joint pre-training from SD3 at 256 px, with the published values."""
+    return DualRun(
+        out=str(root / f"{size.name}-stage1"),
+        init=size.start,
+        model=size.model,
+        data=DataConfig(
+            draw=(
+                TarData(str(root / "data/pretrain"), caption_key="re_caption", original_key="org_caption"),
+            ),
+            image_size=256,
+            draw_length=64,
+            read_length=64,
+        ),
+        parallel=ParallelConfig(checkpoint_activations=True, compile_blocks=True, text_encoder="sharded"),
+        report=ReportConfig(
+            checkpoint_minutes=30.0, sheet_steps=28, sheet_guidance=7.0, sheet_shift=3.0, num_sheet=16
+        ),
+        global_batch_size=512,
+        micro_batch_size=8,
+        max_steps=60_000,
+    )
+
+
+def sd3_stage2(root: Path, size: Size) -> DualRun:
+    """Captions of higher quality, longer; the mask token's embedding is trained, nothing else of T5."""
+    stage1 = sd3_stage1(root, size)
+    data = root / "data"
+    return replace(
+        stage1,
+        out=str(root / f"{size.name}-stage2"),
+        init=f"{stage1.out}/export",
+        data=replace(
+            stage1.data,
+            read=(
+                JsonData(
+                    str(data / "sharegpt4v_pretrain.json"), images=str(data / "images"), original_share=0.0
+                ),
+                TarData(str(data / "openimages"), caption_key="re_caption"),
+            ),
+            draw_length=256,
+            read_length=256,
+        ),
+        train_mask_embedding=True,
+        max_steps=200_000,
+        seed=1,
+    )
+
+
+def sd3_stage2_512(root: Path, size: Size) -> DualRun:
+    """Stage 2 at 512 px: the position table's central crop grows with the picture."""
+    stage2 = sd3_stage2(root, size)
+    return replace(
+        stage2,
+        out=str(root / f"{size.name}-stage2_512"),
+        init=f"{stage2.out}/export",
+        data=replace(stage2.data, image_size=512),
+        max_steps=80_000,
+        seed=2,
+    )
+
+
+def sd3_stage3(root: Path, size: Size) -> DualRun:
+    """Visual instruction tuning, with image generation kept beside it."""
+    stage2 = sd3_stage2_512(root, size)
+    data, images = root / "data", str(root / "data/images")
+    return replace(
+        stage2,
+        out=str(root / f"{size.name}-stage3"),
+        init=f"{stage2.out}/export",
+        data=replace(
+            stage2.data,
+            read=(
+                LlavaData(str(data / "llava_v1_5_mix665k.json"), images=images, weight=0.7),
+                QuestionsData(
+                    str(data / "v2_OpenEnded_mscoco_train2014_questions.json"),
+                    str(data / "v2_mscoco_train2014_annotations.json"),
+                    images=str(data / "images/train2014"),
+                    weight=0.3,
+                ),
+            ),
+            read_length=128,
+        ),
+        objective=replace(stage2.objective, lambda_text=1.0),
+        train_mask_embedding=False,
+        max_steps=50_000,
+        seed=3,
+    )
+
+
+def sd3_lora(root: Path, size: Size) -> DualRun:
+    """Tuning of the published checkpoint on one card: adapters, an 8-bit T5, small batches. Not in the paper."""
+    stage3 = sd3_stage3(root, size)
+    return replace(
+        stage3,
+        out=str(root / f"{size.name}-lora"),
+        init=PUBLISHED_TUNED if size.name == "sd3-medium" else stage3.init,
+        parallel=replace(stage3.parallel, text_encoder="int8"),
+        lora=LoraConfig(rank=32, alpha=32.0),
+        optimizer=replace(stage3.optimizer, lr=1e-4, warmup_steps=200),
+        global_batch_size=16,
+        micro_batch_size=2,
+        max_steps=5_000,
+    )
+
+
+SD3_STAGES: dict[str, Callable[[Path, Size], DualRun]] = {
+    "stage1": sd3_stage1,
+    "stage2": sd3_stage2,
+    "stage2_512": sd3_stage2_512,
+    "stage3": sd3_stage3,
+    "lora": sd3_lora,
+}
+
+# ------------------------------------------------------------------------------- the small world
+
 TEXT_LENGTH, TEXT_DIM, LATENT_CHANNELS, LATENT_SIZE = 16, 192, 8, 16  # no text of the world exceeds 14 tokens
+NUM_SCENES = 100_000
 
 
 def mini_vae(root: Path, world: WorldConfig) -> AutoencoderRun:
@@ -40,7 +183,7 @@ def mini_vae(root: Path, world: WorldConfig) -> AutoencoderRun:
 
 def mini_text(root: Path, world: WorldConfig) -> TextEncoderRun:
     """The tiny T5, by masked modelling."""
-    return TextEncoderRun(out=str(root / "mini-text"), world=world, text_length=24, max_steps=600)
+    return TextEncoderRun(out=str(root / "mini-text"), world=world, text_length=24, max_steps=2000)
 
 
 def mini_teacher(root: Path, world: WorldConfig) -> TeacherRun:
@@ -52,10 +195,9 @@ def mini_latents(root: Path, world: WorldConfig) -> LatentsRun:
     """The pool of training scenes as latents, with the teacher's features."""
     return LatentsRun(
         out=str(root / "mini-latents"),
-        world=world,
+        source=WorldData(world, num_scenes=NUM_SCENES),
         vae=str(root / "mini-vae/export/vae"),
         teacher=str(root / "mini-teacher/export" / TEACHER_FILE),
-        num_scenes=100_000,
     )
 
 
@@ -63,10 +205,8 @@ def mini_image(root: Path, world: WorldConfig) -> DualRun:
     """Image only, with representation alignment: what SD3 is to the paper."""
     return DualRun(
         out=str(root / "mini-image"),
-        world=world,
         vae=str(root / "mini-vae/export/vae"),
         text=str(root / "mini-text/export"),
-        pool=str(root / "mini-latents"),
         model=DualDiTConfig(
             in_channels=LATENT_CHANNELS,
             patch_size=4,
@@ -78,6 +218,16 @@ def mini_image(root: Path, world: WorldConfig) -> DualRun:
             sample_size=LATENT_SIZE,
             pos_embed_max_size=8,
         ),
+        data=DataConfig(
+            draw=(WorldData(world, num_scenes=NUM_SCENES, latents=str(root / "mini-latents")),),
+            held_out=(WorldData(world, split="val", num_scenes=2000, question_fraction=0.5),),
+            image_size=world.size,
+            draw_length=TEXT_LENGTH,
+            read_length=TEXT_LENGTH,
+            sample_latents=False,
+            num_workers=0,
+        ),
+        prompts="mini",
         objective=ObjectiveConfig(
             read_fraction=0.0,
             flow=FlowConfig(logit_mean=0.6, logit_std=1.1),
@@ -88,60 +238,110 @@ def mini_image(root: Path, world: WorldConfig) -> DualRun:
         optimizer=OptimizerConfig(
             name="muon",
             lr=1e-3,
-            muon_lr=0.02,
+            muon_lr=0.016,
             betas=(0.9, 0.95),
             max_grad_norm=1.0,
             warmup_steps=60,
             schedule="constant",
             ema_decay=0.999,
         ),
+        parallel=ParallelConfig(reshard_after_forward=False),
         report=ReportConfig(evaluate_every=500, sheet_every=1000, checkpoint_minutes=5.0),
-        text_length=TEXT_LENGTH,
         global_batch_size=128,
-        max_steps=1500,
+        max_steps=6000,
     )
 
 
-def mini_joint(root: Path, world: WorldConfig) -> DualRun:
+def mini_stage1(root: Path, world: WorldConfig) -> DualRun:
     """Both directions at once, from the image-only model; captions and questions are read."""
     image = mini_image(root, world)
     return replace(
         image,
-        out=str(root / "mini-joint"),
+        out=str(root / "mini-stage1"),
         init=str(root / "mini-image/export"),
-        objective=replace(image.objective, read_fraction=0.5, question_fraction=0.6, lambda_text=1.0),
+        data=replace(image.data, read=(replace(image.data.draw[0], question_fraction=0.6),)),
+        objective=replace(image.objective, read_fraction=0.5, lambda_text=1.0),
         optimizer=replace(image.optimizer, lr=7e-4, muon_lr=0.014),
         max_steps=2500,
         seed=1,
     )
 
 
-def mini_questions(root: Path, world: WorldConfig) -> DualRun:
-    """Question tuning with image generation kept beside it (the paper's stage 3)."""
-    joint = mini_joint(root, world)
+def mini_stage2(root: Path, world: WorldConfig) -> DualRun:
+    """More of the captions, and the mask token's embedding is trained."""
+    stage1 = mini_stage1(root, world)
     return replace(
-        joint,
-        out=str(root / "mini-questions"),
-        init=str(root / "mini-joint/export"),
-        objective=replace(
-            joint.objective, read_fraction=0.625, question_fraction=0.8, lambda_text=3.0, alignment_weight=0.0
-        ),
-        optimizer=replace(joint.optimizer, schedule="linear", decay_fraction=0.5),
-        max_steps=1400,
+        stage1,
+        out=str(root / "mini-stage2"),
+        init=str(root / "mini-stage1/export"),
+        data=replace(stage1.data, read=(replace(stage1.data.read[0], question_fraction=0.3),)),
+        train_mask_embedding=True,
+        max_steps=1000,
         seed=2,
     )
 
 
-MINI_CHAIN: dict[str, Callable[[Path, WorldConfig], RunConfig]] = {
-    "mini-vae": mini_vae,
-    "mini-text": mini_text,
-    "mini-teacher": mini_teacher,
-    "mini-latents": mini_latents,
-    "mini-image": mini_image,
-    "mini-joint": mini_joint,
-    "mini-questions": mini_questions,
+def mini_stage2_128(root: Path, world: WorldConfig) -> DualRun:
+    """Stage 2 on scenes of twice the resolution: 64 image tokens. Not part of the chain `mini`."""
+    stage2 = mini_stage2(root, world)
+    large = enlarge(world, 2)
+    return replace(
+        stage2,
+        out=str(root / "mini-stage2_128"),
+        init=str(root / "mini-stage2/export"),
+        data=replace(
+            stage2.data,
+            draw=(WorldData(large, num_scenes=NUM_SCENES),),
+            read=(WorldData(large, num_scenes=NUM_SCENES, question_fraction=0.3),),
+            held_out=(replace(stage2.data.held_out[0], world=large),),
+            image_size=large.size,
+        ),
+        objective=replace(stage2.objective, alignment_weight=0.0),
+        seed=3,
+    )
+
+
+def mini_stage3(root: Path, world: WorldConfig) -> DualRun:
+    """Question tuning with image generation kept beside it (the paper's stage 3)."""
+    stage2 = mini_stage2(root, world)
+    return replace(
+        stage2,
+        out=str(root / "mini-stage3"),
+        init=str(root / "mini-stage2/export"),
+        data=replace(stage2.data, read=(replace(stage2.data.read[0], question_fraction=0.8),)),
+        objective=replace(stage2.objective, read_fraction=0.625, lambda_text=3.0, alignment_weight=0.0),
+        optimizer=replace(stage2.optimizer, schedule="linear", decay_fraction=0.5),
+        train_mask_embedding=False,
+        max_steps=2000,
+        seed=4,
+    )
+
+
+def enlarge(world: WorldConfig, factor: int) -> WorldConfig:
+    """The same world in pictures of `factor` times the side."""
+    a, b, c = world.sizes
+    return replace(
+        world,
+        size=factor * world.size,
+        sizes=(factor * a, factor * b, factor * c),
+        min_size=factor * world.min_size,
+        jitter=factor * world.jitter,
+    )
+
+
+MINI_STAGES: dict[str, Callable[[Path, WorldConfig], RunConfig]] = {
+    "vae": mini_vae,
+    "text": mini_text,
+    "teacher": mini_teacher,
+    "latents": mini_latents,
+    "image": mini_image,
+    "stage1": mini_stage1,
+    "stage2": mini_stage2,
+    "stage2_128": mini_stage2_128,
+    "stage3": mini_stage3,
 }
-"""The stages of `mini`, in order."""
+ASIDE = {"stage2_128"}
+"""Stages that the whole chain leaves out."""
 
 
 def make_tiny(config: RunConfig) -> RunConfig:
@@ -153,30 +353,50 @@ def make_tiny(config: RunConfig) -> RunConfig:
     if isinstance(config, TeacherRun):
         return replace(config, width=8, max_steps=2)
     if isinstance(config, LatentsRun):
-        return replace(config, num_scenes=48, chunk_size=16, num_workers=1)
+        return replace(config, source=replace(config.source, num_scenes=48), shard_size=16, batch_size=16)
+    assert isinstance(config, DualRun)
+    data = config.data
     return replace(
         config,
         model=replace(config.model, hidden_size=32, depth=2, num_heads=2),
+        data=replace(
+            data,
+            draw=tuple(replace(source, num_scenes=48) for source in data.draw),
+            read=tuple(replace(source, num_scenes=48) for source in data.read),
+        ),
         objective=replace(config.objective, alignment_block=0),
         optimizer=replace(config.optimizer, warmup_steps=2),
         report=replace(
-            config.report, log_every=1, evaluate_every=2, sheet_every=4, num_held_out=8, sheet_steps=2
+            config.report, log_every=1, evaluate_every=2, sheet_every=4, num_held_out=8, num_sheet=4, sheet_steps=2
         ),
         global_batch_size=8,
         max_steps=4,
-    )
+    )  # fmt: skip
+
+
+# ------------------------------------------------------------------------------- by name
+
+
+def recipe_names() -> list[str]:
+    """Every single stage, big sizes first."""
+    big = [f"{size}-{stage}" for size in SIZES for stage in SD3_STAGES]
+    return [*big, *(f"mini-{stage}" for stage in MINI_STAGES)]
 
 
 def build(name: str, root: str | Path, *, world: str = "fixed") -> RunConfig:
-    """The configuration of stage `name` ("mini-...", or "tiny-..." for its seconds-long variant) under folder `root`.
+    """The configuration of stage `name` under folder `root`; "tiny-..." is the seconds-long variant of "mini-...".
 
     Raises `ValueError` for an unknown stage or an unknown preset of the world.
     """
+    for size in SIZES.values():
+        stage = name.removeprefix(f"{size.name}-")
+        if stage != name and stage in SD3_STAGES:
+            return SD3_STAGES[stage](Path(root), size)
     family, _, stage = name.partition("-")
-    make = MINI_CHAIN.get(f"mini-{stage}")
+    make = MINI_STAGES.get(stage)
     if family not in ("mini", "tiny") or make is None:
         raise ValueError(
-            f"unknown recipe {name!r}; known: mini, tiny, {', '.join(MINI_CHAIN)} (and tiny-... of each)"
+            f"unknown recipe {name!r}; known: mini, tiny, {', '.join(recipe_names())} (and tiny-... of each mini-...)"
         )
     if world not in PRESETS:
         raise ValueError(f"unknown world {world!r}; known: {', '.join(PRESETS)}")
@@ -187,5 +407,5 @@ def build(name: str, root: str | Path, *, world: str = "fixed") -> RunConfig:
 def stages(name: str) -> list[str]:
     """The stages that `name` stands for: "mini" and "tiny" are whole chains, anything else is one stage."""
     if name in ("mini", "tiny"):
-        return [stage.replace("mini", name, 1) for stage in MINI_CHAIN]
+        return [f"{name}-{stage}" for stage in MINI_STAGES if stage not in ASIDE]
     return [name]
