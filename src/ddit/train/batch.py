@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar, cast
 
 from torch import Tensor
+
+Part = TypeVar("Part")
 
 
 class Pictures(NamedTuple):
     """The pictures of a half-batch: either `pixels` or, where they were cached, the latents' `mean` (and `std`).
 
-    pixels (n, 3, H, W) in [-1, 1]; mean, std (n, C, h, w); sampling_noise (n, C, h, w) standard normal, or None for the
-    mode; is_null (n,) bool: these have no picture (their pixels or latents are zeros), or None if all have one.
+    pixels (n, 3, H, W) uint8, which `encoders.ImageCodec` makes [-1, 1] of on its device (bytes are a quarter of what
+    a worker would send otherwise); mean, std (n, C, h, w); sampling_noise (n, C, h, w) standard normal, or None for
+    the mode; is_null (n,) bool: these have no picture (their pixels or latents are zeros), or None if all have one.
     """
 
     pixels: Tensor | None
@@ -50,3 +53,23 @@ class Batch(NamedTuple):
     drawn: Drawn | None
     read: Read | None
     broken: dict[str, int]
+
+
+def split(batch: Batch, num_parts: int) -> list[Batch]:
+    """The micro-batches of a rank's batch, in order and of equal size (views); `broken` stays with the first."""
+    parts = []
+    for i in range(num_parts):
+        drawn, read = (_cut(half, i, num_parts) for half in (batch.drawn, batch.read))
+        parts.append(Batch(drawn, read, batch.broken if i == 0 else {}))
+    return parts
+
+
+def _cut(value: Part, i: int, num_parts: int) -> Part:
+    """Part `i` of a tensor, or of all tensors of a (nested) tuple."""
+    if value is None:
+        return value
+    if isinstance(value, Tensor):
+        size = len(value) // num_parts
+        return cast(Part, value[i * size : (i + 1) * size])
+    assert isinstance(value, tuple)
+    return type(value)(*(_cut(entry, i, num_parts) for entry in value))

@@ -1,81 +1,57 @@
-"""Global batch k of a run as tensors: a pure function of (seed, k)."""
+"""Global batch k of a run as tensors: a pure function of (seed, k), in which nothing random is left to the step."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple, Self
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.data import Dataset
 
-from ddit import prompts
+from ddit import flow, masked, prompts
 from ddit.config import DualRun
-from ddit.data.pool import LatentPool
-from ddit.data.sampler import batch_indices, sample_rng
-from ddit.data.scenes import Reading, SceneSource
-from ddit.encoders import TextCodec
-from ddit.prompts import PromptStyle, TokenizedPrompt
-from ddit.train.objective import Batch
-from ddit.train.parallel import Ranks
+from ddit.data.buckets import Shape, bucket_shapes
+from ddit.data.latents import CachedSource
+from ddit.data.mixture import HalfBatches, Place
+from ddit.data.sampler import noise_rng, sample_rng
+from ddit.data.samples import BrokenSample, Latents, Sample, Source
+from ddit.encoders import ImageCodec, TextCodec
+from ddit.images import fit_image
+from ddit.prompts import MINI, PUBLISHED, PromptStyle, TokenizedPrompt
+from ddit.train.batch import Batch, Drawn, Pictures, Read, split
+
+DRAW, READ = 0, 1
+_MAX_ATTEMPTS = 100
+STYLES = {"published": PUBLISHED, "mini": MINI}
 
 
-class BatchMaker:
-    """Draws the samples, their texts and their dropped captions; reads latents (and features) from the pool.
+class ImageFacts(NamedTuple):
+    """What making batches needs to know of the autoencoder: a loader's process has no use for its weights."""
 
-    Of the global batch, whose first `num_drawn` samples are drawn and the rest read, a rank makes its slice of each
-    part.
+    channels: int
+    downsample: int
+    fingerprint: str | None = None
+
+    @classmethod
+    def of(cls, codec: ImageCodec) -> Self:
+        return cls(codec.channels, codec.downsample, codec.fingerprint())
+
+
+class StepData(Dataset[list[Batch]]):
+    """Item `step` is the list of this rank's micro-batches of global batch `step`.
+
+    A global batch has round(B * read_fraction) samples to read and the rest to draw. Everything random about sample
+    `position` (caption, dropout, times, noise, masks) comes from (seed, step, position), so that the global batch is
+    the same for any number of ranks, workers and micro-batches.
+
+    Args:
+        codec: its encoder is not kept.
+        facts: of the autoencoder that the run uses.
+        rank, num_ranks: whose part of the global batch this is.
+        draw, read: opened sources with their weights, instead of those of `cfg.data`, for tests.
+
+    Raises:
+        ValueError: in one line, for settings that do not fit together.
     """
-
-    def __init__(
-        self, cfg: DualRun, pool: LatentPool, codec: TextCodec, style: PromptStyle, ranks: Ranks
-    ) -> None:
-        self.cfg, self.pool, self.codec, self.style = cfg, pool, codec, style
-        self.source = SceneSource(cfg.world)
-        self.num_read = round(cfg.global_batch_size * cfg.objective.read_fraction)
-        self.num_drawn = cfg.global_batch_size - self.num_read
-        positions = np.arange(cfg.global_batch_size)
-        self.drawn = positions[: self.num_drawn][ranks.slice_of(self.num_drawn)]
-        self.read = positions[self.num_drawn :][ranks.slice_of(self.num_read)]
-        self.empty_prompt = prompts.empty_prompt(codec, 1, cfg.text_length, style=style)
-
-    def __call__(self, step: int) -> Batch:
-        cfg = self.cfg
-        indices = batch_indices(len(self.pool), cfg.global_batch_size, seed=cfg.seed, step=step)
-        captions, dropped = [], []
-        for position in self.drawn:
-            rng = sample_rng(cfg.seed, step, int(position))
-            dropped.append(rng.random() < cfg.objective.caption_dropout)
-            captions.append(self.source.caption(int(indices[position]), rng))
-        readings = [
-            self.source.reading(
-                int(indices[position]),
-                sample_rng(cfg.seed, step, int(position)),
-                cfg.objective.question_fraction,
-            )
-            for position in self.read
-        ]
-        prompt_ids = torch.zeros(0, cfg.text_length, dtype=torch.long)
-        if captions:
-            prompt_ids = prompts.training_prompt(self.codec, captions, cfg.text_length, style=self.style)
-            prompt_ids = torch.where(torch.tensor(dropped)[:, None], self.empty_prompt, prompt_ids)
-        read_ids, answer_mask = tokenize_readings(self.codec, readings, cfg.text_length, self.style)
-        aligned = cfg.objective.alignment_weight > 0 and self.num_drawn > 0
-        features = self.pool.features(indices[self.drawn]) if aligned else None
-        own = indices[np.concatenate([self.drawn, self.read])]
-        return Batch(self.pool.latents(own), prompt_ids, read_ids, answer_mask, features)
-
-
-def tokenize_readings(
-    codec: TextCodec, readings: list[Reading], length: int, style: PromptStyle
-) -> TokenizedPrompt:
-    """Captions and questions in the formats in which the model is asked for them, in the given order."""
-    rows: list[tuple[Tensor, Tensor]] = []
-    for reading in readings:
-        if reading.question is None:
-            row = prompts.training_caption(codec, [reading.answer], length, style=style)
-        else:
-            row = prompts.training_question(codec, [reading.question], [reading.answer], length, style=style)
-        rows.append((row.input_ids, row.answer_mask))
-    if not rows:
-        return TokenizedPrompt(
-            torch.zeros(0, length, dtype=torch.long), torch.zeros(0, length, dtype=torch.bool)
-        )
-    return TokenizedPrompt(torch.cat([ids for ids, _ in rows]), torch.cat([mask for _, mask in rows]))
