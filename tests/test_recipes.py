@@ -1,0 +1,84 @@
+"""The named runs: the paper's values, the links between stages, and names that are known."""
+
+from pathlib import Path
+
+import pytest
+
+from ddit.config import DualRun, from_json, to_json
+from ddit.model import DualDiTConfig
+from ddit.recipes import SD3_STAGES, SIZES, build, enlarge, recipe_names, stages
+from ddit.world import PRESETS, make_scene, render
+
+
+def dual(name: str, **options) -> DualRun:
+    config = build(name, "runs", **options)
+    assert isinstance(config, DualRun)
+    return config
+
+
+def test_every_recipe_survives_json(tmp_path: Path):
+    for name in [*recipe_names(), *stages("tiny")]:
+        config = build(name, tmp_path)
+        assert from_json(to_json(config)) == config
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_the_published_values_are_the_defaults_of_the_big_sizes(size):
+    first, second, large, third = (dual(f"{size}-{stage}") for stage in list(SD3_STAGES)[:4])
+    for config in (first, second, large, third):
+        optimizer = config.optimizer
+        assert (optimizer.name, optimizer.lr, optimizer.weight_decay) == ("adamw", 3e-5, 1e-2)
+        assert (optimizer.warmup_steps, optimizer.max_grad_norm, optimizer.ema_decay) == (2000, 2.0, 0.9995)
+        assert (config.compute_dtype, config.objective.caption_dropout) == ("bfloat16", 0.1)
+        assert config.objective.text.normalizer == "all"
+    assert [c.max_steps for c in (first, second, large, third)] == [60_000, 200_000, 80_000, 50_000]
+    assert [c.data.image_size for c in (first, second, large, third)] == [256, 256, 512, 512]
+    assert [c.data.read_length for c in (first, second, large, third)] == [64, 256, 256, 128]
+    assert [c.objective.lambda_text for c in (first, second, large, third)] == [0.2, 0.2, 0.2, 1.0]
+    assert [c.train_mask_embedding for c in (first, second, large, third)] == [False, True, True, False]
+    assert third.global_batch_size == 512
+    assert third.data.draw == first.data.draw
+
+
+def test_the_variant_of_sd3_5_has_its_own_switches():
+    assert SIZES["sd3-medium"].model == DualDiTConfig()
+    variant = SIZES["sd3.5-medium"].model
+    assert (variant.qk_norm, variant.pos_embed_max_size) == ("rms_norm", 384)
+    assert variant.dual_attention_layers == tuple(range(13))
+
+
+@pytest.mark.parametrize("family", [*SIZES, "mini", "tiny"])
+def test_each_stage_starts_from_its_predecessor(family):
+    order = ["stage1", "stage2", "stage3"] if family in ("mini", "tiny") else list(SD3_STAGES)[:4]
+    configs = [dual(f"{family}-{stage}") for stage in order]
+    for before, after in zip(configs, configs[1:], strict=False):
+        assert after.init == f"{before.out}/export".replace("tiny", "mini")
+        assert after.model == before.model
+    assert len({config.seed for config in configs}) == len(configs)
+
+
+def test_the_chain_holds_every_small_stage_but_the_large_pictures():
+    assert stages("mini") == [
+        f"mini-{name}"
+        for name in ("vae", "text", "teacher", "latents", "image", "stage1", "stage2", "stage3")
+    ]
+    assert stages("sd3-medium-stage1") == ["sd3-medium-stage1"]
+
+
+def test_an_unknown_name_is_answered_with_those_there_are():
+    with pytest.raises(
+        ValueError, match=r"unknown recipe 'mini-imagee'; known: mini, tiny, sd3-medium-stage1"
+    ):
+        build("mini-imagee", "runs")
+    with pytest.raises(ValueError, match="unknown recipe 'sd3-medium-image'"):
+        build("sd3-medium-image", "runs")
+    with pytest.raises(ValueError, match="unknown world 'flat'; known: fixed-1"):
+        build("mini-image", "runs", world="flat")
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_an_enlarged_world_draws_pictures_of_twice_the_side(preset):
+    large = enlarge(PRESETS[preset], 2)
+    scene = make_scene(large, "train", 3)
+    assert render(scene).shape == (128, 128, 3)
+    assert all(item.size >= 2 * PRESETS[preset].min_size for item in scene.objects)
