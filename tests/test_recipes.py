@@ -1,5 +1,6 @@
 """The named runs: the paper's values, the links between stages, and names that are known."""
 
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -51,7 +52,7 @@ def test_the_variant_of_sd3_5_has_its_own_switches():
 def test_each_stage_starts_from_its_predecessor(family):
     order = ["stage1", "stage2", "stage3"] if family in ("mini", "tiny") else list(SD3_STAGES)[:4]
     configs = [dual(f"{family}-{stage}") for stage in order]
-    for before, after in zip(configs, configs[1:], strict=False):
+    for before, after in pairwise(configs):
         assert after.init == f"{before.out}/export".replace("tiny", "mini")
         assert after.model == before.model
     assert len({config.seed for config in configs}) == len(configs)
