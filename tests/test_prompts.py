@@ -17,6 +17,7 @@ from ddit.prompts import (
     empty_prompt,
     infill_prompt,
     training_caption,
+    training_conversation,
     training_prompt,
     training_question,
 )
@@ -287,3 +288,55 @@ def test_short_answer_wording():
 def test_words_of_the_templates():
     assert MINI.words == ["A:", "Q:"]
     assert "unanswerable" in PUBLISHED.words
+
+
+CONVERSATION = [("is there a red dog", "red"), ("how many", "two dog"), (None, "a blue car")]
+SNAPSHOT = [13, 20, 3, 60, 25, 12, 4, 5, 6, 14, 20, 5, 1, 13, 20, 17, 18, 14, 20, 19, 6] + [1] * 27
+SNAPSHOT_MASK = "." * 11 + "xx" + "." * 6 + "x" * 29
+
+
+@pytest.mark.parametrize("style", [PUBLISHED, MINI])
+@pytest.mark.parametrize("length", [32, 40])
+def test_a_conversation_of_one_turn_is_a_training_question_or_caption(
+    style: PromptStyle, length: int
+) -> None:
+    codec = published_codec()
+    questions = ["Is there a dog?", "a red dog " * 30, "Is there a cat or a dog?"]
+    answers = ["yes", "no " * 40, "a red dog " * 20]
+    for question, answer in zip(questions, answers, strict=True):
+        expected = training_question(codec, [question], [answer], length, style=style)
+        found = training_conversation(codec, [[(question, answer)]], length, style=style)
+        assert torch.equal(found.input_ids, expected.input_ids)
+        assert torch.equal(found.answer_mask, expected.answer_mask)
+        expected = training_caption(codec, [answer], length, style=style)
+        found = training_conversation(codec, [[(None, answer)]], length, style=style)
+        assert torch.equal(found.input_ids, expected.input_ids)
+        assert torch.equal(found.answer_mask, expected.answer_mask)
+
+
+def test_every_answer_of_a_conversation_is_scored_with_one_end_of_text() -> None:
+    codec = word_codec()
+    found = training_conversation(codec, [CONVERSATION], 24, style=MINI)
+    assert [row.replace("▁", "") for row in shown(codec, found)] == [
+        "q: is there a red dog a: [red] [·] q: how many a: [two] [dog] [·] a: [a] [blue] [car] [·] [·] [·] [·]"
+    ]
+    ids, mask = training_conversation(published_codec(), [CONVERSATION[:2]], 48, style=PUBLISHED)
+    assert ids[0].tolist() == SNAPSHOT
+    assert "".join("x" if ours else "." for ours in mask[0].tolist()) == SNAPSHOT_MASK
+
+
+def test_turns_that_do_not_fit_whole_are_left_out() -> None:
+    codec = word_codec()
+    first = training_conversation(codec, [CONVERSATION[:1]], 32, style=MINI)
+    two = training_conversation(codec, [CONVERSATION[:2]], 32, style=MINI)
+    for length in range(14, 33):
+        ids, mask = training_conversation(codec, [CONVERSATION], length, style=MINI)
+        if length < 16:  # the second turn needs 16 tokens with its end
+            assert torch.equal(ids, first.input_ids[:, :length])
+        elif length < 21:
+            assert torch.equal(ids, two.input_ids[:, :length])
+            assert torch.equal(mask, two.answer_mask[:, :length])
+        else:
+            assert codec.decode(ids[0, 17:]) == "a blue car", length
+    with pytest.raises(ValueError, match="at least one turn"):
+        training_conversation(codec, [[]], 32, style=MINI)

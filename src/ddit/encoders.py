@@ -135,6 +135,7 @@ class TextCodec:
         tokenizer.backend_tokenizer.no_truncation()
         tokenizer.backend_tokenizer.no_padding()
         self.encoder = encoder.eval().requires_grad_(False)
+        self._trains_mask = False
         vocabulary = tokenizer.get_vocab()
         if MASK_TOKEN not in vocabulary:
             raise ValueError(f"the tokenizer has no token {MASK_TOKEN}, which serves as the mask")
@@ -234,10 +235,29 @@ class TextCodec:
         unknown = self.tokenizer.unk_token_id
         return [word for word in words if unknown in self.token_ids(word)]
 
-    @torch.no_grad()
     def states(self, input_ids: Tensor) -> Tensor:
-        """Hidden states (B, L, D) of ids (B, L); every position attends to every other, padding included."""
-        return self.encoder(input_ids=input_ids.to(self.device)).last_hidden_state
+        """Hidden states (B, L, D) of ids (B, L); every position attends to every other, padding included.
+
+        Without gradients, unless within `embed_mask_as` a vector that has them.
+        """
+        with torch.set_grad_enabled(self._trains_mask and torch.is_grad_enabled()):
+            return self.encoder(input_ids=input_ids.to(self.device)).last_hidden_state
+
+    @contextlib.contextmanager
+    def embed_mask_as(self, vector: Tensor) -> Iterator[None]:
+        """Within this context the mask token is embedded as `vector` (D,), through which gradients flow."""
+
+        def put_in(module: nn.Module, arguments: tuple[Tensor], embedded: Tensor) -> Tensor:
+            is_mask = (arguments[0] == self.mask_token_id)[..., None]
+            return torch.where(is_mask, vector.to(embedded.dtype), embedded)
+
+        handle = self.encoder.encoder.embed_tokens.register_forward_hook(put_in)
+        self._trains_mask = vector.requires_grad
+        try:
+            yield
+        finally:
+            self._trains_mask = False
+            handle.remove()
 
     @torch.no_grad()
     def set_mask_embedding(self, vector: Tensor) -> None:

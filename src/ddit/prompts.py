@@ -115,6 +115,47 @@ def training_question(
     return _stack(codec, rows, length)
 
 
+def training_conversation(
+    codec: TextCodec,
+    conversations: Sequence[Sequence[tuple[str | None, str]]],
+    length: int,
+    *,
+    style: PromptStyle,
+) -> TokenizedPrompt:
+    """Conversations, one a row: each turn is a question in its template (or None, for a caption) and the answer.
+
+    The answer mask covers every answer, one end-of-text token after each, and the padding after the last. A row of one
+    turn is that of `training_question` or `training_caption`, and the first turn is cut as there; of the others, those
+    from the first that does not fit whole are left out. (The published code trains on the first turn alone.)
+    Raises ValueError for a conversation without turns.
+    """
+    ids, mask = zip(*[_conversation(codec, turns, length, style) for turns in conversations], strict=True)
+    return TokenizedPrompt(torch.tensor(ids), torch.tensor(mask))
+
+
+def _conversation(
+    codec: TextCodec, turns: Sequence[tuple[str | None, str]], length: int, style: PromptStyle
+) -> tuple[list[int], list[bool]]:
+    if not turns:
+        raise ValueError("a conversation needs at least one turn")
+    ids: list[int] = []
+    mask: list[bool] = []
+    for question, answer in turns:
+        kept = None
+        if question is None:
+            prompt, room = codec.token_ids(style.caption_prefix), length - 1
+        else:
+            (prompt, kept), room = _question_ids(codec, question, length, style), length
+        answer_ids = codec.token_ids(answer)
+        is_first = not ids
+        if not is_first and (kept is not None or len(ids) + len(prompt) + len(answer_ids) >= length):
+            break
+        answer_ids = [*answer_ids[: room - len(ids) - len(prompt)], codec.eos_token_id]
+        ids += prompt + answer_ids
+        mask += [False] * len(prompt) + [True] * len(answer_ids)
+    return pad(ids[:length], length, codec.eos_token_id), (mask + [True] * length)[:length]
+
+
 def caption_prompt(codec: TextCodec, n: int, length: int, *, style: PromptStyle) -> TokenizedPrompt:
     """`n` captions to be written: the prefix, then `length` less its size masked positions."""
     return _masked(codec, [codec.token_ids(style.caption_prefix)] * n, length)
