@@ -42,11 +42,16 @@ def sample_t(
 ) -> Tensor:
     """Times (B,) in {0.001, 0.002, ..., 1}: logit-normal u, on SD3's 1000 levels (u = 0 is the noisiest)."""
     normal = torch.randn(batch_size, generator=generator, device=generator.device if generator else device)
+    return time_of_normal(normal, cfg).to(device)
+
+
+def time_of_normal(normal: Tensor, cfg: FlowConfig) -> Tensor:
+    """The times of `sample_t` for standard normal numbers (B,) drawn elsewhere."""
     u = torch.sigmoid(cfg.logit_mean + cfg.logit_std * normal)
     level = (u * NUM_TRAIN_LEVELS).floor().clamp(max=NUM_TRAIN_LEVELS - 1)
     # The published code indexes timesteps that descend from 1000; by symmetry of the density at mean 0 either
     # direction serves, and here a larger mean means more noise.
-    return ((level + 1) / NUM_TRAIN_LEVELS).to(device)
+    return (level + 1) / NUM_TRAIN_LEVELS
 
 
 def add_noise(latents: Tensor, noise: Tensor, t: Tensor) -> Tensor:
