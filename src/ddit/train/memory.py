@@ -123,9 +123,10 @@ def num_image_tokens(cfg: DualRun, downsample: int = 8) -> int:
 def memory_per_gpu(cfg: DualRun, num_gpus: int) -> MemoryReport:
     """What one of `num_gpus` holds at the peak of a step; raises ValueError if they cannot be split into replicas.
 
-    Parameters, gradients, Adam's two moments and the average are float32 and sharded; with LoRA the last four are of
-    the trained part alone, and the frozen rest is kept in the compute type. Gathered are the weights of two blocks (one
-    in use, one under way), or of all with `reshard_after_forward` off, and in both cases those outside the blocks.
+    Parameters, gradients, Adam's two moments and the average are float32 and sharded; with LoRA all this is of the
+    trained part alone, and each GPU keeps the frozen rest whole in the compute type. Gathered are the weights of two
+    blocks (one in use, one under way), or of all with `reshard_after_forward` off, and in both cases those outside the
+    blocks.
     """
     parallel = cfg.parallel
     if num_gpus % parallel.num_replicas:
@@ -137,18 +138,17 @@ def memory_per_gpu(cfg: DualRun, num_gpus: int) -> MemoryReport:
     a_block = sum(parameter.numel() for parameter in model.transformer_blocks[0].parameters())
     outside = total - sum(parameter.numel() for parameter in model.transformer_blocks.parameters())
     trained = total if cfg.lora.rank == 0 else _lora_parameters(cfg, model)
-    masters = 4 * total if cfg.lora.rank == 0 else width * total + 4 * trained
     in_flight = cfg.model.depth if not parallel.reshard_after_forward else min(2, cfg.model.depth)
     micro = cfg.micro_batch_size or cfg.global_batch_size // num_gpus
     block, inputs = saved_bytes(cfg, micro)
     depth = cfg.model.depth
     activations = depth * inputs + block if parallel.checkpoint_activations else depth * block
     return MemoryReport(
-        masters=masters // shards,
+        masters=4 * trained // shards + (width * total if cfg.lora.rank else 0),
         gradients=4 * trained // shards,
         optimizer=8 * trained // shards,
         averages=4 * trained // shards,
-        gathered=0 if shards == 1 and width == 4 else width * (in_flight * a_block + outside),
+        gathered=0 if cfg.lora.rank else width * (in_flight * a_block + outside),
         activations=activations,
         text_encoder=text_encoder_bytes(cfg, shards, micro),
         autoencoder=VAE_BYTES,
