@@ -53,17 +53,20 @@ def sample_t(
     offset: int = 0,
     total: int | None = None,
     device: torch.device | str = "cpu",
+    uniform: Tensor | None = None,
 ) -> Tensor:
     """Stratified times (batch_size,) in [eps, 1): one in each of `total` equal slices of the global batch.
 
     Args:
         offset: index of the first of these samples in the global batch.
         total: size of the global batch, by default this batch.
+        uniform: (batch_size,), where in its slice each time lies; drawn from `generator` unless given.
     """
     total = batch_size if total is None else total
-    u = torch.rand(batch_size, generator=generator, device=generator.device if generator else device).to(
-        device
-    )
+    if uniform is None:
+        draw_on = generator.device if generator else device
+        uniform = torch.rand(batch_size, generator=generator, device=draw_on)
+    u = uniform.to(device)
     u = (torch.arange(offset, offset + batch_size, device=device) + u) / total
     return MASK_EPS + (1 - MASK_EPS) * (u % 1)
 
@@ -75,10 +78,16 @@ def mask_tokens(
     *,
     mask_token_id: int,
     generator: torch.Generator | None = None,
+    uniform: Tensor | None = None,
 ) -> Tensor:
-    """q(x_t | x_0): masks each position of `answer_mask` (B, L) with probability (1 - eps) t."""
-    draw_on = generator.device if generator else input_ids.device
-    u = torch.rand(input_ids.shape, generator=generator, device=draw_on).to(input_ids.device)
+    """q(x_t | x_0): masks each position of `answer_mask` (B, L) with probability (1 - eps) t.
+
+    uniform: (B, L), by which it is decided; drawn from `generator` unless given.
+    """
+    if uniform is None:
+        draw_on = generator.device if generator else input_ids.device
+        uniform = torch.rand(input_ids.shape, generator=generator, device=draw_on)
+    u = uniform.to(input_ids.device)
     return torch.where((u < (1 - MASK_EPS) * t[:, None]) & answer_mask, mask_token_id, input_ids)
 
 
@@ -113,14 +122,17 @@ def masked_loss(
     if noisy_ids is None:
         noisy_ids = mask_tokens(input_ids, answer_mask, t, mask_token_id=mask_token_id, generator=generator)
     nll = masked_token_nll(logits_fn, input_ids, noisy_ids, answer_mask, mask_token_id=mask_token_id)
+    return nll_weights(answer_mask, t, cfg) * nll.sum(1)
+
+
+def nll_weights(answer_mask: Tensor, t: Tensor, cfg: MaskedConfig) -> Tensor:
+    """What a sample's -log p of its masked positions are multiplied with: (B, L), (B,) -> (B,) in float32."""
     weight = 1 / t.float()
     if cfg.max_weight is not None:
         weight = weight.clamp(max=cfg.max_weight)
     if cfg.normalizer == "all":
-        num_positions = torch.full_like(weight, input_ids.shape[1])
-    else:
-        num_positions = answer_mask.sum(1).clamp(min=1)
-    return weight * nll.sum(1) / num_positions
+        return weight / answer_mask.shape[1]
+    return weight / answer_mask.sum(1).clamp(min=1)
 
 
 def masked_token_nll(

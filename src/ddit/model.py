@@ -77,11 +77,13 @@ class DualOutput(NamedTuple):
 
     velocity: (n, C, H, W). logits: (B - n, L, V), or (selected, V) with a logit mask.
     features: (B, N, D), image tokens after an inner block.
+    text_hidden: in place of logits, what the text head would be applied to: (B - n, L, D), or (selected, D).
     """
 
     velocity: Tensor | None
     logits: Tensor | None
     features: Tensor | None = None
+    text_hidden: Tensor | None = None
 
 
 ImageCache = list[tuple[Tensor, Tensor]]
@@ -159,13 +161,23 @@ class Attention(nn.Module):
         return self.norm_added_q(q), self.norm_added_k(k), v
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Scaled dot-product attention over heads: (B, heads, S, E) -> (B, S, D)."""
+def attend(q: Tensor, k: Tensor, v: Tensor, visible: Tensor | None = None) -> Tensor:
+    """Scaled dot-product attention over heads: (B, heads, S, E) -> (B, S, D).
+
+    visible: (B, 1, 1, S of the keys) bool, the keys that may be seen; None: all.
+    """
     if q.device.type == "cpu" and k.shape[2] <= MAX_PLAIN_ATTENTION:
         # The backward pass of torch's fused CPU kernel takes thirty times as long on short sequences.
-        weights = (q @ k.mT).float().mul(q.shape[-1] ** -0.5).softmax(-1).to(v.dtype)  # (B, heads, S, S)
-        return (weights @ v).transpose(1, 2).flatten(2)
-    return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+        scores = (q @ k.mT).float().mul(q.shape[-1] ** -0.5)  # (B, heads, S, S)
+        if visible is not None:
+            scores = scores.masked_fill(~visible, -math.inf)
+        return (scores.softmax(-1).to(v.dtype) @ v).transpose(1, 2).flatten(2)
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=visible).transpose(1, 2).flatten(2)
+
+
+def _keep(mask: Tensor | None, rows: slice, num_keys: int | None = None) -> Tensor | None:
+    """The part of an attention mask (B, 1, 1, S) for some samples and the first keys."""
+    return None if mask is None else mask[rows, ..., :num_keys]
 
 
 class JointBlock(nn.Module):
@@ -188,38 +200,48 @@ class JointBlock(nn.Module):
         self.ff = FeedForward(dim)
         self.ff_context = FeedForward(dim)
 
-    def forward(self, image: Tensor, text: Tensor, cond: Tensor, n: int | None) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, image: Tensor, text: Tensor, cond: Tensor, n: int | None, visible: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """(B, N, D), (B, L, D), (B, D) -> the same, or in the last block (n, N, D) and (B - n, L, D).
 
         n: number of drawn samples; None asks for both streams of every sample.
+        visible: (B, 1, 1, N + L) bool, the tokens that may be attended to; None: all.
         """
+        num_image, every = image.shape[1], slice(None)
         image_mod, text_mod = self.norm1(cond), self.norm1_context(cond)
         q_image, k_image, v_image = self.attn.project_image(modulate(image, image_mod[0], image_mod[1]))
         q_text, k_text, v_text = self.attn.project_text(modulate(text, text_mod[0], text_mod[1]))
         k, v = torch.cat([k_image, k_text], dim=2), torch.cat([v_image, v_text], dim=2)
 
         if n is None or (self.image_attends_text and not self.is_last):
-            attended = attend(torch.cat([q_image, q_text], dim=2), k, v)  # (B, N + L, D)
-            image_attended, text_attended = attended.split([image.shape[1], text.shape[1]], dim=1)
+            attended = attend(torch.cat([q_image, q_text], dim=2), k, v, visible)  # (B, N + L, D)
+            image_attended, text_attended = attended.split([num_image, text.shape[1]], dim=1)
         elif self.is_last:
-            image_attended, text_attended = (
-                attend(q_image[:n], k[:n], v[:n]),
-                attend(q_text[n:], k[n:], v[n:]),
-            )
-            image, image_mod = image[:n], tuple(part[:n] for part in image_mod)
-            text, text_mod = text[n:], tuple(part[n:] for part in text_mod)
+            drawn, read = slice(n), slice(n, None)
+            image_attended = attend(q_image[drawn], k[drawn], v[drawn], _keep(visible, drawn))
+            text_attended = attend(q_text[read], k[read], v[read], _keep(visible, read))
+            image, image_mod = image[drawn], tuple(part[drawn] for part in image_mod)
+            text, text_mod = text[read], tuple(part[read] for part in text_mod)
+            every = drawn
         else:
-            drawn = attend(q_image[:n], k[:n], v[:n])
-            read = attend(q_image[n:], k_image[n:], v_image[n:])
-            image_attended, text_attended = torch.cat([drawn, read]), attend(q_text, k, v)
-        return self._finish_image(image, image_attended, image_mod), self._finish_text(
-            text, text_attended, text_mod
-        )
+            drawn, read = slice(n), slice(n, None)
+            image_attended = torch.cat(
+                [
+                    attend(q_image[drawn], k[drawn], v[drawn], _keep(visible, drawn)),
+                    attend(q_image[read], k_image[read], v_image[read], _keep(visible, read, num_image)),
+                ]
+            )
+            text_attended = attend(q_text, k, v, visible)
+        image = self._finish_image(image, image_attended, image_mod, _keep(visible, every, num_image))
+        return image, self._finish_text(text, text_attended, text_mod)
 
-    def _finish_image(self, x: Tensor, attended: Tensor, mod: tuple[Tensor, ...]) -> Tensor:
+    def _finish_image(
+        self, x: Tensor, attended: Tensor, mod: tuple[Tensor, ...], visible: Tensor | None = None
+    ) -> Tensor:
         out = x + mod[2] * self.attn.to_out[0](attended)
         if self.has_dual_attention:
-            own = attend(*self.attn2.project_image(modulate(x, mod[6], mod[7])))
+            own = attend(*self.attn2.project_image(modulate(x, mod[6], mod[7])), visible)
             out = out + mod[8] * self.attn2.to_out[0](own)
         return out + mod[5] * self.ff(modulate(out, mod[3], mod[4]))
 
@@ -290,7 +312,9 @@ class DualDiT(nn.Module):
         text_states: Tensor,
         *,
         num_drawn: int | None = None,
+        null_rows: Tensor | None = None,
         logit_mask: Tensor | None = None,
+        text_hidden: bool = False,
         features_after: int | None = None,
     ) -> DualOutput:
         """Velocity of the drawn samples and logits of the read ones.
@@ -300,7 +324,10 @@ class DualDiT(nn.Module):
             t: (B,) in [0, 1], the image's time; 0 where a picture is read.
             text_states: (B, L, text_dim), states of the text encoder.
             num_drawn: n, the first n samples are drawn, the rest are read; None: both outputs of every sample.
+            null_rows: (B,) bool, read samples that have the null image in place of their latents; the same as
+                `latents=None` for them, in a batch where others have pictures.
             logit_mask: (B - n, L) bool; logits are computed at these positions only, in row-major order.
+            text_hidden: return the text head's input in place of the logits.
             features_after: index of the block whose image tokens are returned as well.
 
         Raises:
@@ -314,28 +341,54 @@ class DualDiT(nn.Module):
             raise ValueError(
                 "image_attends_text=False needs num_drawn: which samples are drawn, which are read"
             )
+        visible = None
         if latents is None:
             image = self.null_image_embd.expand(text_states.shape[0], -1, -1)
         else:
             image = self.pos_embed(latents)  # (B, N, D)
+            if null_rows is not None:
+                image, visible = self._put_null_image(image, null_rows, n, text_states.shape[1])
         cond = self.time_text_embed(t)  # (B, D)
         text = self.context_embedder(text_states)  # (B, L, D)
 
         features = None
         for index, block in enumerate(self.transformer_blocks):
             if self.gradient_checkpointing and torch.is_grad_enabled():
-                image, text = checkpoint(block, image, text, cond, n, use_reentrant=False)
+                image, text = checkpoint(block, image, text, cond, n, visible, use_reentrant=False)
             else:
-                image, text = block(image, text, cond, n)
+                image, text = block(image, text, cond, n, visible)
             if index == features_after:
                 features = image
 
-        velocity = logits = None
+        velocity = logits = hidden = None
         if latents is not None and n != 0:
             velocity = self._image_head(image, cond[:n], latents.shape[-2:])
         if n is None or n < text_states.shape[0]:
-            logits = self._text_head(text, logit_mask)
-        return DualOutput(velocity, logits, features)
+            hidden = self._text_hidden(text, logit_mask)
+            if not text_hidden:
+                logits, hidden = self.text_proj_out(hidden), None
+        return DualOutput(velocity, logits, features, hidden)
+
+    def _put_null_image(
+        self, image: Tensor, null_rows: Tensor, n: int | None, num_text: int
+    ) -> tuple[Tensor, Tensor | None]:
+        """Null tokens first in the null rows of (B, N, D), and which tokens (B, 1, 1, N + L) may be attended to."""
+        # Zero times the null tokens: every rank of a sharded model then has a gradient for them, null rows or not.
+        image = image + 0 * self.null_image_embd.sum()
+        if not null_rows.any():
+            return image, None
+        if n is None or null_rows[:n].any():
+            raise ValueError(f"the null image can only be read, but num_drawn is {n}")
+        batch_size, num_image, _ = image.shape
+        if num_image < NUM_NULL_TOKENS:
+            raise ValueError(
+                f"a null image of {NUM_NULL_TOKENS} tokens in a batch of {num_image} image tokens"
+            )
+        null_image = F.pad(self.null_image_embd, (0, 0, 0, num_image - NUM_NULL_TOKENS))
+        image = torch.where(null_rows[:, None, None], null_image.to(image.dtype), image)
+        is_unused = torch.arange(num_image + num_text, device=image.device)
+        is_unused = (is_unused >= NUM_NULL_TOKENS) & (is_unused < num_image)
+        return image, ~(null_rows[:, None] & is_unused).view(batch_size, 1, 1, -1)
 
     def _image_head(self, image: Tensor, cond: Tensor, size: torch.Size) -> Tensor:
         scale, shift = self.image_norm_out(cond)
@@ -344,10 +397,10 @@ class DualDiT(nn.Module):
         patches = patches.unflatten(1, (size[0] // p, size[1] // p)).unflatten(-1, (p, p, -1))
         return patches.permute(0, 5, 1, 3, 2, 4).reshape(len(image), -1, *size)  # (n, C, H, W)
 
-    def _text_head(self, text: Tensor, logit_mask: Tensor | None) -> Tensor:
+    def _text_hidden(self, text: Tensor, logit_mask: Tensor | None) -> Tensor:
         if logit_mask is not None:
             text = text[logit_mask]  # (selected, D)
-        return self.text_proj_out(F.layer_norm(text, text.shape[-1:], eps=1e-6))
+        return F.layer_norm(text, text.shape[-1:], eps=1e-6)
 
     def read_image(self, latents: Tensor) -> ImageCache:
         """Keys and values of clean latents (B, C, H, W) in every block, for `text_logits`.
@@ -370,4 +423,4 @@ class DualDiT(nn.Module):
         cond = self.time_text_embed(text_states.new_zeros(len(text_states)))
         for block, image_kv in zip(self._blocks(), cache, strict=True):
             text = block.read_text(text, cond, image_kv)
-        return self._text_head(text, logit_mask)
+        return self.text_proj_out(self._text_hidden(text, logit_mask))

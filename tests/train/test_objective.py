@@ -1,46 +1,223 @@
-from dataclasses import replace
+"""The loss of a micro-batch: joint as apart, in means that add up, with null images and without the logits' matrix."""
 
+import dataclasses
+
+import pytest
 import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from ddit.config import DualRun
-from ddit.train.loop import Trainer
-from ddit.train.objective import alignment_loss, draw_noise, step_losses
+from ddit import flow, masked
+from ddit.config import ObjectiveConfig
+from ddit.flow import FlowConfig
+from ddit.masked import MaskedConfig
+from ddit.model import DualDiT, DualDiTConfig
+from ddit.train.batch import Batch, Drawn, Pictures, Read
+from ddit.train.objective import AlignmentHead, Losses, alignment_loss, step_losses
+
+VOCAB, MASK, LENGTH = 53, 52, 6
+CONFIG = DualDiTConfig(
+    in_channels=4,
+    hidden_size=32,
+    depth=3,
+    num_heads=2,
+    text_dim=24,
+    vocab_size=VOCAB,
+    sample_size=16,
+    pos_embed_max_size=12,
+)
+OBJECTIVE = ObjectiveConfig(lambda_text=0.3)
+NO_PICTURES = Pictures(None, None, None, None)
 
 
-def test_one_joint_forward_has_the_gradient_of_two_separate_passes(joint: DualRun) -> None:
-    trainer = Trainer(replace(joint, objective=replace(joint.objective, lambda_text=0.3)))
-    model, cfg = trainer.learner.transformer, trainer.cfg.objective
+def make_model(**changes) -> DualDiT:
+    """Random weights with no zero-initialised path, so that every part reaches the loss."""
+    model = DualDiT(dataclasses.replace(CONFIG, **changes))
     generator = torch.Generator().manual_seed(1)
-    for parameter in model.parameters():  # no zero-initialised path
-        parameter.data.add_(0.02 * torch.randn(parameter.shape, generator=generator))
-    batch, mask_id = trainer.batches(0), trainer.codec.mask_token_id
-    noise = draw_noise(batch, cfg, mask_token_id=mask_id, generator=generator)
-    states = trainer.codec.states(torch.cat([batch.prompt_ids, noise.noisy_ids]))
-    head, n = trainer.learner.alignment_head, len(batch.prompt_ids)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.normal_(0, 0.1, generator=generator)
+    return model
 
-    def gradients(losses) -> list[torch.Tensor]:
-        model.zero_grad()
-        losses.total.backward()
-        return [torch.zeros_like(p) if p.grad is None else p.grad.clone() for p in model.parameters()]
 
-    arguments = {"mask_token_id": mask_id, "alignment_head": head}
-    joint_losses = step_losses(model, batch, noise, states, cfg, **arguments)
-    together = gradients(joint_losses)
-    draw = batch._replace(
-        latents=batch.latents[:n], read_ids=batch.read_ids[:0], answer_mask=batch.answer_mask[:0]
+def make_inputs(
+    num_drawn: int = 3, num_read: int = 5, *, read_size: int = 8, read_length: int = LENGTH
+) -> tuple[Batch, list[Tensor]]:
+    """A batch, and clean latents and text states of both halves."""
+    g = torch.Generator().manual_seed(2)
+    drawn = Drawn(
+        NO_PICTURES,
+        prompt_ids=torch.zeros(num_drawn, LENGTH, dtype=torch.long),
+        t=torch.rand(num_drawn, generator=g),
+        noise=torch.randn(num_drawn, 4, 8, 8, generator=g),
+        features=torch.randn(num_drawn, 7, 4, 4, generator=g),
     )
-    draw_losses = step_losses(
-        model, draw, noise._replace(noisy_ids=noise.noisy_ids[:0]), states[:n], cfg, **arguments
-    )
-    drawn = gradients(draw_losses)
-    read = batch._replace(latents=batch.latents[n:], prompt_ids=batch.prompt_ids[:0])
-    still = noise._replace(image_t=noise.image_t[:0], image_noise=noise.image_noise[:0])
-    read_losses = step_losses(model, read, still, states[n:], cfg, **arguments)
-    torch.testing.assert_close(
-        joint_losses.total, draw_losses.total + read_losses.total, rtol=1e-5, atol=1e-5
-    )
-    for one, a, b in zip(together, drawn, gradients(read_losses), strict=True):
-        torch.testing.assert_close(one, a + b, rtol=1e-5, atol=1e-5)
+    ids = torch.randint(0, MASK, (num_read, read_length), generator=g)
+    answer_mask = torch.ones_like(ids, dtype=torch.bool)
+    answer_mask[:, 0] = False
+    t = torch.rand(num_read, generator=g) * 0.7 + 0.3
+    noisy_ids = masked.mask_tokens(ids, answer_mask, t, mask_token_id=MASK, generator=g)
+    read = Read(NO_PICTURES, ids, answer_mask, noisy_ids, t)
+    tensors = [
+        torch.randn(num_drawn, 4, 8, 8, generator=g),
+        torch.randn(num_read, 4, 8, read_size, generator=g),
+        torch.randn(num_drawn, LENGTH, 24, generator=g),
+        torch.randn(num_read, read_length, 24, generator=g),
+    ]
+    return Batch(drawn, read, {}), tensors
+
+
+def gradients_of(model: DualDiT, total: Tensor) -> list[Tensor]:
+    model.zero_grad()
+    total.backward()
+    return [torch.zeros_like(p) if p.grad is None else p.grad.clone() for p in model.parameters()]
+
+
+def losses_of(model: DualDiT, batch: Batch, tensors: list[Tensor], cfg: ObjectiveConfig, head=None) -> Losses:
+    return step_losses(model, batch, *tensors, cfg, mask_token_id=MASK, alignment_head=head)
+
+
+@pytest.mark.parametrize("image_attends_text", [True, False])
+def test_one_joint_forward_has_the_loss_and_gradient_of_two_separate_passes(image_attends_text: bool) -> None:
+    model = make_model(image_attends_text=image_attends_text)
+    batch, (drawn_latents, read_latents, drawn_states, read_states) = make_inputs()
+    torch.manual_seed(0)
+    head, cfg = AlignmentHead(32, 7), dataclasses.replace(OBJECTIVE, alignment_weight=0.5, alignment_block=1)
+
+    joint = losses_of(model, batch, [drawn_latents, read_latents, drawn_states, read_states], cfg, head)
+    together = gradients_of(model, joint.total)
+    drawn = losses_of(model, batch._replace(read=None), [drawn_latents, None, drawn_states, None], cfg, head)
+    by_drawing = gradients_of(model, drawn.total)
+    read = losses_of(model, batch._replace(drawn=None), [None, read_latents, None, read_states], cfg, head)
+    by_reading = gradients_of(model, read.total)
+
+    torch.testing.assert_close(joint.total, drawn.total + read.total, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(joint[1:], (drawn.image, read.text, drawn.alignment), rtol=1e-5, atol=1e-5)
+    for a, b, c in zip(together, by_drawing, by_reading, strict=True):
+        torch.testing.assert_close(a, b + c, rtol=1e-5, atol=1e-5)
+    assert drawn.text is None
+    assert read.image is None
+    assert read.alignment is None
+
+
+class _Forwards:
+    """Counts a module's forward passes and notes their batch sizes."""
+
+    def __init__(self, model: DualDiT) -> None:
+        self.sizes: list[int] = []
+        model.transformer_blocks[0].register_forward_pre_hook(lambda _, args: self.sizes.append(len(args[0])))
+
+
+@pytest.mark.parametrize(
+    ("changes", "sizes"), [({}, [8]), ({"read_size": 12}, [3, 5]), ({"read_length": 4}, [3, 5])]
+)
+def test_one_forward_where_shapes_agree_and_two_where_they_differ(changes: dict, sizes: list[int]) -> None:
+    model, (batch, tensors) = make_model(), make_inputs(**changes)
+    forwards = _Forwards(model)
+    together = gradients_of(model, losses_of(model, batch, tensors, OBJECTIVE).total)
+    assert forwards.sizes == sizes
+    apart = [
+        losses_of(model, batch._replace(read=None), [tensors[0], None, tensors[2], None], OBJECTIVE).total,
+        losses_of(model, batch._replace(drawn=None), [None, tensors[1], None, tensors[3]], OBJECTIVE).total,
+    ]
+    for a, b in zip(together, gradients_of(model, apart[0] + apart[1]), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("text_cfg", [MaskedConfig(), MaskedConfig(normalizer="answer", max_weight=1.5)])
+@pytest.mark.parametrize("weighting", ["velocity", "x0"])
+def test_the_losses_are_those_of_the_two_processes(text_cfg: MaskedConfig, weighting) -> None:
+    model, (batch, tensors) = make_model(), make_inputs()
+    cfg = ObjectiveConfig(lambda_text=0.3, flow=FlowConfig(weighting=weighting), text=text_cfg)
+    losses = losses_of(model, batch, tensors, cfg)
+    image = flow.flow_loss(
+        lambda x, t: model(x, t, tensors[2], num_drawn=3).velocity,
+        tensors[0], cfg=cfg.flow, t=batch.drawn.t, noise=batch.drawn.noise,
+    )  # fmt: skip
+    text = masked.masked_loss(
+        lambda ids, at, rows: model(tensors[1], torch.zeros(5), tensors[3], num_drawn=0, logit_mask=at).logits,
+        batch.read.input_ids, batch.read.answer_mask, mask_token_id=MASK, cfg=text_cfg,
+        t=batch.read.t, noisy_ids=batch.read.noisy_ids,
+    )  # fmt: skip
+    torch.testing.assert_close(losses.image, image.mean())
+    torch.testing.assert_close(losses.text, text.mean())
+    torch.testing.assert_close(losses.total, image.mean() + 0.3 * text.mean())
+
+
+def take(batch: Batch, tensors: list[Tensor], drawn: slice, read: slice) -> tuple[Batch, list[Tensor]]:
+    """Some samples of a batch."""
+
+    def cut(half, rows: slice):
+        return half._replace(**{k: v[rows] for k, v in half._asdict().items() if isinstance(v, Tensor)})
+
+    parts = [tensor[rows] for tensor, rows in zip(tensors, (drawn, read, drawn, read), strict=True)]
+    return Batch(cut(batch.drawn, drawn), cut(batch.read, read), {}), parts
+
+
+def test_the_mean_over_micro_batches_is_the_loss_and_gradient_of_the_whole() -> None:
+    model, (batch, tensors) = make_model(), make_inputs(4, 8)
+    whole = losses_of(model, batch, tensors, OBJECTIVE).total
+    parts = [
+        losses_of(model, *take(batch, tensors, slice(k, k + 1), slice(2 * k, 2 * k + 2)), OBJECTIVE).total
+        for k in range(4)
+    ]
+    mean = torch.stack(parts).mean()
+    torch.testing.assert_close(mean, whole, rtol=1e-5, atol=1e-6)
+    for a, b in zip(gradients_of(model, mean), gradients_of(model, whole), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
+
+
+def test_pictures_that_are_absent_are_read_as_the_null_image() -> None:
+    model, (batch, tensors) = make_model(), make_inputs()
+    is_null = torch.tensor([False, True, False, False, True])
+    mixed = batch._replace(read=batch.read._replace(pictures=NO_PICTURES._replace(is_null=is_null)))
+    loss = losses_of(model, mixed, tensors, OBJECTIVE)
+    joint = gradients_of(model, loss.total)
+
+    parts = []
+    for rows in (is_null, ~is_null):
+        chosen, cut = take(batch._replace(drawn=batch.drawn), tensors, slice(0), rows)
+        latents = None if rows is is_null else cut[1]
+        read = losses_of(model, chosen._replace(drawn=None), [None, latents, None, cut[3]], OBJECTIVE)
+        parts.append(read.text * rows.sum() / 5)
+    torch.testing.assert_close(loss.text, parts[0] + parts[1], rtol=1e-5, atol=1e-6)
+    drawn = losses_of(model, batch._replace(read=None), [tensors[0], None, tensors[2], None], OBJECTIVE)
+    apart = gradients_of(model, drawn.total + 0.3 * (parts[0] + parts[1]))
+    for a, b in zip(joint, apart, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
+
+
+def test_every_parameter_that_a_joint_step_trains_has_a_gradient_whatever_the_batch_holds() -> None:
+    """Ranks of a sharded model reduce one list of gradients, also where nothing is masked and no picture absent."""
+    model, (batch, tensors) = make_model(), make_inputs()
+    pictures = NO_PICTURES._replace(is_null=torch.zeros(5, dtype=torch.bool))
+    read = batch.read._replace(noisy_ids=batch.read.input_ids, pictures=pictures)
+    losses_of(model, batch._replace(read=read), tensors, OBJECTIVE).total.backward()
+    assert [name for name, p in model.named_parameters() if p.grad is None] == []
+    assert model.text_proj_out.weight.grad.abs().max() == 0
+
+
+class _Largest(TorchDispatchMode):
+    """The number of elements of the largest tensor that any operation returned."""
+
+    size = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        for tensor in out if isinstance(out, tuple | list) else [out]:
+            if isinstance(tensor, Tensor):
+                self.size = max(self.size, tensor.numel())
+        return out
+
+
+def test_a_step_never_holds_the_logits_of_all_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ddit.cross_entropy.CHUNK_ELEMENTS", 4 * 5000)
+    model, (batch, tensors) = make_model(vocab_size=5000), make_inputs(2, 20)
+    num_masked = int((batch.read.noisy_ids == MASK).sum())
+    with _Largest() as seen:
+        losses_of(model, batch, tensors, OBJECTIVE).total.backward()
+    assert num_masked > 40
+    assert seen.size == 5000 * 32  # the weights of the head, and its gradient
 
 
 def test_alignment_is_zero_where_the_tokens_match_and_two_where_they_oppose() -> None:

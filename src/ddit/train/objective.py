@@ -1,4 +1,4 @@
-"""One step's loss: pictures drawn and pictures read in one forward pass of the transformer."""
+"""The loss of one micro-batch: pictures drawn and pictures read, in one forward of the transformer if shapes allow."""
 
 from __future__ import annotations
 
@@ -10,122 +10,156 @@ from torch import Tensor, nn
 
 from ddit import flow, masked
 from ddit.config import ObjectiveConfig
-from ddit.model import DualDiT
-from ddit.train.parallel import Ranks
-
-
-class Batch(NamedTuple):
-    """What a step is computed from; the first n samples are drawn, the other B - n are read.
-
-    latents (B, C, H, W) clean; prompt_ids (n, L); read_ids and answer_mask (B - n, L); features (n, F, h, w) of the
-    teacher, where alignment is on.
-    """
-
-    latents: Tensor
-    prompt_ids: Tensor
-    read_ids: Tensor
-    answer_mask: Tensor
-    features: Tensor | None = None
-
-
-class Noise(NamedTuple):
-    """Everything random in a step: times and noise of the drawn samples, times and masked ids of the read ones."""
-
-    image_t: Tensor
-    image_noise: Tensor
-    text_t: Tensor
-    noisy_ids: Tensor
+from ddit.cross_entropy import weighted_nll
+from ddit.masked import MaskedConfig
+from ddit.model import DualDiT, DualOutput
+from ddit.train.batch import Batch, Drawn, Read
 
 
 class Losses(NamedTuple):
+    """Scalars in float32; `total` is what to minimise, a part that took no part is None."""
+
     total: Tensor
     image: Tensor | None
     text: Tensor | None
     alignment: Tensor | None
 
 
-def draw_noise(
-    batch: Batch,
-    cfg: ObjectiveConfig,
-    *,
-    mask_token_id: int,
-    generator: torch.Generator,
-    ranks: Ranks | None = None,
-) -> Noise:
-    """The noise of this rank's batch, cut from that of the global batch, which is drawn whole on every rank."""
-    ranks = ranks or Ranks()
-    n, num_read = ranks.size * len(batch.prompt_ids), ranks.size * len(batch.read_ids)
-    drawn, read = ranks.slice_of(n), ranks.slice_of(num_read)
-    image_t = flow.sample_t(n, cfg.flow, generator=generator)[drawn]
-    image_noise = torch.randn((n, *batch.latents.shape[1:]), generator=generator)[drawn]
-    text_t = masked.sample_t(num_read, generator=generator)[read]
-    noisy_ids = _mask_globally(batch, text_t, mask_token_id, generator, ranks)
-    return Noise(image_t, image_noise, text_t, noisy_ids)
-
-
-def _mask_globally(
-    batch: Batch, t: Tensor, mask_token_id: int, generator: torch.Generator, ranks: Ranks
-) -> Tensor:
-    """`masked.mask_tokens` for this rank's rows, having drawn those of the ranks before it as well."""
-    noisy_ids = batch.read_ids
-    for _ in range(ranks.index + 1):
-        noisy_ids = masked.mask_tokens(
-            batch.read_ids, batch.answer_mask, t, mask_token_id=mask_token_id, generator=generator
-        )
-    return noisy_ids
-
-
 def step_losses(
-    model: DualDiT,
+    transformer: DualDiT,
     batch: Batch,
-    noise: Noise,
-    text_states: Tensor,
+    drawn_latents: Tensor | None,
+    read_latents: Tensor | None,
+    drawn_states: Tensor | None,
+    read_states: Tensor | None,
     cfg: ObjectiveConfig,
     *,
     mask_token_id: int,
     alignment_head: nn.Module | None = None,
 ) -> Losses:
-    """Losses of a global batch from one forward.
+    """Losses of a micro-batch, each a mean over its samples, so that their mean over micro-batches is the global one.
 
-    text_states: (B, L, D_text), of the prompts of the drawn samples and then of the noisy ids of the read ones.
+    One forward when both halves have the same latent size and text length, else two. Ranks that share a model must come
+    to the same choice, since they gather its weights together.
+
+    Args:
+        transformer: the weights of its text head are used directly: of a sharded model, call this inside the root's
+            forward.
+        drawn_latents, read_latents: clean latents (n, C, h, w) of the two halves, in float32; None for a half that
+            `batch` does not have, or for pictures to read that are null, all of them.
+        drawn_states, read_states: text states (n, L, D_text) of `prompt_ids` and of `noisy_ids`.
+        alignment_head: given where `cfg.alignment_weight` is above 0.
     """
-    n, num_read = len(batch.prompt_ids), len(batch.read_ids)
-    dtype = next(model.parameters()).dtype
-    noisy = flow.add_noise(batch.latents[:n], noise.image_noise, noise.image_t)
-    at = (noise.noisy_ids == mask_token_id) & batch.answer_mask
-    output = model(
-        torch.cat([noisy, batch.latents[n:]]).to(dtype),
-        torch.cat([noise.image_t, torch.zeros(num_read)]),
-        text_states.to(dtype),
-        num_drawn=n,
-        logit_mask=at if num_read else None,
-        features_after=cfg.alignment_block if alignment_head is not None else None,
-    )
+    drawn, read = batch.drawn, batch.read
+    halves = []
+    if drawn is not None:
+        halves.append(_drawn_half(drawn, drawn_latents, drawn_states))
+    if read is not None:
+        halves.append(_read_half(read, read_latents, read_states, mask_token_id))
+    output = _forward(transformer, halves, cfg.alignment_block if alignment_head is not None else None)
+
     image = text = alignment = None
-    total = torch.zeros(())
-    if n:
+    parts = []
+    if drawn is not None and drawn_latents is not None and output.velocity is not None:
         velocity = output.velocity
         image = flow.flow_loss(
-            lambda x, t: velocity, batch.latents[:n], cfg=cfg.flow, t=noise.image_t, noise=noise.image_noise
+            lambda x, t: velocity, drawn_latents, cfg=cfg.flow, t=drawn.t, noise=drawn.noise
         ).mean()
-        total = total + image
-    if num_read:
-        logits = output.logits
-        text = masked.masked_loss(
-            lambda ids, asked, rows: logits,
-            batch.read_ids,
-            batch.answer_mask,
-            mask_token_id=mask_token_id,
-            cfg=cfg.text,
-            t=noise.text_t,
-            noisy_ids=noise.noisy_ids,
-        ).mean()
-        total = total + cfg.lambda_text * text
-    if alignment_head is not None and n:
-        assert batch.features is not None
-        alignment = alignment_loss(alignment_head, output.features[:n], batch.features)
-        total = total + cfg.alignment_weight * alignment
-    return Losses(total, image, text, alignment)
+        parts.append(image)
+    if read is not None and output.text_hidden is not None:
+        head = transformer.text_proj_out
+        text = text_loss(head, output.text_hidden, read, cfg.text, mask_token_id=mask_token_id)
+        parts.append(cfg.lambda_text * text)
+    if drawn is not None and alignment_head is not None:
+        assert drawn.features is not None
+        assert output.features is not None
+        alignment = alignment_loss(alignment_head, output.features[: len(drawn.t)], drawn.features)
+        parts.append(cfg.alignment_weight * alignment)
+    return Losses(torch.stack(parts).sum(), image, text, alignment)
+
+
+class _Half(NamedTuple):
+    """What the transformer is given for the m samples of one half-batch; `at` (m, L): the masked positions."""
+
+    latents: Tensor | None
+    t: Tensor
+    states: Tensor
+    num_drawn: int = 0
+    null_rows: Tensor | None = None
+    at: Tensor | None = None
+
+
+def _drawn_half(drawn: Drawn, latents: Tensor | None, states: Tensor | None) -> _Half:
+    assert latents is not None
+    assert states is not None
+    return _Half(flow.add_noise(latents, drawn.noise, drawn.t), drawn.t, states, num_drawn=len(drawn.t))
+
+
+def _read_half(read: Read, latents: Tensor | None, states: Tensor | None, mask_token_id: int) -> _Half:
+    assert states is not None
+    null_rows = None if latents is None else read.pictures.is_null
+    at = _is_masked(read, mask_token_id)
+    return _Half(latents, torch.zeros_like(read.t), states, null_rows=null_rows, at=at)
+
+
+def _forward(transformer: DualDiT, halves: list[_Half], features_after: int | None) -> DualOutput:
+    """Velocity, features and the text head's input of the halves, from one forward if they fit together."""
+    if len(halves) == 2:
+        if not _fit(*halves):
+            drawn, read = (_forward(transformer, [half], features_after) for half in halves)
+            return DualOutput(drawn.velocity, None, drawn.features, read.text_hidden)
+        halves = [_join(*halves)]
+    (half,) = halves
+    dtype = next(transformer.parameters()).dtype
+    return transformer(
+        None if half.latents is None else half.latents.to(dtype),
+        half.t,
+        half.states.to(dtype),
+        num_drawn=half.num_drawn,
+        null_rows=half.null_rows,
+        logit_mask=half.at,
+        text_hidden=True,
+        features_after=features_after,
+    )
+
+
+def _fit(drawn: _Half, read: _Half) -> bool:
+    if drawn.latents is None or read.latents is None:
+        return False
+    same_size = drawn.latents.shape[1:] == read.latents.shape[1:]
+    return same_size and drawn.states.shape[1:] == read.states.shape[1:]
+
+
+def _join(drawn: _Half, read: _Half) -> _Half:
+    assert drawn.latents is not None
+    assert read.latents is not None
+    return _Half(
+        torch.cat([drawn.latents, read.latents]),
+        torch.cat([drawn.t, read.t]),
+        torch.cat([drawn.states, read.states]),
+        drawn.num_drawn,
+        None if read.null_rows is None else F.pad(read.null_rows, (drawn.num_drawn, 0)),
+        read.at,
+    )
+
+
+def _is_masked(read: Read, mask_token_id: int) -> Tensor:
+    return (read.noisy_ids == mask_token_id) & read.answer_mask
+
+
+def text_loss(
+    head: nn.Linear, hidden: Tensor, read: Read, cfg: MaskedConfig, *, mask_token_id: int
+) -> Tensor:
+    """Mean of `masked.masked_loss` over the samples, without the matrix of all logits.
+
+    hidden (selected, D): the text head's input at the masked positions, in row-major order.
+    """
+    at = _is_masked(read, mask_token_id)
+    weights = masked.nll_weights(read.answer_mask, read.t, cfg) / len(read.t)
+    token_weights = weights[:, None].expand_as(at)[at]
+    return weighted_nll(
+        hidden, head.weight, head.bias, read.input_ids[at], token_weights, ruled_out=mask_token_id
+    )
 
 
 class AlignmentHead(nn.Module):
