@@ -129,6 +129,57 @@ def test_the_null_image_stands_in_for_absent_latents(model: DualDiT) -> None:
         model(None, t, states, num_drawn=1)
 
 
+@pytest.mark.parametrize("max_plain_attention", [0, 128], ids=["fused", "plain"])
+def test_null_rows_of_a_mixed_batch_are_exactly_the_null_image(
+    model: DualDiT, max_plain_attention: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ddit.model.MAX_PLAIN_ATTENTION", max_plain_attention)
+    latents, t, states = make_inputs(6)
+    null_rows = torch.tensor([False, False, False, True, False, True])
+    with_pictures = ~null_rows[2:]
+
+    def gradients(outputs: list[torch.Tensor]) -> list[torch.Tensor | None]:
+        generator = torch.Generator().manual_seed(5)
+        targets = [torch.randn(out.shape, generator=generator) for out in outputs]
+        model.zero_grad()
+        sum((out * target).sum() for out, target in zip(outputs, targets, strict=True)).backward()
+        return [p.grad for p in model.parameters()]
+
+    mixed = model(latents, t, states, num_drawn=2, null_rows=null_rows)
+    mixed_outputs = [mixed.velocity, mixed.logits[with_pictures], mixed.logits[~with_pictures]]
+    mixed_gradients = gradients(mixed_outputs)
+    read = torch.tensor([2, 4])
+    apart = [
+        model(latents[:2], t[:2], states[:2], num_drawn=2).velocity,
+        model(latents[read], t[read], states[read], num_drawn=0).logits,
+        model(None, t[null_rows], states[null_rows]).logits,
+    ]
+    torch.testing.assert_close(mixed_outputs, apart, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(mixed_gradients, gradients(apart), atol=2e-4, rtol=1e-5)
+
+
+def test_no_mask_is_made_where_no_row_is_null() -> None:
+    model, masks = make_model(CONFIG), []
+    model.transformer_blocks[0].register_forward_pre_hook(lambda block, args: masks.append(args[4]))
+    latents, t, states = make_inputs()
+    plain = model(latents, t, states, num_drawn=1)
+    same = model(latents, t, states, num_drawn=1, null_rows=torch.zeros(4, dtype=torch.bool))
+    torch.testing.assert_close(same, plain, atol=0, rtol=0)
+    model(latents, t, states, num_drawn=1, null_rows=torch.arange(4) == 3)
+    assert [mask is None for mask in masks] == [True, True, False]
+
+
+def test_null_rows_that_cannot_be_are_refused() -> None:
+    model = make_model(CONFIG)
+    latents, t, states = make_inputs()
+    with pytest.raises(ValueError, match="null image can only be read"):
+        model(latents, t, states, num_drawn=2, null_rows=torch.arange(4) == 1)
+    with pytest.raises(ValueError, match="null image can only be read"):
+        model(latents, t, states, null_rows=torch.arange(4) == 1)
+    with pytest.raises(ValueError, match="null image of 8 tokens in a batch of 4"):
+        model(latents[..., :4, :4], t, states, num_drawn=0, null_rows=torch.arange(4) == 1)
+
+
 def test_features_are_the_image_tokens_after_the_named_block() -> None:
     model = make_model(CONFIG)
     seen = []
@@ -164,12 +215,12 @@ def test_positions_are_the_central_crop_of_the_table() -> None:
 def test_compiled_blocks_give_the_same_output() -> None:
     model = make_model(CONFIG)
     inputs = make_inputs()
-    plain = model(*inputs, num_drawn=2)
+    null_rows = [None, torch.arange(4) == 3]
+    plain = [model(*inputs, num_drawn=2, null_rows=rows) for rows in null_rows]
     for block in model.transformer_blocks:
         block.compile()
-    compiled = model(*inputs, num_drawn=2)
-    torch.testing.assert_close(compiled.velocity, plain.velocity, atol=1e-5, rtol=1e-4)
-    torch.testing.assert_close(compiled.logits, plain.logits, atol=1e-5, rtol=1e-4)
+    compiled = [model(*inputs, num_drawn=2, null_rows=rows) for rows in null_rows]
+    torch.testing.assert_close(compiled, plain, atol=1e-5, rtol=1e-4)
 
 
 def test_fresh_weights_follow_the_generator_and_start_at_zero_velocity() -> None:
