@@ -233,6 +233,10 @@ def test_bad_pictures(run: Run, model: Path, tmp_path: Path):
         (("world", "w", "--preset", "mars"), "unknown preset 'mars': use fixed-1, "),
         (("world", "w", "--split", "half"), "unknown split 'half': use train, "),
         (("train", "maxi", "--dry-run"), "unknown recipe 'maxi'"),
+        (("train", "mini-vae", "mini-text"), "one recipe at a time, got mini-vae and mini-text"),
+        (("train", "mini-vae", "--out", "x.png"), "--out is the file of --plot"),
+        (("train", "--plot", "nowhere"), "'nowhere' is not a run: it has no log.jsonl"),
+        (("merge", "mini", "nowhere", "merged"), "'nowhere' is incomplete: it has no adapter_config.json"),
         (("train", "mini-joint", "--set", "max_stepz=3", "--dry-run"), "unknown key 'max_stepz'"),
         (("verify", "nowhere"), "nowhere"),
         (("verify", "nowhere", "--dtype", "int8"), "unknown dtype 'int8'"),
@@ -308,5 +312,5 @@ def test_the_module_is_the_command():
     done = subprocess.run(
         [sys.executable, "-m", "ddit", "--help"], check=True, capture_output=True, text=True, env=environment
     )
-    for verb in ("generate", "caption", "ask", "infill", "train", "verify", "world"):
+    for verb in ("generate", "caption", "ask", "infill", "train", "merge", "verify", "world"):
         assert f"  {verb} " in done.stdout

@@ -20,6 +20,7 @@ from ddit.devices import find_device, find_dtype
 from ddit.flow import sample_latents
 from ddit.folders import ModelSettings
 from ddit.images import ImageSource, fit_image, read_image, to_images, to_tensor
+from ddit.lora import load_adapters, merge_adapters
 from ddit.masked import Order, sample_text
 from ddit.model import DualDiT, ImageCache
 from ddit.weights import load_mask_embedding
@@ -69,6 +70,7 @@ class Pipeline:
         dtype: str | torch.dtype | None = None,
         device: str | torch.device | None = None,
         mask_embedding: str | os.PathLike[str] | None = None,
+        adapter: str | os.PathLike[str] | None = None,
     ) -> Self:
         """Loads "mini", a folder in the diffusers layout, or a repository of the hub.
 
@@ -79,6 +81,7 @@ class Pipeline:
             dtype: of all parts; by default bfloat16 on CUDA and float32 elsewhere.
             device: by default CUDA where there is one.
             mask_embedding: file of a trained embedding of T5's mask token (`weights.load_mask_embedding`).
+            adapter: folder of LoRA adapters, merged into the transformer (`lora.load_adapters`).
 
         Raises:
             ValueError: in one line; unknown model, dtype or device, or a folder that is incomplete or broken.
@@ -89,6 +92,9 @@ class Pipeline:
         loaded = folders.load_parts(folders.resolve(name_or_path), dtype=dtype, device=device)
         if embedding is not None:
             loaded.text_codec.set_mask_embedding(embedding)
+        if adapter is not None:
+            load_adapters(loaded.transformer, adapter)
+            merge_adapters(loaded.transformer)
         return cls(*loaded)
 
     def save_pretrained(

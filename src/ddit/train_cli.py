@@ -1,0 +1,76 @@
+"""The verbs `ddit train` and `ddit merge`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ddit.command import claim
+
+
+def register(app: typer.Typer) -> None:
+    app.command()(train)
+    app.command()(merge)
+
+
+def train(
+    names: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="RECIPE",
+            help="a stage, or mini for its whole chain (docs/training.md); with --plot: runs",
+        ),
+    ],
+    root: Annotated[Path, typer.Option(help="folder that holds the runs, one folder a stage")] = Path(
+        "runs/mini"
+    ),
+    world: Annotated[str, typer.Option(help="preset of the small world")] = "fixed",
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="change a setting: optimizer.lr=1e-4"),
+    ] = None,
+    init: Annotated[str | None, typer.Option(help="model folder or hub id to start from")] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="print the configuration as JSON and stop")
+    ] = False,
+    plot: Annotated[bool, typer.Option("--plot", help="draw the curves of RUN folders as a PNG")] = False,
+    out: Annotated[
+        Path | None, typer.Option(help="file of --plot [default: curves.png in the first RUN]")
+    ] = None,
+) -> None:
+    """Run a training RECIPE, or go on where it stopped.
+
+    With --plot RUN [RUN ...] nothing is trained: the curves of these runs are drawn over one another.
+    """
+    if plot:
+        from ddit.train.plot import plot_runs
+
+        typer.echo(plot_runs([Path(name) for name in names], out))
+        return
+    if len(names) > 1:
+        raise ValueError(f"one recipe at a time, got {' and '.join(names)} (several runs go with --plot)")
+    if out is not None:
+        raise ValueError("--out is the file of --plot; the folder of a run is --set out=DIR")
+    from ddit.train.run import run_recipe
+
+    changes = [*(overrides or []), *([] if init is None else [f"init={init}"])]
+    if not dry_run:
+        claim(root)
+    run_recipe(names[0], root, world=world, overrides=changes, dry_run=dry_run)
+
+
+def merge(
+    base: Annotated[
+        str, typer.Argument(help="model folder, mini, or hub id that the adapters were trained on")
+    ],
+    adapter: Annotated[Path, typer.Argument(help="folder of LoRA adapters")],
+    out: Annotated[Path, typer.Argument(help="gets the merged model")],
+    dtype: Annotated[str, typer.Option(help="of the written weights; the sums are float32")] = "bfloat16",
+) -> None:
+    """Write BASE with the adapters of ADAPTER merged into its weights to OUT, a model folder."""
+    from ddit.pipeline import Pipeline
+
+    claim(out.absolute().parent)
+    merged = Pipeline.from_pretrained(base, adapter=adapter, device="cpu", dtype="float32")
+    merged.save_pretrained(out, dtype=dtype)
+    typer.echo(out)
