@@ -20,6 +20,9 @@ MAX_PIXELS = 64_000_000
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF")
 DECODING_ERRORS = (OSError, SyntaxError, ValueError, EOFError, IndexError, struct.error, zlib.error)
 
+ORIENTATION = 0x0112  # EXIF
+QUARTER_TURNS = (5, 6, 7, 8)
+
 ImageSource = str | os.PathLike[str] | bytes | Image.Image
 
 
@@ -59,9 +62,9 @@ def _decode(file: IO[bytes], name: str) -> Image.Image:
                 _check_size(image.size, name)
                 return _to_rgb(image)
     except Image.DecompressionBombError:
-        raise ValueError(f"{name} {_too_large()}") from None
+        raise ImageTooLarge(f"{name} {_too_large()}") from None
     except Image.UnidentifiedImageError:
-        raise ValueError(f"{name} is not an image of a known format ({', '.join(FORMATS)})") from None
+        raise NotAnImage(f"{name} is not an image of a known format ({', '.join(FORMATS)})") from None
     except ImageTooLarge:
         raise
     except DECODING_ERRORS as error:
@@ -70,6 +73,29 @@ def _decode(file: IO[bytes], name: str) -> Image.Image:
 
 class ImageTooLarge(ValueError):
     """A picture beyond `MAX_SIDE` or `MAX_PIXELS`."""
+
+
+class NotAnImage(ValueError):
+    """A file of no known picture format."""
+
+
+def image_size(data: bytes) -> tuple[int, int] | None:
+    """Width and height, upright, of an encoded picture by its header alone; None if it cannot be told.
+
+    `data` may be the file's beginning only.
+    """
+    Image.init()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            with Image.open(
+                io.BytesIO(data), formats=[known for known in FORMATS if known in Image.OPEN]
+            ) as image:
+                # without this check, asking a PNG for its EXIF data would decode the whole of it
+                turned = "exif" in image.info and image.getexif().get(ORIENTATION, 1) in QUARTER_TURNS
+                return (image.height, image.width) if turned else image.size
+    except (Image.DecompressionBombError, *DECODING_ERRORS):
+        return None
 
 
 def _too_large() -> str:

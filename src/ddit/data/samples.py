@@ -56,12 +56,18 @@ class Source(Protocol):
 
     def __len__(self) -> int: ...
 
-    def sample(self, index: int, rng: random.Random, *, reading: bool) -> Sample:
-        """Sample `index`, with its turns if `reading`, else with its caption; `BrokenSample` if it is unusable."""
+    def sample(self, index: int, rng: random.Random, *, reading: bool, with_picture: bool = True) -> Sample:
+        """Sample `index`, with its turns if `reading`, else with its caption; `BrokenSample` if it is unusable.
+
+        Without `with_picture` the picture is neither opened nor decoded, and is None; the texts are the same.
+        """
         ...
 
     def sizes(self) -> np.ndarray:
-        """Width and height of every picture, (len, 2), read from metadata or file headers; (0, 0): no picture."""
+        """Width and height of every picture, (len, 2) int32, upright, from metadata or file headers.
+
+        (0, 0): there is no picture, or its header cannot be read.
+        """
         ...
 
     def name(self, index: int) -> str:

@@ -10,8 +10,9 @@ from torch import Tensor
 
 from ddit.autoencoder import PatchAutoencoder, autoencoder_loss
 from ddit.config import AutoencoderRun, OptimizerConfig, save_config
+from ddit.data.config import WorldData
 from ddit.data.sampler import batch_indices
-from ddit.data.scenes import SceneSource
+from ddit.data.sources import WorldSource
 from ddit.encoders import ImageCodec
 from ddit.train.log import RunLog
 from ddit.train.optim import lr_factor
@@ -26,9 +27,8 @@ def train_autoencoder(cfg: AutoencoderRun) -> Path:
     """Trains from the linear solution, sets the latents' normalisation, and leaves `export/vae`."""
     out = Path(cfg.out)
     save_config(cfg, out)
-    source = SceneSource(cfg.world)
-    pixels = source.pixels(0, cfg.num_scenes)
-    held_out = SceneSource(cfg.world, "val").pixels(0, cfg.num_held_out)
+    pixels = WorldSource(WorldData(cfg.world)).pixels(0, cfg.num_scenes)
+    held_out = WorldSource(WorldData(cfg.world, split="val")).pixels(0, cfg.num_held_out)
     torch.manual_seed(cfg.seed)  # the module's own initialisation takes no generator
     model = PatchAutoencoder()
     model.init_from_pca(pixels[: cfg.num_pca_scenes])

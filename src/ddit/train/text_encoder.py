@@ -11,11 +11,11 @@ from transformers import T5EncoderModel
 
 from ddit import prompts
 from ddit.config import OptimizerConfig, TextEncoderRun, save_config
+from ddit.data.config import WorldData
 from ddit.data.sampler import sample_rng
-from ddit.data.scenes import SceneSource
+from ddit.data.sources import WorldSource
 from ddit.encoders import TextCodec, build_tokenizer, tiny_t5
 from ddit.prompts import MINI
-from ddit.train.batches import tokenize_readings
 from ddit.train.log import RunLog
 from ddit.train.optim import lr_factor
 from ddit.world import vocabulary
@@ -40,15 +40,16 @@ def _prepare(encoder: T5EncoderModel) -> None:
 
 
 def text_batch(
-    codec: TextCodec, source: SceneSource, length: int, *, seed: int, step: int, size: int
+    codec: TextCodec, source: WorldSource, length: int, *, seed: int, step: int, size: int
 ) -> Tensor:
     """Ids (size, length): in turn a prompt to draw, a caption to read and a question with its answer."""
     rngs = [sample_rng(seed, step, position) for position in range(size)]
     drawn = [source.caption(rng.randrange(2**31), rng) for rng in rngs[::3]]
-    readings = [source.reading(rng.randrange(2**31), rng, 0.0) for rng in rngs[1::3]]
-    readings += [source.reading(rng.randrange(2**31), rng, 1.0) for rng in rngs[2::3]]
+    turns = [source.turn(rng.randrange(2**31), rng, 0.0) for rng in rngs[1::3]]
+    turns += [source.turn(rng.randrange(2**31), rng, 1.0) for rng in rngs[2::3]]
     prompt_ids = prompts.training_prompt(codec, drawn, length, style=MINI)
-    return torch.cat([prompt_ids, tokenize_readings(codec, readings, length, MINI).input_ids])
+    read = prompts.training_conversation(codec, [[turn] for turn in turns], length, style=MINI)
+    return torch.cat([prompt_ids, read.input_ids])
 
 
 def masked_modelling_loss(
@@ -87,7 +88,7 @@ def train_text_encoder(cfg: TextEncoderRun) -> Path:
     codec = TextCodec(tokenizer, tiny_t5(len(tokenizer)))
     codec.encoder.train().requires_grad_(True)
     _prepare(codec.encoder)
-    source, held_out = SceneSource(cfg.world), SceneSource(cfg.world, "val")
+    source, held_out = (WorldSource(WorldData(cfg.world, split=split)) for split in ("train", "val"))
     held_out_ids = text_batch(codec, held_out, cfg.text_length, seed=1, step=0, size=cfg.num_held_out)
     parameters = list(codec.encoder.parameters())
     biases = [p for name, p in codec.encoder.named_parameters() if "relative_attention_bias" in name]

@@ -1,0 +1,188 @@
+"""Reading everything in a source once, to see what training would meet: `ddit data check`."""
+
+from __future__ import annotations
+
+import multiprocessing
+import random
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from ddit.data.config import SourceConfig
+from ddit.data.samples import BrokenSample, Source
+from ddit.data.sources import open_source
+
+NUM_NAMES = 5
+_CHUNK = 64
+_WORTH_PROCESSES = 2000  # samples; starting processes takes as long as reading these
+
+
+class Broken(NamedTuple):
+    """Samples with one cause, and where the first few are."""
+
+    num: int
+    first: tuple[str, ...]
+
+
+class Spread(NamedTuple):
+    """Least, median and greatest."""
+
+    least: float
+    median: float
+    greatest: float
+
+
+@dataclass(frozen=True)
+class Report:
+    """What was found; a spread is None where there is nothing to measure.
+
+    `width`, `height`: pixels, `aspect`: width by height, all of pictures that could be decoded. `words`: of a caption.
+    `num_turns`: a sample. `num_without_picture`: conversations that are text alone.
+    """
+
+    num_samples: int
+    num_checked: int
+    broken: dict[str, Broken]
+    num_without_picture: int
+    width: Spread | None
+    height: Spread | None
+    aspect: Spread | None
+    words: Spread | None
+    num_turns: Spread | None
+
+    @property
+    def num_broken(self) -> int:
+        return sum(broken.num for broken in self.broken.values())
+
+    @property
+    def broken_share(self) -> float:
+        return self.num_broken / max(self.num_checked, 1)
+
+    def to_json(self) -> dict[str, Any]:
+        values = asdict(self)
+        for key, value in values.items():
+            if isinstance(value, Spread):
+                values[key] = value._asdict()
+        values["broken"] = {cause: broken._asdict() for cause, broken in self.broken.items()}
+        return {**values, "broken_share": self.broken_share}
+
+    def lines(self) -> Iterator[str]:
+        """The report for people."""
+        checked = "" if self.num_checked == self.num_samples else f", {self.num_checked:,} of them read"
+        yield f"samples      {self.num_samples:,}{checked}"
+        usable = self.num_checked - self.num_broken
+        yield f"usable       {usable:,} ({100 * (1 - self.broken_share):.2f} %)"
+        yield f"broken       {self.num_broken:,}"
+        for cause, broken in self.broken.items():
+            yield f"  {broken.num:>8,}  {cause}: {', '.join(broken.first)}"
+        if self.num_without_picture:
+            yield f"text only    {self.num_without_picture:,}"
+        rows = {
+            "width": self.width,
+            "height": self.height,
+            "width/height": self.aspect,
+            "words": self.words,
+            "turns": self.num_turns,
+        }
+        for name, spread in rows.items():
+            if spread is not None:
+                yield f"{name:<12} {spread.least:.4g} to {spread.greatest:.4g}, median {spread.median:.4g}"
+
+
+class _Found(NamedTuple):
+    """One sample: why it is broken and its name; or the size of its picture, words of its captions, and turns."""
+
+    cause: str | None
+    name: str
+    size: tuple[int, int] | None
+    words: tuple[int, ...]
+    num_turns: int
+
+
+def check_source(
+    cfg: SourceConfig,
+    *,
+    limit: int | None = None,
+    num_workers: int = 0,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> Report:
+    """Reads every sample once (or `limit` of them, evenly spread) with `num_workers` processes (0: in this one).
+
+    `on_progress(done, total)` is called as samples are read. Raises `ValueError` if the source cannot be opened.
+    """
+    source = open_source(cfg)
+    num_samples = len(source)
+    if num_samples == 0:
+        raise ValueError("the source holds no sample")
+    num_checked = num_samples if limit is None else min(limit, num_samples)
+    indices = (np.arange(num_checked) * num_samples // num_checked).tolist()
+    found: list[_Found] = []
+    if num_workers == 0 or num_checked < _WORTH_PROCESSES:
+        parts: Iterable[list[_Found]] = ([_look(source, index)] for index in indices)
+    else:
+        parts = _in_processes(cfg, indices, num_workers)
+    for part in parts:
+        found += part
+        if on_progress is not None:
+            on_progress(len(found), num_checked)
+    return _report(num_samples, found)
+
+
+def _in_processes(cfg: SourceConfig, indices: list[int], num_workers: int) -> Iterator[list[_Found]]:
+    chunks = [indices[start : start + _CHUNK] for start in range(0, len(indices), _CHUNK)]
+    context = multiprocessing.get_context("spawn")  # forking a process that has threads may lock up
+    with ProcessPoolExecutor(num_workers, context, initializer=_open_here, initargs=(cfg,)) as pool:
+        yield from pool.map(_look_at_chunk, chunks)
+
+
+_source: Source | None = None  # of a worker process
+
+
+def _open_here(cfg: SourceConfig) -> None:
+    global _source
+    _source = open_source(cfg)
+
+
+def _look_at_chunk(indices: list[int]) -> list[_Found]:
+    assert _source is not None
+    return [_look(_source, index) for index in indices]
+
+
+def _look(source: Source, index: int) -> _Found:
+    try:
+        sample = source.sample(index, random.Random(index), reading=True)
+    except BrokenSample as error:
+        return _Found(error.cause, source.name(index), None, (), 0)
+    size = sample.picture.size if isinstance(sample.picture, Image.Image) else None
+    words = tuple(len(turn.answer.split()) for turn in sample.turns if turn.question is None)
+    return _Found(None, "", size, words, len(sample.turns))
+
+
+def _report(num_samples: int, found: list[_Found]) -> Report:
+    counts = Counter(item.cause for item in found if item.cause is not None)
+    broken = {
+        cause: Broken(num, tuple(item.name for item in found if item.cause == cause)[:NUM_NAMES])
+        for cause, num in counts.most_common()
+    }
+    whole = [item for item in found if item.cause is None]
+    sizes = [item.size for item in whole if item.size is not None]
+    return Report(
+        num_samples,
+        len(found),
+        broken,
+        num_without_picture=len(whole) - len(sizes),
+        width=_spread([width for width, _ in sizes]),
+        height=_spread([height for _, height in sizes]),
+        aspect=_spread([width / height for width, height in sizes]),
+        words=_spread([count for item in whole for count in item.words]),
+        num_turns=_spread([item.num_turns for item in whole]),
+    )
+
+
+def _spread(values: list[Any]) -> Spread | None:
+    return Spread(min(values), float(np.median(values)), max(values)) if values else None

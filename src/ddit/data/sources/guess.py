@@ -1,0 +1,167 @@
+"""The configuration of a source from its path alone, by what the file looks like."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, get_args
+
+from ddit.data.config import HuggingFaceData, JsonData, LlavaData, QuestionsData, SourceConfig, TarData
+from ddit.data.samples import BrokenSample
+from ddit.data.sources.records import LINES_SUFFIXES, Records
+
+KINDS: dict[str, type[SourceConfig]] = {cls.kind: cls for cls in get_args(SourceConfig)}
+_START = 1 << 16
+_IMAGE_KEYS = ("image_path", "image", "file_name", "filename", "path")
+_CAPTION_KEYS = ("re_caption", "caption", "text")
+
+
+@dataclass(frozen=True)
+class Hints:
+    """What cannot be guessed from the path."""
+
+    kind: str | None = None
+    images: str | None = None
+    annotations: str | None = None
+    fields: tuple[tuple[str, str], ...] = ()
+    """Other settings of the source, by name."""
+
+
+def guess_source(path: str, hints: Hints = Hints()) -> SourceConfig:
+    """The configuration of the source at `path`.
+
+    `path` is a file of JSON (metadata, LLaVA, VQAv2 or VizWiz questions, or a source's own configuration, which has a
+    `kind`), a tar file, a parquet file, a folder of either, or a pattern.
+
+    Raises:
+        ValueError: the kind cannot be told, or the settings do not fit it.
+    """
+    kind = hints.kind or _kind_of(path)
+    if kind == "config":
+        return source_from_json(Path(path).read_text())
+    if kind not in KINDS:
+        raise ValueError(f"unknown kind of source {kind!r}: use {', '.join(KINDS)}")
+    values: dict[str, Any] = {"kind": kind, "images": hints.images}
+    if kind == "questions":
+        values |= {"questions": path, "annotations": hints.annotations or ""}
+    elif kind != "world":
+        values["path"] = path
+    if kind == "json":
+        values |= _json_keys(path)
+    if kind == "huggingface":
+        values |= _columns(path)
+    values |= {key: _value(text) for key, text in hints.fields}
+    return source_from_json(json.dumps({key: value for key, value in values.items() if value is not None}))
+
+
+def source_from_json(text: str) -> SourceConfig:
+    """A source's configuration from a JSON object; an unknown key or a value of the wrong type is a `ValueError`."""
+    from pydantic import TypeAdapter, ValidationError
+
+    values = json.loads(text)
+    cls = KINDS.get(values.get("kind"))
+    if cls is None:
+        raise ValueError(f"unknown kind of source {values.get('kind')!r}: use {', '.join(KINDS)}")
+    known = [field.name for field in dataclasses.fields(cls)]
+    unknown = sorted(set(values) - set(known))
+    if unknown:
+        raise ValueError(
+            f"a source of kind {values['kind']} has no {', '.join(unknown)}; it has {', '.join(known)}"
+        )
+    try:
+        return TypeAdapter(cls).validate_json(json.dumps(values), strict=True)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise ValueError(f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+
+
+def _value(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
+
+
+def _kind_of(path: str) -> str:
+    plain = Path(path).expanduser()
+    if plain.is_dir():
+        if any(plain.rglob("*.tar")):
+            return TarData.kind
+        if any(plain.rglob("*.parquet")):
+            return HuggingFaceData.kind
+        raise ValueError(
+            f"'{path}' holds no .tar and no .parquet file: name the JSON file itself, or give --kind"
+        )
+    suffixes = {".tar": TarData.kind, ".parquet": HuggingFaceData.kind}
+    if plain.suffix in suffixes:
+        return suffixes[plain.suffix]
+    if not plain.is_file():
+        raise ValueError(
+            f"'{path}' does not exist: give a file, a folder of .tar or .parquet files, or a pattern"
+        )
+    if plain.suffix not in (".json", *LINES_SUFFIXES):
+        raise ValueError(
+            f"the kind of '{path}' cannot be told from its name: give --kind, one of {', '.join(KINDS)}"
+        )
+    return _kind_of_json(plain)
+
+
+def _kind_of_json(path: Path) -> str:
+    """Objects are told apart by their keys, lists by those of the first entry that can be read."""
+    with path.open(encoding="utf-8", errors="replace") as file:
+        start = file.read(_START).lstrip()
+    if start.startswith("{") and path.suffix not in LINES_SUFFIXES:
+        if '"questions"' in start and '"kind"' not in start.partition('"questions"')[0]:
+            return QuestionsData.kind
+        if path.stat().st_size < _START and '"kind"' in start:
+            return "config"
+        if '"annotations"' in start:
+            raise ValueError(
+                f"'{path}' holds annotations: give the file of questions, and this one as --annotations"
+            )
+    entry = _first_entry(path)
+    if "conversations" in entry:
+        return LlavaData.kind
+    return QuestionsData.kind if "question" in entry and "answers" in entry else JsonData.kind
+
+
+def _first_entry(path: Path) -> dict[str, Any]:
+    records = Records(path)
+    for index in range(min(len(records), 100)):
+        try:
+            return records[index]
+        except BrokenSample:
+            continue
+    return {}
+
+
+def _json_keys(path: str) -> dict[str, str]:
+    """The keys of pictures and captions, where an entry has others than the published form."""
+    entry = _first_entry(Path(path).expanduser())
+    image = next((key for key in _IMAGE_KEYS if key in entry), None)
+    captions = [key for key in _CAPTION_KEYS if key in entry]
+    found = {"image_key": image} if image else {}
+    if captions and "re_caption" not in captions:
+        found["caption_key"] = captions[0]
+    return found
+
+
+def _columns(path: str) -> dict[str, str]:
+    """The text columns of the first parquet file."""
+    try:
+        import pyarrow.parquet as parquet
+    except ImportError:
+        return {}
+    plain = Path(path).expanduser()
+    first = next(iter(sorted(plain.rglob("*.parquet"))), None) if plain.is_dir() else plain
+    if first is None or not first.is_file():
+        return {}
+    names = parquet.read_schema(first).names
+    caption = next((key for key in _CAPTION_KEYS if key in names), None)
+    if caption is not None:
+        return {"caption_key": caption}
+    return (
+        {"question_key": "question", "answer_key": "answer"} if {"question", "answer"} <= set(names) else {}
+    )

@@ -1,0 +1,83 @@
+"""Conversations in LLaVA's JSON form."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import numpy as np
+
+from ddit.data.config import LlavaData
+from ddit.data.samples import BrokenSample, Sample, Turn
+from ddit.data.sources.json_list import image_name, recorded_sizes, stated_size
+from ddit.data.sources.pictures import file_size, load_picture
+from ddit.data.sources.records import Records, existing_folder
+from ddit.data.sources.texts import refuse_drawing
+
+IMAGE_TAG = "<image>"
+HUMAN, MODEL = ("human", "user"), ("gpt", "assistant")
+
+
+class LlavaSource:
+    """All turns of a conversation in order; one without `image` has no picture."""
+
+    def __init__(self, cfg: LlavaData) -> None:
+        self.cfg = cfg
+        self.records = Records(cfg.path)
+        self.images = existing_folder(cfg.images, self.records.path)
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def name(self, index: int) -> str:
+        return self.records.name(index)
+
+    def sample(self, index: int, rng: random.Random, *, reading: bool, with_picture: bool = True) -> Sample:
+        name = self.name(index)
+        if not reading:
+            raise refuse_drawing(name)
+        entry = self.records[index]
+        turns = conversation_turns(entry.get("conversations"), name)
+        if not with_picture or not entry.get("image"):
+            return Sample(None, None, turns)
+        return Sample(load_picture(self.images / image_name(entry, "image", name)), None, turns)
+
+    def sizes(self) -> np.ndarray:
+        return recorded_sizes(self.records, self._size)
+
+    def _size(self, index: int) -> tuple[int, int]:
+        try:
+            entry = self.records[index]
+            if not entry.get("image"):
+                return 0, 0
+            return stated_size(entry) or file_size(self.images / image_name(entry, "image", ""))
+        except BrokenSample:
+            return 0, 0
+
+
+def conversation_turns(conversation: Any, name: str) -> tuple[Turn, ...]:
+    """Questions with their answers, without the picture's tag; messages of the system are left out.
+
+    A human message that is the tag alone is a caption: a turn without a question.
+
+    Raises:
+        BrokenSample: "bad conversation": empty, or people and model do not take turns.
+    """
+    if not isinstance(conversation, list):
+        raise BrokenSample("bad conversation", f"{name}: no list under conversations")
+    messages = [_message(item, name) for item in conversation]
+    messages = [(role, text) for role, text in messages if role != "system"]
+    roles = [role for role, _ in messages]
+    if not messages or len(messages) % 2 or any(r not in HUMAN for r in roles[::2]):
+        raise BrokenSample("bad conversation", f"{name}: people and model do not take turns")
+    if any(role not in MODEL for role in roles[1::2]) or not all(text for _, text in messages[1::2]):
+        raise BrokenSample("bad conversation", f"{name}: a question has no answer")
+    return tuple(
+        Turn(asked or None, said) for (_, asked), (_, said) in zip(messages[::2], messages[1::2], strict=True)
+    )
+
+
+def _message(item: Any, name: str) -> tuple[str, str]:
+    if not isinstance(item, dict) or not isinstance(item.get("value"), str):
+        raise BrokenSample("bad conversation", f"{name}: a message without from and value")
+    return str(item.get("from")), item["value"].replace(IMAGE_TAG, "").strip()

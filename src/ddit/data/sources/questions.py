@@ -1,0 +1,133 @@
+"""Questions and answers in the forms of VQAv2 (a file of questions, one of annotations) and VizWiz (one file)."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ddit.data.config import QuestionsData
+from ddit.data.samples import BrokenSample, Sample, Turn
+from ddit.data.sources.pictures import all_sizes, file_size, load_picture
+from ddit.data.sources.records import existing_file, existing_folder
+from ddit.data.sources.sidecar import Arrays, kept_beside
+from ddit.data.sources.texts import refuse_drawing
+
+
+class QuestionsSource:
+    """One question a sample; its answer is that of a person drawn among those who answered.
+
+    The entries are held as packed JSON: a list of Python objects would be ten times as large, and would be copied
+    by every process that loads.
+    """
+
+    def __init__(self, cfg: QuestionsData) -> None:
+        self.cfg = cfg
+        self.path = existing_file(cfg.questions)
+        self.images = existing_folder(cfg.images, self.path)
+        _check_pattern(cfg.image_pattern)
+        packed = [json.dumps(entry).encode() for entry in _entries(self.path, cfg.annotations)]
+        self._ends = np.cumsum([0, *map(len, packed)])
+        self._packed = b"".join(packed)
+
+    def __len__(self) -> int:
+        return len(self._ends) - 1
+
+    def name(self, index: int) -> str:
+        return f"{self.path}[{index}]"
+
+    def sample(self, index: int, rng: random.Random, *, reading: bool, with_picture: bool = True) -> Sample:
+        name = self.name(index)
+        if not reading:
+            raise refuse_drawing(name)
+        image, question, answers = self._entry(index)
+        if not isinstance(question, str) or not question.strip():
+            raise BrokenSample("no question", name)
+        if not answers:
+            raise BrokenSample("no answer", f"{name}: {question}")
+        turn = Turn(question.strip(), rng.choice(answers))
+        picture = load_picture(self._image(image, name)) if with_picture else None
+        return Sample(picture, None, (turn,), short_answers=True, unanswerable=self.cfg.unanswerable)
+
+    def sizes(self) -> np.ndarray:
+        def build() -> Arrays:
+            images = [json.dumps(self._entry(index)[0]) for index in range(len(self))]
+            distinct, inverse = np.unique(images, return_inverse=True)  # several questions share a picture
+            sizes = all_sizes(lambda i: self._size(json.loads(distinct[i])), range(len(distinct)))
+            return {"sizes": sizes[inverse]}
+
+        return kept_beside(self.path, "sizes", build)["sizes"]
+
+    def _entry(self, index: int) -> tuple[Any, Any, list[str]]:
+        return json.loads(self._packed[self._ends[index] : self._ends[index + 1]])
+
+    def _size(self, image: Any) -> tuple[int, int]:
+        try:
+            return file_size(self._image(image, ""))
+        except BrokenSample:
+            return 0, 0
+
+    def _image(self, image: Any, name: str) -> Path:
+        """The picture's file: named in full (VizWiz), or by its id."""
+        if isinstance(image, list):
+            return self.images / str(image[0])
+        try:
+            return self.images / self.cfg.image_pattern.format(image_id=image)
+        except (ValueError, TypeError):
+            raise BrokenSample(
+                "no picture", f"{name}: no file name can be made of image_id {image!r}"
+            ) from None
+
+
+def _check_pattern(pattern: str) -> None:
+    try:
+        made = {pattern.format(image_id=number) for number in (1, 2)}
+    except (KeyError, IndexError, ValueError):
+        made = set()
+    if len(made) < 2:
+        raise ValueError(
+            f"image_pattern must hold {{image_id}}, as in 'train_{{image_id:012d}}.jpg', got {pattern!r}"
+        )
+
+
+def _entries(path: Path, annotations: str) -> list[tuple[Any, Any, list[str]]]:
+    """Picture ([file name] or its id), question and answers of every entry."""
+    asked = _load(path)
+    answered: dict[Any, Any] = {}
+    if not isinstance(asked, list):
+        if not annotations:
+            raise ValueError(f"'{path}' holds questions alone: set annotations to the file of their answers")
+        found = _load(existing_file(annotations))
+        answered = {
+            item.get("question_id"): item.get("answers") for item in _list(found, "annotations", annotations)
+        }
+    entries = []
+    for item in _list(asked, "questions", path):
+        image = [item["image"]] if item.get("image") else item.get("image_id")
+        answers = answered.get(item.get("question_id"), item.get("answers"))
+        entries.append((image, item.get("question"), _answers(answers)))
+    return entries
+
+
+def _load(path: Path) -> Any:
+    try:
+        return json.loads(path.read_bytes())
+    except ValueError as error:
+        raise ValueError(f"'{path}' is not whole JSON: {error}") from None
+
+
+def _list(found: Any, key: str, path: str | Path) -> list[dict[str, Any]]:
+    entries = found.get(key) if isinstance(found, dict) else found
+    if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
+        raise ValueError(f"'{path}' has no list of objects under {key!r}: give files in the form of VQAv2")
+    return entries
+
+
+def _answers(found: Any) -> list[str]:
+    if not isinstance(found, list):
+        return []
+    texts = [item.get("answer") if isinstance(item, dict) else item for item in found]
+    return [text.strip() for text in texts if isinstance(text, str) and text.strip()]

@@ -1,0 +1,138 @@
+"""The entries of a JSON file by index, of which only the offsets are held in memory."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ddit.data.samples import BrokenSample
+from ddit.data.sources.sidecar import Arrays, kept_beside
+
+_CHUNK = 1 << 24
+_KEPT_FROM = 1 << 24  # bytes; the offsets of smaller files are found quicker than read
+_DECODER = json.JSONDecoder()
+_SPACE = " \t\r\n"
+LINES_SUFFIXES = (".jsonl", ".ndjson")
+
+
+class Records:
+    """Entries of a JSON list or of JSON lines: `records[i]` reads and parses one.
+
+    The file is opened for each read, so that any number of processes and threads may share this object.
+
+    Raises:
+        ValueError: the file is missing, is not JSON, or holds something else than a list or lines.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = existing_file(path)
+        if self.path.stat().st_size < _KEPT_FROM:
+            spans = self._find()["spans"]
+        else:
+            spans = kept_beside(self.path, "index", self._find)["spans"]
+        self.spans = spans  # (n, 2) int64: offset and size in bytes
+
+    def __len__(self) -> int:
+        return len(self.spans)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        """Entry `index`; `BrokenSample` ("bad JSON") if it cannot be parsed or is no object."""
+        offset, size = self.spans[index].tolist()
+        with self.path.open("rb") as file:
+            file.seek(offset)
+            data = file.read(size)
+        try:
+            entry = json.loads(data)
+        except ValueError as error:
+            raise BrokenSample("bad JSON", f"{self.name(index)}: {error}") from None
+        if not isinstance(entry, dict):
+            raise BrokenSample("bad JSON", f"{self.name(index)}: not an object")
+        return entry
+
+    def name(self, index: int) -> str:
+        return f"{self.path}[{index}]"
+
+    def _find(self) -> Arrays:
+        with self.path.open("rb") as file:
+            line = next((line for line in file if line.strip()), b"").strip()
+        if line[:1] == b"[":
+            return {"spans": _list_spans(self.path)}
+        if line[:1] not in (b"{", b"") or not (self.path.suffix in LINES_SUFFIXES or _is_json(line)):
+            raise ValueError(f"'{self.path}' is neither a JSON list nor JSON lines")
+        return {"spans": _line_spans(self.path)}
+
+
+def existing_file(path: str | Path) -> Path:
+    """The path of a file that is there; a `ValueError` otherwise."""
+    found = Path(path).expanduser()
+    if not found.is_file():
+        what = "is a folder, not a file" if found.is_dir() else "does not exist"
+        raise ValueError(f"'{found}' {what}: give the path of the file that lists the samples")
+    return found
+
+
+def existing_folder(path: str | Path | None, beside: Path) -> Path:
+    """The folder of pictures: `path`, or that of the file `beside`; a `ValueError` if it is not there."""
+    if path is None:
+        return beside.parent
+    found = Path(path).expanduser()
+    if not found.is_dir():
+        raise ValueError(f"there is no folder '{found}': set images to the folder that the pictures are in")
+    return found
+
+
+def _line_spans(path: Path) -> np.ndarray:
+    """Offset and size of every line that is not blank."""
+    ends, offset, last = [], 0, b"\n"
+    with path.open("rb") as file:
+        while chunk := file.read(_CHUNK):
+            ends.append(np.flatnonzero(np.frombuffer(chunk, np.uint8) == ord("\n")) + offset)
+            offset, last = offset + len(chunk), chunk[-1:]
+    if last != b"\n":
+        ends.append(np.array([offset]))
+    end = np.concatenate([*ends, np.empty(0, np.int64)]).astype(np.int64)
+    start = np.concatenate([[0], end[:-1] + 1]).astype(np.int64) if len(end) else end
+    return np.stack([start, end - start], 1)[end - start > 1]  # a lone carriage return is a blank line
+
+
+def _list_spans(path: Path) -> np.ndarray:
+    """Offset and size in bytes of every entry of a JSON list; the entries are parsed and dropped one by one."""
+    try:
+        text = path.read_bytes().decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"'{path}' is not UTF-8: {error}") from None
+    spans: list[tuple[int, int]] = []
+    is_ascii = text.isascii()
+    position = _skip(text, text.index("[") + 1)
+    offset = position  # in bytes; ahead of the list there is only white space
+    try:
+        while text[position : position + 1] != "]":
+            _, end = _DECODER.raw_decode(text, position)
+            size = end - position if is_ascii else len(text[position:end].encode())
+            spans.append((offset, size))
+            following = _skip(text, end)
+            if text[following : following + 1] == ",":
+                following = _skip(text, following + 1)
+            elif text[following : following + 1] != "]":
+                raise json.JSONDecodeError("the list does not end", text, following)
+            position, offset = following, offset + size + following - end
+    except json.JSONDecodeError as error:
+        raise ValueError(f"'{path}' is not whole JSON: {error}") from None
+    return np.array(spans, np.int64).reshape(-1, 2)
+
+
+def _is_json(line: bytes) -> bool:
+    try:
+        json.loads(line)
+    except ValueError:
+        return False
+    return True
+
+
+def _skip(text: str, position: int) -> int:
+    while text[position : position + 1] and text[position] in _SPACE:
+        position += 1
+    return position

@@ -1,0 +1,72 @@
+"""What is costly to find out about a file, kept beside it: offsets and sizes, found again when the file changes."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import uuid
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+Arrays = dict[str, np.ndarray]
+
+_STAMP = "stamp"
+
+
+def kept_beside(path: Path, what: str, build: Callable[[], Arrays], *, version: int = 1) -> Arrays:
+    """The arrays that `build` gives about `path`, from `PATH.WHAT.npz` if that was made from the same file.
+
+    The same file has the same size and time of change. Where the folder cannot be written, the arrays are kept under
+    $XDG_CACHE_HOME/ddit (or ~/.cache/ddit), and if that cannot be written either, nowhere. Files are written aside
+    and renamed, so any number of processes may do this at once.
+    """
+    stamp = _stamp(path, version)
+    places = (path.with_name(f"{path.name}.{what}.npz"), _in_cache(path, what))
+    for place in places:
+        arrays = _read(place, stamp)
+        if arrays is not None:
+            return arrays
+    arrays = build()
+    for place in places:
+        if _write(place, {**arrays, _STAMP: stamp}):
+            break
+    return arrays
+
+
+def _stamp(path: Path, version: int) -> np.ndarray:
+    status = path.stat()
+    return np.array([version, status.st_size, status.st_mtime_ns], np.int64)
+
+
+def _in_cache(path: Path, what: str) -> Path:
+    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    digest = hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:16]
+    return base / "ddit" / "data" / f"{path.name}.{digest}.{what}.npz"
+
+
+def _read(place: Path, stamp: np.ndarray) -> Arrays | None:
+    try:
+        with np.load(place, allow_pickle=False) as file:
+            arrays = {name: file[name] for name in file.files}
+    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile):
+        return None
+    same = _STAMP in arrays and np.array_equal(arrays.pop(_STAMP), stamp)
+    return arrays if same else None
+
+
+def _write(place: Path, arrays: Arrays) -> bool:
+    aside = place.with_name(f".{place.name}.{uuid.uuid4().hex}")
+    try:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with aside.open("wb") as file:
+                np.savez(file, **arrays)  # type: ignore[arg-type]
+            aside.replace(place)
+        finally:
+            aside.unlink(missing_ok=True)
+    except OSError:
+        return False
+    return True

@@ -1,0 +1,172 @@
+"""Tar shards as img2dataset and webdataset write them, read at random."""
+
+from __future__ import annotations
+
+import glob
+import itertools
+import json
+import random
+import re
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ddit.data.config import TarData
+from ddit.data.samples import BrokenSample, Sample
+from ddit.data.sources.json_list import stated_size
+from ddit.data.sources.pictures import NUM_THREADS, all_sizes, decode_picture, picture_size
+from ddit.data.sources.sidecar import Arrays, kept_beside
+from ddit.data.sources.tar_index import load_index
+from ddit.data.sources.texts import captioned, choose_caption
+
+_BRACES = re.compile(r"\{([^{}]*)\}")
+_RANGE = re.compile(r"(\d+)\.\.(\d+)")
+
+
+class TarSource:
+    """All samples of all shards. A shard that ends early adds one broken sample, which stands for what is lost.
+
+    Shards are opened for each read, so that any number of processes and threads may share this object.
+    """
+
+    def __init__(self, cfg: TarData) -> None:
+        self.cfg = cfg
+        self.shards = find_shards(cfg.path)
+        with ThreadPoolExecutor(min(NUM_THREADS, 4)) as threads:
+            indices = list(threads.map(load_index, self.shards))
+        self._ends = [index.end for index in indices]
+        counts = [len(index.stems) + bool(index.end) for index in indices]
+        self._starts = np.cumsum([0, *counts])
+        self._indices = indices
+
+    def __len__(self) -> int:
+        return int(self._starts[-1])
+
+    def name(self, index: int) -> str:
+        shard, place = self._locate(index)
+        stems = self._indices[shard].stems
+        stem = stems[place].decode() if place < len(stems) else "end"
+        return f"{self.shards[shard]}:{stem}"
+
+    def sample(self, index: int, rng: random.Random, *, reading: bool, with_picture: bool = True) -> Sample:
+        shard, place = self._locate(index)
+        found, name, cfg = self._indices[shard], self.name(index), self.cfg
+        if place == len(found.stems):
+            raise BrokenSample(found.end, f"{self.shards[shard]}: what follows its last sample is lost")
+        if not found.pictures[place, 1] and not found.pictures[place, 0]:
+            raise BrokenSample("no picture", name)
+        if cfg.caption_key is None:
+            entry, key = {"txt": self._text(shard, found.texts[place], name)}, "txt"
+            if cfg.original_key is not None:
+                entry |= self._metadata(shard, found.metadata[place], name)
+        else:
+            entry, key = self._metadata(shard, found.metadata[place], name), cfg.caption_key
+        caption = choose_caption(entry, key, cfg.original_key, cfg.original_share, rng, name)
+        if not with_picture:
+            return captioned(None, caption, reading=reading)
+        picture = decode_picture(self._read(shard, found.pictures[place], name), name)
+        return captioned(picture, caption, reading=reading)
+
+    def sizes(self) -> np.ndarray:
+        return np.concatenate([np.zeros((0, 2), np.int32), *map(self._shard_sizes, range(len(self.shards)))])
+
+    def _shard_sizes(self, shard: int) -> np.ndarray:
+        found = self._indices[shard]
+
+        def size_of(place: int) -> tuple[int, int]:
+            try:
+                if found.metadata[place, 1]:
+                    size = stated_size(self._metadata(shard, found.metadata[place], ""))
+                    if size is not None:
+                        return size
+                offset, count = found.pictures[place].tolist()
+                return picture_size(
+                    lambda n: self._read(shard, (offset, min(n, count) if n >= 0 else count), "")
+                )
+            except BrokenSample:
+                return 0, 0
+
+        def build() -> Arrays:
+            return {"sizes": all_sizes(size_of, range(len(found.stems)))}
+
+        sizes = kept_beside(self.shards[shard], "sizes", build)["sizes"]
+        return np.concatenate([sizes, np.zeros((bool(found.end), 2), np.int32)])
+
+    def _locate(self, index: int) -> tuple[int, int]:
+        if not 0 <= index < len(self):
+            raise IndexError(f"sample {index} of {len(self)}")
+        shard = int(np.searchsorted(self._starts, index, side="right")) - 1
+        return shard, int(index - self._starts[shard])
+
+    def _read(self, shard: int, span: Any, name: str) -> bytes:
+        offset, size = (int(value) for value in span)
+        try:
+            with self.shards[shard].open("rb") as file:
+                file.seek(offset)
+                return file.read(size)
+        except OSError as error:
+            raise BrokenSample("unreadable file", f"{name}: {error.strerror}") from None
+
+    def _text(self, shard: int, span: Any, name: str) -> str:
+        try:
+            return self._read(shard, span, name).decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise BrokenSample("bad text", f"{name}: {error}") from None
+
+    def _metadata(self, shard: int, span: Any, name: str) -> dict[str, Any]:
+        text = self._text(shard, span, name)
+        try:
+            entry = json.loads(text) if text else {}
+        except ValueError as error:
+            raise BrokenSample("bad JSON", f"{name}: {error}") from None
+        if not isinstance(entry, dict):
+            raise BrokenSample("bad JSON", f"{name}: not an object")
+        return entry
+
+
+def find_shards(path: str) -> list[Path]:
+    """The shards that a file, a folder or a pattern names, in order.
+
+    Raises:
+        ValueError: there is none, or one of those that braces name is missing.
+    """
+    plain = Path(path).expanduser()
+    if plain.is_file():
+        return [plain]
+    if plain.is_dir():
+        shards = sorted(plain.rglob("*.tar"))
+        if not shards:
+            raise ValueError(f"there is no .tar file in '{plain}'")
+        return shards
+    shards, missing = [], []
+    for pattern in expand_braces(str(plain)):
+        if glob.has_magic(pattern):
+            shards += sorted(Path(name) for name in glob.glob(pattern, recursive=True))
+        else:
+            (shards if Path(pattern).is_file() else missing).append(Path(pattern))
+    if missing and (shards or len(missing) > 1):
+        raise ValueError(
+            f"{len(missing)} shards of '{path}' are missing, '{missing[0]}' first: use * for those that are there"
+        )
+    if not shards:
+        raise ValueError(
+            f"'{path}' does not exist: give a .tar file, a folder of them, or a pattern such as 'x/*.tar'"
+        )
+    return shards
+
+
+def expand_braces(pattern: str) -> list[str]:
+    """All patterns that `{00..12}` and `{a,b}` stand for, as in a shell; zeros in front are kept."""
+    parts = _BRACES.split(pattern)  # text and what is in braces, in turn
+    choices = [[part] if i % 2 == 0 else _alternatives(part) for i, part in enumerate(parts)]
+    return ["".join(chosen) for chosen in itertools.product(*choices)]
+
+
+def _alternatives(text: str) -> list[str]:
+    bounds = _RANGE.fullmatch(text)
+    if bounds is None:
+        return text.split(",")
+    first, last = bounds.groups()
+    return [f"{number:0{len(first)}d}" for number in range(int(first), int(last) + 1)]

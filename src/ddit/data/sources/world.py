@@ -1,0 +1,55 @@
+"""The small world as a source: scenes rendered on the fly, and texts drawn anew each time."""
+
+from __future__ import annotations
+
+import random
+
+import numpy as np
+from PIL import Image
+from torch import Tensor
+
+from ddit.data.config import WorldData
+from ddit.data.samples import Sample, Turn
+from ddit.world import Scene, caption, make_scene, question, render
+from ddit.world.detector import to_tensor
+
+
+class WorldSource:
+    """Scenes of one split of a world, by index."""
+
+    def __init__(self, cfg: WorldData) -> None:
+        self.cfg = cfg
+
+    def __len__(self) -> int:
+        return self.cfg.num_scenes
+
+    def name(self, index: int) -> str:
+        return f"world/{self.cfg.split}[{index}]"
+
+    def sample(self, index: int, rng: random.Random, *, reading: bool, with_picture: bool = True) -> Sample:
+        picture = Image.fromarray(render(self.scene(index))) if with_picture else None
+        if reading:
+            return Sample(picture, None, (self.turn(index, rng, self.cfg.question_fraction),))
+        return Sample(picture, self.caption(index, rng), ())
+
+    def sizes(self) -> np.ndarray:
+        return np.full((len(self), 2), self.cfg.world.size, np.int32)
+
+    def scene(self, index: int) -> Scene:
+        return make_scene(self.cfg.world, self.cfg.split, int(index), seed=self.cfg.seed)
+
+    def caption(self, index: int, rng: random.Random) -> str:
+        """A caption to draw from; as GenEval's prompts do, some leave out colours or places."""
+        return caption(self.scene(index), rng, complete=False)
+
+    def turn(self, index: int, rng: random.Random, question_fraction: float) -> Turn:
+        """A question with probability `question_fraction`, else a complete caption."""
+        if rng.random() >= question_fraction:
+            return Turn(None, caption(self.scene(index), rng))
+        asked = question(self.scene(index), rng)
+        assert asked is not None, "without a kind there is always a question"
+        return Turn(asked.text, asked.answer)
+
+    def pixels(self, first: int, end: int) -> Tensor:
+        """Pictures (end - first, 3, H, W) in [-1, 1], float32."""
+        return to_tensor(np.stack([render(self.scene(index)) for index in range(first, end)]))

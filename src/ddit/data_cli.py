@@ -1,0 +1,116 @@
+"""The verbs `ddit data ...`, and `ddit world`, which makes data."""
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ddit.command import JsonOption, claim, emit
+
+data = typer.Typer(no_args_is_help=True, help="Look at training data, and prepare it.")
+
+
+def register(app: typer.Typer) -> None:
+    app.add_typer(data, name="data")
+    app.command()(world)
+
+
+@data.command()
+def check(
+    path: Annotated[
+        str,
+        typer.Argument(
+            metavar="SOURCE",
+            help="a JSON, tar or parquet file, a folder or pattern of them, or a source's configuration",
+        ),
+    ],
+    kind: Annotated[
+        str | None, typer.Option(help="json, tar, llava, questions or huggingface [default: by its looks]")
+    ] = None,
+    images: Annotated[str | None, typer.Option(help="folder of the pictures [default: the file's]")] = None,
+    questions: Annotated[
+        bool, typer.Option("--questions", help="the file holds questions: the same as --kind questions")
+    ] = False,
+    annotations: Annotated[str | None, typer.Option(help="file of the answers to SOURCE's questions")] = None,
+    fields: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="another setting of the source: caption_key=alt"),
+    ] = None,
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="read so many samples, evenly spread [default: all]")
+    ] = None,
+    num_workers: Annotated[
+        int | None, typer.Option(min=0, help="processes that read [default: one a core, 8 at most]")
+    ] = None,
+    max_broken_share: Annotated[
+        float, typer.Option(min=0, max=1, help="the exit code is 1 above this share of broken samples")
+    ] = 0.02,
+    as_json: JsonOption = False,
+) -> None:
+    """Read every sample of SOURCE once and report what training would meet."""
+    from tqdm import tqdm
+
+    from ddit.data.check import check_source
+    from ddit.data.sources.guess import Hints, guess_source
+
+    pairs = [field.partition("=") for field in fields or []]
+    if any(not separator for _, separator, _ in pairs):
+        raise ValueError(f"--set takes KEY=VALUE, got {' '.join(fields or [])}")
+    settings = tuple((key, value) for key, _, value in pairs)
+    hints = Hints("questions" if questions else kind, images, annotations, settings)
+    workers = min(os.cpu_count() or 1, 8) if num_workers is None else num_workers
+    source = guess_source(path, hints)
+    with tqdm(desc="reading", unit="sample", file=sys.stderr, leave=False) as bar:
+
+        def advance(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
+        report = check_source(source, limit=limit, num_workers=workers, on_progress=advance)
+    typer.echo(json.dumps(report.to_json(), ensure_ascii=False) if as_json else "\n".join(report.lines()))
+    if report.broken_share > max_broken_share:
+        typer.echo(
+            f"ddit: {100 * report.broken_share:.2f} % of the samples are broken, {100 * max_broken_share:g} % may be",
+            err=True,
+        )
+        raise typer.Exit(1)
+
+
+def world(
+    folder: Annotated[Path, typer.Argument(help="gets the pictures and their texts")],
+    form: Annotated[
+        str,
+        typer.Option(
+            help="scenes (pictures and a line of truth each), json, tar, llava, questions or parquet"
+        ),
+    ] = "scenes",
+    preset: Annotated[str, typer.Option(help="how hard: fixed-1, fixed, fixed-3, grid, free")] = "fixed",
+    split: Annotated[str, typer.Option(help="train, val, test, heldout or detector")] = "train",
+    num: Annotated[int, typer.Option(min=1, help="number of scenes")] = 16,
+    seed: Annotated[int, typer.Option(help="of the world")] = 0,
+    upscale: Annotated[int, typer.Option(min=1, help="enlarge N times; the truth's boxes stay in 64 px")] = 1,
+    jpeg: Annotated[
+        bool, typer.Option("--jpeg", help="pictures as JPEG (questions always are) [default: PNG]")
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Write scenes of the small world, as a reference or as training files of a common form.
+
+    Prints the path that `ddit data check` takes.
+    """
+    from tqdm import tqdm
+
+    from ddit.data.export import FORMS, WorldScenes, write_world
+    from ddit.world import PRESETS, SPLITS
+
+    for name, value, known in (("preset", preset, PRESETS), ("split", split, SPLITS), ("form", form, FORMS)):
+        if value not in known:
+            raise ValueError(f"unknown {name} '{value}': use {', '.join(known)}")
+    claim(folder)
+    scenes = WorldScenes(PRESETS[preset], split, num, seed=seed, upscale=upscale, jpeg=jpeg)
+    with tqdm(total=num, desc="drawing", unit="scene", file=sys.stderr, leave=False) as bar:
+        path = write_world(folder, scenes, form, on_scene=bar.update)
+    emit(as_json, str(path), path=str(path), num=num)
