@@ -53,21 +53,20 @@ def sample_t(
     offset: int = 0,
     total: int | None = None,
     device: torch.device | str = "cpu",
-    uniform: Tensor | None = None,
 ) -> Tensor:
     """Stratified times (batch_size,) in [eps, 1): one in each of `total` equal slices of the global batch.
 
     Args:
         offset: index of the first of these samples in the global batch.
         total: size of the global batch, by default this batch.
-        uniform: (batch_size,), where in its slice each time lies; drawn from `generator` unless given.
     """
     total = batch_size if total is None else total
-    if uniform is None:
-        draw_on = generator.device if generator else device
-        uniform = torch.rand(batch_size, generator=generator, device=draw_on)
-    u = uniform.to(device)
-    u = (torch.arange(offset, offset + batch_size, device=device) + u) / total
+    u = torch.rand(batch_size, generator=generator, device=generator.device if generator else device)
+    return time_of_uniform((torch.arange(offset, offset + batch_size, device=device) + u.to(device)) / total)
+
+
+def time_of_uniform(u: Tensor) -> Tensor:
+    """Times in [eps, 1) of numbers (B,) that are uniform (or stratified) in [0, 1)."""
     return MASK_EPS + (1 - MASK_EPS) * (u % 1)
 
 
