@@ -373,8 +373,6 @@ class DualDiT(nn.Module):
         self, image: Tensor, null_rows: Tensor, n: int | None, num_text: int
     ) -> tuple[Tensor, Tensor | None]:
         """Null tokens first in the null rows of (B, N, D), and which tokens (B, 1, 1, N + L) may be attended to."""
-        # Zero times the null tokens: every rank of a sharded model then has a gradient for them, null rows or not.
-        image = image + 0 * self.null_image_embd.sum()
         if not null_rows.any():
             return image, None
         if n is None or null_rows[:n].any():
