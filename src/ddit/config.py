@@ -103,6 +103,7 @@ class ReportConfig:
     num_held_out: int = 256
     num_sheet: int = 24
     checkpoint_minutes: float = 10.0
+    checkpoint_steps: int | None = None  # instead of the minutes: a checkpoint after every so many steps
     keep_checkpoints: int = 2
     sheet_steps: int = 20
     sheet_guidance: float = 3.0

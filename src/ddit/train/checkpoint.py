@@ -1,4 +1,8 @@
-"""Checkpoints of a run: `ckpt-STEP/` with `state.safetensors` and `state.json`; written aside, then renamed."""
+"""Checkpoints of a run: `ckpt-STEP/`, written by all ranks aside, then renamed by the first.
+
+A folder holds torch's distributed checkpoint, which loads at any number of ranks, and `manifest.json`: the run's
+description and the size of every file, so that a folder that lost something is known by it.
+"""
 
 from __future__ import annotations
 
@@ -6,44 +10,93 @@ import json
 import os
 import shutil
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+import torch.distributed.checkpoint as dcp
 from torch import Tensor
+from torch.distributed.checkpoint import FileSystemReader, FileSystemWriter
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
-TENSORS, DESCRIPTION = "state.safetensors", "state.json"
+from ddit.train.parallel import Ranks
+
+MANIFEST = "manifest.json"
+_PATTERN = "ckpt-????????"
 
 
 class Checkpoint(NamedTuple):
+    """A complete checkpoint: the steps done, its folder, and what was said of the run when it was written."""
+
     step: int
-    tensors: dict[str, Tensor]
+    folder: Path
     description: dict[str, Any]
 
 
 def save_checkpoint(
-    run: Path, step: int, tensors: dict[str, Tensor], description: dict[str, Any], *, keep: int
+    run: Path,
+    step: int,
+    state: Mapping[str, Tensor],
+    description: Mapping[str, Any],
+    *,
+    keep: int,
+    ranks: Ranks,
 ) -> Path:
-    """Writes the checkpoint of `step` (steps done) and removes all but the newest `keep`."""
+    """Writes the checkpoint of `step` (steps done) and removes all but the newest `keep`; all ranks together.
+
+    Raises:
+        OSError: in one line, on every rank, if it cannot be written (a full disk); those before it are left whole.
+    """
     target = run / f"ckpt-{step:08d}"
     aside = run / f"{target.name}.tmp"
-    shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir(parents=True)
-    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, aside / TENSORS)
-    size = (aside / TENSORS).stat().st_size
-    (aside / DESCRIPTION).write_text(
-        json.dumps({"step": step, "num_bytes": size, **description}, indent=2) + "\n"
-    )
-    for path in (aside / TENSORS, aside / DESCRIPTION, aside):
-        _to_disk(path)
-    shutil.rmtree(target, ignore_errors=True)
-    aside.rename(target)
-    _to_disk(run)
-    for old in sorted(run.glob("ckpt-????????"))[:-keep]:
-        shutil.rmtree(old)
+    if ranks.is_first:
+        for old in run.glob("ckpt-*.tmp"):
+            shutil.rmtree(old, ignore_errors=True)
+    ranks.wait()
+    problem = _write(aside, state)
+    if ranks.is_first:
+        if problem is None:
+            problem = _seal(aside, target, {"step": step, **description})
+        if problem is None:
+            _prune(run, target, keep)
+        else:
+            shutil.rmtree(aside, ignore_errors=True)
+    problem = ranks.share(problem)
+    if problem is not None:
+        raise OSError(f"the checkpoint of step {step} cannot be written to {run}: {problem}")
     return target
+
+
+def _write(aside: Path, state: Mapping[str, Tensor]) -> str | None:
+    """Writes this rank's part; what went wrong on any rank, in one line, the same on all of them."""
+    try:
+        aside.mkdir(parents=True, exist_ok=True)
+        dcp.save(dict(state), storage_writer=FileSystemWriter(aside))
+    except OSError as error:
+        return error.strerror or str(error)
+    except CheckpointException as error:  # the library's wrapper of whatever happened on whichever rank
+        causes = [cause for cause, _ in error.failures.values()]
+        for cause in causes:
+            if isinstance(cause, OSError):
+                return cause.strerror or str(cause)
+        return f"{type(causes[0]).__name__}: {str(causes[0]).splitlines()[0]}"
+    return None
+
+
+def _seal(aside: Path, target: Path, description: dict[str, Any]) -> str | None:
+    """Adds the manifest and renames; what went wrong, in one line."""
+    try:
+        files = {path.name: path.stat().st_size for path in sorted(aside.iterdir())}
+        (aside / MANIFEST).write_text(json.dumps({**description, "files": files}, indent=2) + "\n")
+        for path in (aside / MANIFEST, aside):
+            _to_disk(path)
+        shutil.rmtree(target, ignore_errors=True)
+        aside.rename(target)
+        _to_disk(target.parent)
+    except OSError as error:
+        return error.strerror or str(error)
+    return None
 
 
 def _to_disk(path: Path) -> None:
@@ -54,37 +107,38 @@ def _to_disk(path: Path) -> None:
         os.close(descriptor)
 
 
-def load_newest(run: Path) -> Checkpoint | None:
+def _prune(run: Path, newest: Path, keep: int) -> None:
+    """Leaves `newest` and the `keep - 1` before it. Any of a later step was torn, or it would have been resumed."""
+    older = sorted(path for path in run.glob(_PATTERN) if path.name < newest.name)
+    later = [path for path in run.glob(_PATTERN) if path.name > newest.name]
+    for path in [*older[: max(len(older) - keep + 1, 0)], *later]:
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def find_newest(run: Path) -> Checkpoint | None:
     """The newest complete checkpoint of a run folder; torn ones are passed over with a word on stderr."""
     for folder in sorted(run.glob("ckpt-*"), reverse=True):
         try:
             if folder.suffix == ".tmp":
                 raise ValueError("it was never finished")
-            description = json.loads((folder / DESCRIPTION).read_text())
-            size = (folder / TENSORS).stat().st_size
-            if size != description["num_bytes"]:
-                raise ValueError(f"{TENSORS} has {size} bytes, not {description['num_bytes']}")
-            return Checkpoint(description["step"], load_file(folder / TENSORS), description)
-        except (ValueError, KeyError, OSError, SafetensorError) as error:
-            print(f"checkpoint {folder} is passed over: {error}", file=sys.stderr)
+            description = json.loads((folder / MANIFEST).read_text())
+            for name, size in description.pop("files").items():
+                found = (folder / name).stat().st_size
+                if found != size:
+                    raise ValueError(f"{name} has {found} bytes, not {size}")
+            return Checkpoint(description["step"], folder, description)
+        except (ValueError, KeyError, OSError) as error:
+            reason = f"{MANIFEST} lacks {error}" if isinstance(error, KeyError) else error
+            print(f"checkpoint {folder} is passed over: {reason}", file=sys.stderr)
     return None
 
 
-def pack_optimizer(prefix: str, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """The optimiser's state as named tensors: `prefix.PARAMETER.KEY`."""
-    state = optimizer.state_dict()["state"]
-    return {
-        f"{prefix}.{index}.{key}": value.detach().clone()
-        for index, entry in state.items()
-        for key, value in entry.items()
-    }
+def stored_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
+    """Names and whole shapes of the tensors in a checkpoint's folder."""
+    found = FileSystemReader(folder).read_metadata().state_dict_metadata
+    return {name: tuple(m.size) for name, m in found.items() if isinstance(m, TensorStorageMetadata)}
 
 
-def unpack_optimizer(prefix: str, optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
-    """The inverse of `pack_optimizer`; learning rates and the like stay as the optimiser was built."""
-    state: dict[int, dict[str, Tensor]] = {}
-    for name, tensor in tensors.items():
-        if name.startswith(f"{prefix}."):
-            index, key = name[len(prefix) + 1 :].split(".")
-            state.setdefault(int(index), {})[key] = tensor
-    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+def load_tensors(folder: Path, state: dict[str, Tensor]) -> None:
+    """Fills the tensors of `state` in place, each with its part if it is sharded; all ranks together."""
+    dcp.load(state, storage_reader=FileSystemReader(folder))

@@ -1,86 +1,145 @@
-"""What a run is watched by: losses on scenes that it never trains on."""
+"""What a run is watched by: losses on samples that it never trains on."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Iterator
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from ddit import flow, masked, prompts
+from ddit import flow, masked
 from ddit.config import DualRun
-from ddit.data.sampler import sample_rng
-from ddit.data.scenes import Reading, SceneSource
 from ddit.encoders import ImageCodec, TextCodec
 from ddit.model import DualDiT
-from ddit.prompts import PromptStyle
-from ddit.train.batches import tokenize_readings
+from ddit.prompts import TokenizedPrompt
+from ddit.train.batch import Pictures
+from ddit.train.batches import HeldOutSamples
+from ddit.train.learner import clean_latents
+from ddit.train.parallel import Ranks
 
 UPTAKE_T = 0.85
-_CHUNK = 128
+
+
+class _Part(NamedTuple):
+    """Rows that one rank measures; `counts` (n,) bool is False for those that only keep the ranks in step."""
+
+    rows: Tensor
+    counts: Tensor
 
 
 class HeldOut:
-    """A fixed set of validation scenes: the early signal of text uptake, and how well texts are read."""
+    """A fixed set of samples: the early signal of text uptake, and how well texts are read.
 
-    def __init__(self, cfg: DualRun, images: ImageCodec, codec: TextCodec, style: PromptStyle) -> None:
-        self.cfg, self.codec = cfg, codec
-        source, count = SceneSource(cfg.world, "val"), cfg.report.num_held_out
-        rngs = [sample_rng(0, 0, index) for index in range(count)]
-        self.latents = images.encode(source.pixels(0, count)).float()
-        self.captions = [source.caption(index, rng) for index, rng in enumerate(rngs)]
-        self.prompt_ids = prompts.training_prompt(codec, self.captions, cfg.text_length, style=style)
-        self.noise = torch.randn(self.latents.shape, generator=torch.Generator().manual_seed(0))
-        questions = [source.reading(index, rng, 1.0) for index, rng in enumerate(rngs)]
-        self.questions = tokenize_readings(codec, questions, cfg.text_length, style)
-        readings = [Reading(None, caption) for caption in self.captions]
-        self.readings = tokenize_readings(codec, readings, cfg.text_length, style)
+    Each rank measures its share; all make the same number of forward passes.
+    """
 
-    @torch.no_grad()
+    def __init__(
+        self, cfg: DualRun, samples: HeldOutSamples, images: ImageCodec, codec: TextCodec, ranks: Ranks
+    ) -> None:
+        self.cfg, self.samples, self.images, self.codec, self.ranks = cfg, samples, images, codec, ranks
+        self.captions = [text for text in samples.captions if text is not None]
+        self.chunk = cfg.micro_batch_size or max(1, cfg.global_batch_size // ranks.size)
+
     def measure(self, model: DualDiT) -> dict[str, float]:
         """Velocity loss at t = 0.85 under the true and a shuffled caption; with a text loss also, from one pass on
         all-masked answers, the NLL per answer token (padding left out) and the share of answers exactly right.
+
+        A measure for which no sample has the text is left out.
         """
-        found = {}
-        if self.cfg.objective.read_fraction < 1:
-            true = self._velocity_loss(model, self.prompt_ids)
-            shuffled = self._velocity_loss(model, self.prompt_ids.roll(1, 0))
-            found |= {"velocity_true": true, "velocity_shuffled": shuffled, "uptake": shuffled - true}
-        if self.cfg.objective.read_fraction > 0:
-            for name, texts in (("question", self.questions), ("caption", self.readings)):
-                nll, exact = self._read(model, *texts)
-                found |= {f"{name}_nll": nll, f"{name}_exact": exact}
+        found: dict[str, float] = {}
+        samples, fraction = self.samples, self.cfg.objective.read_fraction
+        if fraction < 1 and samples.has_caption.any():
+            found |= self._uptake(model)
+        if fraction > 0:
+            for name, texts, there in (
+                ("question", samples.turn_texts, samples.has_question),
+                ("caption", samples.caption_texts, samples.has_caption),
+            ):
+                if there.any():
+                    found |= self._read(model, name, texts, there)
         return found
 
-    def _velocity_loss(self, model: DualDiT, prompt_ids: Tensor) -> float:
-        t = torch.full((len(self.latents),), UPTAKE_T)
-        noisy = flow.add_noise(self.latents, self.noise, t)
+    def _parts(self, there: Tensor) -> Iterator[_Part]:
+        """This rank's chunks of the rows that are there, filled up so that all ranks have as many of one size."""
+        rows = there.nonzero()[:, 0]
+        size, rank = self.ranks.size, self.ranks.index
+        share = -(-len(rows) // size)
+        positions = torch.arange(share) * size + rank
+        counts = positions < len(rows)
+        rows = rows[positions % len(rows)]
+        for start in range(0, share, self.chunk):
+            part = slice(start, start + self.chunk)
+            yield _Part(rows[part], counts[part])
 
-        def velocity(rows: slice) -> Tensor:
-            states = self.codec.states(prompt_ids[rows])
-            dtype = next(model.parameters()).dtype
-            out = model(noisy[rows].to(dtype), t[rows], states.to(dtype), num_drawn=len(states))
-            return out.velocity.float()
+    def _total(self, values: dict[str, float]) -> dict[str, float]:
+        means = self.ranks.mean(list(values.values()))
+        return {name: mean * self.ranks.size for name, mean in zip(values, means, strict=True)}
 
-        error = _in_chunks(velocity, len(self.latents)) - (self.noise - self.latents)
-        return error.square().mean().item()
+    def _latents(self, rows: Tensor) -> Tensor:
+        pictures = self.samples.pictures
+        chosen = Pictures(*(None if part is None else part[rows] for part in pictures))
+        return clean_latents(chosen, self.images)
 
-    def _read(self, model: DualDiT, input_ids: Tensor, answer_mask: Tensor) -> tuple[float, float]:
+    def _uptake(self, model: DualDiT) -> dict[str, float]:
+        there = self.samples.has_caption
+        shuffled = torch.arange(len(there))
+        shuffled[there] = shuffled[there].roll(1)
+        sums = {"true": 0.0, "shuffled": 0.0, "count": 0.0}
+        for rows, counts in self._parts(there):
+            latents = self._latents(rows)
+            noise = torch.stack([_noise(int(row), latents[0]) for row in rows])
+            t = torch.full((len(rows),), UPTAKE_T, device=latents.device)
+            noisy = flow.add_noise(latents, noise, t)
+            for name, texts in (("true", rows), ("shuffled", shuffled[rows])):
+                states = self.codec.states(self.samples.prompt_ids[texts])
+                dtype = next(model.parameters()).dtype
+                out = model(noisy.to(dtype), t, states.to(dtype), num_drawn=len(rows))
+                assert out.velocity is not None
+                error = (out.velocity.float() - (noise - latents)).square().flatten(1).mean(1)
+                sums[name] += error.cpu()[counts].sum().item()
+            sums["count"] += int(counts.sum())
+        total = self._total(sums)
+        true, false = total["true"] / total["count"], total["shuffled"] / total["count"]
+        return {"velocity_true": true, "velocity_shuffled": false, "uptake": false - true}
+
+    def _read(self, model: DualDiT, name: str, texts: TokenizedPrompt, there: Tensor) -> dict[str, float]:
         mask_id, eos = self.codec.mask_token_id, self.codec.eos_token_id
-        noisy_ids = torch.where(answer_mask, mask_id, input_ids)
+        sums = {"nll": 0.0, "words": 0.0, "exact": 0.0, "count": 0.0}
+        for rows, counts in self._parts(there):
+            ids, answer = texts.input_ids[rows], texts.answer_mask[rows]
+            logits = self._logits(model, rows, torch.where(answer, mask_id, ids), answer)
+            predicted = masked.subs_log_probs(logits, mask_id).float().cpu()  # (selected, V)
+            wanted = ids[answer]
+            is_word = (wanted != eos) & counts[:, None].expand_as(answer)[answer]
+            sums["nll"] -= predicted.gather(1, wanted[:, None])[:, 0][is_word].sum().item()
+            sums["words"] += int(is_word.sum())
+            wrong = torch.zeros_like(answer)
+            wrong[answer] = predicted.argmax(-1) != wanted
+            sums["exact"] += int((~wrong.any(1) & counts).sum())
+            sums["count"] += int(counts.sum())
+        total = self._total(sums)
+        return {
+            f"{name}_nll": total["nll"] / max(total["words"], 1),
+            f"{name}_exact": total["exact"] / total["count"],
+        }
 
-        def log_probs(rows: slice) -> Tensor:
-            states = self.codec.states(noisy_ids[rows])
-            dtype = next(model.parameters()).dtype
-            out = model(self.latents[rows].to(dtype), torch.zeros(len(states)), states.to(dtype), num_drawn=0)
-            return masked.subs_log_probs(out.logits, mask_id)
+    def _logits(self, model: DualDiT, rows: Tensor, noisy_ids: Tensor, answer: Tensor) -> Tensor:
+        latents = self._latents(rows)
+        is_null = self.samples.pictures.is_null
+        null_rows = None if is_null is None else is_null[rows].to(latents.device)
+        states = self.codec.states(noisy_ids)
+        dtype = next(model.parameters()).dtype
+        t = torch.zeros(len(rows), device=latents.device)
+        out = model(
+            latents.to(dtype), t, states.to(dtype),
+            num_drawn=0, logit_mask=answer.to(latents.device), null_rows=null_rows,
+        )  # fmt: skip
+        assert out.logits is not None
+        return out.logits
 
-        predicted = _in_chunks(log_probs, len(input_ids))  # (B, L, V)
-        words = answer_mask & (input_ids != eos)
-        nll = -predicted.gather(2, input_ids[..., None])[..., 0][words].mean().item()
-        wrong = (predicted.argmax(-1) != input_ids) & answer_mask
-        return nll, 1 - wrong.any(1).float().mean().item()
 
-
-def _in_chunks(function: Callable[[slice], Tensor], count: int) -> Tensor:
-    return torch.cat([function(slice(start, start + _CHUNK)) for start in range(0, count, _CHUNK)])
+def _noise(row: int, like: Tensor) -> Tensor:
+    """The fixed noise of sample `row`."""
+    noise = torch.randn(like.shape, generator=torch.Generator().manual_seed(row))
+    return noise.to(like.device)

@@ -1,4 +1,4 @@
-"""The training loop of the transformer: one loop for image-only, joint and question training."""
+"""The training loop of the transformer: one loop for every stage, on any number of ranks."""
 
 from __future__ import annotations
 
@@ -6,215 +6,278 @@ import dataclasses
 import math
 import signal
 import sys
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager, nullcontext
 from pathlib import Path
 from types import FrameType
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from ddit.config import DualRun, from_json, save_config, to_json
-from ddit.data.pool import LatentPool
+from ddit.config import DualRun, from_json, to_json
 from ddit.encoders import ImageCodec, TextCodec
-from ddit.folders import ModelSettings, save_pipeline
+from ddit.folders import load_image_codec, load_text_codec, resolve
 from ddit.model import DualDiT
-from ddit.prompts import MINI
-from ddit.train.batches import BatchMaker
-from ddit.train.checkpoint import Checkpoint, load_newest, pack_optimizer, save_checkpoint, unpack_optimizer
-from ddit.train.heldout import HeldOut
-from ddit.train.log import RunLog
-from ddit.train.objective import AlignmentHead, draw_noise, step_losses
-from ddit.train.optim import Ema, MasterWeights, build_optimizers, lr_factor, set_lr
-from ddit.train.parallel import Ranks, join_ranks
-from ddit.train.sheet import draw_pictures, save_sheet
-from ddit.weights import load_transformer
-from ddit.world import geneval_prompts
+from ddit.train.batch import Batch
+from ddit.train.batches import ImageFacts, StepData
+from ddit.train.checkpoint import Checkpoint, find_newest, load_tensors, save_checkpoint, stored_shapes
+from ddit.train.export import export_run
+from ddit.train.learner import clean_latents, make_learner, shard_text_encoder
+from ddit.train.loader import BrokenCounter, step_loader
+from ddit.train.optim import Ema, build_optimizers, lr_factor, make_room, optimizer_state, set_lr
+from ddit.train.parallel import Ranks, free_gathered, join_ranks, sync_gradients, total_norm
+from ddit.train.watch import Watch
 
-_FREE_TO_CHANGE = {"out", "vae", "text", "pool", "init", "max_steps", "report"}
+Result = TypeVar("Result")
+
+_FREE_TO_CHANGE = ("out", "vae", "text", "init", "max_steps", "micro_batch_size", "report.", "parallel.")
+_FREE_TO_CHANGE += ("data.num_workers", "data.held_out", "non_finite", "max_skipped")
 """Keys that may differ when a run is resumed; any other difference is announced."""
 
 
-class Learner(nn.Module):
-    """Everything that is trained: the transformer, and the head of the alignment loss while that is on."""
-
-    def __init__(self, cfg: DualRun, feature_channels: int | None) -> None:
-        super().__init__()
-        self.transformer = DualDiT(cfg.model)
-        self.transformer.init_weights(torch.Generator().manual_seed(cfg.seed))
-        self.alignment_head = None
-        if cfg.objective.alignment_weight > 0:
-            if feature_channels is None:
-                raise ValueError(
-                    f"objective.alignment_weight is {cfg.objective.alignment_weight}, but {cfg.pool} has no features"
-                )
-            with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(cfg.seed)
-                self.alignment_head = AlignmentHead(cfg.model.hidden_size, feature_channels)
-
-
 class StepResult(NamedTuple):
-    """Losses and gradient norm of a step, averaged over the ranks, and whether any rank was asked to stop."""
+    """Losses and gradient norm of a step, averaged over the ranks, and what the ranks agreed on.
+
+    `stop`: any rank was asked to stop. `save`: the first rank wants a checkpoint. `skipped`: no step was made.
+    """
 
     values: dict[str, float]
-    stop: bool
+    stop: bool = False
+    save: bool = False
+    skipped: bool = False
 
 
 class Trainer:
-    """State of one run: `step` optimiser steps are done. Global batch k and its noise depend on (seed, k) alone."""
+    """State of one run: `step` global batches are done. Batch k and its noise depend on (seed, k) alone."""
 
-    def __init__(self, cfg: DualRun, ranks: Ranks | None = None) -> None:
-        self.cfg, self.step, self.out, self.ranks = cfg, 0, Path(cfg.out), ranks or Ranks()
-        self.images = ImageCodec.from_pretrained(cfg.vae)
-        self.codec = TextCodec.from_pretrained(Path(cfg.text) / "tokenizer", Path(cfg.text) / "text_encoder")
-        self.style = MINI
-        self.dtype = getattr(torch, cfg.compute_dtype)
+    def __init__(self, cfg: DualRun, ranks: Ranks) -> None:
+        self.cfg, self.ranks, self.out, self.step = cfg, ranks, Path(cfg.out), 0
+        self.skipped = self.skipped_in_row = 0
+        self.broken = BrokenCounter(cfg.data.max_broken_share)
+        self.images, self.codec = load_encoders(cfg, ranks.device)
         _check_sizes(cfg, self.images, self.codec)
-        pool = LatentPool(cfg.pool)
-        self.batches = BatchMaker(cfg, pool, self.codec, self.style, self.ranks)
-        self.learner = Learner(cfg, pool.feature_channels)
-        if cfg.init is not None:
-            load_into(self.learner.transformer, Path(cfg.init))
-        self.masters = MasterWeights(self.learner, self.dtype)
-        self.optimizers = build_optimizers(self.masters.named(), cfg.optimizer, self.ranks)
-        self.averaged_names = [name for name in self.masters.names if name.startswith("transformer.")]
-        self.ema = Ema(self._averaged(), cfg.optimizer.ema_decay)
-        if cfg.compile_blocks:
-            for block in self.learner.transformer.transformer_blocks:
-                block.compile()
+        self.data = StepData(cfg, self.codec, ImageFacts.of(self.images), ranks.index, ranks.size)
+        self.learner = make_learner(cfg, self.codec, ranks, self._feature_channels())
+        shard_text_encoder(self.codec, cfg, ranks)
+        self.trained = self.learner.trained()
+        self.optimizers = build_optimizers(self.trained, cfg.optimizer)
+        averaged = {n: p for n, p in self.trained.items() if not n.startswith("alignment_head.")}
+        self.ema = Ema(averaged, cfg.optimizer.ema_decay)
 
-    def _averaged(self) -> list[Tensor]:
-        wanted = set(self.averaged_names)
-        return [master for name, master in self.masters.named() if name in wanted]
+    def _feature_channels(self) -> int | None:
+        """Channels of the teacher's features, where the alignment loss is on: the first batch shows them."""
+        if self.cfg.objective.alignment_weight == 0:
+            return None
+        drawn = self.data[0][0].drawn
+        return None if drawn is None or drawn.features is None else drawn.features.shape[1]
 
-    def train_step(self, *, stop: bool = False) -> StepResult:
-        """One optimiser step of all ranks together. What is not finite stops the run before the step.
+    def train_step(self, batches: Sequence[Batch], *, stop: bool = False, save: bool = False) -> StepResult:
+        """One optimiser step of all ranks together, on this rank's micro-batches of global batch `step`.
 
-        stop: whether this process was asked to stop, which all learn with the step.
+        What is not finite stops the run before the step, or skips the step, on all ranks alike. stop, save: what
+        this process wishes, which all learn with the step.
+
+        Raises:
+            FloatingPointError: on a loss or gradient that is not finite, as `cfg.non_finite` has it.
+            ValueError: on too many broken samples.
         """
         cfg = self.cfg
-        batch = self.batches(self.step)
-        generator = torch.Generator().manual_seed((cfg.seed << 40) + self.step)
-        mask_id = self.codec.mask_token_id
-        noise = draw_noise(batch, cfg.objective, mask_token_id=mask_id, generator=generator, ranks=self.ranks)
-        with torch.autocast("cpu", torch.bfloat16, enabled=self.dtype == torch.bfloat16):
-            text_states = self.codec.states(torch.cat([batch.prompt_ids, noise.noisy_ids]))
-        losses = step_losses(
-            self.learner.transformer, batch, noise, text_states, cfg.objective,
-            mask_token_id=mask_id, alignment_head=self.learner.alignment_head,
-        )  # fmt: skip
-        losses.total.backward()
-        gradients = self.masters.collect_gradients()
-        named = {name: value.detach() for name, value in losses._asdict().items() if value is not None}
-        shared = self.ranks.average(gradients, torch.stack([*named.values(), torch.tensor(float(stop))]))
-        values = dict(zip(named, shared.tolist(), strict=False))
-        values["grad_norm"] = clip_gradients(gradients, cfg.optimizer.max_grad_norm)
-        for name, value in values.items():
-            if not math.isfinite(value):
-                raise FloatingPointError(f"{name} of step {self.step} is {value}: stopped before the step")
-        set_lr(self.optimizers, cfg.optimizer, lr_factor(self.step, cfg.max_steps, cfg.optimizer))
-        for optimizer in self.optimizers.values():
-            optimizer.step()
-        self.masters.publish()
-        self.ema.update(self._averaged(), self.step)
+        if cfg.lora.dropout > 0:  # the one use of torch's own generator
+            torch.manual_seed(hash((cfg.seed, self.step, self.ranks.index)))
+        named = self._backward(batches)
+        gradients = [p.grad for p in self.trained.values() if p.grad is not None]
+        norm = total_norm(gradients)
+        num_broken = sum(sum(batch.broken.values()) for batch in batches)
+        shared = self.ranks.mean([*named.values(), float(num_broken), float(stop), float(save)])
+        values = dict(zip(named, shared, strict=False)) | {"grad_norm": norm}
+        bad = [f"{name} of step {self.step} is {v}" for name, v in values.items() if not math.isfinite(v)]
+        if bad:
+            self._skip_or_stop(bad[0])
+        else:
+            _scale(gradients, cfg.optimizer.max_grad_norm, norm)
+            set_lr(self.optimizers, cfg.optimizer, lr_factor(self.step, cfg.max_steps, cfg.optimizer))
+            for optimizer in self.optimizers.values():
+                optimizer.step()
+            self.ema.update(self.trained, self.step)
+            self.skipped_in_row = 0
+        for parameter in self.trained.values():
+            parameter.grad = None
+        free_gathered(self.learner)
         self.step += 1
-        return StepResult(values, stop=shared[-1].item() > 0)
+        self._count_broken(batches, is_any=shared[-3] > 0)
+        return StepResult(values, stop=shared[-2] > 0, save=shared[-1] > 0, skipped=bool(bad))
+
+    def _backward(self, batches: Sequence[Batch]) -> dict[str, float]:
+        """Adds up the gradients of the micro-batches; the ranks exchange them with the last. Returns mean losses."""
+        sums: dict[str, Tensor] = {}
+        for index, batch in enumerate(batches):
+            batch = _on_device(batch, self.ranks.device)
+            drawn, read = (
+                None if half is None else clean_latents(half.pictures, self.images) for half in batch[:2]
+            )
+            sync_gradients(self.learner, index == len(batches) - 1)
+            losses = self.learner(batch, drawn, read, self.codec)
+            (losses.total / len(batches)).backward()
+            for name, value in losses._asdict().items():
+                if value is not None:
+                    sums[name] = sums.get(name, 0.0) + value.detach() / len(batches)
+        return dict(zip(sums, torch.stack(list(sums.values())).tolist(), strict=True))
+
+    def _skip_or_stop(self, problem: str) -> None:
+        if self.cfg.non_finite == "stop":
+            raise FloatingPointError(f"{problem}: stopped before the step")
+        self.skipped += 1
+        self.skipped_in_row += 1
+        if self.skipped_in_row > self.cfg.max_skipped:
+            raise FloatingPointError(
+                f"{problem}: {self.skipped_in_row} steps in a row were skipped, which is too many"
+            )
+        if self.ranks.is_first:
+            print(f"{problem}: skipped ({self.skipped} so far)", file=sys.stderr)
+
+    def _count_broken(self, batches: Sequence[Batch], *, is_any: bool) -> None:
+        own: dict[str, int] = {}
+        for batch in batches:
+            for cause, count in batch.broken.items():
+                own[cause] = own.get(cause, 0) + count
+        self.broken.add(self.ranks.sum_counts(own) if is_any else {}, self.cfg.global_batch_size)
+
+    def _state(self) -> dict[str, Tensor]:
+        """Every tensor of a checkpoint by name; the very tensors, so that loading into them restores the run."""
+        parts = {
+            "model": {name: p.detach() for name, p in self.trained.items()},
+            "ema": self.ema.tensors,
+            "optimizer": optimizer_state(self.trained, self.optimizers),
+        }
+        return {f"{part}.{name}": t for part, tensors in parts.items() for name, t in tensors.items()}
 
     def save(self) -> None:
-        tensors = {f"master.{name}": tensor.detach() for name, tensor in self.masters.named()}
-        tensors |= {f"ema.{name}": t for name, t in zip(self.averaged_names, self.ema.tensors, strict=True)}
-        for name, optimizer in self.optimizers.items():
-            tensors |= pack_optimizer(name, optimizer)
+        """Writes a checkpoint of the steps done; all ranks together. `OSError` in one line if that fails."""
+        description = {
+            "config": to_json(self.cfg),
+            "num_samples": self.broken.num_samples,
+            "broken": self.broken.causes,
+            "skipped": self.skipped,
+            "skipped_in_row": self.skipped_in_row,
+            "num_ranks": self.ranks.size,
+        }
         keep = self.cfg.report.keep_checkpoints
-        save_checkpoint(self.out, self.step, tensors, {"config": to_json(self.cfg)}, keep=keep)
+        save_checkpoint(self.out, self.step, self._state(), description, keep=keep, ranks=self.ranks)
 
     def resume(self, checkpoint: Checkpoint) -> None:
-        """Takes up a checkpoint of this run; a setting that was changed since is announced on stderr."""
-        before = dataclasses.asdict(from_json(checkpoint.description["config"]))
-        now = dataclasses.asdict(self.cfg)
-        changed = [key for key in now if key not in _FREE_TO_CHANGE and now[key] != before[key]]
-        if "model" in changed:
+        """Takes up a checkpoint of this run, of any number of ranks; a setting changed since is announced on stderr.
+
+        Raises:
+            ValueError: if it is of another model, or of a run that trains something else.
+        """
+        self._announce_changes(checkpoint)
+        shapes = stored_shapes(checkpoint.folder)
+        prefix = "optimizer."
+        of_optimizers = {n.removeprefix(prefix): shape for n, shape in shapes.items() if n.startswith(prefix)}
+        lacking = {f"model.{name}" for name in self.trained} ^ {n for n in shapes if n.startswith("model.")}
+        if lacking:
+            raise ValueError(f"{self.out} holds a run that trains other weights, such as {min(lacking)}")
+        make_room(of_optimizers, self.trained, self.optimizers)
+        load_tensors(checkpoint.folder, self._state())
+        said = checkpoint.description
+        self.step, self.skipped, self.skipped_in_row = (
+            checkpoint.step,
+            said["skipped"],
+            said["skipped_in_row"],
+        )
+        self.broken.num_samples, self.broken.causes = said["num_samples"], dict(said["broken"])
+
+    def _announce_changes(self, checkpoint: Checkpoint) -> None:
+        before = _flatten(dataclasses.asdict(from_json(checkpoint.description["config"])))
+        now = _flatten(dataclasses.asdict(self.cfg))
+        changed = [key for key in sorted(before | now) if before.get(key) != now.get(key)]
+        if any(key.startswith("model.") for key in changed):
             raise ValueError(f"{self.out} holds a run of another model: choose another folder")
         for key in changed:
-            print(f"resumed with another {key}: {before[key]} -> {now[key]}", file=sys.stderr)
-        for name, master in self.masters.named():
-            master.data.copy_(checkpoint.tensors[f"master.{name}"])
-        for name, tensor in zip(self.averaged_names, self.ema.tensors, strict=True):
-            tensor.copy_(checkpoint.tensors[f"ema.{name}"])
-        for name, optimizer in self.optimizers.items():
-            unpack_optimizer(name, optimizer, checkpoint.tensors)
-        self.masters.publish()
-        self.step = checkpoint.step
+            if self.ranks.is_first and not key.startswith(_FREE_TO_CHANGE):
+                line = f"resumed with another {key}: {before.get(key)} -> {now.get(key)}"
+                print(line, file=sys.stderr)
 
-    def averaged_model(self, dtype: torch.dtype = torch.float32) -> DualDiT:
-        """The transformer with the averaged weights."""
-        model = DualDiT(self.cfg.model)
-        state = dict(zip(self.averaged_names, self.ema.tensors, strict=True))
-        model.load_state_dict(
-            {name.removeprefix("transformer."): t for name, t in state.items()}, strict=False
-        )
-        return model.to(dtype).eval().requires_grad_(False)
+    def evaluate(self, work: Callable[[DualDiT], Result]) -> Result:
+        """What `work` makes of the model with the averaged weights, without gradients.
+
+        All ranks call this together, and `work` must call the model alike on all of them.
+        """
+        vector = self.learner.mask_embedding
+
+        def with_mask() -> Result:
+            with self.codec.embed_mask_as(vector.detach()) if vector is not None else nullcontext():
+                return work(self.learner.transformer)
+
+        self.learner.eval()
+        with self.ema.swapped_into(self.trained), torch.no_grad():
+            try:
+                return self.learner.run(with_mask)
+            finally:
+                free_gathered(self.learner)
+                self.learner.train()
 
     def export(self) -> None:
-        """Writes `export/`, a complete model folder with the averaged weights in bfloat16."""
-        cfg, report = self.cfg, self.cfg.report
-        settings = ModelSettings(
-            prompt_style=self.style.to_dict(),
-            image_size=cfg.world.size,
-            prompt_length=cfg.text_length,
-            text_length=cfg.text_length,
-            num_steps=report.sheet_steps,
-            guidance_scale=report.sheet_guidance,
-            shift=report.sheet_shift,
-            caption_steps=16,
-            answer_steps=4,
-            text_order="confidence",
-            temperature=0.0,
-        )
-        save_pipeline(
-            self.out / "export", transformer=self.averaged_model(), image_codec=self.images, text_codec=self.codec,
-            settings=settings, dtype=torch.bfloat16,
-        )  # fmt: skip
-
-    def draw_sheet(self) -> None:
-        texts = [prompt.text for prompt in geneval_prompts(self.cfg.world, 4, split="val")]
-        latent_size = self.cfg.world.size // self.images.downsample
-        pixels = draw_pictures(
-            self.averaged_model(self.dtype), self.images, self.codec, texts, self.cfg.report,
-            style=self.style, length=self.cfg.text_length, latent_size=latent_size,
-        )  # fmt: skip
-        save_sheet(self.out / "sheets" / f"{self.step:07d}.png", pixels, texts)
+        """Writes `export/` (averaged weights) and `export_raw/`: model folders; all ranks together."""
+        state = self.learner.state_dict()
+        export_run(self.cfg, self.ranks, {"export": {**state, **self.ema.tensors}, "export_raw": state})
 
 
-def load_into(model: DualDiT, export: Path) -> None:
-    """Warm start: the transformer of a predecessor's export (or of any model folder) into `model`, in float32."""
-    start = load_transformer(export / "transformer", dtype=torch.float32)
-    if start.config != model.config:
-        raise ValueError(
-            f"the transformer in {export} is of another size: {start.config} against {model.config}"
-        )
-    model.load_state_dict(start.state_dict())
+def load_encoders(cfg: DualRun, device: torch.device) -> tuple[ImageCodec, TextCodec]:
+    """The frozen encoders: the autoencoder in float32, T5 in the type of computation.
 
-
-def clip_gradients(gradients: list[Tensor], max_norm: float) -> float:
-    """Scales the gradients down to a global norm of `max_norm` if it exceeds that; returns the norm before."""
-    norm = torch.nn.utils.get_total_norm(gradients).item()
-    if norm > max_norm:
-        for gradient in gradients:
-            gradient.mul_(max_norm / (norm + 1e-6))
-    return norm
+    Raises `ValueError` in one line if the run names none, or they cannot be loaded.
+    """
+    for name in ("vae", "text"):
+        if getattr(cfg, name) is None and cfg.init is None:
+            raise ValueError(f"neither {name} nor init is set: the run has no encoder to take")
+    vae, text = (resolve(name or cfg.init or "") for name in (cfg.vae, cfg.text))
+    # A T5 that is to be sharded or quantised comes to the device in parts.
+    text_device = device if cfg.parallel.text_encoder == "whole" else torch.device("cpu")
+    codec = load_text_codec(text, dtype=getattr(torch, cfg.compute_dtype), device=text_device)
+    return load_image_codec(vae, device=device), codec
 
 
 def _check_sizes(cfg: DualRun, images: ImageCodec, codec: TextCodec) -> None:
+    """The text head may have fewer rows than T5 has embeddings, but not fewer than there are tokens."""
     for key, wanted, found in (
         ("model.in_channels", images.channels, cfg.model.in_channels),
         ("model.text_dim", codec.width, cfg.model.text_dim),
-        ("model.vocab_size", codec.encoder.config.vocab_size, cfg.model.vocab_size),
     ):
         if wanted != found:
             raise ValueError(f"{key} is {found}, but the encoders need {wanted}")
+    least, most = codec.vocab_size, codec.encoder.config.vocab_size
+    if not least <= cfg.model.vocab_size <= most:
+        raise ValueError(
+            f"model.vocab_size is {cfg.model.vocab_size}, but the encoders need {least} to {most}"
+        )
+
+
+def _flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested keys as dotted ones; lists as JSON has them."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            flat |= _flatten(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = list(value) if isinstance(value, tuple) else value
+    return flat
+
+
+def _on_device(value: Any, device: torch.device) -> Any:
+    """A batch with all its tensors on `device`."""
+    if isinstance(value, Tensor):
+        return value.to(device, non_blocking=True)
+    if isinstance(value, tuple):
+        return type(value)(*(_on_device(entry, device) for entry in value))
+    return value
+
+
+@torch.no_grad()
+def _scale(gradients: Sequence[Tensor], max_norm: float, norm: float) -> None:
+    if norm > max_norm:
+        torch._foreach_mul_(list(gradients), max_norm / (norm + 1e-6))
 
 
 @contextmanager
@@ -234,87 +297,41 @@ def _stop_requests() -> Iterator[list[int]]:
 
 
 def train(cfg: DualRun, *, stop_at: int | None = None) -> Path:
-    """Runs, or goes on with, the run in `cfg.out` until `max_steps`; leaves `export/` there.
+    """Runs, or goes on with, the run in `cfg.out` until `max_steps`; leaves `export/` and `export_raw/` there.
 
     On SIGTERM or SIGINT it saves, exports and raises `KeyboardInterrupt`. `stop_at` ends as a signal would, after that
     many steps, but returns.
 
     Raises:
-        ValueError: on settings that do not fit together or a folder that holds another model's run.
+        ValueError: on settings that do not fit together, a folder that holds another model's run, bad data.
         FloatingPointError: on a loss or a gradient that is not finite.
+        OSError: if a checkpoint cannot be written.
     """
     trainer = Trainer(cfg, join_ranks())
-    checkpoint = load_newest(trainer.out)
+    checkpoint = trainer.ranks.share(find_newest(trainer.out) if trainer.ranks.is_first else None)
     if checkpoint is not None:
         trainer.resume(checkpoint)
     last = cfg.max_steps if stop_at is None else min(stop_at, cfg.max_steps)
-    watch = Watch(trainer) if trainer.ranks.is_first else None
+    watch = Watch(trainer)
+    saved_at = trainer.step if checkpoint is not None else None
     stopped = False
-    with _stop_requests() as requests:
+    loader = step_loader(trainer.data, trainer.step, last, cfg.data.num_workers)
+    with _stop_requests() as requests, closing(loader):
         while trainer.step < last and not stopped:
-            result = trainer.train_step(stop=bool(requests))
+            _, batches = next(loader)
+            result = trainer.train_step(batches, stop=bool(requests), save=watch.wants_checkpoint())
             stopped = result.stop
-            if watch is not None:
-                watch.after_step(result)
-        if watch is not None:
-            watch.finish()
+            watch.after_step(result)
+            if result.save:
+                trainer.save()
+                saved_at = trainer.step
+                watch.note_checkpoint()
+        loader.close()
+        if saved_at != trainer.step:
+            trainer.save()
+        trainer.export()
+        watch.finish()
     trainer.ranks.wait()
     if stopped:
         raise KeyboardInterrupt(f"stopped by a signal after {trainer.step} steps; saved in {trainer.out}")
     return trainer.out
-
-
-class Watch:
-    """What the first rank does beside training: log, held-out figures, sheets, checkpoints and exports."""
-
-    def __init__(self, trainer: Trainer) -> None:
-        self.trainer, self.cfg = trainer, trainer.cfg
-        save_config(self.cfg, trainer.out)
-        self.held_out = HeldOut(self.cfg, trainer.images, trainer.codec, trainer.style)
-        self.log = RunLog(trainer.out, self.cfg.max_steps, unit="step", start=trainer.step)
-        self.sums: dict[str, float] = {}
-        self.count = self.timed = 0
-        self.saved = self.start = time.monotonic()
-
-    def after_step(self, result: StepResult) -> None:
-        self.log.advance()
-        self.count += 1
-        self.timed += 1
-        for name, value in result.values.items():
-            self.sums[name] = self.sums.get(name, 0.0) + value
-        report, step = self.cfg.report, self.trainer.step
-        if step % report.log_every == 0:
-            self.log.event(step=step, **self._summary())
-        if step % report.evaluate_every == 0:
-            self.log.event(step=step, **self.held_out.measure(self.trainer.learner.transformer))
-            self._restart_clock()
-        if step % report.sheet_every == 0:
-            self.trainer.draw_sheet()
-            self._restart_clock()
-        if time.monotonic() - self.saved > 60 * report.checkpoint_minutes:
-            self.trainer.save()
-            self.trainer.export()
-            self.saved = time.monotonic()
-            self._restart_clock()
-
-    def _summary(self) -> dict[str, float]:
-        """Averages of the losses since the last summary, and the rate of training alone."""
-        mean = {name: value / self.count for name, value in self.sums.items()}
-        rate = self.timed * self.cfg.global_batch_size / max(time.monotonic() - self.start, 1e-9)
-        lr = self.cfg.optimizer.lr * lr_factor(self.trainer.step - 1, self.cfg.max_steps, self.cfg.optimizer)
-        self.sums, self.count = {}, 0
-        self._restart_clock()
-        return mean | {"pairs_per_second": rate, "lr": lr}
-
-    def _restart_clock(self) -> None:
-        self.timed, self.start = 0, time.monotonic()
-
-    def finish(self) -> None:
-        trainer = self.trainer
-        trainer.save()
-        trainer.export()
-        if trainer.step == self.cfg.max_steps:
-            figures = self.held_out.measure(trainer.averaged_model(trainer.dtype))
-            self.log.event(step=trainer.step, **figures, final=1)
-            trainer.draw_sheet()
-        self.log.close()

@@ -1,16 +1,17 @@
-"""Optimisers, schedule, clipping, float32 masters of a bf16 model, and the exponential moving average."""
+"""Optimisers with their state by name, the schedule, and the exponential moving average; all on sharded tensors."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 
 from ddit.config import OptimizerConfig
 from ddit.train.muon import Muon
-from ddit.train.parallel import Ranks
+from ddit.train.parallel import local
 
 
 def lr_factor(step: float, max_steps: int, cfg: OptimizerConfig) -> float:
@@ -34,64 +35,59 @@ def is_block_matrix(name: str, parameter: Tensor) -> bool:
     return parameter.ndim == 2 and "transformer_blocks." in name and ".norm" not in name
 
 
-class MasterWeights:
-    """The trained parameters in float32, beside a model that may compute in another type.
-
-    In float32 the masters are the model's own parameters; else they are copies, to which gradients are carried before a
-    step (`collect_gradients`) and from which the model is refreshed after it (`publish`).
-    """
-
-    def __init__(self, model: nn.Module, compute_dtype: torch.dtype) -> None:
-        self.model = model
-        self.shared = compute_dtype == torch.float32
-        self.names = [name for name, _ in model.named_parameters()]
-        self._live = list(model.parameters())
-        if self.shared:
-            self.masters: list[nn.Parameter] = self._live
-        else:
-            self.masters = [nn.Parameter(p.detach().float().clone()) for p in self._live]
-            model.to(compute_dtype)
-            self._live = list(model.parameters())
-
-    def named(self) -> Iterable[tuple[str, nn.Parameter]]:
-        return zip(self.names, self.masters, strict=True)
-
-    def collect_gradients(self) -> list[Tensor]:
-        """The gradients in float32, on the masters; a parameter that took no part has none."""
-        if not self.shared:
-            for master, live in zip(self.masters, self._live, strict=True):
-                master.grad = None if live.grad is None else live.grad.float()
-                live.grad = None
-        return [master.grad for master in self.masters if master.grad is not None]
-
-    @torch.no_grad()
-    def publish(self) -> None:
-        for master in self.masters:
-            master.grad = None
-        if not self.shared:
-            for live, master in zip(self._live, self.masters, strict=True):
-                live.copy_(master)
-
-
 def build_optimizers(
-    masters: Iterable[tuple[str, nn.Parameter]], cfg: OptimizerConfig, ranks: Ranks | None = None
+    trained: Mapping[str, nn.Parameter], cfg: OptimizerConfig
 ) -> dict[str, torch.optim.Optimizer]:
     """The optimisers by name: "adamw", and with `cfg.name == "muon"` "muon" for the matrices of the blocks."""
-    masters = list(masters)
-    matrices = [p for name, p in masters if is_block_matrix(name, p)] if cfg.name == "muon" else []
+    matrices = [p for name, p in trained.items() if cfg.name == "muon" and is_block_matrix(name, p)]
     taken = {id(p) for p in matrices}
-    rest = [p for _, p in masters if id(p) not in taken]
-    # AdamW decays matrices only: biases, gains and the null image have no scale to keep down.
+    rest = {name: p for name, p in trained.items() if id(p) not in taken}
+    # AdamW decays matrices only: biases, gains, the null image and the mask token have no scale to keep down.
+    decayed = [p for name, p in rest.items() if p.ndim >= 2 and not name.endswith("null_image_embd")]
+    kept = [p for name, p in rest.items() if p.ndim < 2 or name.endswith("null_image_embd")]
     groups = [
-        {"params": [p for p in rest if p.ndim >= 2], "weight_decay": cfg.weight_decay},
-        {"params": [p for p in rest if p.ndim < 2], "weight_decay": 0.0},
+        {"params": decayed, "weight_decay": cfg.weight_decay},
+        {"params": kept, "weight_decay": 0.0},
     ]
     optimizers: dict[str, torch.optim.Optimizer] = {
         "adamw": torch.optim.AdamW([g for g in groups if g["params"]], lr=cfg.lr, betas=cfg.betas, fused=True)
     }
     if matrices:
-        optimizers["muon"] = Muon(matrices, lr=cfg.muon_lr, weight_decay=cfg.weight_decay, ranks=ranks)
+        optimizers["muon"] = Muon(matrices, lr=cfg.muon_lr, weight_decay=cfg.weight_decay)
     return optimizers
+
+
+def optimizer_state(
+    trained: Mapping[str, nn.Parameter], optimizers: Mapping[str, torch.optim.Optimizer]
+) -> dict[str, Tensor]:
+    """The optimisers' tensors under "KEY.PARAMETER", of those parameters that have had a step.
+
+    torch's own packing would first take a step of all parameters to make room, with which those that a run never
+    touches enter its checkpoints after a resume.
+    """
+    return {
+        f"{key}.{name}": value
+        for name, parameter in trained.items()
+        for optimizer in optimizers.values()
+        for key, value in optimizer.state.get(parameter, {}).items()
+    }
+
+
+def make_room(
+    shapes: Mapping[str, tuple[int, ...]],
+    trained: Mapping[str, nn.Parameter],
+    optimizers: Mapping[str, torch.optim.Optimizer],
+) -> None:
+    """Gives the optimisers empty state of the names and shapes that `optimizer_state` had when it was saved."""
+    of = {id(p): o for o in optimizers.values() for group in o.param_groups for p in group["params"]}
+    for full_name, shape in shapes.items():
+        key, _, name = full_name.partition(".")
+        parameter = trained[name]
+        is_like = shape == tuple(parameter.shape)  # else a scalar: the count of its steps
+        room = (
+            torch.zeros_like(parameter.detach()) if is_like else torch.zeros(shape, device=parameter.device)
+        )
+        of[id(parameter)].state[parameter][key] = room
 
 
 def set_lr(optimizers: dict[str, torch.optim.Optimizer], cfg: OptimizerConfig, factor: float) -> None:
@@ -101,18 +97,36 @@ def set_lr(optimizers: dict[str, torch.optim.Optimizer], cfg: OptimizerConfig, f
 
 
 class Ema:
-    """Exponential moving average of float32 tensors: s <- d s + (1 - d) w, from s = w at the start.
+    """Exponential moving average of float32 parameters: s <- d s + (1 - d) w, from s = w at the start.
 
-    Early on d is (1 + k) / (10 + k) in update k, so that the fresh weights are soon forgotten.
+    Early on d is (1 + k) / (10 + k) in update k, so that the fresh weights are soon forgotten. Each rank averages its
+    own part of sharded parameters.
     """
 
-    def __init__(self, tensors: Iterable[Tensor], decay: float) -> None:
+    def __init__(self, parameters: Mapping[str, Tensor], decay: float) -> None:
         self.decay = decay
-        self.tensors = [tensor.detach().float().clone() for tensor in tensors]
+        self.tensors = {name: p.detach().clone() for name, p in parameters.items()}
 
     @torch.no_grad()
-    def update(self, tensors: Iterable[Tensor], step: int) -> None:
+    def update(self, parameters: Mapping[str, Tensor], step: int) -> None:
         """Takes in the weights after `step` earlier updates."""
         decay = min(self.decay, (1 + step) / (10 + step))
-        for average, tensor in zip(self.tensors, tensors, strict=True):
-            average.lerp_(tensor.detach(), 1 - decay)
+        for name, average in self.tensors.items():
+            local(average).lerp_(local(parameters[name].detach()), 1 - decay)
+
+    @contextmanager
+    def swapped_into(self, parameters: Mapping[str, Tensor]) -> Iterator[None]:
+        """The averages take the parameters' place for a while; their own values come back bit for bit."""
+        self._swap(parameters)
+        try:
+            yield
+        finally:
+            self._swap(parameters)
+
+    @torch.no_grad()
+    def _swap(self, parameters: Mapping[str, Tensor]) -> None:
+        for name, average in self.tensors.items():
+            ours, theirs = local(average), local(parameters[name].detach())
+            kept = theirs.clone()
+            theirs.copy_(ours)
+            ours.copy_(kept)

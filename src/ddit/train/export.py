@@ -1,0 +1,83 @@
+"""What a run leaves behind: model folders in the diffusers layout."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ddit.config import DualRun
+from ddit.folders import ModelSettings, load_image_codec, load_text_codec, resolve, save_pipeline
+from ddit.model import DualDiT
+from ddit.train.batches import STYLES
+from ddit.train.parallel import Ranks, gather_on_first
+
+_DTYPE = torch.bfloat16
+_PREFIX = "transformer."
+
+
+def export_run(cfg: DualRun, ranks: Ranks, states: Mapping[str, Mapping[str, Tensor]]) -> None:
+    """Writes a model folder of each state under the run's folder, in bfloat16; all ranks together.
+
+    states: by the folder's name, the learner's tensors, sharded or whole. With adapters the folder holds the merged
+    weights, and `adapters/` in it the adapters alone.
+    """
+    problem = None
+    for name, state in states.items():
+        whole = gather_on_first(state, ranks, torch.float32 if cfg.lora.rank > 0 else _DTYPE)
+        if ranks.is_first:
+            try:
+                _save(cfg, Path(cfg.out) / name, whole)
+            except OSError as error:
+                problem = error.strerror or str(error)
+        problem = ranks.share(problem)
+        if problem is not None:
+            raise OSError(f"{name} cannot be written to {cfg.out}: {problem}")
+
+
+def _save(cfg: DualRun, folder: Path, whole: Mapping[str, Tensor]) -> None:
+    for left in folder.parent.glob(f".{folder.name}.*"):  # of a process that was killed
+        shutil.rmtree(left, ignore_errors=True)
+    tensors = {n.removeprefix(_PREFIX): t for n, t in whole.items() if n.startswith(_PREFIX)}
+    vae, text = (resolve(name or cfg.init or "") for name in (cfg.vae, cfg.text))
+    codec = load_text_codec(text, dtype=_DTYPE)  # the run's own may be sharded or in 8 bit
+    if cfg.train_mask_embedding:
+        codec.set_mask_embedding(whole["mask_embedding"])
+    save_pipeline(
+        folder, transformer=_transformer(cfg, tensors), image_codec=load_image_codec(vae), text_codec=codec,
+        settings=settings_of(cfg), dtype=_DTYPE,
+    )  # fmt: skip
+
+
+def _transformer(cfg: DualRun, tensors: Mapping[str, Tensor]) -> DualDiT:
+    with torch.device("meta"):
+        model = DualDiT(cfg.model)
+    model.load_state_dict(tensors, assign=True)
+    return model.eval().requires_grad_(False)
+
+
+def settings_of(cfg: DualRun) -> ModelSettings:
+    """How the trained model is to be used: published values, but for the sizes it was trained at; or the small ones."""
+    data, style = cfg.data, STYLES[cfg.prompts]
+    settings = {
+        "prompt_style": style.to_dict(),
+        "image_size": data.image_size,
+        "prompt_length": data.draw_length,
+        "text_length": data.read_length,
+    }
+    if cfg.prompts == "published":
+        return ModelSettings(**settings)
+    report = cfg.report
+    return ModelSettings(
+        **settings,
+        num_steps=report.sheet_steps,
+        guidance_scale=report.sheet_guidance,
+        shift=report.sheet_shift,
+        caption_steps=16,
+        answer_steps=4,
+        text_order="confidence",
+        temperature=0.0,
+    )

@@ -1,0 +1,106 @@
+"""What a run shows while it goes: losses, held-out figures, sheets; and when it is time to save.
+
+All ranks take part in figures and sheets, since the model is sharded; the first one writes.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+from ddit.config import save_config
+from ddit.train.batches import STYLES, ImageFacts, held_out_samples
+from ddit.train.heldout import HeldOut
+from ddit.train.log import RunLog
+from ddit.train.optim import lr_factor
+from ddit.train.sheet import draw_pictures, save_sheet
+
+if TYPE_CHECKING:  # the loop calls this module
+    from ddit.train.loop import StepResult, Trainer
+
+
+class Watch:
+    """Called after every step, on all ranks."""
+
+    def __init__(self, trainer: Trainer) -> None:
+        self.trainer, self.cfg, self.is_first = trainer, trainer.cfg, trainer.ranks.is_first
+        self.style = STYLES[self.cfg.prompts]
+        self.held_out = None
+        if self.cfg.data.held_out and self.cfg.report.num_held_out > 0:
+            samples = held_out_samples(self.cfg, trainer.codec, ImageFacts.of(trainer.images))
+            self.held_out = HeldOut(self.cfg, samples, trainer.images, trainer.codec, trainer.ranks)
+        self.log = None
+        if self.is_first:
+            save_config(self.cfg, trainer.out)
+            self.log = RunLog(trainer.out, self.cfg.max_steps, unit="step", start=trainer.step)
+        self.sums: dict[str, float] = {}
+        self.count = self.timed = 0
+        self.saved = self.start = time.monotonic()
+
+    def wants_checkpoint(self) -> bool:
+        """Whether this rank asks for a checkpoint after the step that is about to be made."""
+        report, done = self.cfg.report, self.trainer.step + 1
+        if report.checkpoint_steps is not None:
+            return done % report.checkpoint_steps == 0
+        return self.is_first and time.monotonic() - self.saved > 60 * report.checkpoint_minutes
+
+    def note_checkpoint(self) -> None:
+        self.saved = time.monotonic()
+        self._restart_clock()
+
+    def after_step(self, result: StepResult) -> None:
+        report, step = self.cfg.report, self.trainer.step
+        self.timed += 1
+        if not result.skipped:
+            self.count += 1
+            for name, value in result.values.items():
+                self.sums[name] = self.sums.get(name, 0.0) + value
+        if self.log is not None:
+            self.log.advance()
+            if step % report.log_every == 0:
+                self.log.event(step=step, **self._summary())
+        if step % report.evaluate_every == 0 and self.held_out is not None:
+            figures = self.trainer.evaluate(self.held_out.measure)
+            if self.log is not None:
+                self.log.event(step=step, **figures)
+            self._restart_clock()
+        if step % report.sheet_every == 0:
+            self._draw_sheet()
+            self._restart_clock()
+
+    def _summary(self) -> dict[str, float]:
+        """Averages of the losses since the last summary, and the rate of training alone."""
+        trainer, cfg = self.trainer, self.cfg
+        mean = {name: value / self.count for name, value in self.sums.items()}
+        rate = self.timed * cfg.global_batch_size / max(time.monotonic() - self.start, 1e-9)
+        lr = cfg.optimizer.lr * lr_factor(trainer.step - 1, cfg.max_steps, cfg.optimizer)
+        self.sums, self.count = {}, 0
+        self._restart_clock()
+        counts = {"broken": trainer.broken.num_broken, "skipped": trainer.skipped}
+        return mean | {"pairs_per_second": rate, "lr": lr} | {k: v for k, v in counts.items() if v}
+
+    def _restart_clock(self) -> None:
+        self.timed, self.start = 0, time.monotonic()
+
+    def _draw_sheet(self) -> None:
+        if self.held_out is None or not self.held_out.captions:
+            return
+        trainer, texts = self.trainer, self.held_out.captions[: self.cfg.report.num_sheet]
+        pixels = trainer.evaluate(
+            lambda model: draw_pictures(
+                model, trainer.images, trainer.codec, texts, self.cfg.report, style=self.style,
+                length=self.cfg.data.draw_length, latent_size=self.cfg.data.image_size // trainer.images.downsample,
+            )
+        )  # fmt: skip
+        if self.is_first:
+            save_sheet(trainer.out / "sheets" / f"{trainer.step:07d}.png", pixels, texts)
+
+    def finish(self) -> None:
+        trainer = self.trainer
+        if trainer.step == self.cfg.max_steps:
+            figures = {} if self.held_out is None else trainer.evaluate(self.held_out.measure)
+            if self.log is not None:
+                self.log.event(step=trainer.step, **figures, final=1)
+            self._draw_sheet()
+        if self.log is not None:
+            self.log.close()
