@@ -1,22 +1,67 @@
-"""What a run says while it goes: a progress bar on stderr and one JSON object a line in `log.jsonl`."""
+"""What a run says while it goes: a progress bar on stderr and one JSON object a line in `log.jsonl`, always;
+TensorBoard where it is installed; Weights & Biases where it is asked for.
+"""
 
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
+from typing import Any, Protocol
 
 from tqdm import tqdm
 
+from ddit.config import ReportConfig
+
+LOG_FILE, TENSORBOARD_FOLDER, WANDB_ID_FILE = "log.jsonl", "tensorboard", "wandb_id"
+_SHOWN = {"total": "loss", "image": "image", "text": "text", "pairs_per_second": "pairs/s", "mfu": "mfu"}
+
+
+class Sink(Protocol):
+    """Where figures go beside the log file."""
+
+    def write(self, values: Mapping[str, float], step: int) -> None: ...
+
+    def close(self) -> None: ...
+
 
 class RunLog:
-    """Appends events to `out/log.jsonl` and shows the latest figures beside the bar."""
+    """Appends events to `out/log.jsonl` and shows the latest figures beside a bar with the time left.
 
-    def __init__(self, out: Path, total: int, *, unit: str, start: int = 0) -> None:
+    A run that goes on after `start` steps first drops the lines of later steps, which will be written again.
+
+    Args:
+        total: units of the whole run; `unit` names them.
+        report: switches TensorBoard and Weights & Biases on; None: neither.
+        flops_per_unit, peak_flops: work of one of the units that `pairs_per_second` counts, and what all devices
+            together can do a second; with both, events with that rate get the model FLOP utilisation, `mfu`.
+        config: shown by Weights & Biases.
+
+    Raises:
+        ValueError: if Weights & Biases is asked for and not installed.
+    """
+
+    def __init__(
+        self,
+        out: Path,
+        total: int,
+        *,
+        unit: str,
+        start: int = 0,
+        report: ReportConfig | None = None,
+        flops_per_unit: float | None = None,
+        peak_flops: float | None = None,
+        config: Mapping[str, Any] | None = None,
+    ) -> None:
         out.mkdir(parents=True, exist_ok=True)
-        self._file = (out / "log.jsonl").open("a")
+        self._seconds_before = drop_later_lines(out / LOG_FILE, start)
+        self._share_a_unit = flops_per_unit / peak_flops if flops_per_unit and peak_flops else None
+        self._sinks = [] if report is None else _open_sinks(out, report, start, config or {})
+        self._file = (out / LOG_FILE).open("a", encoding="utf-8")
         interval = 0.5 if sys.stderr.isatty() else 30.0
         self._bar = tqdm(
             total=total, initial=start, unit=unit, mininterval=interval, desc=out.name, file=sys.stderr
@@ -32,15 +77,104 @@ class RunLog:
     def close(self) -> None:
         self._bar.close()
         self._file.close()
+        for sink in self._sinks:
+            sink.close()
 
     def advance(self) -> None:
         self._bar.update()
 
     def event(self, **values: float) -> None:
-        """Writes one line; `seconds` counts from the start of this process."""
-        seconds = round(time.monotonic() - self._start, 2)
+        """Writes one line; `seconds` counts the time that the run has taken, all of its starts together."""
+        rate = values.get("pairs_per_second")
+        if self._share_a_unit is not None and rate is not None:
+            values["mfu"] = rate * self._share_a_unit
+        seconds = round(self._seconds_before + time.monotonic() - self._start, 2)
         rounded = {k: float(f"{v:.6g}") if isinstance(v, float) else v for k, v in values.items()}
         self._file.write(json.dumps({**rounded, "seconds": seconds}) + "\n")
         self._file.flush()
-        shown = {k: f"{v:.4g}" for k, v in values.items() if k != "step"}
+        figures = {key: value for key, value in values.items() if key != "step"}
+        for sink in self._sinks:
+            sink.write(figures, int(values.get("step", self._bar.n)))
+        known = {_SHOWN[key]: value for key, value in figures.items() if key in _SHOWN}
+        shown = {key: f"{v:.1%}" if key == "mfu" else f"{v:.4g}" for key, v in (known or figures).items()}
         self._bar.set_postfix(dict(list(shown.items())[:5]), refresh=False)
+
+
+def read_log(path: Path) -> list[dict[str, Any]]:
+    """The events of a log file; a last line that was torn by a kill is left out."""
+    events = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            event = json.loads(line)
+        except json.JSONDecodeError:
+            continue
+        if isinstance(event, dict):
+            events.append(event)
+    return events
+
+
+def drop_later_lines(path: Path, step: int) -> float:
+    """Rewrites a log, at once or not at all, without the events of steps after `step`; returns its last `seconds`."""
+    if not path.is_file():
+        return 0.0
+    events = [event for event in read_log(path) if event.get("step", 0) <= step]
+    if step == 0:
+        events = []
+    aside = path.with_name(path.name + ".tmp")
+    aside.write_text("".join(json.dumps(event) + "\n" for event in events), encoding="utf-8")
+    os.replace(aside, path)
+    return max((float(event.get("seconds", 0.0)) for event in events), default=0.0)
+
+
+def _open_sinks(out: Path, report: ReportConfig, start: int, config: Mapping[str, Any]) -> list[Sink]:
+    sinks: list[Sink] = []
+    if report.wandb_project is not None:
+        sinks.append(_WandbSink(out, report.wandb_project, config))
+    if report.tensorboard:
+        try:
+            sinks.append(_TensorBoardSink(out / TENSORBOARD_FOLDER, start))
+        except ImportError:
+            print("no TensorBoard files: pip install 'ddit[train]' for them", file=sys.stderr)
+    return sinks
+
+
+class _TensorBoardSink:
+    """Event files; TensorBoard hides what an earlier start wrote for steps after `start`."""
+
+    def __init__(self, folder: Path, start: int) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        self._writer = SummaryWriter(str(folder), purge_step=start + 1)
+
+    def write(self, values: Mapping[str, float], step: int) -> None:
+        for key, value in values.items():
+            self._writer.add_scalar(key, value, step)
+        self._writer.flush()
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+class _WandbSink:
+    """A run of Weights & Biases under one identity, however often it is started."""
+
+    def __init__(self, out: Path, project: str, config: Mapping[str, Any]) -> None:
+        try:
+            import wandb  # pyright: ignore[reportMissingImports]  # nothing here needs it
+        except ImportError:
+            raise ValueError(
+                f"report.wandb_project is {project!r}: pip install wandb, or leave it out"
+            ) from None
+        identity = out / WANDB_ID_FILE
+        if not identity.is_file():
+            identity.write_text(os.urandom(4).hex())
+        self._run = wandb.init(
+            project=project, name=out.name, dir=str(out), id=identity.read_text().strip(), resume="allow",
+            config=dict(config),
+        )  # fmt: skip
+
+    def write(self, values: Mapping[str, float], step: int) -> None:
+        self._run.log(dict(values), step=step)
+
+    def close(self) -> None:
+        self._run.finish()
