@@ -1,24 +1,21 @@
-"""Run configurations: frozen dataclasses, composed; strict overrides; JSON in and out.
+"""Run configurations: frozen dataclasses, composed and checked; JSON in and out.
 
 A run is described by exactly one of the `*Run` classes below, so that every key that it has is read by its stage.
 """
 
 from __future__ import annotations
 
-import dataclasses
-import difflib
 import json
-import typing
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Literal
 
-from pydantic import TypeAdapter, ValidationError
-
+from ddit.checks import above_zero, at_least, fraction
 from ddit.data.config import DataConfig, SourceConfig, WorldData
 from ddit.flow import FlowConfig
 from ddit.masked import MaskedConfig
 from ddit.model import DualDiTConfig
+from ddit.strict import build, to_data
 from ddit.world import WorldConfig
 
 
@@ -43,6 +40,14 @@ class OptimizerConfig:
     final_lr_fraction: float = 0.0
     ema_decay: float = 0.9995
 
+    def __post_init__(self) -> None:
+        above_zero(self, "lr", "muon_lr", "max_grad_norm")
+        at_least(self, 0, "weight_decay", "warmup_steps")
+        fraction(self, "decay_fraction", "final_lr_fraction")
+        fraction(self, "ema_decay", below_one=True)
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise ValueError(f"betas must be at least 0 and below 1, got {list(self.betas)}")
+
 
 @dataclass(frozen=True)
 class ObjectiveConfig:
@@ -59,6 +64,12 @@ class ObjectiveConfig:
     # Our deviation from the paper, off by default: image tokens after this block (0-based) against a frozen teacher.
     alignment_weight: float = 0.0
     alignment_block: int = 3
+
+    def __post_init__(self) -> None:
+        at_least(self, 0, "lambda_text", "alignment_weight", "alignment_block")
+        fraction(self, "read_fraction", "caption_dropout")
+        above_zero(self.flow, "logit_std")
+        above_zero(self.text, "max_weight")
 
 
 @dataclass(frozen=True)
@@ -80,6 +91,9 @@ class ParallelConfig:
     compile_blocks: bool = False
     text_encoder: Literal["whole", "sharded", "int8"] = "whole"
 
+    def __post_init__(self) -> None:
+        at_least(self, 1, "num_replicas")
+
 
 @dataclass(frozen=True)
 class LoraConfig:
@@ -92,10 +106,23 @@ class LoraConfig:
     alpha: float = 16.0
     dropout: float = 0.0
 
+    def __post_init__(self) -> None:
+        at_least(self, 0, "rank")
+        above_zero(self, "alpha")
+        fraction(self, "dropout", below_one=True)
+
 
 @dataclass(frozen=True)
 class ReportConfig:
-    """How often a run says something (in steps) and saves (in minutes)."""
+    """How often a run says something (in steps) and saves (in minutes).
+
+    Attributes:
+        num_held_out: held-out samples that are measured; 0 measures nothing and draws no sheets.
+        num_sheet: pictures on a sheet, and rows of its table.
+        tensorboard: event files too, where TensorBoard is installed.
+        wandb_project: of Weights & Biases; None: not used.
+        peak_tflops: of one device, which model FLOP utilisation is measured against; None: looked up or measured.
+    """
 
     log_every: int = 20
     evaluate_every: int = 500
@@ -110,6 +137,22 @@ class ReportConfig:
     sheet_shift: float = 2.0
     tensorboard: bool = True
     wandb_project: str | None = None
+    peak_tflops: float | None = None
+
+    def __post_init__(self) -> None:
+        at_least(
+            self,
+            1,
+            "log_every",
+            "evaluate_every",
+            "sheet_every",
+            "num_sheet",
+            "sheet_steps",
+            "keep_checkpoints",
+        )
+        at_least(self, 1, "checkpoint_steps")
+        at_least(self, 0, "num_held_out", "sheet_guidance", "checkpoint_minutes")
+        above_zero(self, "sheet_shift", "peak_tflops")
 
 
 @dataclass(frozen=True)
@@ -149,6 +192,18 @@ class DualRun:
     non_finite: Literal["stop", "skip"] = "stop"
     max_skipped: int = 10
 
+    def __post_init__(self) -> None:
+        at_least(self, 1, "global_batch_size", "micro_batch_size", "max_steps")
+        at_least(self, 0, "seed", "max_skipped")
+        micro, whole = self.micro_batch_size, self.global_batch_size
+        if micro is not None and whole % micro:
+            raise ValueError(f"global_batch_size {whole} is not a multiple of micro_batch_size {micro}")
+        block, weight = self.objective.alignment_block, self.objective.alignment_weight
+        if weight > 0 and block >= self.model.depth:
+            raise ValueError(f"objective.alignment_block {block} is not below model.depth {self.model.depth}")
+        if self.train_mask_embedding and self.parallel.text_encoder == "int8":
+            raise ValueError("train_mask_embedding needs another parallel.text_encoder than int8")
+
 
 @dataclass(frozen=True)
 class AutoencoderRun:
@@ -165,6 +220,12 @@ class AutoencoderRun:
     lr: float = 2e-3
     warmup_steps: int = 50
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        at_least(self, 1, "num_scenes", "num_pca_scenes", "num_held_out", "batch_size", "max_steps")
+        at_least(self, 0, "seed")
+        at_least(self, 0, "warmup_steps")
+        above_zero(self, "lr")
 
 
 @dataclass(frozen=True)
@@ -184,6 +245,12 @@ class TextEncoderRun:
     num_held_out: int = 512
     seed: int = 0
 
+    def __post_init__(self) -> None:
+        at_least(self, 1, "text_length", "batch_size", "max_steps", "num_held_out")
+        at_least(self, 0, "seed")
+        at_least(self, 0, "warmup_steps")
+        above_zero(self, "lr")
+
 
 @dataclass(frozen=True)
 class TeacherRun:
@@ -195,6 +262,10 @@ class TeacherRun:
     width: int = 48
     max_steps: int = 800
     seed: int = 1234
+
+    def __post_init__(self) -> None:
+        at_least(self, 1, "width", "max_steps")
+        at_least(self, 0, "seed")
 
 
 @dataclass(frozen=True)
@@ -213,9 +284,11 @@ class LatentsRun:
     shard_size: int = 1000
     batch_size: int = 100
 
+    def __post_init__(self) -> None:
+        at_least(self, 1, "feature_side", "image_size", "num_buckets", "shard_size", "batch_size")
+
 
 RunConfig = DualRun | AutoencoderRun | TextEncoderRun | TeacherRun | LatentsRun
-Config = TypeVar("Config")
 _RUN_CLASSES: dict[str, type[RunConfig]] = {
     "dual": DualRun,
     "autoencoder": AutoencoderRun,
@@ -225,67 +298,8 @@ _RUN_CLASSES: dict[str, type[RunConfig]] = {
 }
 
 
-def apply_overrides(config: Config, overrides: typing.Sequence[str]) -> Config:
-    """Returns `config` with assignments such as "optimizer.lr=1e-3" made; values are JSON, or else plain strings.
-
-    Raises `ValueError` (one line, naming the key) for an unknown key, with near misses, and for a value of the wrong
-    type.
-    """
-    for assignment in overrides:
-        key, separator, value = assignment.partition("=")
-        if not separator:
-            raise ValueError(f"override {assignment!r} is not of the form key=value")
-        config = _assign(config, key.strip(), key.strip().split("."), value.strip())
-    return config
-
-
-def _assign(config: Any, key: str, path: list[str], value: str) -> Any:
-    hints = typing.get_type_hints(type(config))
-    name, rest = path[0], path[1:]
-    if name not in hints:
-        near = difflib.get_close_matches(key, list_keys_of(config, key, path), n=3, cutoff=0.5)
-        hint = f"; did you mean {' or '.join(near)}?" if near else ""
-        raise ValueError(f"unknown key {key!r}{hint}")
-    if not rest:
-        return dataclasses.replace(config, **{name: _parse(key, value, hints[name])})
-    inner = getattr(config, name)
-    if not dataclasses.is_dataclass(inner):
-        raise ValueError(f"unknown key {key!r}: {name!r} has no fields of its own")
-    return dataclasses.replace(config, **{name: _assign(inner, key, rest, value)})
-
-
-def list_keys(config: Any, prefix: str = "") -> list[str]:
-    """All dotted keys of a configuration, leaves only."""
-    keys = []
-    for item in dataclasses.fields(config):
-        value = getattr(config, item.name)
-        if dataclasses.is_dataclass(value):
-            keys += list_keys(value, f"{prefix}{item.name}.")
-        else:
-            keys.append(prefix + item.name)
-    return keys
-
-
-def list_keys_of(config: Any, key: str, path: list[str]) -> list[str]:
-    """Candidates for a near miss of `key`, whose last `len(path)` parts are to be looked up in `config`."""
-    prefix = key[: len(key) - len(".".join(path))]
-    return list_keys(config, prefix)
-
-
-def _parse(key: str, text: str, hint: Any) -> Any:
-    adapter = TypeAdapter(hint)
-    try:
-        return adapter.validate_json(text, strict=True)
-    except ValidationError as error:
-        problem = error.errors()[0]["msg"]
-    try:
-        return adapter.validate_json(json.dumps(text), strict=True)
-    except ValidationError:
-        raise ValueError(f"bad value for {key}: {text!r} ({problem})") from None
-
-
 def to_json(config: RunConfig) -> str:
-    return json.dumps(dataclasses.asdict(typing.cast(Any, config)), indent=2) + "\n"
+    return json.dumps(to_data(config), indent=2) + "\n"
 
 
 def from_json(text: str) -> RunConfig:
@@ -294,22 +308,7 @@ def from_json(text: str) -> RunConfig:
     kind = data.get("kind")
     if kind not in _RUN_CLASSES:
         raise ValueError(f"unknown kind of run {kind!r}; known: {', '.join(_RUN_CLASSES)}")
-    cls = _RUN_CLASSES[kind]
-    _refuse_unknown(data, cls, "")
-    try:
-        return TypeAdapter(cls).validate_json(text, strict=True)
-    except ValidationError as error:
-        first = error.errors()[0]
-        raise ValueError(f"bad value for {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
-
-
-def _refuse_unknown(data: dict[str, Any], cls: Any, prefix: str) -> None:
-    hints = typing.get_type_hints(cls)
-    for name, value in data.items():
-        if name not in hints:
-            raise ValueError(f"unknown key {prefix + name!r}")
-        if dataclasses.is_dataclass(hints[name]) and isinstance(value, dict):
-            _refuse_unknown(value, hints[name], f"{prefix}{name}.")
+    return build(_RUN_CLASSES[kind], data)
 
 
 def save_config(config: RunConfig, folder: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import functools
 from collections.abc import Callable
@@ -61,17 +60,17 @@ class Learner(nn.Module):
 
     def _text_states(self, batch: Batch, codec: TextCodec) -> tuple[Tensor | None, Tensor | None]:
         """States of both halves' ids, from one pass of the text encoder where the lengths agree."""
-        drawn, read = batch.drawn, batch.read
-        trains_mask = self.mask_embedding is not None
-        if drawn is not None and read is not None and not trains_mask:
-            if drawn.prompt_ids.shape[1] == read.noisy_ids.shape[1]:
-                states = codec.states(torch.cat([drawn.prompt_ids, read.noisy_ids]))
-                return states[: len(drawn.prompt_ids)], states[len(drawn.prompt_ids) :]
-        drawn_states = None if drawn is None else codec.states(drawn.prompt_ids)
-        if read is None:
-            return drawn_states, None
-        with codec.embed_mask_as(self.mask_embedding) if trains_mask else contextlib.nullcontext():
-            return drawn_states, codec.states(read.noisy_ids)
+        ids = None if batch.drawn is None else batch.drawn.prompt_ids
+        noisy_ids = None if batch.read is None else batch.read.noisy_ids
+        if self.mask_embedding is not None and noisy_ids is not None:
+            with codec.embed_mask_as(self.mask_embedding):
+                read_states = codec.states(noisy_ids)
+            return None if ids is None else codec.states(ids), read_states
+        if ids is not None and noisy_ids is not None and ids.shape[1] == noisy_ids.shape[1]:
+            states = codec.states(torch.cat([ids, noisy_ids]))
+            return states[: len(ids)], states[len(ids) :]
+        drawn_states, read_states = (None if i is None else codec.states(i) for i in (ids, noisy_ids))
+        return drawn_states, read_states
 
     def run(self, work: Callable[[], Result]) -> Result:
         """Calls `work` while the weights outside the blocks are gathered, so that it may call the transformer."""

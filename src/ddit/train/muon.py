@@ -75,7 +75,6 @@ class Muon(torch.optim.Optimizer):
         if group is None or group.size() == 1:
             return [orthogonalize(part, self.num_iterations) for part in parts]
         shapes = [tuple(param.shape) for param in params]
-        own = range(group.rank(), len(params), group.size())
         wholes = _collect(parts, shapes, group)
         solved = [orthogonalize(whole, self.num_iterations) for whole in wholes]
         return _distribute(solved, shapes, group, parts[0])

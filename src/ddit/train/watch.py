@@ -5,11 +5,15 @@ All ranks take part in figures and sheets, since the model is sharded; the first
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from typing import TYPE_CHECKING
 
+import torch
+
 from ddit.config import save_config
 from ddit.train.batches import STYLES, ImageFacts, held_out_samples
+from ddit.train.flops import peak_flops, run_flops
 from ddit.train.heldout import HeldOut
 from ddit.train.log import RunLog
 from ddit.train.optim import lr_factor
@@ -32,10 +36,25 @@ class Watch:
         self.log = None
         if self.is_first:
             save_config(self.cfg, trainer.out)
-            self.log = RunLog(trainer.out, self.cfg.max_steps, unit="step", start=trainer.step)
+            self.log = self._open_log()
         self.sums: dict[str, float] = {}
         self.count = self.timed = 0
         self.saved = self.start = time.monotonic()
+
+    def _open_log(self) -> RunLog:
+        cfg, trainer = self.cfg, self.trainer
+        dtype = getattr(torch, cfg.compute_dtype)
+        peak = peak_flops(trainer.ranks.device, dtype, override=cfg.report.peak_tflops)
+        return RunLog(
+            trainer.out,
+            cfg.max_steps,
+            unit="step",
+            start=trainer.step,
+            report=cfg.report,
+            flops_per_unit=run_flops(cfg, trainer.images.downsample) / cfg.global_batch_size,
+            peak_flops=trainer.ranks.size * peak,
+            config=dataclasses.asdict(cfg),
+        )
 
     def wants_checkpoint(self) -> bool:
         """Whether this rank asks for a checkpoint after the step that is about to be made."""
