@@ -47,17 +47,16 @@ def assign_buckets(sizes: np.ndarray, shapes: list[Shape]) -> np.ndarray:
     return buckets
 
 
-def merge_small(counts: np.ndarray, shapes: list[Shape], minimum: int, keep: np.ndarray) -> np.ndarray:
+def merge_small(counts: np.ndarray, shapes: list[Shape], minimum: int) -> np.ndarray:
     """For each bucket, the one that its samples go to: buckets with fewer than `minimum` join the nearest ratio's.
 
-    counts (n,): samples of each bucket. keep (n,) bool: buckets that are left as they are (their latents are cached and
-    cannot be cut again); a batch of such a small bucket repeats samples.
+    counts (n,): samples of each bucket.
     """
     ratios = np.log([width / height for height, width in shapes])
     target, counts = np.arange(len(shapes)), counts.copy()
     while True:
         used = np.flatnonzero(counts)
-        small = [b for b in used if counts[b] < minimum and not keep[b]]
+        small = [b for b in used if counts[b] < minimum]
         if not small or len(used) == 1:
             return target
         smallest = min(small, key=lambda b: counts[b])

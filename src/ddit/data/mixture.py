@@ -7,7 +7,7 @@ is walked in seeded permutations of its own, epoch after epoch.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -36,7 +36,9 @@ class Pattern:
         keys = (order + jitter) / counts[owners]
         self.counts = counts
         self._choices = owners[np.argsort(keys, kind="stable")]  # (PERIOD,)
-        self._before = np.zeros(PERIOD, dtype=np.int64)  # of each entry, how many of its own choice come before it
+        self._before = np.zeros(
+            PERIOD, dtype=np.int64
+        )  # of each entry, how many of its own choice come before it
         for choice in range(len(counts)):
             at = self._choices == choice
             self._before[at] = np.arange(counts[choice])
@@ -60,7 +62,8 @@ def _largest_remainder(weights: np.ndarray, total: int) -> np.ndarray:
     return counts
 
 
-class Place(NamedTuple):
+@dataclass(frozen=True)
+class Place:
     """One sample of a batch: the source's number, the sample's index in it, and the bucket."""
 
     source: int
@@ -79,7 +82,7 @@ class HalfBatches:
         sources: with their weights.
         batch_size: samples of this half in a global batch.
         shapes: buckets; a single one takes every sample and asks no source for its sizes.
-        can_cut: of each source, whether its pictures can be cut to any shape.
+        can_cut: whether pictures can be cut to any shape; cached latents cannot.
 
     Raises:
         ValueError: for a weight that is not positive or a source without samples.
@@ -93,7 +96,7 @@ class HalfBatches:
         shapes: list[Shape],
         seed: int,
         stream: int,
-        can_cut: Sequence[bool] | None = None,
+        can_cut: bool = True,
     ) -> None:
         for number, (source, weight) in enumerate(sources):
             if not weight > 0:
@@ -102,14 +105,14 @@ class HalfBatches:
                 raise ValueError(f"source {number} has no samples")
         self.sources, self.batch_size, self.shapes, self.seed = sources, batch_size, shapes, seed
         self._stream = stream
-        members = self._members(can_cut or [True] * len(sources))
+        members = self._members(can_cut)
         shares = np.array(
             [
                 [weight * len(m) / len(source) for m, (source, weight) in zip(row, sources, strict=True)]
                 for row in members
             ]
         )  # (buckets, sources)
-        self._used = np.flatnonzero(shares.sum(1))
+        self._used = np.flatnonzero(shares.sum(1)).tolist()
         self._buckets = Pattern(shares.sum(1)[self._used], seed=seed)
         self._within = []
         for bucket in self._used:
@@ -121,16 +124,15 @@ class HalfBatches:
             for bucket in self._used
         ]
 
-    def _members(self, can_cut: Sequence[bool]) -> list[list[np.ndarray | range]]:
+    def _members(self, can_cut: bool) -> list[list[np.ndarray | range]]:
         """For each bucket and source, the indices of the samples in it."""
         if len(self.shapes) == 1:
             return [[range(len(source)) for source, _ in self.sources]]
         assigned = [assign_buckets(source.sizes(), self.shapes) for source, _ in self.sources]
-        counts = [np.bincount(buckets, minlength=len(self.shapes)) for buckets in assigned]
-        fixed = [count for count, can in zip(counts, can_cut, strict=True) if not can]
-        keep = np.sum(fixed, axis=0) > 0 if fixed else np.zeros(len(self.shapes), dtype=bool)
-        target = merge_small(np.sum(counts, axis=0), self.shapes, self.batch_size, keep)
-        assigned = [target[buckets] for buckets in assigned]
+        if can_cut:
+            counts = [np.bincount(buckets, minlength=len(self.shapes)) for buckets in assigned]
+            target = merge_small(np.sum(counts, axis=0), self.shapes, self.batch_size)
+            assigned = [target[buckets] for buckets in assigned]
         return [[_find(b == bucket) for b in assigned] for bucket in range(len(self.shapes))]
 
     def _seed(self, bucket: int, source: int) -> int:
@@ -156,7 +158,7 @@ class HalfBatches:
         """Another sample of the same source and bucket for one that is broken; `attempt` counts from 1."""
         members, _ = self._walked[place.bucket][place.source]
         rng = sample_rng(self.seed, step, position + (attempt << 23) + (self._stream << 22))
-        return place._replace(index=int(members[rng.randrange(len(members))]))
+        return replace(place, index=int(members[rng.randrange(len(members))]))
 
 
 def _find(at: np.ndarray) -> np.ndarray:

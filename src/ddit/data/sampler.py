@@ -1,4 +1,4 @@
-"""Which number comes next, and what is random about it: pure functions of (seed, number), in constant time and memory."""
+"""Which number comes next, and what is random about it: pure functions of (seed, number), in constant time."""
 
 from __future__ import annotations
 

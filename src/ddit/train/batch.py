@@ -59,17 +59,17 @@ def split(batch: Batch, num_parts: int) -> list[Batch]:
     """The micro-batches of a rank's batch, in order and of equal size (views); `broken` stays with the first."""
     parts = []
     for i in range(num_parts):
-        drawn, read = (_cut(half, i, num_parts) for half in (batch.drawn, batch.read))
-        parts.append(Batch(drawn, read, batch.broken if i == 0 else {}))
+        broken = batch.broken if i == 0 else {}
+        parts.append(Batch(_cut(batch.drawn, i, num_parts), _cut(batch.read, i, num_parts), broken))
     return parts
 
 
 def _cut(value: Part, i: int, num_parts: int) -> Part:
     """Part `i` of a tensor, or of all tensors of a (nested) tuple."""
-    if value is None:
-        return value
     if isinstance(value, Tensor):
         size = len(value) // num_parts
         return cast(Part, value[i * size : (i + 1) * size])
-    assert isinstance(value, tuple)
-    return type(value)(*(_cut(entry, i, num_parts) for entry in value))
+    if isinstance(value, tuple):
+        return cast(Part, type(value)(*(_cut(entry, i, num_parts) for entry in value)))
+    assert value is None
+    return value

@@ -1,0 +1,275 @@
+"""Cached latents: the autoencoder's (and a teacher's) work on every picture of a source, paid once.
+
+A folder with `latents.json`, which tells what it was made from, and shards `latents-00000.safetensors` of `shard_size`
+consecutive samples. A shard holds, for each bucket B, `mean.B` and `std.B` (n, C, h, w) and with a teacher `features.B`
+(n, F, h', w'), all float16, the samples in order, and `bucket` (shard_size,), the bucket of each: -1 has no picture, -2
+is broken (for the reason in the shard's metadata).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import random
+from collections import OrderedDict
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from ddit.data.buckets import Shape
+from ddit.data.config import SourceConfig
+from ddit.data.samples import BrokenSample, Latents, Sample, Source
+
+NO_PICTURE, BROKEN = -1, -2
+_DESCRIPTION = "latents.json"
+_MAX_OPEN_SHARDS = 256
+_NUM_FOR_STATISTICS = 2000
+_TEXT_KEYS = {
+    "weight", "latents", "question_fraction", "caption_key", "original_key", "original_share", "question_key",
+    "answer_key", "annotations", "unanswerable",
+}  # fmt: skip
+"""Settings of a source that change its texts alone: the latents of its pictures stay good."""
+
+
+@dataclasses.dataclass(frozen=True)
+class LatentsInfo:
+    """What a folder of latents was made from and how it is laid out: `latents.json`.
+
+    `shapes` are the pictures' heights and widths in pixels by bucket, `autoencoder` its fingerprint (see
+    `encoders.ImageCodec`).
+    """
+
+    source: dict[str, Any]
+    num_samples: int
+    shard_size: int
+    image_size: int
+    num_buckets: int
+    shapes: list[Shape]
+    channels: int
+    downsample: int
+    autoencoder: str
+    teacher: str | None = None
+    features_shape: list[int] | None = None
+
+    @property
+    def num_shards(self) -> int:
+        return -(-self.num_samples // self.shard_size)
+
+    def write(self, folder: Path) -> None:
+        """Creates the folder, or finds one of the same description; another one is a `ValueError`."""
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / _DESCRIPTION
+        text = json.dumps(dataclasses.asdict(self), indent=2) + "\n"
+        if path.exists():
+            if json.loads(path.read_text()) != json.loads(text):
+                raise ValueError(
+                    f"{folder} holds latents made with other settings: remove it or choose another folder"
+                )
+            return
+        write_aside(path, lambda aside: aside.write_text(text))
+
+    @classmethod
+    def read(cls, folder: Path) -> LatentsInfo:
+        path = folder / _DESCRIPTION
+        if not path.is_file():
+            raise ValueError(
+                f"{folder} holds no latents ({_DESCRIPTION} is missing): run ddit data precompute first"
+            )
+        try:
+            values = json.loads(path.read_text())
+            return cls(**{**values, "shapes": [(height, width) for height, width in values["shapes"]]})
+        except (ValueError, TypeError, KeyError) as error:
+            raise ValueError(f"{path} cannot be read: {error}") from None
+
+    def missing(self, folder: Path) -> list[int]:
+        """The shards that are still to be made."""
+        found = {entry.name for entry in os.scandir(folder)}
+        return [shard for shard in range(self.num_shards) if shard_path(folder, shard).name not in found]
+
+
+def describe_source(cfg: SourceConfig) -> dict[str, Any]:
+    """The settings of a source on which its pictures depend."""
+    values = dataclasses.asdict(cfg)
+    return json.loads(json.dumps({key: value for key, value in values.items() if key not in _TEXT_KEYS}))
+
+
+def shard_path(folder: Path, shard: int) -> Path:
+    return folder / f"latents-{shard:05d}.safetensors"
+
+
+def write_aside(path: Path, write: Any) -> None:
+    """Has `write` make a file beside `path`, then renames it: what bears the name is always whole."""
+    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        write(aside)
+        os.replace(aside, path)
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def write_shard(
+    folder: Path, shard: int, buckets: np.ndarray, entries: Mapping[int, Latents], broken: Mapping[int, str]
+) -> None:
+    """Writes one shard; `entries` are its pictures by place in the shard, and `broken` what is wrong with others."""
+    tensors: dict[str, Tensor] = {"bucket": torch.from_numpy(buckets.astype(np.int16))}
+    for bucket in sorted(set(buckets[buckets >= 0].tolist())):
+        own = [entries[int(place)] for place in np.flatnonzero(buckets == bucket)]
+        for name in ("mean", "std", "features"):
+            parts = [getattr(entry, name) for entry in own]
+            if parts[0] is not None:
+                tensors[f"{name}.{bucket}"] = torch.stack(parts).to(torch.float16).contiguous()
+    metadata = {"broken": json.dumps({str(place): reason for place, reason in broken.items()})}
+    write_aside(shard_path(folder, shard), lambda aside: save_file(tensors, aside, metadata))
+
+
+class _Shard(NamedTuple):
+    """An open shard; the tensors are mapped from the file, so that a row is read when it is touched."""
+
+    buckets: list[int]
+    rows: list[int]
+    tensors: dict[str, Tensor]
+    broken: dict[str, str]
+
+
+class LatentFolder:
+    """Map-style reader. It opens shards as they are needed, keeps them open, and can be sent to other processes.
+
+    Raises `ValueError` in one line for a folder without latents, or with shards missing.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
+        self.info = LatentsInfo.read(self.folder)
+        missing = self.info.missing(self.folder)
+        if missing:
+            raise ValueError(
+                f"{self.folder}: {len(missing)} of {self.info.num_shards} shards of latents are missing "
+                f"(the first is {shard_path(self.folder, missing[0]).name}): run ddit data precompute to its end"
+            )
+        self._shards: OrderedDict[int, _Shard] = OrderedDict()
+        self._statistics: tuple[Tensor, Tensor] | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_shards": OrderedDict()}
+
+    def __len__(self) -> int:
+        return self.info.num_samples
+
+    def _shard(self, number: int) -> _Shard:
+        if number in self._shards:
+            self._shards.move_to_end(number)
+            return self._shards[number]
+        path = shard_path(self.folder, number)
+        try:
+            with safe_open(path, "pt") as file:
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+                broken = json.loads((file.metadata() or {}).get("broken", "{}"))
+        except (OSError, SafetensorError) as error:
+            raise ValueError(f"{path} cannot be read ({error}): remove it and precompute it again") from None
+        buckets = tensors.pop("bucket").numpy()
+        rows = np.zeros(len(buckets), dtype=np.int64)
+        for bucket in np.unique(buckets):
+            rows[buckets == bucket] = np.arange((buckets == bucket).sum())
+        shard = _Shard(buckets.tolist(), rows.tolist(), tensors, broken)
+        self._shards[number] = shard
+        if len(self._shards) > _MAX_OPEN_SHARDS:
+            self._shards.popitem(last=False)
+        return shard
+
+    def get(self, index: int) -> Latents | None:
+        """Latents of sample `index` in float16, features as they were saved; None: it has no picture.
+
+        Raises:
+            BrokenSample: if its picture could not be read when the latents were made.
+        """
+        number, place = divmod(index, self.info.shard_size)
+        shard = self._shard(number)
+        bucket, row = shard.buckets[place], shard.rows[place]
+        if bucket == BROKEN:
+            cause, _, detail = shard.broken[str(place)].partition(": ")
+            raise BrokenSample(cause, detail)
+        if bucket == NO_PICTURE:
+            return None
+        features = shard.tensors.get(f"features.{bucket}")
+        return Latents(
+            shard.tensors[f"mean.{bucket}"][row],
+            shard.tensors[f"std.{bucket}"][row],
+            None if features is None else features[row],
+        )
+
+    def standardize(self, features: Tensor) -> Tensor:
+        """Features (F, h, w) with mean 0 and deviation 1 a channel over the first samples, in float32.
+
+        What all pictures share is no target.
+        """
+        if self._statistics is None:
+            num_shards = -(-min(_NUM_FOR_STATISTICS, len(self)) // self.info.shard_size)
+            stored = [self._shard(number).tensors for number in range(num_shards)]
+            parts = [t for tensors in stored for name, t in tensors.items() if name.startswith("features")]
+            sample = torch.cat(parts)[:_NUM_FOR_STATISTICS].float()
+            std, mean = torch.std_mean(sample, dim=(0, 2, 3), correction=0, keepdim=True)
+            self._statistics = mean[0], std[0] + 1e-6
+        mean, std = self._statistics
+        return (features.float() - mean) / std
+
+    def sizes(self) -> np.ndarray:
+        """Width and height of the cached pictures in pixels, (len, 2); (0, 0): no picture."""
+        shapes = np.array([*[(width, height) for height, width in self.info.shapes], (0, 0)])
+        buckets = np.concatenate([self._shard(number).buckets for number in range(self.info.num_shards)])
+        return shapes[np.where(buckets == BROKEN, 0, buckets)]  # -1 is the last entry: no picture
+
+
+class CachedSource:
+    """A source whose pictures are replaced by their latents; it is asked for its texts alone.
+
+    Args:
+        with_features: whether samples bring the teacher's features, standardised.
+
+    Raises:
+        ValueError: if the latents are those of another source, or have no features where they are wanted.
+    """
+
+    def __init__(
+        self, source: Source, cfg: SourceConfig, latents: LatentFolder, *, with_features: bool = False
+    ) -> None:
+        info = latents.info
+        wanted = describe_source(cfg)
+        different = [key for key in wanted | info.source if wanted.get(key) != info.source.get(key)]
+        if different:
+            key = different[0]
+            raise ValueError(
+                f"the latents in {latents.folder} were made from another source: "
+                f"{key} is {info.source.get(key)!r} there and {wanted.get(key)!r} here"
+            )
+        if len(source) != len(latents):
+            raise ValueError(
+                f"the latents in {latents.folder} are of {len(latents)} samples, but the source has {len(source)}"
+            )
+        if with_features and info.features_shape is None:
+            raise ValueError(f"{latents.folder} holds no teacher's features, which the alignment loss needs")
+        self.source, self.latents, self.with_features = source, latents, with_features
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def sample(self, index: int, rng: random.Random, *, reading: bool, with_picture: bool = True) -> Sample:
+        latents = self.latents.get(index) if with_picture else None
+        sample = self.source.sample(index, rng, reading=reading, with_picture=False)
+        if latents is not None:
+            stored = latents.features if self.with_features else None
+            features = None if stored is None else self.latents.standardize(stored)
+            latents = latents._replace(features=features)
+        return sample._replace(picture=latents)
+
+    def sizes(self) -> np.ndarray:
+        return self.latents.sizes()
+
+    def name(self, index: int) -> str:
+        return self.source.name(index)
