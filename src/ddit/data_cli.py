@@ -3,6 +3,8 @@
 import json
 import os
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Annotated
 
@@ -16,6 +18,25 @@ data = typer.Typer(no_args_is_help=True, help="Look at training data, and prepar
 def register(app: typer.Typer) -> None:
     app.add_typer(data, name="data")
     app.command()(world)
+
+
+@contextmanager
+def sample_bar(what: str) -> Iterator[Callable[[int, int], None]]:
+    """A progress bar of samples on stderr, which appears with the first ones; it is given (done, total)."""
+    from tqdm import tqdm
+
+    with ExitStack() as stack:
+        bar: tqdm | None = None
+
+        def advance(done: int, total: int) -> None:
+            nonlocal bar
+            if bar is None:
+                bar = stack.enter_context(
+                    tqdm(total=total, desc=what, unit="sample", file=sys.stderr, leave=False)
+                )
+            bar.update(done - bar.n)
+
+        yield advance
 
 
 @data.command()
@@ -51,8 +72,6 @@ def check(
     as_json: JsonOption = False,
 ) -> None:
     """Read every sample of SOURCE once and report what training would meet."""
-    from tqdm import tqdm
-
     from ddit.data.check import check_source
     from ddit.data.sources.guess import Hints, guess_source
 
@@ -63,12 +82,7 @@ def check(
     hints = Hints("questions" if questions else kind, images, annotations, settings)
     workers = min(os.cpu_count() or 1, 8) if num_workers is None else num_workers
     source = guess_source(path, hints)
-    with tqdm(desc="reading", unit="sample", file=sys.stderr, leave=False) as bar:
-
-        def advance(done: int, total: int) -> None:
-            bar.total = total
-            bar.update(done - bar.n)
-
+    with sample_bar("reading") as advance:
         report = check_source(source, limit=limit, num_workers=workers, on_progress=advance)
     typer.echo(json.dumps(report.to_json(), ensure_ascii=False) if as_json else "\n".join(report.lines()))
     if report.broken_share > max_broken_share:

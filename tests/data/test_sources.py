@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 import torch
 
+from ddit.data.config import WorldData
 from ddit.data.pool import LatentPool, fill_pool, prepare_pool
 from ddit.data.sampler import batch_indices, sample_rng
-from ddit.data.scenes import SceneSource
+from ddit.data.sources import WorldSource
 from ddit.world import PRESETS
 
 
@@ -26,7 +27,7 @@ def test_an_epoch_shows_every_sample_once() -> None:
 
 
 def test_texts_depend_on_seed_step_and_position_alone() -> None:
-    source = SceneSource(PRESETS["fixed"])
+    source = WorldSource(WorldData(PRESETS["fixed"]))
     texts = [source.caption(7, sample_rng(0, step, 3)) for step in range(20)]
     assert texts == [source.caption(7, sample_rng(0, step, 3)) for step in range(20)]
     assert len(set(texts)) > 3
@@ -37,14 +38,14 @@ def test_texts_depend_on_seed_step_and_position_alone() -> None:
 
 
 def test_readings_are_questions_as_often_as_asked() -> None:
-    source = SceneSource(PRESETS["fixed"])
-    readings = [source.reading(index, sample_rng(0, 0, index), 0.25) for index in range(400)]
+    source = WorldSource(WorldData(PRESETS["fixed"]))
+    readings = [source.turn(index, sample_rng(0, 0, index), 0.25) for index in range(400)]
     share = sum(reading.question is not None for reading in readings) / 400
     assert 0.18 < share < 0.32
 
 
 def test_pixels_are_the_rendered_scene() -> None:
-    pixels = SceneSource(PRESETS["fixed"]).pixels(3, 5)
+    pixels = WorldSource(WorldData(PRESETS["fixed"])).pixels(3, 5)
     assert pixels.shape == (2, 3, 64, 64)
     assert pixels.min() >= -1
     assert pixels.max() <= 1

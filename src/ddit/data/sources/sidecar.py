@@ -49,7 +49,8 @@ def _in_cache(path: Path, what: str) -> Path:
 
 def _read(place: Path, stamp: np.ndarray) -> Arrays | None:
     try:
-        with np.load(place, allow_pickle=False) as file:
+        # numpy leaves a path's file open when it is torn
+        with place.open("rb") as raw, np.load(raw, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
     except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile):
         return None

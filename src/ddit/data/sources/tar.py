@@ -92,7 +92,7 @@ class TarSource:
             return {"sizes": all_sizes(size_of, range(len(found.stems)))}
 
         sizes = kept_beside(self.shards[shard], "sizes", build)["sizes"]
-        return np.concatenate([sizes, np.zeros((bool(found.end), 2), np.int32)])
+        return np.concatenate([sizes, np.zeros((int(bool(found.end)), 2), np.int32)])
 
     def _locate(self, index: int) -> tuple[int, int]:
         if not 0 <= index < len(self):

@@ -1,0 +1,127 @@
+"""`ddit data check`: one percent of corrupt samples is counted exactly, by cause, in a tar and in JSON."""
+
+import json
+import sys
+import tarfile
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from ddit.cli import main
+from ddit.data.check import check_source
+from ddit.data.config import JsonData, TarData, WorldData
+from ddit.data.export import WorldScenes, _add, write_world
+from ddit.world import PRESETS
+
+NUM = 400
+BROKEN = {"truncated picture": 5, "not a picture": 130, "missing file": 222, "no caption": 399}
+"""Which sample has which fault: one percent of all."""
+
+
+@pytest.fixture(scope="module")
+def json_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("json")
+    path = write_world(folder, WorldScenes(PRESETS["fixed"], "train", NUM), "json")
+    entries = json.loads(path.read_text())
+    pictures = [folder / entry["image_path"] for entry in entries]
+    truncated = pictures[BROKEN["truncated picture"]]
+    truncated.write_bytes(truncated.read_bytes()[:1000])
+    pictures[BROKEN["not a picture"]].write_text("this is text")
+    pictures[BROKEN["missing file"]].unlink()
+    entries[BROKEN["no caption"]] |= {"caption": "", "re_caption": " "}
+    path.write_text(json.dumps(entries))
+    return path
+
+
+@pytest.fixture(scope="module")
+def tar_path(json_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("tar") / "00000.tar"
+    with tarfile.open(path, "w") as tar:
+        for i, entry in enumerate(json.loads(json_path.read_text())):
+            picture = json_path.parent / entry["image_path"]
+            if picture.exists():
+                _add(tar, f"{i:09d}.png", picture.read_bytes())
+            _add(tar, f"{i:09d}.txt", entry["re_caption"].encode())
+    return path
+
+
+def test_broken_json_entries_are_counted_by_cause(json_path: Path) -> None:
+    report = check_source(JsonData(str(json_path)))
+    assert {cause: broken.num for cause, broken in report.broken.items()} == dict.fromkeys(BROKEN, 1)
+    assert report.broken["missing file"].first == (f"{json_path}[222]",)
+    assert (report.num_samples, report.num_broken, report.broken_share) == (NUM, 4, 0.01)
+
+
+def test_broken_members_of_a_tar_are_counted_by_cause(tar_path: Path) -> None:
+    report = check_source(TarData(str(tar_path)))
+    expected = {("no picture" if cause == "missing file" else cause): 1 for cause in BROKEN}
+    assert {cause: broken.num for cause, broken in report.broken.items()} == expected
+    assert report.num_samples == NUM
+
+
+@pytest.mark.slow
+def test_several_processes_find_what_one_finds(json_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    alone = check_source(JsonData(str(json_path)))
+    monkeypatch.setattr("ddit.data.check._WORTH_PROCESSES", 0)
+    calls = Counter()
+    together = check_source(
+        JsonData(str(json_path)), num_workers=2, on_progress=lambda done, total: calls.update([(done, total)])
+    )
+    assert together == alone
+    assert max(calls) == (NUM, NUM)
+
+
+def test_a_limit_reads_samples_spread_over_the_source() -> None:
+    report = check_source(WorldData(num_scenes=1_000_000), limit=10)
+    assert (report.num_samples, report.num_checked, report.num_broken) == (1_000_000, 10, 0)
+    assert report.width == (64, 64, 64)
+    assert report.words is not None
+    assert report.words.least >= 1
+
+
+def run(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *arguments: object
+) -> tuple[int, str, str]:
+    monkeypatch.setattr(sys, "argv", ["ddit", *map(str, arguments)])
+    code = None
+    try:
+        main()
+    except SystemExit as end:
+        code = end.code
+    said = capsys.readouterr()
+    return code if isinstance(code, int) else 0, said.out, said.err
+
+
+def test_the_command_reports_and_fails_above_the_allowed_share(
+    json_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, out, err = run(monkeypatch, capsys, "data", "check", json_path)
+    assert code == 0
+    assert "usable       396 (99.00 %)" in out
+    assert f"1  missing file: {json_path}[222]" in out
+    assert "reading" in err
+    code, out, err = run(
+        monkeypatch, capsys, "data", "check", json_path, "--max-broken-share", 0.005, "--json"
+    )
+    assert code == 1
+    assert json.loads(out)["broken"]["no caption"]["num"] == 1
+    assert "ddit: 1.00 % of the samples are broken, 0.5 % may be" in err
+
+
+def test_mistakes_get_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for arguments, fault in {
+        ("nowhere.tar",): "'nowhere.tar' does not exist: give a .tar file, a folder of them",
+        ("nowhere.json", "--kind", "jsn"): "unknown kind of source 'jsn'",
+        ("nowhere.json", "--set", "x"): "--set takes KEY=VALUE",
+    }.items():
+        code, out, err = run(monkeypatch, capsys, "data", "check", *arguments)
+        assert (code, out) == (1, "")
+        assert err.startswith(f"ddit: {fault}")
+        assert len(err.splitlines()) == 1
+    (tmp_path / "empty.json").write_text("[]")
+    assert (
+        "the source holds no sample" in run(monkeypatch, capsys, "data", "check", tmp_path / "empty.json")[2]
+    )
