@@ -15,7 +15,7 @@ from ddit.data.sources.records import LINES_SUFFIXES, Records
 KINDS: dict[str, type[SourceConfig]] = {cls.kind: cls for cls in get_args(SourceConfig)}
 _START = 1 << 16
 _IMAGE_KEYS = ("image_path", "image", "file_name", "filename", "path")
-_CAPTION_KEYS = ("re_caption", "caption", "text")
+_CAPTION_KEYS = ("re_caption", "caption", "captions", "text")
 
 
 @dataclass(frozen=True)
