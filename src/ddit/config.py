@@ -195,9 +195,6 @@ class DualRun:
     def __post_init__(self) -> None:
         at_least(self, 1, "global_batch_size", "micro_batch_size", "max_steps")
         at_least(self, 0, "seed", "max_skipped")
-        micro, whole = self.micro_batch_size, self.global_batch_size
-        if micro is not None and whole % micro:
-            raise ValueError(f"global_batch_size {whole} is not a multiple of micro_batch_size {micro}")
         block, weight = self.objective.alignment_block, self.objective.alignment_weight
         if weight > 0 and block >= self.model.depth:
             raise ValueError(f"objective.alignment_block {block} is not below model.depth {self.model.depth}")
@@ -271,7 +268,11 @@ class TeacherRun:
 @dataclass(frozen=True)
 class LatentsRun:
     """Precomputation of a source's latents (and a teacher's features), the form in which `latents` of a source reads
-    them. Several processes (torchrun) share the work."""
+    them. Several processes (torchrun) share the work.
+
+    `image_size` and `num_buckets` are those of the run that is to read them, and `bucket_unit` its autoencoder's
+    downsampling times its patch size.
+    """
 
     out: str
     vae: str
@@ -281,11 +282,14 @@ class LatentsRun:
     kind: Literal["latents"] = "latents"
     image_size: int = 64
     num_buckets: int = 1
+    bucket_unit: int = 16
     shard_size: int = 1000
     batch_size: int = 100
 
     def __post_init__(self) -> None:
-        at_least(self, 1, "feature_side", "image_size", "num_buckets", "shard_size", "batch_size")
+        at_least(
+            self, 1, "feature_side", "image_size", "num_buckets", "bucket_unit", "shard_size", "batch_size"
+        )
 
 
 RunConfig = DualRun | AutoencoderRun | TextEncoderRun | TeacherRun | LatentsRun

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from ddit.checks import above_zero, at_least, fraction
 from ddit.world import WorldConfig
 
 
@@ -23,6 +24,12 @@ class WorldData:
     question_fraction: float = 0.0
     weight: float = 1.0
     latents: str | None = None
+
+    def __post_init__(self) -> None:
+        above_zero(self, "weight")
+        at_least(self, 1, "num_scenes")
+        at_least(self, 0, "seed")
+        fraction(self, "question_fraction")
 
 
 @dataclass(frozen=True)
@@ -43,6 +50,10 @@ class JsonData:
     weight: float = 1.0
     latents: str | None = None
 
+    def __post_init__(self) -> None:
+        above_zero(self, "weight")
+        fraction(self, "original_share")
+
 
 @dataclass(frozen=True)
 class TarData:
@@ -60,6 +71,10 @@ class TarData:
     weight: float = 1.0
     latents: str | None = None
 
+    def __post_init__(self) -> None:
+        above_zero(self, "weight")
+        fraction(self, "original_share")
+
 
 @dataclass(frozen=True)
 class LlavaData:
@@ -70,6 +85,9 @@ class LlavaData:
     images: str | None = None
     weight: float = 1.0
     latents: str | None = None
+
+    def __post_init__(self) -> None:
+        above_zero(self, "weight")
 
 
 @dataclass(frozen=True)
@@ -89,6 +107,9 @@ class QuestionsData:
     weight: float = 1.0
     latents: str | None = None
 
+    def __post_init__(self) -> None:
+        above_zero(self, "weight")
+
 
 @dataclass(frozen=True)
 class HuggingFaceData:
@@ -107,6 +128,9 @@ class HuggingFaceData:
     answer_key: str | None = None
     weight: float = 1.0
     latents: str | None = None
+
+    def __post_init__(self) -> None:
+        above_zero(self, "weight")
 
 
 SourceConfig = WorldData | JsonData | TarData | LlavaData | QuestionsData | HuggingFaceData
@@ -138,3 +162,8 @@ class DataConfig:
     sample_latents: bool = True
     num_workers: int = 4
     max_broken_share: float = 0.02
+
+    def __post_init__(self) -> None:
+        at_least(self, 1, "image_size", "num_buckets", "draw_length", "read_length")
+        at_least(self, 0, "num_workers")
+        fraction(self, "max_broken_share")

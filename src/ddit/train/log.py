@@ -94,7 +94,7 @@ class RunLog:
         self._file.flush()
         figures = {key: value for key, value in values.items() if key != "step"}
         for sink in self._sinks:
-            sink.write(figures, int(values.get("step", self._bar.n)))
+            sink.write(figures, int(values["step"] if "step" in values else self._bar.n or 0))
         known = {_SHOWN[key]: value for key, value in figures.items() if key in _SHOWN}
         shown = {key: f"{v:.1%}" if key == "mfu" else f"{v:.4g}" for key, v in (known or figures).items()}
         self._bar.set_postfix(dict(list(shown.items())[:5]), refresh=False)

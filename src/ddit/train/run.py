@@ -13,9 +13,9 @@ from ddit.config import (
     RunConfig,
     TeacherRun,
     TextEncoderRun,
-    apply_overrides,
     to_json,
 )
+from ddit.overrides import apply_overrides
 from ddit.recipes import build, stages
 from ddit.train.autoencoder import train_autoencoder
 from ddit.train.loop import train
