@@ -51,11 +51,8 @@ def step_loader(data: StepData, start: int, end: int, num_workers: int) -> Itera
         _Guarded(data),
         batch_size=None,
         sampler=range(start, end),
-        num_workers=num_workers,
-        collate_fn=_as_it_is,
-        worker_init_fn=_start_worker,
         pin_memory=torch.cuda.is_available(),
-        prefetch_factor=2 if num_workers else None,
+        **worker_settings(num_workers),
     )
     with warnings.catch_warnings():  # Python 3.12 has doubts about forking where there are threads
         warnings.filterwarnings("ignore", ".*fork.*", DeprecationWarning)
@@ -67,6 +64,16 @@ def step_loader(data: StepData, start: int, end: int, num_workers: int) -> Itera
             yield step, split(batch, data.num_micro_batches)
     finally:
         del batches  # joins the workers
+
+
+def worker_settings(num_workers: int) -> dict[str, Any]:
+    """Arguments of a `DataLoader` that hands items on as they are, two ahead for each of its workers."""
+    return {
+        "num_workers": num_workers,
+        "collate_fn": _as_it_is,
+        "worker_init_fn": _start_worker,
+        "prefetch_factor": 2 if num_workers else None,
+    }
 
 
 def _as_it_is(item: Any) -> Any:
