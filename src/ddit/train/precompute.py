@@ -1,0 +1,189 @@
+"""Latents of a whole source (and a teacher's features of it), made once and shared by several processes."""
+
+from __future__ import annotations
+
+import os
+import random
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+from tqdm import tqdm
+
+from ddit.config import LatentsRun, save_config
+from ddit.data.buckets import Shape, assign_buckets, bucket_shapes
+from ddit.data.latents import BROKEN, NO_PICTURE, LatentsInfo, describe_source, write_shard
+from ddit.data.samples import BrokenSample, Latents, Sample, Source
+from ddit.data.sources import open_source
+from ddit.devices import find_device
+from ddit.folders import load_image_codec, resolve
+from ddit.train.loader import worker_settings
+from ddit.train.rows import fit_picture
+from ddit.world.detector import DetectorNet, load_detector
+
+_WORTH_PROCESSES = 2000  # samples; starting a process takes as long as reading some hundreds
+
+
+@torch.no_grad()
+def teacher_features(net: DetectorNet, pixels: Tensor, side: int) -> Tensor:
+    """The teacher's view of clean pixels (B, 3, H, W), averaged to one vector an image token: (B, F, side, side)."""
+    return F.adaptive_avg_pool2d(net.features(pixels), side).float()
+
+
+def precompute(cfg: LatentsRun, *, num_workers: int | None = None) -> Path:
+    """Makes the shards that are missing in `cfg.out`, and returns when all are there.
+
+    Processes that torchrun started take every n-th shard each. A shard is written aside and renamed, so that an
+    interrupted run goes on where it stopped. `num_workers` processes of each read and decode [default: one a core].
+
+    Raises:
+        ValueError: in one line, for a source or an autoencoder that cannot be read, or a folder of other latents.
+    """
+    out = Path(cfg.out)
+    rank, num_ranks = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    source = open_source(cfg.source)
+    encoder = _Encoder(cfg)
+    info = _describe(cfg, len(source), encoder)
+    info.write(out)
+    if rank == 0:
+        save_config(cfg, out)
+    shards = [shard for shard in info.missing(out) if shard % num_ranks == rank]
+    if num_workers is None:
+        share = (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        num_workers = min(share - 1, 8) if len(shards) * cfg.shard_size >= _WORTH_PROCESSES else 0
+    pictures = _Pictures(source, info, shards, cfg.batch_size)
+    chunks = DataLoader(pictures, batch_size=None, **worker_settings(num_workers))
+    with tqdm(total=len(shards), desc="latents", unit="shard", file=sys.stderr, disable=rank > 0) as bar:
+        for shard in _encoded(pictures, chunks, encoder):
+            write_shard(out, *shard)
+            bar.update()
+    while info.missing(out):  # what the other processes still make
+        time.sleep(0.2)
+    return out
+
+
+def _describe(cfg: LatentsRun, num_samples: int, encoder: _Encoder) -> LatentsInfo:
+    if cfg.teacher and cfg.num_buckets > 1:
+        raise ValueError("a teacher's features need num_buckets=1")
+    codec = encoder.codec
+    return LatentsInfo(
+        source=describe_source(cfg.source),
+        num_samples=num_samples,
+        shard_size=cfg.shard_size,
+        image_size=cfg.image_size,
+        num_buckets=cfg.num_buckets,
+        shapes=bucket_shapes(cfg.image_size, cfg.num_buckets, cfg.bucket_unit),
+        channels=codec.channels,
+        downsample=codec.downsample,
+        autoencoder=codec.fingerprint(),
+        teacher=cfg.teacher,
+        features_shape=encoder.features_shape(),
+    )
+
+
+class _Entry(NamedTuple):
+    """One sample as a worker hands it over: its bucket (or why it has none) and its pixels, uint8 (3, H, W)."""
+
+    bucket: int
+    pixels: Tensor | None = None
+    reason: str = ""
+
+
+class _Pictures(Dataset[list[_Entry]]):
+    """Item i is a chunk of consecutive samples of one shard; `places` tells which."""
+
+    def __init__(self, source: Source, info: LatentsInfo, shards: list[int], chunk_size: int) -> None:
+        self.source, self.shapes = source, info.shapes
+        self.buckets = assign_buckets(source.sizes(), info.shapes) if len(info.shapes) > 1 else None
+        self.places: list[tuple[int, range]] = []
+        for shard in shards:
+            end = min((shard + 1) * info.shard_size, info.num_samples)
+            for first in range(shard * info.shard_size, end, chunk_size):
+                self.places.append((shard, range(first, min(first + chunk_size, end))))
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def __getitem__(self, number: int) -> list[_Entry]:
+        return [self._entry(index) for index in self.places[number][1]]
+
+    def _entry(self, index: int) -> _Entry:
+        bucket = 0 if self.buckets is None else int(self.buckets[index])
+        try:
+            pixels = _pixels(self._sample(index), self.shapes[bucket])
+        except BrokenSample as error:
+            return _Entry(BROKEN, None, str(error))
+        return _Entry(NO_PICTURE) if pixels is None else _Entry(bucket, pixels)
+
+    def _sample(self, index: int) -> Sample:
+        """The sample in whichever way it can be used: some have no caption, some no text to read."""
+        try:
+            return self.source.sample(index, random.Random(0), reading=True)
+        except BrokenSample:
+            return self.source.sample(index, random.Random(0), reading=False)
+
+
+def _pixels(sample: Sample, shape: Shape) -> Tensor | None:
+    pixels = fit_picture(sample.picture, shape)
+    assert not isinstance(pixels, Latents), "a source gives pictures, or none"
+    return pixels
+
+
+def _encoded(
+    pictures: _Pictures, chunks: DataLoader, encoder: _Encoder
+) -> Iterator[tuple[int, np.ndarray, dict[int, Latents], dict[int, str]]]:
+    """Whole shards: (shard, bucket of each sample, latents by place, reasons by place)."""
+    buckets: list[int] = []
+    latents: dict[int, Latents] = {}
+    broken: dict[int, str] = {}
+    for number, entries in enumerate(chunks):
+        offset = len(buckets)
+        latents |= {offset + i: found for i, found in encoder(entries).items()}
+        broken |= {offset + i: e.reason for i, e in enumerate(entries) if e.bucket == BROKEN}
+        buckets += [entry.bucket for entry in entries]
+        shard = pictures.places[number][0]
+        if number + 1 == len(pictures) or pictures.places[number + 1][0] != shard:
+            yield shard, np.array(buckets, dtype=np.int64), latents, broken
+            buckets, latents, broken = [], {}, {}
+
+
+class _Encoder:
+    """Entries of a chunk -> latents (and features) by place, in float16; each bucket is one batch."""
+
+    def __init__(self, cfg: LatentsRun) -> None:
+        self.device = find_device()
+        if self.device.type == "cuda":
+            self.device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+        self.codec = load_image_codec(resolve(cfg.vae), device=self.device)
+        self.teacher = load_detector(Path(cfg.teacher)).to(self.device) if cfg.teacher else None
+        self.image_size, self.side = cfg.image_size, cfg.feature_side
+
+    def features_shape(self) -> list[int] | None:
+        if self.teacher is None:
+            return None
+        blank = torch.zeros(1, 3, self.image_size, self.image_size, device=self.device)
+        return list(teacher_features(self.teacher, blank, self.side).shape[1:])
+
+    def __call__(self, entries: list[_Entry]) -> dict[int, Latents]:
+        by_bucket: dict[int, list[int]] = {}
+        for place, entry in enumerate(entries):
+            if entry.pixels is not None:
+                by_bucket.setdefault(entry.bucket, []).append(place)
+        found: dict[int, Latents] = {}
+        for places in by_bucket.values():
+            pixels = torch.stack([p for place in places if (p := entries[place].pixels) is not None])
+            mean, std = (part.to("cpu", torch.float16) for part in self.codec.encode_distribution(pixels))
+            features: Tensor | None = None
+            if self.teacher is not None:
+                shown = pixels.to(self.device).float() / 127.5 - 1
+                features = teacher_features(self.teacher, shown, self.side).to("cpu", torch.float16)
+            for row, place in enumerate(places):
+                found[place] = Latents(mean[row], std[row], None if features is None else features[row])
+        return found
