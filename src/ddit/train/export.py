@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ddit.config import DualRun
 from ddit.folders import ModelSettings, load_image_codec, load_text_codec, resolve, save_pipeline
+from ddit.lora import add_adapters, merge_adapters, save_adapters
 from ddit.model import DualDiT
 from ddit.train.batches import STYLES
 from ddit.train.parallel import Ranks, gather_on_first
@@ -22,8 +23,8 @@ _PREFIX = "transformer."
 def export_run(cfg: DualRun, ranks: Ranks, states: Mapping[str, Mapping[str, Tensor]]) -> None:
     """Writes a model folder of each state under the run's folder, in bfloat16; all ranks together.
 
-    states: by the folder's name, the learner's tensors, sharded or whole. With adapters the folder holds the merged
-    weights, and `adapters/` in it the adapters alone.
+    states: by the folder's name (`export...`), the learner's tensors, sharded or whole. With adapters the folder holds
+    the merged weights, and `adapters...` beside it the adapters alone.
     """
     problem = None
     for name, state in states.items():
@@ -46,8 +47,13 @@ def _save(cfg: DualRun, folder: Path, whole: Mapping[str, Tensor]) -> None:
     codec = load_text_codec(text, dtype=_DTYPE)  # the run's own may be sharded or in 8 bit
     if cfg.train_mask_embedding:
         codec.set_mask_embedding(whole["mask_embedding"])
+    transformer = _transformer(cfg, tensors)
+    if cfg.lora.rank > 0:
+        adapters = folder.with_name(folder.name.replace("export", "adapters"))
+        save_adapters(adapters, transformer, base=cfg.init, dtype=_DTYPE)
+        merge_adapters(transformer)
     save_pipeline(
-        folder, transformer=_transformer(cfg, tensors), image_codec=load_image_codec(vae), text_codec=codec,
+        folder, transformer=transformer.requires_grad_(False), image_codec=load_image_codec(vae), text_codec=codec,
         settings=settings_of(cfg), dtype=_DTYPE,
     )  # fmt: skip
 
@@ -55,8 +61,11 @@ def _save(cfg: DualRun, folder: Path, whole: Mapping[str, Tensor]) -> None:
 def _transformer(cfg: DualRun, tensors: Mapping[str, Tensor]) -> DualDiT:
     with torch.device("meta"):
         model = DualDiT(cfg.model)
+    lora = cfg.lora
+    if lora.rank > 0:
+        add_adapters(model, rank=lora.rank, alpha=lora.alpha, dropout=lora.dropout)
     model.load_state_dict(tensors, assign=True)
-    return model.eval().requires_grad_(False)
+    return model.eval()
 
 
 def settings_of(cfg: DualRun) -> ModelSettings:

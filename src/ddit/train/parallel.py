@@ -5,6 +5,7 @@ One process is a group of one, so that every run takes the same way whatever its
 
 from __future__ import annotations
 
+import atexit
 import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -77,12 +78,18 @@ def join_ranks() -> Ranks:
         device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
         torch.cuda.set_device(device)
     if not dist.is_initialized():
+        atexit.register(_leave)
         backend = "nccl" if device.type == "cuda" else "gloo"
         if size > 1:
             dist.init_process_group(backend)
         else:
             dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
     return Ranks(dist.get_rank(), dist.get_world_size(), device)
+
+
+def _leave() -> None:
+    if dist.is_initialized():
+        dist.destroy_process_group()
 
 
 def make_mesh(ranks: Ranks, num_replicas: int) -> DeviceMesh:

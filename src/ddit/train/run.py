@@ -20,27 +20,35 @@ from ddit.recipes import build, stages
 from ddit.train.autoencoder import train_autoencoder
 from ddit.train.loop import train
 from ddit.train.parallel import join_ranks
-from ddit.train.teacher import make_pool, train_teacher
+from ddit.train.precompute import precompute
+from ddit.train.teacher import train_teacher
 from ddit.train.text_encoder import train_text_encoder
 
 FINISHED = "finished.json"
 
 
 def run_stage(config: RunConfig) -> Path:
-    """Runs one stage to its end and marks its folder as finished; returns the folder."""
+    """Runs one stage to its end and marks its folder as finished; returns the folder.
+
+    Of several processes (torchrun) all work on the transformer and on latents, and the first on the small networks.
+    """
+    ranks = join_ranks()
     if isinstance(config, DualRun):
-        out = train(config)
-    elif isinstance(config, AutoencoderRun):
-        out = train_autoencoder(config)
-    elif isinstance(config, TextEncoderRun):
-        out = train_text_encoder(config)
-    elif isinstance(config, TeacherRun):
-        out = train_teacher(config)
-    else:
-        assert isinstance(config, LatentsRun)
-        out = make_pool(config)
-    if join_ranks().is_first:
+        train(config)
+    elif isinstance(config, LatentsRun):
+        precompute(config)
+    elif ranks.is_first:
+        if isinstance(config, AutoencoderRun):
+            train_autoencoder(config)
+        elif isinstance(config, TextEncoderRun):
+            train_text_encoder(config)
+        else:
+            assert isinstance(config, TeacherRun)
+            train_teacher(config)
+    out = Path(config.out)
+    if ranks.is_first:
         (out / FINISHED).write_text(to_json(config))
+    ranks.wait()
     return out
 
 
@@ -59,7 +67,10 @@ def run_recipe(
         config = apply_overrides(build(stage, root, world=world), overrides)
         if dry_run:
             print(to_json(config), end="")
-        elif len(names) > 1 and (Path(config.out) / FINISHED).exists():
-            print(f"{stage}: finished before, skipped", file=sys.stderr)
+            continue
+        ranks = join_ranks()
+        if len(names) > 1 and ranks.share((Path(config.out) / FINISHED).exists()):
+            if ranks.is_first:
+                print(f"{stage}: finished before, skipped", file=sys.stderr)
         else:
             run_stage(config)
