@@ -88,15 +88,19 @@ def _describe(cfg: LatentsRun, num_samples: int, encoder: _Encoder) -> LatentsIn
     )
 
 
-class _Entry(NamedTuple):
-    """One sample as a worker hands it over: its bucket (or why it has none) and its pixels, uint8 (3, H, W)."""
+class _Chunk(NamedTuple):
+    """Consecutive samples as a worker hands them over.
 
-    bucket: int
-    pixels: Tensor | None = None
-    reason: str = ""
+    `buckets`: of each sample, or why it has none; `pixels`: of each bucket, uint8 (n, 3, H, W); `broken`: reasons by
+    place. (One tensor a bucket: each that a worker sends takes an open file.)
+    """
+
+    buckets: list[int]
+    pixels: dict[int, Tensor]
+    broken: dict[int, str]
 
 
-class _Pictures(Dataset[list[_Entry]]):
+class _Pictures(Dataset[_Chunk]):
     """Item i is a chunk of consecutive samples of one shard; `places` tells which."""
 
     def __init__(self, source: Source, info: LatentsInfo, shards: list[int], chunk_size: int) -> None:
@@ -111,16 +115,23 @@ class _Pictures(Dataset[list[_Entry]]):
     def __len__(self) -> int:
         return len(self.places)
 
-    def __getitem__(self, number: int) -> list[_Entry]:
-        return [self._entry(index) for index in self.places[number][1]]
-
-    def _entry(self, index: int) -> _Entry:
-        bucket = 0 if self.buckets is None else int(self.buckets[index])
-        try:
-            pixels = _pixels(self._sample(index), self.shapes[bucket])
-        except BrokenSample as error:
-            return _Entry(BROKEN, None, str(error))
-        return _Entry(NO_PICTURE) if pixels is None else _Entry(bucket, pixels)
+    def __getitem__(self, number: int) -> _Chunk:
+        buckets: list[int] = []
+        pixels: dict[int, list[Tensor]] = {}
+        broken: dict[int, str] = {}
+        for place, index in enumerate(self.places[number][1]):
+            bucket = 0 if self.buckets is None else int(self.buckets[index])
+            try:
+                made = _pixels(self._sample(index), self.shapes[bucket])
+                if made is None:
+                    bucket = NO_PICTURE
+                else:
+                    pixels.setdefault(bucket, []).append(made)
+            except BrokenSample as error:
+                bucket = BROKEN
+                broken[place] = str(error)
+            buckets.append(bucket)
+        return _Chunk(buckets, {bucket: torch.stack(rows) for bucket, rows in pixels.items()}, broken)
 
     def _sample(self, index: int) -> Sample:
         """The sample in whichever way it can be used: some have no caption, some no text to read."""
@@ -143,11 +154,11 @@ def _encoded(
     buckets: list[int] = []
     latents: dict[int, Latents] = {}
     broken: dict[int, str] = {}
-    for number, entries in enumerate(chunks):
+    for number, chunk in enumerate(chunks):
         offset = len(buckets)
-        latents |= {offset + i: found for i, found in encoder(entries).items()}
-        broken |= {offset + i: e.reason for i, e in enumerate(entries) if e.bucket == BROKEN}
-        buckets += [entry.bucket for entry in entries]
+        latents |= {offset + place: found for place, found in encoder(chunk)}
+        broken |= {offset + place: reason for place, reason in chunk.broken.items()}
+        buckets += chunk.buckets
         shard = pictures.places[number][0]
         if number + 1 == len(pictures) or pictures.places[number + 1][0] != shard:
             yield shard, np.array(buckets, dtype=np.int64), latents, broken
@@ -155,7 +166,7 @@ def _encoded(
 
 
 class _Encoder:
-    """Entries of a chunk -> latents (and features) by place, in float16; each bucket is one batch."""
+    """A chunk -> latents (and features) in float16, with their places; each bucket is one batch."""
 
     def __init__(self, cfg: LatentsRun) -> None:
         self.device = find_device()
@@ -171,19 +182,13 @@ class _Encoder:
         blank = torch.zeros(1, 3, self.image_size, self.image_size, device=self.device)
         return list(teacher_features(self.teacher, blank, self.side).shape[1:])
 
-    def __call__(self, entries: list[_Entry]) -> dict[int, Latents]:
-        by_bucket: dict[int, list[int]] = {}
-        for place, entry in enumerate(entries):
-            if entry.pixels is not None:
-                by_bucket.setdefault(entry.bucket, []).append(place)
-        found: dict[int, Latents] = {}
-        for places in by_bucket.values():
-            pixels = torch.stack([p for place in places if (p := entries[place].pixels) is not None])
+    def __call__(self, chunk: _Chunk) -> Iterator[tuple[int, Latents]]:
+        for bucket, pixels in chunk.pixels.items():
             mean, std = (part.to("cpu", torch.float16) for part in self.codec.encode_distribution(pixels))
             features: Tensor | None = None
             if self.teacher is not None:
                 shown = pixels.to(self.device).float() / 127.5 - 1
                 features = teacher_features(self.teacher, shown, self.side).to("cpu", torch.float16)
+            places = (place for place, own in enumerate(chunk.buckets) if own == bucket)
             for row, place in enumerate(places):
-                found[place] = Latents(mean[row], std[row], None if features is None else features[row])
-        return found
+                yield place, Latents(mean[row], std[row], None if features is None else features[row])
