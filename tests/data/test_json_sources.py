@@ -134,6 +134,25 @@ def test_missing_files_and_folders_say_what_to_do(folder: Path) -> None:
         open_source(JsonData(path, images="nowhere"))
 
 
+def test_kept_sizes_are_found_again_where_the_pictures_are_others(folder: Path) -> None:
+    path = write(folder / "meta.json", ENTRIES)
+    (folder / "other").mkdir()
+    Image.new("RGB", (9, 9)).save(folder / "other/red.png")
+    assert open_source(JsonData(path)).sizes().tolist() == [[6, 4], [4, 8]]
+    assert open_source(JsonData(path, images=str(folder / "other"))).sizes().tolist() == [[9, 9], [0, 0]]
+
+
+def test_offsets_of_a_large_file_are_kept_beside_it(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ddit.data.sources.records._KEPT_FROM", 10)
+    path = write(folder / "meta.json", ENTRIES)
+    assert Records(path)[1] == ENTRIES[1]
+    with monkeypatch.context() as patch:
+        patch.setattr("ddit.data.sources.records._list_spans", None)  # finding them again would fail
+        assert Records(path)[1] == ENTRIES[1]
+    write(folder / "meta.json", ENTRIES * 2)
+    assert len(Records(path)) == 4
+
+
 # --- LLaVA ---
 
 

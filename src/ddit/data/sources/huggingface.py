@@ -13,6 +13,7 @@ from ddit.data.config import HuggingFaceData
 from ddit.data.samples import BrokenSample, Sample, Turn
 from ddit.data.sources.json_list import stated_size
 from ddit.data.sources.pictures import all_sizes, decode_picture, file_size, load_picture, picture_size
+from ddit.data.sources.sidecar import Arrays, kept_beside
 from ddit.data.sources.texts import captioned, refuse_drawing, text_of
 
 
@@ -55,7 +56,14 @@ class HuggingFaceSource:
     def sizes(self) -> np.ndarray:
         keys = [self.cfg.image_key, *(k for k in ("width", "height") if k in self.rows.column_names)]
         rows = self.rows.select_columns(keys)
-        return all_sizes(lambda index: self._size(rows[index]), range(len(self)))
+
+        def build() -> Arrays:
+            return {"sizes": all_sizes(lambda index: self._size(rows[index]), range(len(self)))}
+
+        files = self.rows.cache_files
+        if not files:
+            return build()["sizes"]
+        return kept_beside(Path(files[0]["filename"]), "sizes", build, settings=self.cfg.image_key)["sizes"]
 
     def _size(self, row: dict[str, Any]) -> tuple[int, int]:
         data, path = _content(row[self.cfg.image_key])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -36,7 +37,7 @@ class JsonSource:
         return captioned(picture, caption, reading=reading)
 
     def sizes(self) -> np.ndarray:
-        return recorded_sizes(self.records, self._size)
+        return recorded_sizes(self.records, self._size, f"{self.images}/{self.cfg.image_key}")
 
     def _size(self, index: int) -> tuple[int, int]:
         try:
@@ -62,10 +63,10 @@ def stated_size(entry: dict[str, Any]) -> tuple[int, int] | None:
     return None
 
 
-def recorded_sizes(records: Records, size_of: Any) -> np.ndarray:
+def recorded_sizes(records: Records, size_of: Callable[[int], tuple[int, int]], settings: str) -> np.ndarray:
     """`size_of` every entry, kept beside the JSON file: (n, 2)."""
 
     def build() -> Arrays:
         return {"sizes": all_sizes(size_of, range(len(records)))}
 
-    return kept_beside(records.path, "sizes", build)["sizes"]
+    return kept_beside(records.path, "sizes", build, settings=settings)["sizes"]

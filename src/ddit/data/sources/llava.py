@@ -43,7 +43,7 @@ class LlavaSource:
         return Sample(load_picture(self.images / image_name(entry, "image", name)), None, turns)
 
     def sizes(self) -> np.ndarray:
-        return recorded_sizes(self.records, self._size)
+        return recorded_sizes(self.records, self._size, str(self.images))
 
     def _size(self, index: int) -> tuple[int, int]:
         try:

@@ -59,7 +59,8 @@ class QuestionsSource:
             sizes = all_sizes(lambda i: self._size(json.loads(distinct[i])), range(len(distinct)))
             return {"sizes": sizes[inverse]}
 
-        return kept_beside(self.path, "sizes", build)["sizes"]
+        settings = f"{self.images}/{self.cfg.image_pattern}"
+        return kept_beside(self.path, "sizes", build, settings=settings)["sizes"]
 
     def _entry(self, index: int) -> tuple[Any, Any, list[str]]:
         return json.loads(self._packed[self._ends[index] : self._ends[index + 1]])

@@ -6,6 +6,7 @@ import hashlib
 import os
 import uuid
 import zipfile
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,16 +15,17 @@ import numpy as np
 Arrays = dict[str, np.ndarray]
 
 _STAMP = "stamp"
+_VERSION = 1
 
 
-def kept_beside(path: Path, what: str, build: Callable[[], Arrays], *, version: int = 1) -> Arrays:
+def kept_beside(path: Path, what: str, build: Callable[[], Arrays], *, settings: str = "") -> Arrays:
     """The arrays that `build` gives about `path`, from `PATH.WHAT.npz` if that was made from the same file.
 
-    The same file has the same size and time of change. Where the folder cannot be written, the arrays are kept under
-    $XDG_CACHE_HOME/ddit (or ~/.cache/ddit), and if that cannot be written either, nowhere. Files are written aside
-    and renamed, so any number of processes may do this at once.
+    The same file has the same size and time of change; `settings` is what else the arrays depend on. Where the
+    folder cannot be written, the arrays are kept under $XDG_CACHE_HOME/ddit (or ~/.cache/ddit), and if that cannot be
+    written either, nowhere. Files are written aside and renamed, so any number of processes may do this at once.
     """
-    stamp = _stamp(path, version)
+    stamp = _stamp(path, settings)
     places = (path.with_name(f"{path.name}.{what}.npz"), _in_cache(path, what))
     for place in places:
         arrays = _read(place, stamp)
@@ -36,9 +38,9 @@ def kept_beside(path: Path, what: str, build: Callable[[], Arrays], *, version: 
     return arrays
 
 
-def _stamp(path: Path, version: int) -> np.ndarray:
+def _stamp(path: Path, settings: str) -> np.ndarray:
     status = path.stat()
-    return np.array([version, status.st_size, status.st_mtime_ns], np.int64)
+    return np.array([_VERSION, status.st_size, status.st_mtime_ns, zlib.crc32(settings.encode())], np.int64)
 
 
 def _in_cache(path: Path, what: str) -> Path:

@@ -5,23 +5,30 @@ from __future__ import annotations
 import glob
 import itertools
 import json
+import os
+import platform
 import random
 import re
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
+from tqdm import tqdm
 
 from ddit.data.config import TarData
 from ddit.data.samples import BrokenSample, Sample
 from ddit.data.sources.json_list import stated_size
-from ddit.data.sources.pictures import NUM_THREADS, all_sizes, decode_picture, picture_size
+from ddit.data.sources.pictures import all_sizes, decode_picture, picture_size
 from ddit.data.sources.sidecar import Arrays, kept_beside
 from ddit.data.sources.tar_index import load_index
 from ddit.data.sources.texts import captioned, choose_caption
 
+Found = TypeVar("Found")
+
 _BRACES = re.compile(r"\{([^{}]*)\}")
+_NUM_SHARDS_AT_ONCE = 4
 _RANGE = re.compile(r"(\d+)\.\.(\d+)")
 
 
@@ -34,8 +41,7 @@ class TarSource:
     def __init__(self, cfg: TarData) -> None:
         self.cfg = cfg
         self.shards = find_shards(cfg.path)
-        with ThreadPoolExecutor(min(NUM_THREADS, 4)) as threads:
-            indices = list(threads.map(load_index, self.shards))
+        indices = _for_each_shard(lambda shard: load_index(self.shards[shard]), len(self.shards), "indexing")
         self._ends = [index.end for index in indices]
         counts = [len(index.stems) + bool(index.end) for index in indices]
         self._starts = np.cumsum([0, *counts])
@@ -70,7 +76,8 @@ class TarSource:
         return captioned(picture, caption, reading=reading)
 
     def sizes(self) -> np.ndarray:
-        return np.concatenate([np.zeros((0, 2), np.int32), *map(self._shard_sizes, range(len(self.shards)))])
+        found = _for_each_shard(self._shard_sizes, len(self.shards), "measuring")
+        return np.concatenate(found)
 
     def _shard_sizes(self, shard: int) -> np.ndarray:
         found = self._indices[shard]
@@ -124,6 +131,21 @@ class TarSource:
         if not isinstance(entry, dict):
             raise BrokenSample("bad JSON", f"{name}: not an object")
         return entry
+
+
+def _for_each_shard(work: Callable[[int], Found], num_shards: int, what: str) -> list[Found]:
+    """`work` of every shard, in threads. A terminal gets a progress bar if it takes more than seconds.
+
+    Each process has an order of its own: those that start together then find most of the others' work done.
+    """
+    order = list(range(num_shards))
+    random.Random(f"{platform.node()}/{os.getpid()}").shuffle(order)
+    found: dict[int, Found] = {}
+    with ThreadPoolExecutor(_NUM_SHARDS_AT_ONCE) as threads:
+        done = zip(order, threads.map(work, order), strict=True)
+        for shard, result in tqdm(done, what, num_shards, unit="shard", leave=False, disable=None, delay=3):
+            found[shard] = result
+    return [found[shard] for shard in range(num_shards)]
 
 
 def find_shards(path: str) -> list[Path]:
