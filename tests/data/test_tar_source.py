@@ -105,6 +105,19 @@ def test_members_go_together_by_webdatasets_rule(tmp_path: Path) -> None:
     assert [read(source, i) for i in range(len(source))] == [("one", 1), ("two", 2)]
 
 
+@pytest.mark.parametrize("form", [tarfile.PAX_FORMAT, tarfile.GNU_FORMAT])
+def test_long_and_foreign_names_are_read(form: int, tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "x.tar", "w", format=form) as tar:
+        for folder in ("a" * 150, "é☃"):
+            for name, data in {f"{folder}/1.png": png(3), f"{folder}/1.txt": folder.encode()}.items():
+                member = tarfile.TarInfo(name)
+                member.size = len(data)
+                tar.addfile(member, io.BytesIO(data))
+    source = open_source(TarData(str(tmp_path / "x.tar")))
+    assert [read(source, i) for i in range(len(source))] == [("a" * 150, 3), ("é☃", 3)]
+    assert source.name(1).endswith("x.tar:é☃/1")
+
+
 def test_a_compressed_tar_is_refused(tmp_path: Path) -> None:
     with tarfile.open(tmp_path / "x.tar", "w:gz") as tar:
         tar.addfile(tarfile.TarInfo("a"))

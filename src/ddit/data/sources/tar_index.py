@@ -55,7 +55,7 @@ def _build(path: Path) -> Arrays:
     offset = 0
     try:
         with tarfile.open(path, "r:") as tar:
-            for member in tar:
+            while (member := tar.next()) is not None:
                 offset = tar.offset
                 tar.members = []  # type: ignore[attr-defined]  # it would keep every header in memory
                 stem, suffix = split_name(member.name)
