@@ -1,11 +1,6 @@
-from pathlib import Path
-
 import numpy as np
-import pytest
-import torch
 
 from ddit.data.config import WorldData
-from ddit.data.pool import LatentPool, fill_pool, prepare_pool
 from ddit.data.sampler import batch_indices, sample_rng
 from ddit.data.sources import WorldSource
 from ddit.world import PRESETS
@@ -49,33 +44,3 @@ def test_pixels_are_the_rendered_scene() -> None:
     assert pixels.shape == (2, 3, 64, 64)
     assert pixels.min() >= -1
     assert pixels.max() <= 1
-
-
-def description(num_scenes: int = 10) -> dict:
-    return {"num_scenes": num_scenes, "chunk_size": 4, "latents_shape": [2, 3, 3], "features_shape": None}
-
-
-def encode(first: int, end: int) -> tuple[torch.Tensor, None]:
-    return torch.arange(first, end).float().view(-1, 1, 1, 1).expand(-1, 2, 3, 3), None
-
-
-def test_a_pool_is_filled_by_several_workers_and_goes_on_where_it_stopped(tmp_path: Path) -> None:
-    prepare_pool(tmp_path, description())
-    fill_pool(tmp_path, encode, worker=1, num_workers=2)
-    with pytest.raises(ValueError, match="2 chunks of latents are missing"):
-        LatentPool(tmp_path)
-    made = []
-    prepare_pool(tmp_path, description())
-    fill_pool(tmp_path, lambda first, end: made.append(first) or encode(first, end))
-    assert made == [0, 8]
-    pool = LatentPool(tmp_path)
-    assert len(pool) == 10
-    assert pool.latents(np.array([9, 0, 4]))[:, 0, 0, 0].tolist() == [9, 0, 4]
-    with pytest.raises(ValueError, match="holds no teacher's features"):
-        pool.features(np.array([0]))
-
-
-def test_a_pool_of_other_settings_is_not_overwritten(tmp_path: Path) -> None:
-    prepare_pool(tmp_path, description())
-    with pytest.raises(ValueError, match="made with other settings"):
-        prepare_pool(tmp_path, description(num_scenes=11))

@@ -1,0 +1,50 @@
+"""A source of samples held in memory, for the tests of what mixes and batches them."""
+
+import random
+
+import numpy as np
+from PIL import Image
+
+from ddit.data.samples import BrokenSample, Sample, Turn
+
+
+class ListSource:
+    """Plain pictures whose colour tells the index; those in `broken` are unusable, those in `without` have none.
+
+    `sizes` are width and height of the pictures, all alike if there is but one.
+    """
+
+    def __init__(
+        self,
+        num: int,
+        *,
+        sizes: list[tuple[int, int]] | tuple[int, int] = (32, 32),
+        broken: frozenset[int] = frozenset(),
+        without: frozenset[int] = frozenset(),
+        tag: str = "red",
+    ) -> None:
+        self.num, self.broken, self.without, self.tag = num, broken, without, tag
+        self.all_sizes = sizes if isinstance(sizes, list) else [sizes] * num
+        self.asked: list[int] = []
+
+    def __len__(self) -> int:
+        return self.num
+
+    def name(self, index: int) -> str:
+        return f"list[{index}]"
+
+    def sample(self, index: int, rng: random.Random, *, reading: bool, with_picture: bool = True) -> Sample:
+        self.asked.append(index)
+        if index in self.broken:
+            raise BrokenSample("not a picture", self.name(index))
+        picture = None
+        if with_picture and index not in self.without:
+            picture = Image.new("RGB", self.all_sizes[index], (index % 256, index // 256, 7))
+        word = rng.choice(["dog", "cat", "car"])
+        if reading:
+            return Sample(picture, None, (Turn("is there a dog", self.tag), Turn("what", word)))
+        return Sample(picture, f"a {self.tag} {word}", ())
+
+    def sizes(self) -> np.ndarray:
+        sizes = [(0, 0) if i in self.without else size for i, size in enumerate(self.all_sizes)]
+        return np.array(sizes, dtype=np.int32)
