@@ -90,8 +90,10 @@ def test_truncated_pictures_of_every_format_are_broken_samples() -> None:
                 decode_picture(data[:size], form)
 
 
-def test_a_missing_file_is_named(tmp_path: Path) -> None:
-    with pytest.raises(BrokenSample, match="missing file") as caught:
-        load_picture(tmp_path / "none.jpg")
+@pytest.mark.parametrize("name", ["none.jpg", "", "file/none.jpg", "zero\0byte.jpg"])
+def test_a_missing_file_has_its_cause_and_no_size(name: str, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(BrokenSample) as caught:
+        load_picture(tmp_path / name)
     assert caught.value.cause == "missing file"
-    assert file_size(tmp_path / "none.jpg") == (0, 0)
+    assert file_size(tmp_path / name) == (0, 0)

@@ -41,7 +41,12 @@ def load_picture(path: Path) -> Image.Image:
     """The picture of a file; `BrokenSample` as `decode_picture`, or "missing file" or "unreadable file"."""
     try:
         data = path.read_bytes()
-    except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+    except (
+        FileNotFoundError,
+        NotADirectoryError,
+        IsADirectoryError,
+        ValueError,
+    ):  # a name may hold a zero byte
         raise BrokenSample("missing file", str(path)) from None
     except OSError as error:
         raise BrokenSample("unreadable file", f"{path}: {error.strerror}") from None
@@ -55,7 +60,7 @@ def picture_size(read: Callable[[int], bytes]) -> tuple[int, int]:
         size = image_size(data)
         if size is None and len(data) == HEADER_SIZE:
             size = image_size(read(-1))
-    except OSError:
+    except (OSError, ValueError):
         return 0, 0
     return size or (0, 0)
 
