@@ -198,8 +198,6 @@ class DualRun:
         block, weight = self.objective.alignment_block, self.objective.alignment_weight
         if weight > 0 and block >= self.model.depth:
             raise ValueError(f"objective.alignment_block {block} is not below model.depth {self.model.depth}")
-        if self.train_mask_embedding and self.parallel.text_encoder == "int8":
-            raise ValueError("train_mask_embedding needs another parallel.text_encoder than int8")
 
 
 @dataclass(frozen=True)
