@@ -1,0 +1,338 @@
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from list_source import ListSource
+from tiny_models import tiny_image_codec, tiny_text_codec
+
+from ddit.config import DataConfig, DualRun, LatentsRun, ObjectiveConfig, ReportConfig
+from ddit.data.config import JsonData, LlavaData, SourceConfig, WorldData
+from ddit.data.samples import Source
+from ddit.model import DualDiTConfig
+from ddit.train import precompute as making
+from ddit.train.batch import Batch, Drawn, Pictures, Read
+from ddit.train.batches import ImageFacts, StepData, held_out_samples
+from ddit.train.loader import BrokenCounter, step_loader
+
+CODEC = tiny_text_codec()
+FACTS = ImageFacts(4, 4)
+DRAWN, TALKED = JsonData("drawn"), LlavaData("talked", weight=0.5)
+MODEL = DualDiTConfig(
+    in_channels=4, patch_size=2, hidden_size=32, depth=1, num_heads=2, text_dim=24, vocab_size=CODEC.vocab_size,
+    sample_size=8, pos_embed_max_size=8,
+)  # fmt: skip
+
+
+def sources() -> dict[SourceConfig, Source]:
+    return {DRAWN: ListSource(50), TALKED: ListSource(20, tag="blue", without=frozenset(range(0, 20, 3)))}
+
+
+def config(**changes) -> DualRun:
+    data = DataConfig(draw=(DRAWN,), read=(DRAWN, TALKED), image_size=32, draw_length=10, read_length=32)
+    settings = {"data": data, "prompts": "mini", "global_batch_size": 16, "seed": 3}
+    return DualRun(out="run", vae="vae", text="text", model=MODEL, **(settings | changes))
+
+
+def steps(cfg: DualRun, rank: int = 0, num_ranks: int = 1, found: dict | None = None) -> StepData:
+    found = sources() if found is None else found
+    return StepData(cfg, CODEC, FACTS, rank, num_ranks, open_with=found.__getitem__)
+
+
+def flat(half: Drawn | Read | None) -> dict[str, torch.Tensor]:
+    assert half is not None
+    tensors = {name: value for name, value in half._asdict().items() if isinstance(value, torch.Tensor)}
+    pictures = {
+        f"pictures.{name}": value for name, value in half.pictures._asdict().items() if value is not None
+    }
+    return tensors | pictures
+
+
+def flat_pictures(pictures: Pictures) -> torch.Tensor:
+    assert pictures.pixels is not None
+    return pictures.pixels
+
+
+def assert_same(found: list[Batch], expected: Batch) -> None:
+    """The micro-batches in order are the halves of the whole batch."""
+    for half in ("drawn", "read"):
+        parts, whole = [flat(getattr(batch, half)) for batch in found], flat(getattr(expected, half))
+        for name, tensor in whole.items():
+            assert torch.equal(torch.cat([part[name] for part in parts]), tensor), (half, name)
+
+
+def test_a_global_batch_is_the_same_for_any_ranks_and_micro_batches() -> None:
+    whole = steps(config())[5][0]
+    assert whole.drawn is not None
+    assert len(whole.drawn.t) == 8
+    for num_ranks in (1, 2, 4):
+        for micro in (2, 4):
+            cfg = config(micro_batch_size=micro)
+            ranks = [steps(cfg, rank, num_ranks) for rank in range(num_ranks)]
+            batches = [ranks[rank][5] for rank in range(num_ranks)]
+            assert [len(own) for own in batches] == [16 // num_ranks // micro] * num_ranks
+            assert_same([batch for own in batches for batch in own], whole)
+
+
+def test_batches_differ_from_step_to_step_and_seed_to_seed() -> None:
+    first, second, other = (
+        flat(steps(config(seed=seed))[step][0].drawn) for seed, step in ((3, 0), (3, 1), (4, 0))
+    )
+    for name in ("noise", "t", "pictures.pixels", "pictures.sampling_noise", "prompt_ids"):
+        assert not torch.equal(first[name], second[name]), name
+        assert not torch.equal(first[name], other[name]), name
+
+
+def test_a_batch_is_what_its_docstrings_say() -> None:
+    data = steps(config())
+    drawn, read = flat(data[0][0].drawn), flat(data[0][0].read)
+    assert drawn["pictures.pixels"].dtype == torch.uint8
+    assert drawn["pictures.pixels"].shape == (8, 3, 32, 32)
+    assert drawn["noise"].shape == drawn["pictures.sampling_noise"].shape == (8, 4, 8, 8)
+    assert "pictures.is_null" not in drawn
+    assert read["pictures.is_null"].dtype == torch.bool
+    masked = read["noisy_ids"] != read["input_ids"]
+    assert (read["noisy_ids"][masked] == CODEC.mask_token_id).all()
+    assert read["answer_mask"][masked].all()
+    slices = (read["t"].sort().values * 8).floor().long()
+    assert slices.tolist() == list(range(8))  # one time in each slice
+    texts = [CODEC.decode(ids) for ids in read["input_ids"]]
+    assert all(text.startswith("Q: is there a dog A:") for text in texts)
+
+
+def test_null_pictures_are_blank_and_told() -> None:
+    data, seen = steps(config()), Counter()
+    for step in range(30):
+        read = flat(data[step][0].read)
+        blank = (read["pictures.pixels"] == 0).flatten(1).all(1)
+        assert torch.equal(blank, read["pictures.is_null"])
+        seen.update(read["pictures.is_null"].tolist())
+    assert seen[True] == pytest.approx(240 / 3 * 7 / 20, abs=6)  # a third are conversations, 7 of 20 without
+
+
+def test_captions_are_dropped_as_often_as_asked_and_noise_is_normal() -> None:
+    cfg = config(objective=ObjectiveConfig(caption_dropout=0.25))
+    data = steps(cfg)
+    empty = data._empty_prompt
+    batches = [flat(data[step][0].drawn) for step in range(100)]
+    dropped = torch.cat([(batch["prompt_ids"] == empty).all(1) for batch in batches]).float().mean()
+    assert 0.19 < dropped < 0.31
+    noise = torch.cat([batch["noise"] for batch in batches])
+    assert abs(noise.mean()) < 0.01
+    assert abs(noise.std() - 1) < 0.01
+    t = torch.cat([batch["t"] for batch in batches])
+    assert abs(t.logit(eps=1e-3).mean()) < 0.15
+    assert abs(t.logit(eps=1e-3).std() - 1) < 0.1
+
+
+def test_settings_that_do_not_fit_are_named() -> None:
+    with pytest.raises(
+        ValueError, match="8 pictures to draw and 8 to read cannot be shared equally by 3 ranks"
+    ):
+        steps(config(), 0, 3)
+    with pytest.raises(ValueError, match=r"data\.draw names no source"):
+        steps(config(data=DataConfig(image_size=32)))
+    wide = replace(config().data, image_size=64, num_buckets=5)
+    with pytest.raises(ValueError, match=r"sides of up to 88 pixels, but the model's positions end at 64"):
+        steps(config(data=wide))
+    with pytest.raises(ValueError, match="alignment_weight is above 0, which needs cached latents"):
+        steps(config(objective=ObjectiveConfig(alignment_weight=0.5, alignment_block=0)))
+    with pytest.raises(ValueError, match="leaves no room"):
+        steps(config(data=replace(config().data, read_length=4)))
+
+
+def test_a_wide_picture_is_seen_whole_with_buckets() -> None:
+    wide = ListSource(40, sizes=(128, 64))
+    gradient = wide.sample
+
+    def sample(index, rng, *, reading, with_picture=True):
+        found = gradient(index, rng, reading=reading, with_picture=with_picture)
+        found.picture.paste((255, 255, 255), (0, 0, 8, 64))  # what a square crop would lose
+        return found
+
+    wide.sample = sample
+    data = DataConfig(draw=(DRAWN,), image_size=32, draw_length=10, read_length=32)
+    for num_buckets, is_seen in ((1, False), (5, True)):
+        cfg = config(data=replace(data, num_buckets=num_buckets))
+        pixels = flat(steps(cfg, found={DRAWN: wide})[0][0].drawn)["pictures.pixels"]
+        assert pixels.shape[2:] == ((24, 48) if is_seen else (32, 32))
+        assert bool((pixels[:, :, :, 0] > 200).all()) == is_seen
+
+
+def test_each_half_of_a_batch_has_one_shape() -> None:
+    sizes = [(64, 64), (96, 48), (48, 96)] * 20
+    found = {DRAWN: ListSource(60, sizes=sizes), TALKED: ListSource(20, without=frozenset(range(10)))}
+    cfg = config(data=replace(config().data, num_buckets=5), global_batch_size=8)
+    data, shapes = steps(cfg, found=found), Counter()
+    for step in range(40):
+        batch = data[step][0]
+        assert batch.drawn is not None
+        assert flat(batch.drawn)["noise"].shape[2:] == tuple(
+            side // 4 for side in flat(batch.drawn)["pictures.pixels"].shape[2:]
+        )
+        shapes[tuple(batch.drawn.noise.shape[2:])] += 1
+    assert len(shapes) == 3
+    assert max(shapes.values()) - min(shapes.values()) <= 3
+
+
+def test_broken_samples_are_replaced_and_counted() -> None:
+    broken = frozenset(range(0, 400, 100))
+    found = {DRAWN: ListSource(400, broken=broken), TALKED: ListSource(20)}
+    cfg = config(global_batch_size=40)
+    data, counter = steps(cfg, found=found), BrokenCounter(0.02)
+    clean = steps(cfg, found={DRAWN: ListSource(400), TALKED: ListSource(20)})
+    for step in range(20):  # an epoch of the drawn half
+        batch, expected = data[step], clean[step]
+        counter.add(batch[0].broken, 40)
+        for half in ("drawn", "read"):
+            one, other = flat(getattr(batch[0], half)), flat(getattr(expected[0], half))
+            for name in one.keys() & {"noise", "t", "pictures.sampling_noise"}:
+                assert torch.equal(
+                    one[name], other[name]
+                )  # a replacement leaves the position's randomness alone
+        pixels = flat(batch[0].drawn)["pictures.pixels"].flatten(1)
+        assert (pixels != 0).any(1).all()
+    drawn, read = 4, 400 * 2 / 3 / 100  # of an epoch drawn, and two thirds of one read
+    assert counter.causes.keys() == {"not a picture"}
+    assert drawn + read - 2.7 <= counter.num_broken <= drawn + read + 3
+    assert counter.num_samples == 800
+
+
+def test_too_many_broken_samples_stop_the_run_with_their_causes() -> None:
+    counter = BrokenCounter(0.02)
+    counter.add({"not a picture": 50}, 100)  # too early to tell
+    with pytest.raises(ValueError, match=r"51 of 251 samples .* \(no file: 1, not a picture: 50\)"):
+        counter.add({"no file": 1}, 100)
+
+
+def test_a_source_without_a_usable_sample_is_an_error_of_one_line() -> None:
+    found = sources() | {DRAWN: ListSource(50, broken=frozenset(range(50)))}
+    with pytest.raises(ValueError, match=r"100 samples in a row .* list\[\d+\]: not a picture"):
+        steps(config(), found=found)[0]
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_the_loader_gives_the_batches_of_its_steps_in_order(
+    num_workers: int, capfd: pytest.CaptureFixture[str]
+) -> None:
+    data = steps(config(micro_batch_size=4))
+    found = list(step_loader(data, 3, 8, num_workers))
+    assert [step for step, _ in found] == [3, 4, 5, 6, 7]
+    for step, batches in found:
+        assert len(batches) == 4
+        assert_same(batches, data.rank_batch(step))
+    assert "fork" not in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_an_error_of_a_worker_is_one_line(num_workers: int) -> None:
+    found = sources() | {DRAWN: ListSource(50, broken=frozenset(range(50)))}
+    with pytest.raises(ValueError, match=r"^100 samples in a row") as raised:
+        next(step_loader(steps(config(), found=found), 0, 2, num_workers))
+    assert "\n" not in str(raised.value)
+
+
+def test_stopping_early_leaves_no_process() -> None:
+    import multiprocessing
+
+    before = set(multiprocessing.active_children())
+    loader = step_loader(steps(config()), 0, 1000, 2)
+    next(loader)
+    assert len(set(multiprocessing.active_children()) - before) == 2
+    loader.close()
+    assert not set(multiprocessing.active_children()) - before
+
+
+def precomputed(root: Path, monkeypatch: pytest.MonkeyPatch, **changes) -> tuple[dict, ImageFacts]:
+    """The sources, their latents made and named in their configurations, and the facts of the autoencoder."""
+    codec = tiny_image_codec()
+    codec.save_pretrained(root / "vae")
+    found: dict[SourceConfig, Source] = {}
+    for cfg, source in sources().items():
+        cached = replace(cfg, latents=str(root / cfg.kind))
+        found |= {cfg: source, cached: source}
+        monkeypatch.setattr(making, "open_source", found.__getitem__)
+        run = LatentsRun(
+            out=str(root / cfg.kind), vae=str(root / "vae"), source=cfg, image_size=32, bucket_unit=8,
+            shard_size=16, batch_size=7, **changes,
+        )  # fmt: skip
+        making.precompute(run, num_workers=0)
+    return found, ImageFacts.of(codec)
+
+
+def with_latents(cfg: DualRun, root: Path) -> DualRun:
+    def named(sources: tuple) -> tuple:
+        return tuple(replace(source, latents=str(root / source.kind)) for source in sources)
+
+    data = replace(cfg.data, draw=named(cfg.data.draw), read=named(cfg.data.read))
+    return replace(cfg, data=data)
+
+
+def test_cached_latents_give_the_batch_of_live_ones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found, facts = precomputed(tmp_path, monkeypatch)
+    codec, live = tiny_image_codec(), config()
+    cached = StepData(with_latents(live, tmp_path), CODEC, facts, open_with=found.__getitem__)
+    for step in (0, 7):
+        batches = cached[step][0], steps(live)[step][0]
+        for half in ("drawn", "read"):
+            one, other = (flat(getattr(batch, half)) for batch in batches)
+            mean, std = codec.encode_distribution(other.pop("pictures.pixels"))
+            null = one.get("pictures.is_null", torch.zeros(len(mean), dtype=torch.bool))
+            torch.testing.assert_close(one.pop("pictures.mean")[~null], mean[~null], rtol=1e-3, atol=1e-3)
+            torch.testing.assert_close(one.pop("pictures.std")[~null], std[~null], rtol=1e-3, atol=1e-3)
+            assert one.keys() == other.keys()
+            assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_latents_that_do_not_fit_the_run_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found, facts = precomputed(tmp_path, monkeypatch)
+    cfg = with_latents(config(), tmp_path)
+
+    def make(cfg: DualRun, facts: ImageFacts) -> StepData:
+        return StepData(cfg, CODEC, facts, open_with=found.__getitem__)
+
+    with pytest.raises(ValueError, match="made with another autoencoder"):
+        make(cfg, facts._replace(fingerprint="other"))
+    with pytest.raises(ValueError, match="are of pictures of 32x32, but the run wants 64x64"):
+        make(replace(cfg, data=replace(cfg.data, image_size=64)), facts)
+    with pytest.raises(
+        ValueError, match=r"either all sources of data\.read have cached latents or none: 1 of 2"
+    ):
+        make(replace(cfg, data=replace(cfg.data, read=(cfg.data.read[0], TALKED))), facts)
+    with pytest.raises(ValueError, match="holds no teacher's features"):
+        make(replace(cfg, objective=ObjectiveConfig(alignment_weight=1.0, alignment_block=0)), facts)
+
+
+def test_held_out_samples_have_all_their_texts() -> None:
+    world = WorldData(split="val", num_scenes=30, question_fraction=1.0)
+    data = DataConfig(held_out=(world,), image_size=32, draw_length=10, read_length=32)
+    cfg = config(data=data, report=ReportConfig(num_held_out=12))
+    held = held_out_samples(cfg, CODEC, FACTS)
+    assert flat_pictures(held.pictures).shape == (12, 3, 32, 32)
+    assert held.has_caption.all()
+    assert held.has_question.all()
+    assert len(set(held.captions)) > 3
+    assert held.turn_texts.input_ids.shape == held.caption_texts.answer_mask.shape == (12, 32)
+    other = held_out_samples(replace(cfg, seed=9), CODEC, FACTS)
+    assert torch.equal(flat_pictures(held.pictures), flat_pictures(other.pictures))
+
+
+def test_held_out_conversations_need_no_caption() -> None:
+    class Talks(ListSource):
+        def sample(self, index, rng, *, reading, with_picture=True):
+            from ddit.data.samples import BrokenSample
+
+            if not reading:
+                raise BrokenSample("no caption", "")
+            return super().sample(index, rng, reading=reading, with_picture=with_picture)
+
+    data = DataConfig(held_out=(TALKED,), image_size=32, draw_length=10, read_length=32)
+    cfg = config(data=data, report=ReportConfig(num_held_out=50))
+    held = held_out_samples(cfg, CODEC, FACTS, open_with=lambda _: Talks(8, without=frozenset({1})))
+    assert len(held.captions) == 8
+    assert not held.has_caption.any()
+    assert held.has_question.all()
+    assert isinstance(held.pictures, Pictures)
+    assert held.pictures.is_null is not None
+    assert held.pictures.is_null.sum() == 1
