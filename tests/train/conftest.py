@@ -1,12 +1,13 @@
 """A tiny chain of stages under one folder, made once: what the tests of the loop train on."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
-from ddit.config import DualRun
+from ddit.config import DualRun, save_config
 from ddit.recipes import build
 from ddit.train.run import run_stage
 from ddit.train.teacher import TEACHER_FILE
@@ -27,6 +28,25 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def joint(root: Path, tmp_path: Path) -> DualRun:
     """A joint run of four steps with every loss on, in float32, from scratch."""
-    config = build("tiny-joint", root)
+    config = build("tiny-stage1", root)
     assert isinstance(config, DualRun)
-    return replace(config, out=str(tmp_path / "run"), init=None, compute_dtype="float32")
+    report = replace(config.report, tensorboard=False, peak_tflops=1.0)
+    return replace(config, out=str(tmp_path / "run"), init=None, compute_dtype="float32", report=report)
+
+
+@pytest.fixture
+def plain(joint: DualRun) -> DualRun:
+    """The same run with AdamW at the published rate, which does not magnify rounding as Muon does; nothing shown."""
+    optimizer = replace(joint.optimizer, name="adamw", lr=3e-5)
+    report = replace(joint.report, evaluate_every=1000, sheet_every=1000, num_held_out=0)
+    return replace(joint, optimizer=optimizer, report=report)
+
+
+@pytest.fixture
+def config_file(tmp_path: Path) -> Callable[[DualRun], Path]:
+    def write(config: DualRun) -> Path:
+        folder = tmp_path / f"config-{len(list(tmp_path.iterdir()))}"
+        save_config(config, folder)
+        return folder / "config.json"
+
+    return write

@@ -1,21 +1,32 @@
+import os
+import signal
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
+from stepping import make_trainer, take_steps
+from torch import Tensor
 
 from ddit.config import DualRun
-from ddit.train.checkpoint import load_newest
+from ddit.data.config import WorldData
+from ddit.pipeline import Pipeline
+from ddit.recipes import enlarge
+from ddit.train.checkpoint import find_newest, load_tensors, stored_shapes
 from ddit.train.loop import Trainer, train
-from ddit.train.parallel import Ranks
+from ddit.train.parallel import join_ranks, local
 
 
-def weights(config: DualRun) -> dict[str, torch.Tensor]:
-    checkpoint = load_newest(Path(config.out))
+def stored(config: DualRun) -> dict[str, Tensor]:
+    """The whole tensors of a finished run's last checkpoint."""
+    join_ranks()
+    checkpoint = find_newest(Path(config.out))
     assert checkpoint is not None
     assert checkpoint.step == config.max_steps
-    return checkpoint.tensors
+    tensors = {name: torch.empty(shape) for name, shape in stored_shapes(checkpoint.folder).items()}
+    load_tensors(checkpoint.folder, tensors)
+    return tensors
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
@@ -28,87 +39,224 @@ def test_a_resumed_run_equals_the_uninterrupted_one_bit_for_bit(
     train(parted, stop_at=1)
     train(parted, stop_at=3)
     train(parted)
-    expected, found = weights(whole), weights(parted)
+    expected, found = stored(whole), stored(parted)
     assert expected.keys() == found.keys()
-    assert any(name.startswith("muon.") for name in expected)
-    assert any(name.startswith("ema.") for name in expected)
+    for part in ("model.", "ema.", "optimizer.momentum_buffer.", "optimizer.exp_avg.", "optimizer.step."):
+        assert any(name.startswith(part) for name in expected)
     for name, tensor in expected.items():
         assert torch.equal(tensor, found[name]), name
 
 
-def test_a_run_leaves_a_model_folder_a_log_and_sheets(joint: DualRun) -> None:
+def test_a_run_leaves_two_models_that_load_a_log_and_sheets(joint: DualRun) -> None:
     out = train(joint)
     assert (out / "config.json").exists()
-    for part in ("transformer", "vae", "text_encoder", "tokenizer", "scheduler"):
-        assert (out / "export" / part).is_dir()
+    for name in ("export", "export_raw"):
+        pipeline = Pipeline.from_pretrained(out / name)
+        assert pipeline.settings.text_length == joint.data.read_length
+        assert len(pipeline.generate(["a red star"], num_steps=1, seed=0)) == 1
+    averaged, raw = (
+        load_file(out / name / "transformer" / "diffusion_pytorch_model.safetensors")
+        for name in ("export", "export_raw")
+    )
+    assert any(not torch.equal(raw[name], averaged[name]) for name in raw)
     assert '"uptake"' in (out / "log.jsonl").read_text()
     assert '"question_nll"' in (out / "log.jsonl").read_text()
-    assert sorted(path.name for path in (out / "sheets").iterdir()) == ["0000004.png"]
+    assert [path.name for path in (out / "sheets").glob("*.png")] == ["0000004.png"]
 
 
-def test_a_torn_checkpoint_is_passed_over(joint: DualRun, capsys: pytest.CaptureFixture[str]) -> None:
-    train(joint, stop_at=1)
-    train(joint, stop_at=2)
-    newest = Path(joint.out) / "ckpt-00000002" / "state.safetensors"
-    newest.write_bytes(newest.read_bytes()[:-100])
-    (Path(joint.out) / "ckpt-00000003.tmp").mkdir()
-    capsys.readouterr()
-    checkpoint = load_newest(Path(joint.out))
-    assert checkpoint is not None
-    assert checkpoint.step == 1
-    words = capsys.readouterr().err
-    assert "ckpt-00000002 is passed over" in words
-    assert "ckpt-00000003.tmp is passed over: it was never finished" in words
+@pytest.mark.parametrize("micro_batch_size", [2, 4])
+def test_accumulated_gradients_are_those_of_the_whole_batch(plain: DualRun, micro_batch_size: int) -> None:
+    def gradients(config: DualRun) -> tuple[dict[str, float], dict[str, Tensor]]:
+        trainer = make_trainer(config)
+        values = trainer._backward(trainer.data[0])
+        found = {name: p.grad.full_tensor() for name, p in trainer.trained.items() if p.grad is not None}
+        return values, found
+
+    values, whole = gradients(plain)
+    found_values, found = gradients(replace(plain, micro_batch_size=micro_batch_size))
+    assert found_values == pytest.approx(values, abs=1e-5)
+    assert found.keys() == whole.keys()
+    for name, gradient in whole.items():
+        torch.testing.assert_close(found[name], gradient, atol=1e-5, rtol=1e-5)
+    assert max(gradient.abs().max().item() for gradient in whole.values()) > 1e-2
 
 
-def test_only_the_newest_checkpoints_are_kept(joint: DualRun) -> None:
-    for step in (1, 2, 3):
-        train(joint, stop_at=step)
-    assert sorted(path.name for path in Path(joint.out).glob("ckpt-*")) == ["ckpt-00000002", "ckpt-00000003"]
+def test_recomputed_activations_and_weights_that_stay_change_nothing(plain: DualRun) -> None:
+    parallel = replace(plain.parallel, checkpoint_activations=True, reshard_after_forward=True)
+    expected = take_steps(make_trainer(plain), 2)
+    assert take_steps(make_trainer(replace(plain, parallel=parallel)), 2) == expected
 
 
-def test_a_loss_that_is_not_finite_stops_before_the_step(joint: DualRun) -> None:
-    trainer = Trainer(joint)
+def fill_image_head(trainer: Trainer, value: float) -> None:
     with torch.no_grad():
-        trainer.learner.transformer.image_proj_out.weight.fill_(float("nan"))
-    before = trainer.learner.transformer.context_embedder.weight.clone()
+        trainer.trained["transformer.image_proj_out.weight"].fill_(value)
+
+
+def test_a_loss_that_is_not_finite_stops_before_the_step(plain: DualRun) -> None:
+    trainer = make_trainer(plain)
+    fill_image_head(trainer, float("nan"))
+    before = trainer.trained["transformer.context_embedder.weight"].full_tensor().clone()
     with pytest.raises(FloatingPointError, match="of step 0 is nan: stopped before the step"):
-        trainer.train_step()
-    assert torch.equal(before, trainer.learner.transformer.context_embedder.weight)
+        take_steps(trainer, 1)
+    assert torch.equal(before, trainer.trained["transformer.context_embedder.weight"].full_tensor())
     assert trainer.step == 0
 
 
-def test_a_stage_starts_from_its_predecessors_export(joint: DualRun, tmp_path: Path) -> None:
-    out = train(joint)
-    after = replace(joint, out=str(tmp_path / "next"), init=str(out / "export"))
-    start = Trainer(after).learner.transformer.state_dict()
+def test_a_step_that_is_not_finite_is_skipped_and_counted(
+    plain: DualRun, capsys: pytest.CaptureFixture[str]
+) -> None:
+    trainer = make_trainer(replace(plain, non_finite="skip", max_skipped=2))
+    take_steps(trainer, 1)
+    good = local(trainer.trained["transformer.image_proj_out.weight"]).detach().clone()
+    before = {name: tensor.full_tensor().clone() for name, tensor in trainer.ema.tensors.items()}
+    fill_image_head(trainer, float("nan"))
+    assert [result.skipped for result in take_steps(trainer, 2)] == [True, True]
+    assert "of step 1 is nan: skipped (1 so far)" in capsys.readouterr().err
+    assert (trainer.step, trainer.skipped, trainer.skipped_in_row) == (3, 2, 2)
+    for name, tensor in trainer.ema.tensors.items():
+        assert torch.equal(tensor.full_tensor(), before[name]), name
+    with pytest.raises(FloatingPointError, match="3 steps in a row were skipped"):
+        take_steps(trainer, 1)
+    with torch.no_grad():
+        local(trainer.trained["transformer.image_proj_out.weight"]).copy_(good)
+    assert not take_steps(trainer, 1)[0].skipped
+    assert (trainer.skipped, trainer.skipped_in_row) == (3, 0)
+
+
+def test_skips_and_broken_samples_are_counted_across_a_restart(plain: DualRun) -> None:
+    config = replace(plain, non_finite="skip")
+    trainer = make_trainer(config)
+    trainer.skipped, trainer.skipped_in_row = 4, 2
+    trainer.broken.add({"not a picture": 1}, 100)
+    trainer.save()
+    checkpoint = find_newest(Path(config.out))
+    assert checkpoint is not None
+    again = make_trainer(config)
+    again.resume(checkpoint)
+    assert (again.skipped, again.skipped_in_row) == (4, 2)
+    assert again.broken.causes == {"not a picture": 1}
+    assert again.broken.num_samples == 100
+
+
+def test_a_signal_saves_and_ends_the_run_which_then_goes_on(
+    plain: DualRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    step = Trainer.train_step
+
+    def with_signal(trainer: Trainer, *args, **kwargs):
+        if trainer.step == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return step(trainer, *args, **kwargs)
+
+    monkeypatch.setattr(Trainer, "train_step", with_signal)
+    handler = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(KeyboardInterrupt, match="stopped by a signal after 3 steps; saved in"):
+        train(plain)
+    assert signal.getsignal(signal.SIGTERM) is handler
+    assert (Path(plain.out) / "ckpt-00000003" / "manifest.json").exists()
+    monkeypatch.undo()
+    train(plain)
+    assert (Path(plain.out) / "ckpt-00000004" / "manifest.json").exists()
+
+
+def test_figures_are_of_the_averaged_weights_and_leave_the_run_as_it_was(joint: DualRun) -> None:
+    trainer = make_trainer(joint)
+    take_steps(trainer, 2)
+    before = {name: p.full_tensor().clone() for name, p in trainer.trained.items()}
+    name = "transformer.context_embedder.weight"
+    average = trainer.ema.tensors[name].full_tensor().clone()
+    seen = trainer.evaluate(lambda model: model.context_embedder.weight.clone())
+    assert torch.equal(seen, average)
+    assert not torch.equal(seen, before[name])
+    for name, parameter in trainer.trained.items():
+        assert torch.equal(parameter.full_tensor(), before[name]), name
+    other = make_trainer(joint)
+    take_steps(other, 2)
+    assert take_steps(trainer, 1) == take_steps(other, 1)
+
+
+def test_only_the_mask_tokens_embedding_is_trained_of_the_text_encoder(plain: DualRun) -> None:
+    config = replace(plain, train_mask_embedding=True, optimizer=replace(plain.optimizer, lr=1e-2))
+    trainer = make_trainer(config)
+    assert trainer.learner.mask_embedding is not None
+    mask_id = trainer.codec.mask_token_id
+    rows = trainer.codec.encoder.get_input_embeddings().weight
+    assert torch.equal(trainer.learner.mask_embedding.full_tensor(), rows[mask_id])
+    out = train(config)
+    before = load_file(Path(config.text or "") / "text_encoder" / "model.safetensors")
+    after = load_file(out / "export_raw" / "text_encoder" / "model.safetensors")
+    for name, tensor in before.items():
+        changed = (tensor.bfloat16() != after[name]).nonzero()
+        if tensor.shape == rows.shape:
+            assert changed[:, 0].unique().tolist() == [mask_id]
+        else:
+            assert not len(changed), name
+
+
+def test_a_stage_starts_from_its_predecessors_export(plain: DualRun, tmp_path: Path) -> None:
+    out = train(plain, stop_at=1)
+    after = replace(plain, out=str(tmp_path / "next"), init=str(out / "export"), vae=None, text=None)
+    start = make_trainer(after).trained
     exported = load_file(next((out / "export" / "transformer").glob("*.safetensors")))
     for name, tensor in exported.items():
-        assert torch.equal(start[name], tensor.float()), name
+        if name != "pos_embed.pos_embed":
+            assert torch.equal(start[f"transformer.{name}"].full_tensor(), tensor.float()), name
 
 
-def test_a_run_of_another_model_is_refused(joint: DualRun) -> None:
-    train(joint, stop_at=1)
-    wider = replace(joint, model=replace(joint.model, hidden_size=64))
+def test_a_model_of_64_pixels_goes_on_at_128(plain: DualRun, tmp_path: Path) -> None:
+    out = train(plain, stop_at=1)
+    (source,) = plain.data.draw
+    assert isinstance(source, WorldData)
+    large = WorldData(enlarge(source.world, 2), num_scenes=8)
+    data = replace(plain.data, draw=(large,), read=(), held_out=(), image_size=128)
+    objective = replace(plain.objective, alignment_weight=0.0)
+    after = replace(
+        plain, out=str(tmp_path / "128"), init=str(out / "export"), data=data, objective=objective
+    )
+    trainer = make_trainer(after)
+    assert trainer.data[0][0].drawn is not None
+    assert trainer.data[0][0].drawn.noise.shape[-2:] == (32, 32)
+    take_steps(trainer, 1)
+    assert trainer.step == 1
+
+
+def test_a_run_of_another_model_is_refused(plain: DualRun) -> None:
+    train(plain, stop_at=1)
+    wider = replace(plain, model=replace(plain.model, hidden_size=64))
     with pytest.raises(ValueError, match="holds a run of another model"):
         train(wider)
+    with pytest.raises(
+        ValueError, match="holds a run that trains other weights, such as model.mask_embedding"
+    ):
+        train(replace(plain, train_mask_embedding=True))
 
 
-def test_encoders_that_do_not_fit_are_named(joint: DualRun) -> None:
+def test_changed_settings_are_announced(plain: DualRun, capsys: pytest.CaptureFixture[str]) -> None:
+    train(plain, stop_at=1)
+    capsys.readouterr()
+    train(replace(plain, seed=5, micro_batch_size=2), stop_at=2)
+    words = capsys.readouterr().err
+    assert "resumed with another seed: 1 -> 5" in words
+    assert "micro_batch_size" not in words
+
+
+def test_encoders_that_do_not_fit_are_named(plain: DualRun) -> None:
     with pytest.raises(ValueError, match=r"model\.vocab_size is 7, but the encoders need"):
-        Trainer(replace(joint, model=replace(joint.model, vocab_size=7)))
+        make_trainer(replace(plain, model=replace(plain.model, vocab_size=7)))
+    with pytest.raises(ValueError, match="neither vae nor init is set"):
+        make_trainer(replace(plain, vae=None))
 
 
-def test_ranks_together_make_the_global_batch(joint: DualRun) -> None:
-    whole = Trainer(joint).batches(5)
-    halves = [Trainer(joint, Ranks(index, 2)).batches(5) for index in (0, 1)]
-    assert torch.equal(whole.prompt_ids, torch.cat([half.prompt_ids for half in halves]))
-    assert torch.equal(whole.read_ids, torch.cat([half.read_ids for half in halves]))
-    n = len(whole.prompt_ids)
-    assert torch.equal(whole.latents[:n], torch.cat([half.latents[: n // 2] for half in halves]))
-    assert torch.equal(whole.latents[n:], torch.cat([half.latents[n // 2 :] for half in halves]))
+def test_another_size_of_start_is_named(plain: DualRun, tmp_path: Path) -> None:
+    out = train(plain, stop_at=1)
+    deeper = replace(
+        plain, out=str(tmp_path / "b"), init=str(out / "export"), model=replace(plain.model, depth=3)
+    )
+    with pytest.raises(ValueError, match="is of another size: depth 2 against 3"):
+        make_trainer(deeper)
 
 
+@pytest.mark.slow
 def test_a_few_scenes_are_learnt_by_heart(joint: DualRun) -> None:
     config = replace(
         joint,
@@ -116,10 +264,9 @@ def test_a_few_scenes_are_learnt_by_heart(joint: DualRun) -> None:
         optimizer=replace(joint.optimizer, warmup_steps=5),
         max_steps=150,
     )
-    trainer = Trainer(config)
-    one_batch = trainer.batches(0)
-    trainer.batches = lambda step: one_batch  # type: ignore[assignment]
-    values = [trainer.train_step().values for _ in range(150)]
+    trainer = make_trainer(config)
+    one_batch = trainer.data[0]
+    values = [trainer.train_step(one_batch).values for _ in range(150)]
 
     def mean(name: str, rows: slice) -> float:
         part = [row[name] for row in values[rows]]

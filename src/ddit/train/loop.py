@@ -93,6 +93,7 @@ class Trainer:
         values = dict(zip(named, shared, strict=False)) | {"grad_norm": norm}
         bad = [f"{name} of step {self.step} is {v}" for name, v in values.items() if not math.isfinite(v)]
         if bad:
+            self._drop_gradients()
             self._skip_or_stop(bad[0])
         else:
             _scale(gradients, cfg.optimizer.max_grad_norm, norm)
@@ -101,9 +102,7 @@ class Trainer:
                 optimizer.step()
             self.ema.update(self.trained, self.step)
             self.skipped_in_row = 0
-        for parameter in self.trained.values():
-            parameter.grad = None
-        free_gathered(self.learner)
+        self._drop_gradients()
         self.step += 1
         self._count_broken(batches, is_any=shared[-3] > 0)
         return StepResult(values, stop=shared[-2] > 0, save=shared[-1] > 0, skipped=bool(bad))
@@ -123,6 +122,11 @@ class Trainer:
                 if value is not None:
                     sums[name] = sums.get(name, 0.0) + value.detach() / len(batches)
         return dict(zip(sums, torch.stack(list(sums.values())).tolist(), strict=True))
+
+    def _drop_gradients(self) -> None:
+        for parameter in self.trained.values():
+            parameter.grad = None
+        free_gathered(self.learner)
 
     def _skip_or_stop(self, problem: str) -> None:
         if self.cfg.non_finite == "stop":
