@@ -20,6 +20,7 @@ from tiny_models import tiny_pipeline
 import ddit
 from ddit.cli import main
 from ddit.images import read_image
+from ddit.lora import add_adapters, save_adapters
 
 REFERENCE = Path(__file__).parent / "data" / "tiny"
 
@@ -192,12 +193,49 @@ def test_verify_of_a_broken_folder_gets_one_line(run: Run, tmp_path: Path, file:
 
 def test_train_dry_run(run: Run, tmp_path: Path):
     result = run(
-        "train", "mini-joint", "--root", tmp_path / "runs", "--set", "max_steps=7", "--init", "x", "--dry-run"
+        "train",
+        "mini-stage1",
+        "--root",
+        tmp_path / "runs",
+        "--set",
+        "max_steps=7",
+        "--init",
+        "x",
+        "--dry-run",
     )
     config = json.loads(result.out)
     assert config["max_steps"] == 7
     assert config["init"] == "x"
     assert not (tmp_path / "runs").exists()
+
+
+def test_train_refuses_a_change_that_nothing_would_read(run: Run):
+    fault = run("train", "mini-stage1", "--set", "lora.alpha=2", "--dry-run").fault
+    assert fault == "lora.alpha would never be read: lora.rank is 0"
+
+
+def test_train_plot_draws_several_runs(run: Run, tmp_path: Path):
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "log.jsonl").write_text('{"step": 1, "total": 2.0}\n{"step": 2, "total": 1.0}\n')
+    result = run("train", "--plot", tmp_path / "a", tmp_path / "b", "--out", tmp_path / "both.png")
+    assert result.out.strip() == str(tmp_path / "both.png")
+    assert read_image(tmp_path / "both.png").size[0] > 100
+
+
+def test_a_merged_model_says_what_the_base_says_with_the_adapter(
+    run: Run, model: Path, picture: Path, tmp_path: Path
+):
+    transformer = tiny_pipeline().transformer
+    add_adapters(transformer, rank=2, alpha=4.0)
+    with torch.no_grad():
+        transformer.text_proj_out.bias += torch.randn(transformer.text_proj_out.bias.shape).mul(20)
+    save_adapters(tmp_path / "adapter", transformer)
+    said = run("caption", picture, "--model", model, "--adapter", tmp_path / "adapter").out
+    assert said != run("caption", picture, "--model", model).out
+    merged = run("merge", model, tmp_path / "adapter", tmp_path / "merged", "--dtype", "float32")
+    assert merged.out.strip() == str(tmp_path / "merged")
+    assert run("caption", picture, "--model", tmp_path / "merged").out == said
 
 
 # --- mistakes ---
@@ -237,7 +275,7 @@ def test_bad_pictures(run: Run, model: Path, tmp_path: Path):
         (("train", "mini-vae", "--out", "x.png"), "--out is the file of --plot"),
         (("train", "--plot", "nowhere"), "'nowhere' is not a run: it has no log.jsonl"),
         (("merge", "mini", "nowhere", "merged"), "'nowhere' is incomplete: it has no adapter_config.json"),
-        (("train", "mini-joint", "--set", "max_stepz=3", "--dry-run"), "unknown key 'max_stepz'"),
+        (("train", "mini-stage1", "--set", "max_stepz=3", "--dry-run"), "unknown key 'max_stepz'"),
         (("verify", "nowhere"), "nowhere"),
         (("verify", "nowhere", "--dtype", "int8"), "unknown dtype 'int8'"),
     ],
