@@ -58,6 +58,13 @@ def test_each_stage_starts_from_its_predecessor(family):
     assert len({config.seed for config in configs}) == len(configs)
 
 
+@pytest.mark.parametrize(
+    "name", ["mini-stage3", "mini-stage2_128", "sd3-medium-stage2_512", "sd3-medium-stage3"]
+)
+def test_the_trained_mask_token_is_carried_on(name):
+    assert dual(name).text is None  # then the encoder is that of `init`
+
+
 def test_the_chain_holds_every_small_stage_but_the_large_pictures():
     assert stages("mini") == [
         f"mini-{name}"

@@ -289,6 +289,7 @@ def mini_stage2_128(root: Path, world: WorldConfig) -> DualRun:
         stage2,
         out=str(root / "mini-stage2_128"),
         init=str(root / "mini-stage2/export"),
+        text=None,  # that of stage 2, which trained the mask token's embedding
         data=replace(
             stage2.data,
             draw=(WorldData(large, num_scenes=NUM_SCENES),),
@@ -308,6 +309,7 @@ def mini_stage3(root: Path, world: WorldConfig) -> DualRun:
         stage2,
         out=str(root / "mini-stage3"),
         init=str(root / "mini-stage2/export"),
+        text=None,  # that of stage 2, which trained the mask token's embedding
         data=replace(stage2.data, read=(replace(stage2.data.read[0], question_fraction=0.8),)),
         objective=replace(stage2.objective, read_fraction=0.625, lambda_text=3.0, alignment_weight=0.0),
         optimizer=replace(stage2.optimizer, schedule="linear", decay_fraction=0.5),
