@@ -23,7 +23,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "config": {*CORE, "checks", "data.config", "strict", "world"},
     "data": {"data.config", "images", "world"},
     "data.config": {"checks", "world"},
-    "data_cli": {"command", "data", "world"},
+    "data_cli": {"command", "config", "data", "train", "world"},
     "demo": {"devices", "folders", "pipeline"},
     "devices": set(),
     "cross_entropy": set(),

@@ -6,11 +6,14 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from ddit.command import JsonOption, claim, emit
+
+if TYPE_CHECKING:
+    from ddit.data.sources.guess import Hints
 
 data = typer.Typer(no_args_is_help=True, help="Look at training data, and prepare it.")
 
@@ -73,13 +76,9 @@ def check(
 ) -> None:
     """Read every sample of SOURCE once and report what training would meet."""
     from ddit.data.check import check_source
-    from ddit.data.sources.guess import Hints, guess_source
+    from ddit.data.sources.guess import guess_source
 
-    pairs = [field.partition("=") for field in fields or []]
-    if any(not separator for _, separator, _ in pairs):
-        raise ValueError(f"--set takes KEY=VALUE, got {' '.join(fields or [])}")
-    settings = tuple((key, value) for key, _, value in pairs)
-    hints = Hints("questions" if questions else kind, images, annotations, settings)
+    hints = _hints("questions" if questions else kind, images, annotations, fields)
     workers = min(os.cpu_count() or 1, 8) if num_workers is None else num_workers
     source = guess_source(path, hints)
     with sample_bar("reading") as advance:
@@ -91,6 +90,70 @@ def check(
             err=True,
         )
         raise typer.Exit(1)
+
+
+@data.command()
+def precompute(
+    path: Annotated[
+        str, typer.Argument(metavar="SOURCE", help="as of `ddit data check`, or a source's configuration")
+    ],
+    out: Annotated[Path, typer.Argument(help="folder of the latents, for the source's `latents`")],
+    vae: Annotated[
+        str, typer.Option(help="the run's autoencoder: mini, a model folder, a hub id, or a vae folder")
+    ],
+    size: Annotated[int, typer.Option(min=1, help="side of the square, or root of the buckets' area")] = 256,
+    buckets: Annotated[int, typer.Option(min=1, help="aspect ratios (data.num_buckets)")] = 1,
+    unit: Annotated[
+        int, typer.Option(min=1, help="multiple of the buckets' sides: down-sampling times patch size")
+    ] = 16,
+    kind: Annotated[
+        str | None, typer.Option(help="json, tar, llava, questions or huggingface [default: by its looks]")
+    ] = None,
+    images: Annotated[str | None, typer.Option(help="folder of the pictures [default: the file's]")] = None,
+    annotations: Annotated[str | None, typer.Option(help="file of the answers to SOURCE's questions")] = None,
+    fields: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="another setting of the source: caption_key=alt"),
+    ] = None,
+    teacher: Annotated[
+        str | None, typer.Option(help="weights of a teacher, whose features are kept for alignment")
+    ] = None,
+    shard_size: Annotated[int, typer.Option(min=1, help="samples of a file")] = 1000,
+    batch_size: Annotated[int, typer.Option(min=1, help="pictures encoded at once")] = 32,
+    num_workers: Annotated[
+        int | None, typer.Option(min=0, help="processes that read [default: one a core, 8 at most]")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Encode every picture of SOURCE once, so that training runs no autoencoder.
+
+    Goes on where an interrupted run stopped. Under torchrun (`torchrun --nproc-per-node 8 -m ddit data precompute ...`)
+    the processes share the work.
+    """
+    from ddit.config import LatentsRun
+    from ddit.data.latents import LatentFolder
+    from ddit.data.sources.guess import guess_source
+    from ddit.train.precompute import precompute as make
+
+    source = guess_source(path, _hints(kind, images, annotations, fields))
+    cfg = LatentsRun(
+        out=str(out), vae=vae, source=source, teacher=teacher, image_size=size, num_buckets=buckets, bucket_unit=unit,
+        shard_size=shard_size, batch_size=batch_size,
+    )  # fmt: skip
+    num_samples = len(LatentFolder(make(cfg, num_workers=num_workers)))
+    if os.environ.get("RANK", "0") == "0":
+        emit(as_json, str(out), path=str(out), num=num_samples)
+
+
+def _hints(
+    kind: str | None, images: str | None, annotations: str | None, fields: list[str] | None
+) -> "Hints":
+    from ddit.data.sources.guess import Hints
+
+    pairs = [field.partition("=") for field in fields or []]
+    if any(not separator for _, separator, _ in pairs):
+        raise ValueError(f"--set takes KEY=VALUE, got {' '.join(fields or [])}")
+    return Hints(kind, images, annotations, tuple((key, value) for key, _, value in pairs))
 
 
 def world(

@@ -1,3 +1,4 @@
+import json
 import os
 import subprocess
 import sys
@@ -10,11 +11,13 @@ import torch
 from list_source import ListSource
 from safetensors.torch import load_file
 from tiny_models import tiny_image_codec
+from typer.testing import CliRunner
 
+from ddit.cli import app
 from ddit.config import LatentsRun, save_config
 from ddit.data.buckets import assign_buckets
 from ddit.data.config import WorldData
-from ddit.data.latents import LatentFolder, shard_path
+from ddit.data.latents import CachedSource, LatentFolder, shard_path
 from ddit.data.sources import WorldSource
 from ddit.train import precompute as making
 from ddit.train.precompute import precompute, teacher_features
@@ -146,3 +149,23 @@ def test_buckets_broken_pictures_and_texts_alone_are_told_apart(
             assert latents.features is None
     with pytest.raises(ValueError, match="features need num_buckets=1"):
         precompute(replace(run, out=run.out + "b", teacher=str(Path(run.vae).parent / TEACHER_FILE)))
+
+
+def test_the_command_makes_latents_that_a_source_can_name(run: LatentsRun, tmp_path: Path) -> None:
+    (tmp_path / "source.json").write_text('{"kind": "world", "num_scenes": 6}')
+    out = tmp_path / "made"
+    arguments = [
+        "data",
+        "precompute",
+        str(tmp_path / "source.json"),
+        str(out),
+        "--vae",
+        run.vae,
+        "--size",
+        "64",
+    ]
+    found = CliRunner().invoke(app, [*arguments, "--json", "--num-workers", "0"])
+    assert found.exit_code == 0, found.output
+    assert json.loads(found.stdout) == {"path": str(out), "num": 6}
+    cfg = WorldData(num_scenes=6, question_fraction=0.5, latents=str(out))
+    assert len(CachedSource(WorldSource(cfg), cfg, LatentFolder(out))) == 6

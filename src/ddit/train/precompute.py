@@ -60,7 +60,10 @@ def precompute(cfg: LatentsRun, *, num_workers: int | None = None) -> Path:
         num_workers = min(share - 1, 8) if len(shards) * cfg.shard_size >= _WORTH_PROCESSES else 0
     pictures = _Pictures(source, info, shards, cfg.batch_size)
     chunks = DataLoader(pictures, batch_size=None, **worker_settings(num_workers))
-    with tqdm(total=len(shards), desc="latents", unit="shard", file=sys.stderr, disable=rank > 0) as bar:
+    bar = tqdm(
+        total=len(shards), desc="latents", unit="shard", file=sys.stderr, leave=False, disable=rank > 0
+    )
+    with bar:
         for shard in _encoded(pictures, chunks, encoder):
             write_shard(out, *shard)
             bar.update()
