@@ -142,7 +142,7 @@ def test_the_table_is_written_as_markdown_and_json_lines_with_thumbnails(tmp_pat
         Reading(1, "a | b?", "no", "yes"),
         Reading(1, None, "a red\ncat", "a red dog"),
     ]
-    pixels = torch.zeros(2, 3, 64, 64)
+    pixels = {0: torch.zeros(3, 64, 64), 1: torch.ones(3, 64, 64)}
     save_table(tmp_path / "sheets" / "0000500.md", readings, pixels=pixels)
     text = (tmp_path / "sheets" / "0000500.md").read_text()
     assert "step 500" in text

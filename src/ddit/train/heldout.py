@@ -76,7 +76,8 @@ class HeldOut:
         means = self.ranks.mean(list(values.values()))
         return {name: mean * self.ranks.size for name, mean in zip(values, means, strict=True)}
 
-    def _latents(self, rows: Tensor) -> Tensor:
+    def latents(self, rows: Tensor) -> Tensor:
+        """Clean latents of these samples."""
         pictures = self.samples.pictures
         chosen = Pictures(*(None if part is None else part[rows] for part in pictures))
         return clean_latents(chosen, self.images)
@@ -87,7 +88,7 @@ class HeldOut:
         shuffled[there] = shuffled[there].roll(1)
         sums = {"true": 0.0, "shuffled": 0.0, "count": 0.0}
         for rows, counts in self._parts(there):
-            latents = self._latents(rows)
+            latents = self.latents(rows)
             noise = torch.stack([_noise(int(row), latents[0]) for row in rows])
             t = torch.full((len(rows),), UPTAKE_T, device=latents.device)
             noisy = flow.add_noise(latents, noise, t)
@@ -125,7 +126,7 @@ class HeldOut:
         }
 
     def _logits(self, model: DualDiT, rows: Tensor, noisy_ids: Tensor, answer: Tensor) -> Tensor:
-        latents = self._latents(rows)
+        latents = self.latents(rows)
         is_null = self.samples.pictures.is_null
         null_rows = None if is_null is None else is_null[rows].to(latents.device)
         states = self.codec.states(noisy_ids)

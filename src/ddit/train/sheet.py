@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import re
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -151,7 +151,7 @@ def read_pictures(
     settings: ModelSettings,
     *,
     null_rows: Tensor | None = None,
-    first: int = 0,
+    numbers: Sequence[int] | None = None,
     batch_size: int = 32,
 ) -> list[Reading]:
     """What the model answers to the first turn of each text, written as the model's settings say.
@@ -161,8 +161,9 @@ def read_pictures(
         texts: training texts (B, L); what comes before a row's first answer is its prompt.
         turns: the first turn of each.
         null_rows: (B,) bool, those without a picture.
-        first: number of the first picture; also the seed of its draws, if any are random.
+        numbers: of the pictures, by default 0, 1, ...; also the seeds of their draws, if any are random.
     """
+    numbers = range(len(turns)) if numbers is None else numbers
     prompt_ids, mask = _first_prompts(texts)
     is_caption = [turn.question is None for turn in turns]
     readings: dict[int, Reading] = {}
@@ -180,11 +181,13 @@ def read_pictures(
                 banned_ids=range(codec.vocab_size, model.config.vocab_size),
                 order=settings.text_order,
                 temperature=settings.temperature,
-                generators=[torch.Generator().manual_seed(first + row) for row in part.tolist()],
+                generators=[torch.Generator().manual_seed(numbers[row]) for row in part.tolist()],
             )
             for row, ids in zip(part.tolist(), sample.ids.cpu(), strict=True):
                 turn = turns[row]
-                readings[row] = Reading(first + row, turn.question, codec.decode(ids[mask[row]]), turn.answer)
+                readings[row] = Reading(
+                    numbers[row], turn.question, codec.decode(ids[mask[row]]), turn.answer
+                )
     return [readings[row] for row in sorted(readings)]
 
 
@@ -208,10 +211,12 @@ def _logits_fn(model: DualDiT, codec: TextCodec, latents: Tensor, null_rows: Ten
     return logits
 
 
-def save_table(path: Path, readings: Sequence[Reading], *, pixels: Tensor | None = None) -> None:
+def save_table(
+    path: Path, readings: Sequence[Reading], *, pixels: Mapping[int, Tensor] | None = None
+) -> None:
     """Writes `path` (Markdown) and, beside it, the same as JSON lines.
 
-    pixels: (B, 3, H, W) of the pictures by number; they become thumbnails in `pictures/`, written once.
+    pixels: (3, H, W) of the pictures by number; they become thumbnails in `pictures/`, written once.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     asked = [reading for reading in readings if reading.question is not None]
@@ -224,7 +229,7 @@ def save_table(path: Path, readings: Sequence[Reading], *, pixels: Tensor | None
             f"Captions have {sum(r.shared for r in captions) / len(captions):.0%} of the truth's words."
         )
     lines += ["", "| picture | question | answer | truth | right |", "|---|---|---|---|---|"]
-    shown = _save_thumbnails(path.parent / "pictures", pixels, {reading.picture for reading in readings})
+    shown = _save_thumbnails(path.parent / "pictures", pixels or {})
     for r in readings:
         verdict = "yes" if r.is_right else "no" if r.question is not None else f"{r.shared:.0%}"
         picture = f"![{r.picture}](pictures/{r.picture}.png)" if r.picture in shown else str(r.picture)
@@ -241,20 +246,17 @@ def _cell(text: str) -> str:
     return " ".join(text.split()).replace("|", "\\|")
 
 
-def _save_thumbnails(folder: Path, pixels: Tensor | None, numbers: set[int]) -> set[int]:
-    if pixels is None:
-        return set()
-    folder.mkdir(exist_ok=True)
-    found = {number for number in numbers if number < len(pixels)}
-    for number in found:
+def _save_thumbnails(folder: Path, pixels: Mapping[int, Tensor]) -> set[int]:
+    for number, picture in pixels.items():
+        folder.mkdir(exist_ok=True)
         if not (folder / f"{number}.png").exists():
-            to_pictures(pixels[number : number + 1])[0].save(folder / f"{number}.png")
-    return found
+            to_pictures(picture[None])[0].save(folder / f"{number}.png")
+    return set(pixels)
 
 
 def write_table(
     path: Path, model: DualDiT, codec: TextCodec, latents: Tensor, texts: TokenizedPrompt, turns: Sequence[Turn],
-    settings: ModelSettings, *, pixels: Tensor | None = None,
+    settings: ModelSettings, *, pixels: Mapping[int, Tensor] | None = None,
 ) -> list[Reading]:  # fmt: skip
     """`read_pictures`, then `save_table`."""
     readings = read_pictures(model, codec, latents, texts, turns, settings)

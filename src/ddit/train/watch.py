@@ -7,17 +7,22 @@ from __future__ import annotations
 
 import dataclasses
 import time
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
+from torch import Tensor
 
 from ddit.config import save_config
+from ddit.data.samples import Turn
+from ddit.prompts import TokenizedPrompt
 from ddit.train.batches import STYLES, ImageFacts, held_out_samples
+from ddit.train.export import settings_of
 from ddit.train.flops import peak_flops, run_flops
 from ddit.train.heldout import HeldOut
 from ddit.train.log import RunLog
 from ddit.train.optim import lr_factor
-from ddit.train.sheet import draw_pictures, save_sheet
+from ddit.train.sheet import Reading, draw_pictures, read_pictures, save_sheet, save_table
 
 if TYPE_CHECKING:  # the loop calls this module
     from ddit.train.loop import StepResult, Trainer
@@ -39,6 +44,7 @@ class Watch:
             self.log = self._open_log()
         self.sums: dict[str, float] = {}
         self.count = self.timed = 0
+        self.shown = -1  # the step of the last sheet
         self.saved = self.start = time.monotonic()
 
     def _open_log(self) -> RunLog:
@@ -84,7 +90,7 @@ class Watch:
                 self.log.event(step=step, **figures)
             self._restart_clock()
         if step % report.sheet_every == 0:
-            self._draw_sheet()
+            self._show()
             self._restart_clock()
 
     def _summary(self) -> dict[str, float]:
@@ -101,18 +107,66 @@ class Watch:
     def _restart_clock(self) -> None:
         self.timed, self.start = 0, time.monotonic()
 
-    def _draw_sheet(self) -> None:
-        if self.held_out is None or not self.held_out.captions:
+    def _show(self) -> None:
+        """A sheet of pictures drawn for held-out captions, and a table of texts read off held-out pictures."""
+        if self.held_out is None or self.shown == self.trainer.step:
             return
-        trainer, texts = self.trainer, self.held_out.captions[: self.cfg.report.num_sheet]
+        self.shown = self.trainer.step
+        if self.cfg.objective.read_fraction < 1 and self.held_out.captions:
+            self._draw_sheet(self.held_out)
+        if self.cfg.objective.read_fraction > 0:
+            self._write_table(self.held_out)
+
+    def _draw_sheet(self, held_out: HeldOut) -> None:
+        trainer, texts = self.trainer, held_out.captions[: self.cfg.report.num_sheet]
         pixels = trainer.evaluate(
             lambda model: draw_pictures(
                 model, trainer.images, trainer.codec, texts, self.cfg.report, style=self.style,
                 length=self.cfg.data.draw_length, latent_size=self.cfg.data.image_size // trainer.images.downsample,
+                batch_size=held_out.chunk,
             )
         )  # fmt: skip
         if self.is_first:
             save_sheet(trainer.out / "sheets" / f"{trainer.step:07d}.png", pixels, texts)
+
+    def _write_table(self, held_out: HeldOut) -> None:
+        samples, count = held_out.samples, self.cfg.report.num_sheet
+        readings: list[Reading] = []
+        for has_text, texts, turns in (
+            (
+                samples.has_question,
+                samples.turn_texts,
+                [turns[0] if turns else None for turns in samples.conversations],
+            ),
+            (
+                samples.has_caption,
+                samples.caption_texts,
+                [Turn(None, caption or "") for caption in samples.captions],
+            ),
+        ):
+            rows = has_text.nonzero()[:count, 0]
+            if len(rows):
+                readings += self._read(
+                    held_out, rows, TokenizedPrompt(*(part[rows] for part in texts)), turns
+                )
+        if self.is_first and readings:
+            rows = torch.tensor(sorted({reading.picture for reading in readings}))
+            pixels = self.trainer.images.decode(held_out.latents(rows)).float().cpu()
+            path = self.trainer.out / "sheets" / f"{self.trainer.step:07d}.md"
+            save_table(path, readings, pixels=dict(zip(rows.tolist(), pixels, strict=True)))
+
+    def _read(
+        self, held_out: HeldOut, rows: Tensor, texts: TokenizedPrompt, turns: Sequence[Turn | None]
+    ) -> list[Reading]:
+        is_null = held_out.samples.pictures.is_null
+        return self.trainer.evaluate(
+            lambda model: read_pictures(
+                model, self.trainer.codec, held_out.latents(rows), texts,
+                [turn for row in rows.tolist() if (turn := turns[row]) is not None], settings_of(self.cfg),
+                null_rows=None if is_null is None else is_null[rows], numbers=rows.tolist(),
+                batch_size=held_out.chunk,
+            )
+        )  # fmt: skip
 
     def finish(self) -> None:
         trainer = self.trainer
@@ -120,6 +174,6 @@ class Watch:
             figures = {} if self.held_out is None else trainer.evaluate(self.held_out.measure)
             if self.log is not None:
                 self.log.event(step=trainer.step, **figures, final=1)
-            self._draw_sheet()
+            self._show()
         if self.log is not None:
             self.log.close()
