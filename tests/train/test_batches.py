@@ -1,3 +1,5 @@
+import json
+import tarfile
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -8,13 +10,15 @@ from list_source import ListSource
 from tiny_models import tiny_image_codec, tiny_text_codec
 
 from ddit.config import DataConfig, DualRun, LatentsRun, ObjectiveConfig, ReportConfig
-from ddit.data.config import JsonData, LlavaData, SourceConfig, WorldData
+from ddit.data.config import JsonData, LlavaData, SourceConfig, TarData, WorldData
+from ddit.data.export import WorldScenes, write_world
 from ddit.data.samples import Source
 from ddit.model import DualDiTConfig
 from ddit.train import precompute as making
 from ddit.train.batch import Batch, Drawn, Pictures, Read
 from ddit.train.batches import ImageFacts, StepData, held_out_samples
 from ddit.train.loader import BrokenCounter, step_loader
+from ddit.world import PRESETS
 
 CODEC = tiny_text_codec()
 FACTS = ImageFacts(4, 4)
@@ -336,3 +340,30 @@ def test_held_out_conversations_need_no_caption() -> None:
     assert isinstance(held.pictures, Pictures)
     assert held.pictures.is_null is not None
     assert held.pictures.is_null.sum() == 1
+
+
+@pytest.mark.parametrize("form", ["json", "tar"])
+def test_training_goes_on_over_one_percent_of_corrupt_pictures(form: str, tmp_path: Path) -> None:
+    path = write_world(tmp_path, WorldScenes(PRESETS["fixed"], "train", 200), form)
+    if form == "json":
+        entries = json.loads(path.read_text())
+        for number in (17, 111):
+            (path.parent / entries[number]["image_path"]).write_bytes(b"torn")
+        source: SourceConfig = JsonData(str(path))
+    else:
+        tar = next(tmp_path.glob("*.tar"))
+        with tarfile.open(tar) as members:
+            pictures = [member for member in members if member.name.endswith((".png", ".jpg"))]
+        with open(tar, "r+b") as file:
+            for number in (17, 111):
+                file.seek(pictures[number].offset_data)
+                file.write(b"\0" * pictures[number].size)
+        source = TarData(str(tar))
+    data = DataConfig(draw=(source,), image_size=64, draw_length=10, read_length=32)
+    cfg = config(data=data, global_batch_size=20, objective=ObjectiveConfig(read_fraction=0.0))
+    counter, made = BrokenCounter(0.02), StepData(cfg, CODEC, FACTS)
+    for _, (batch,) in step_loader(made, 0, 10, 1):
+        counter.add(batch.broken, 20)
+        assert len(flat(batch.drawn)["pictures.pixels"]) == 20
+    assert counter.causes == {"not a picture": 2}  # each met once in the epoch
+    assert counter.num_samples == 200
