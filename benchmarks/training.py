@@ -196,6 +196,8 @@ class Ours:
         mesh = self.parallel.make_mesh(self.parallel.join_ranks(), 1)
         dtype = torch.float32 if self.autocast else torch.bfloat16
         self.learner = self.plain
+        if "compile" not in self.job.switches:
+            self.learner.transformer.compile_blocks()
         blocks = list(self.learner.transformer.transformer_blocks)
         if not self.autocast:
             self.parallel.shard_blocks(self.learner, blocks, mesh, self.cfg.parallel, dtype)
@@ -256,6 +258,7 @@ def draw_as_published(material: Material, mask_token_id: int) -> Batch:
 
 
 SWITCHES = {
+    "compile": "blocks compiled one by one, keeping matrix products alone for the backward pass",
     "joint": "one forward for both halves, not two",
     "masked": "logits at the masked positions of what is read, not at all of them",
     "chunks": "cross-entropy with its gradients, chunk by chunk, not torch's",

@@ -217,8 +217,7 @@ def test_compiled_blocks_give_the_same_output() -> None:
     inputs = make_inputs()
     null_rows = [None, torch.arange(4) == 3]
     plain = [model(*inputs, num_drawn=2, null_rows=rows) for rows in null_rows]
-    for block in model.transformer_blocks:
-        block.compile()
+    model.compile_blocks()
     compiled = [model(*inputs, num_drawn=2, null_rows=rows) for rows in null_rows]
     torch.testing.assert_close(compiled, plain, atol=1e-5, rtol=1e-4)
 

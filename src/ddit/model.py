@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import NamedTuple, cast
 
 import torch
+import torch._functorch.config as functorch_config
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -115,7 +116,12 @@ class GeluProjection(nn.Module):
         self.proj = nn.Linear(dim, inner_dim)
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.gelu(self.proj(x), approximate="tanh")
+        x = self.proj(x)
+        if not torch.compiler.is_compiling():
+            return F.gelu(x, approximate="tanh")
+        # The same function by way of a sigmoid, whose compiled loop takes a third of the time on a CPU.
+        y = x.float()
+        return (y * torch.sigmoid(math.sqrt(8 / math.pi) * y * (1 + 0.044715 * y * y))).to(x.dtype)
 
 
 class FeedForward(nn.Module):
@@ -286,6 +292,15 @@ class DualDiT(nn.Module):
 
     def _blocks(self) -> list[JointBlock]:
         return cast(list[JointBlock], list(self.transformer_blocks))
+
+    def compile_blocks(self) -> None:
+        """Has every block compiled when it first runs; for training, with nothing but products kept for backward."""
+        # Recomputing what is not a matrix product costs next to nothing in compiled loops and saves a third.
+        functorch_config.aggressive_recomputation = True
+        for block in self._blocks():
+            block.forward = torch.compile(
+                block.forward
+            )  # hooks, such as those that gather weights, stay outside
 
     @torch.no_grad()
     def init_weights(self, generator: torch.Generator | None = None) -> None:

@@ -99,8 +99,7 @@ def make_learner(
     blocks = list(transformer.transformer_blocks)
     mesh = make_mesh(ranks, cfg.parallel.num_replicas)
     if cfg.parallel.compile_blocks:
-        for block in blocks:
-            block.forward = torch.compile(block.forward)  # the hooks that gather weights stay outside
+        transformer.compile_blocks()
     shard_blocks(learner, blocks, mesh, cfg.parallel, dtype)
     register_fsdp_forward_method(learner, "run")
     for block in blocks:
