@@ -208,9 +208,9 @@ class Trainer:
 
         All ranks call this together, and `work` must call the model alike on all of them.
         """
-        vector = self.learner.mask_embedding
 
         def with_mask() -> Result:
+            vector = self.learner.mask_embedding  # whole only now, within `run`
             with self.codec.embed_mask_as(vector.detach()) if vector is not None else nullcontext():
                 return work(self.learner.transformer)
 
