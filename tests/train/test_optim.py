@@ -6,9 +6,8 @@ from torch import nn
 
 from ddit.config import OptimizerConfig
 from ddit.model import DualDiT, DualDiTConfig
-from ddit.train.loop import clip_gradients
 from ddit.train.muon import Muon, orthogonalize
-from ddit.train.optim import Ema, MasterWeights, build_optimizers, lr_factor
+from ddit.train.optim import Ema, build_optimizers, lr_factor, make_room, optimizer_state
 
 CONFIG = DualDiTConfig(
     in_channels=2, patch_size=2, hidden_size=16, depth=2, num_heads=2, text_dim=8, vocab_size=11, sample_size=8,
@@ -31,19 +30,19 @@ def test_the_schedule_has_the_values_of_its_formula(schedule: str, expected: lis
 
 
 def test_the_average_has_its_closed_form() -> None:
-    values = [torch.tensor([float(k)]) for k in (1, 5, 2)]
-    average = Ema(values[:1], decay=0.9)
-    average.update(values[1:2], step=1000)
-    average.update(values[2:], step=1001)
-    assert average.tensors[0].item() == pytest.approx(0.81 * 1 + 0.09 * 5 + 0.1 * 2)
+    first, second, third = ({"w": torch.tensor([float(k)])} for k in (1, 5, 2))
+    average = Ema(first, decay=0.9)
+    average.update(second, step=1000)
+    average.update(third, step=1001)
+    assert average.tensors["w"].item() == pytest.approx(0.81 * 1 + 0.09 * 5 + 0.1 * 2)
 
 
 def test_the_average_soon_forgets_the_fresh_weights() -> None:
     """In update k the decay is (1 + k) / (10 + k), so that of the start prod_k (1 + k) / (10 + k) is left."""
-    average = Ema([torch.tensor([1.0])], decay=0.999)
+    average = Ema({"w": torch.tensor([1.0])}, decay=0.999)
     for step in range(50):
-        average.update([torch.tensor([0.0])], step)
-    assert average.tensors[0].item() == pytest.approx(
+        average.update({"w": torch.tensor([0.0])}, step)
+    assert average.tensors["w"].item() == pytest.approx(
         math.prod((1 + k) / (10 + k) for k in range(50)), rel=1e-4
     )
 
@@ -76,7 +75,7 @@ def test_muon_takes_the_steps_of_torchs_own() -> None:
 
 def test_muon_takes_the_matrices_of_attention_and_mlp_alone() -> None:
     model = DualDiT(CONFIG)
-    optimizers = build_optimizers(model.named_parameters(), OptimizerConfig(name="muon"))
+    optimizers = build_optimizers(dict(model.named_parameters()), OptimizerConfig(name="muon"))
     names = {id(p): name for name, p in model.named_parameters()}
     taken = {names[id(p)] for group in optimizers["muon"].param_groups for p in group["params"]}
     rest = {names[id(p)] for group in optimizers["adamw"].param_groups for p in group["params"]}
@@ -86,26 +85,42 @@ def test_muon_takes_the_matrices_of_attention_and_mlp_alone() -> None:
     assert not taken & rest
 
 
-def test_masters_stay_in_float32_and_carry_steps_below_bfloat16s_resolution() -> None:
-    model = nn.Linear(2, 1, bias=False)
-    model.weight.data.fill_(1.0)
-    masters = MasterWeights(model, torch.bfloat16)
-    optimizer = torch.optim.SGD(masters.masters, lr=1.0)
-    for _ in range(8):
-        model.weight.grad = torch.full((1, 2), 1e-3, dtype=torch.bfloat16)
-        masters.collect_gradients()
-        optimizer.step()
-        masters.publish()
-    assert model.weight.dtype == torch.bfloat16
-    assert masters.masters[0].dtype == torch.float32
-    assert masters.masters[0].tolist() == [pytest.approx([0.992, 0.992], abs=1e-4)]
-    assert model.weight[0, 0].item() == pytest.approx(0.992, abs=4e-3)
-    assert model.weight[0, 0].item() < 1
+def test_the_averages_take_the_weights_place_and_give_it_back() -> None:
+    weights = {"w": torch.tensor([1.0, 2.0])}
+    average = Ema(weights, decay=0.5)
+    weights["w"].fill_(3.0)
+    with average.swapped_into(weights):
+        assert weights["w"].tolist() == [1.0, 2.0]
+    assert weights["w"].tolist() == [3.0, 3.0]
+    assert average.tensors["w"].tolist() == [1.0, 2.0]
 
 
-def test_clipping_scales_to_the_global_norm() -> None:
-    gradients = [torch.full((4,), 3.0), torch.full((4,), 4.0)]
-    assert clip_gradients(gradients, 1.0) == pytest.approx(10.0)
-    assert gradients[0].tolist() == pytest.approx([0.3] * 4, abs=1e-5)
-    assert clip_gradients(gradients, 5.0) == pytest.approx(1.0, abs=1e-5)
-    assert gradients[1].tolist() == pytest.approx([0.4] * 4, abs=1e-5)
+def test_matrices_alone_are_decayed() -> None:
+    model = DualDiT(CONFIG)
+    (adamw,) = build_optimizers(dict(model.named_parameters()), OptimizerConfig()).values()
+    names = {id(p): name for name, p in model.named_parameters()}
+    decayed, kept = ({names[id(p)] for p in group["params"]} for group in adamw.param_groups)
+    assert [group["weight_decay"] for group in adamw.param_groups] == [1e-2, 0.0]
+    assert "null_image_embd" in kept
+    assert all(name.endswith("weight") for name in decayed)
+    assert all(name.endswith("bias") for name in kept - {"null_image_embd"})
+
+
+def test_state_is_kept_by_name_for_what_had_a_step() -> None:
+    """A parameter that a run never touches has no state, before a restart or after it."""
+    model = nn.Linear(3, 2)
+    named = dict(model.named_parameters())
+    optimizers = build_optimizers(named, OptimizerConfig())
+    model.weight.grad = torch.ones(2, 3)
+    optimizers["adamw"].step()
+    state = optimizer_state(named, optimizers)
+    assert {name: tuple(value.shape) for name, value in state.items()} == {
+        "step.weight": (),
+        "exp_avg.weight": (2, 3),
+        "exp_avg_sq.weight": (2, 3),
+    }
+    again = build_optimizers(named, OptimizerConfig())
+    make_room({name: tuple(value.shape) for name, value in state.items()}, named, again)
+    room = optimizer_state(named, again)
+    assert {name: value.shape for name, value in room.items()} == {n: v.shape for n, v in state.items()}
+    assert not any(value.any() for value in room.values())
