@@ -57,11 +57,13 @@ def test_a_rate_comes_with_the_model_flop_utilisation(
 def test_the_bar_shows_loss_rate_and_utilisation(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with RunLog(tmp_path, 3, unit="step", report=QUIET, flops_per_unit=2e9, peak_flops=1e12) as log:
         log.event(step=1, total=0.5, grad_norm=3.0, pairs_per_second=150.0)
+        log.event(step=1, uptake=0.25)
     last = capsys.readouterr().err.splitlines()[-1]
     assert "loss=0.5" in last
     assert "pairs/s=150" in last
     assert "mfu=30.0%" in last
     assert "0/3" in last
+    assert "uptake" not in last
 
 
 def test_tensorboard_files_hold_the_figures_of_every_start(tmp_path: Path) -> None:

@@ -67,6 +67,7 @@ class RunLog:
             total=total, initial=start, unit=unit, mininterval=interval, desc=out.name, file=sys.stderr
         )
         self._start = time.monotonic()
+        self._knows_any = False
 
     def __enter__(self) -> RunLog:
         return self
@@ -96,8 +97,10 @@ class RunLog:
         for sink in self._sinks:
             sink.write(figures, int(values["step"] if "step" in values else self._bar.n or 0))
         known = {_SHOWN[key]: value for key, value in figures.items() if key in _SHOWN}
-        shown = {key: f"{v:.1%}" if key == "mfu" else f"{v:.4g}" for key, v in (known or figures).items()}
-        self._bar.set_postfix(dict(list(shown.items())[:5]), refresh=False)
+        if known or not self._knows_any:  # figures in between, such as held-out ones, leave the bar as it is
+            shown = {key: f"{v:.1%}" if key == "mfu" else f"{v:.4g}" for key, v in (known or figures).items()}
+            self._bar.set_postfix(dict(list(shown.items())[:5]), refresh=False)
+            self._knows_any |= bool(known)
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:
