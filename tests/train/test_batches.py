@@ -367,3 +367,13 @@ def test_training_goes_on_over_one_percent_of_corrupt_pictures(form: str, tmp_pa
         assert len(flat(batch.drawn)["pictures.pixels"]) == 20
     assert counter.causes == {"not a picture": 2}  # each met once in the epoch
     assert counter.num_samples == 200
+
+
+def test_halves_of_the_same_sources_share_their_shape() -> None:
+    sizes = [(64, 64), (96, 48), (48, 96)] * 20
+    data = DataConfig(draw=(DRAWN,), image_size=32, num_buckets=5, draw_length=10, read_length=32)
+    made = steps(config(data=data, global_batch_size=8), found={DRAWN: ListSource(60, sizes=sizes)})
+    for step in range(12):
+        drawn, read = flat(made[step][0].drawn), flat(made[step][0].read)
+        assert drawn["pictures.pixels"].shape == read["pictures.pixels"].shape  # so one forward serves
+        assert not torch.equal(drawn["pictures.pixels"], read["pictures.pixels"])

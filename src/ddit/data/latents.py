@@ -8,6 +8,7 @@ is broken (for the reason in the shard's metadata).
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import json
 import os
@@ -258,6 +259,12 @@ class CachedSource:
 
     def __len__(self) -> int:
         return len(self.source)
+
+    def without_features(self) -> CachedSource:
+        """The same source, sparing the work on features."""
+        light = copy.copy(self)
+        light.with_features = False
+        return light
 
     def sample(self, index: int, rng: random.Random, *, reading: bool, with_picture: bool = True) -> Sample:
         latents = self.latents.get(index) if with_picture else None

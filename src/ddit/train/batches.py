@@ -124,7 +124,7 @@ class StepData(Dataset[list[Batch]]):
                 "for every source of data.draw"
             )
         if not data.read:
-            return draw, draw
+            return draw, [(s.without_features() if isinstance(s, CachedSource) else s, c) for s, c in draw]
         return draw, [(_open_one(c, open_with, self.facts, False), c) for c in data.read]
 
     def _half(

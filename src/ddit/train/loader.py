@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 import warnings
-from collections.abc import Iterator
+from collections.abc import Generator
 from typing import Any, NamedTuple
 
 import torch
@@ -38,7 +38,9 @@ class _Guarded(Dataset):
             return step, _Failure(str(error))
 
 
-def step_loader(data: StepData, start: int, end: int, num_workers: int) -> Iterator[tuple[int, list[Batch]]]:
+def step_loader(
+    data: StepData, start: int, end: int, num_workers: int
+) -> Generator[tuple[int, list[Batch]], None, None]:
     """Yields (step, micro-batches of this rank) for the steps from `start` to `end` - 1, in order.
 
     `num_workers` processes work two steps ahead each; with 0 a batch is made when it is asked for. In a process with
