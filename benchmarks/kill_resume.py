@@ -64,12 +64,16 @@ def newest_step(config: DualRun) -> int:
 def kill_and_restart(config: DualRun, *, num_kills: int, seconds: float, rng: random.Random) -> list[int]:
     """Kills and restarts the run until it has had its kills, then lets it end; the newest step at each kill.
 
-    A run is killed after a random time of up to `seconds`; one that would end before its kill is not left to.
+    One in three is killed after a random part of `seconds` from its start, the others from its first checkpoint. One
+    that would end before its kill is not left to.
     """
     seen: list[int] = []
     while len(seen) < num_kills:
-        process = start(config)
-        deadline, unfinished = time.monotonic() + rng.uniform(0.2, seconds), True
+        process, before = start(config), newest_step(config)
+        if len(seen) % 3:
+            while process.poll() is None and newest_step(config) == before:
+                time.sleep(0.005)
+        deadline, unfinished = time.monotonic() + rng.uniform(0, seconds), True
         while time.monotonic() < deadline and unfinished:
             time.sleep(0.005)
             unfinished = process.poll() is None and newest_step(config) < 0.9 * config.max_steps
@@ -131,9 +135,7 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--checkpoint-steps", type=int, default=3)
-    parser.add_argument(
-        "--seconds", type=float, default=9.0, help="a run lives up to so long before its kill"
-    )
+    parser.add_argument("--seconds", type=float, default=4.0, help="the longest wait for a kill")
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
     options = parser.parse_args()
     torch.set_num_threads(1)

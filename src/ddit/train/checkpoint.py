@@ -14,10 +14,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch.distributed.checkpoint as dcp
 from torch import Tensor
-from torch.distributed.checkpoint import FileSystemReader, FileSystemWriter
+from torch.distributed.checkpoint import state_dict_loader, state_dict_saver
 from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
 from ddit.train.parallel import Ranks
@@ -72,7 +72,7 @@ def _write(aside: Path, state: Mapping[str, Tensor]) -> str | None:
     """Writes this rank's part; what went wrong on any rank, in one line, the same on all of them."""
     try:
         aside.mkdir(parents=True, exist_ok=True)
-        dcp.save(dict(state), storage_writer=FileSystemWriter(aside))
+        state_dict_saver.save(dict(state), storage_writer=FileSystemWriter(aside))
     except OSError as error:
         return error.strerror or str(error)
     except CheckpointException as error:  # the library's wrapper of whatever happened on whichever rank
@@ -141,4 +141,4 @@ def stored_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
 
 def load_tensors(folder: Path, state: dict[str, Tensor]) -> None:
     """Fills the tensors of `state` in place, each with its part if it is sharded; all ranks together."""
-    dcp.load(state, storage_reader=FileSystemReader(folder))
+    state_dict_loader.load(state, storage_reader=FileSystemReader(folder))

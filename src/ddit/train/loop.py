@@ -26,7 +26,7 @@ from ddit.train.export import export_run
 from ddit.train.learner import clean_latents, make_learner, shard_text_encoder
 from ddit.train.loader import BrokenCounter, step_loader
 from ddit.train.optim import Ema, build_optimizers, lr_factor, make_room, optimizer_state, set_lr
-from ddit.train.parallel import Ranks, free_gathered, join_ranks, sync_gradients, total_norm
+from ddit.train.parallel import Ranks, free_gathered, join_ranks, local, sync_gradients, total_norm
 from ddit.train.watch import Watch
 
 Result = TypeVar("Result")
@@ -281,7 +281,8 @@ def _on_device(value: Any, device: torch.device) -> Any:
 @torch.no_grad()
 def _scale(gradients: Sequence[Tensor], max_norm: float, norm: float) -> None:
     if norm > max_norm:
-        torch._foreach_mul_(list(gradients), max_norm / (norm + 1e-6))
+        for gradient in gradients:
+            local(gradient).mul_(max_norm / (norm + 1e-6))
 
 
 @contextmanager

@@ -83,7 +83,8 @@ def join_ranks() -> Ranks:
         if size > 1:
             dist.init_process_group(backend)
         else:
-            dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+            store = dist.HashStore()  # pyright: ignore[reportPrivateImportUsage]
+            dist.init_process_group(backend, store=store, rank=0, world_size=1)
     return Ranks(dist.get_rank(), dist.get_world_size(), device)
 
 
