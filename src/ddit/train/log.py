@@ -95,7 +95,7 @@ class RunLog:
         self._file.flush()
         figures = {key: value for key, value in values.items() if key != "step"}
         for sink in self._sinks:
-            sink.write(figures, int(values["step"] if "step" in values else self._bar.n or 0))
+            sink.write(figures, int(values.get("step", self._bar.n or 0)))
         known = {_SHOWN[key]: value for key, value in figures.items() if key in _SHOWN}
         if known or not self._knows_any:  # figures in between, such as held-out ones, leave the bar as it is
             shown = {key: f"{v:.1%}" if key == "mfu" else f"{v:.4g}" for key, v in (known or figures).items()}

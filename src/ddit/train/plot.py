@@ -99,6 +99,7 @@ def _draw_panel(axis: Any, name: str, logs: dict[str, dict[str, list[tuple[float
     axis.set_title(_TITLES.get(name, name), fontsize="medium")
     axis.tick_params(labelsize="small")
     axis.grid(alpha=0.25)
+    axis.xaxis.get_major_locator().set_params(integer=True)
 
 
 def _line(color: str) -> Any:
