@@ -1,4 +1,6 @@
 import json
+import subprocess
+import sys
 import tarfile
 from collections import Counter
 from dataclasses import replace
@@ -377,3 +379,17 @@ def test_halves_of_the_same_sources_share_their_shape() -> None:
         drawn, read = flat(made[step][0].drawn), flat(made[step][0].read)
         assert drawn["pictures.pixels"].shape == read["pictures.pixels"].shape  # so one forward serves
         assert not torch.equal(drawn["pictures.pixels"], read["pictures.pixels"])
+
+
+@pytest.mark.slow
+def test_a_program_that_dies_with_the_loader_open_ends(tmp_path: Path) -> None:
+    """Python would wait at its exit for workers that ignore its SIGTERM."""
+    script = tmp_path / "dies.py"
+    script.write_text(
+        f"import sys\nsys.path[:0] = {[str(Path(__file__).parent), str(Path(__file__).parents[1])]!r}\n"
+        "from test_batches import config, step_loader, steps\n"
+        "loader = step_loader(steps(config()), 0, 1000, 2)\nnext(loader)\nraise RuntimeError('dies')\n"
+    )
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 1
+    assert done.stderr.strip().endswith("RuntimeError: dies")

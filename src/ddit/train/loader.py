@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import atexit
 import signal
 import warnings
+import weakref
 from collections.abc import Generator
 from typing import Any, NamedTuple
 
@@ -44,16 +46,33 @@ def step_loader(
     """Yields (step, micro-batches of this rank) for the steps from `start` to `end` - 1, in order.
 
     `num_workers` processes work two steps ahead each; with 0 a batch is made when it is asked for. In a process with
-    a CUDA device the batches are in pinned memory. Closing the iterator ends the workers.
+    a CUDA device the batches are in pinned memory. Closing the iterator ends the workers, and so does the end of the
+    program.
 
     Raises:
         ValueError: in one line, what a worker could not read.
     """
+    batches = _batches(data, start, end, num_workers)
+    atexit.register(_close, weakref.ref(batches))
+    return batches
+
+
+def _close(batches: weakref.ref[Generator[Any, None, None]]) -> None:
+    """Ends workers at exit, where Python would only send them SIGTERM, which they ignore, and wait."""
+    open_still = batches()
+    if open_still is not None:
+        open_still.close()
+
+
+def _batches(
+    data: StepData, start: int, end: int, num_workers: int
+) -> Generator[tuple[int, list[Batch]], None, None]:
     loader = DataLoader(
         _Guarded(data),
         batch_size=None,
         sampler=range(start, end),
         pin_memory=torch.cuda.is_available(),
+        worker_init_fn=_start_worker,
         **worker_settings(num_workers),
     )
     with warnings.catch_warnings():  # Python 3.12 has doubts about forking where there are threads
@@ -73,7 +92,6 @@ def worker_settings(num_workers: int) -> dict[str, Any]:
     return {
         "num_workers": num_workers,
         "collate_fn": _as_it_is,
-        "worker_init_fn": _start_worker,
         "prefetch_factor": 2 if num_workers else None,
     }
 
