@@ -314,8 +314,8 @@ def forget_peak() -> None:
         file.write("5")
 
 
-def tensor_peak(side: Published | Ours, step: int) -> float:
-    """MB of tensors at the peak of a step: those that stay, and the most that the allocator gave out on top."""
+def tensor_peak(side: Published | Ours, step: int) -> tuple[float, float]:
+    """MB of tensors: those that stay between steps, and the most that the allocator gives out on top in a step."""
     with torch.profiler.profile(
         activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True
     ) as profiler:
@@ -331,12 +331,13 @@ def tensor_peak(side: Published | Ours, step: int) -> float:
     for tensor in [*side.state, *moments]:
         tensor = tensor.to_local() if hasattr(tensor, "to_local") else tensor
         kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
-    return (sum(kept.values()) + peak) / 2**20
+    return sum(kept.values()) / 2**20, peak / 2**20
 
 
-def work(job: Job, threads: int, pipe: Connection) -> None:
+def work(job: Job, options: argparse.Namespace, pipe: Connection) -> None:
     """A side's process: answers requests until it is told to stop."""
-    torch.set_num_threads(threads)
+    torch.set_num_threads(options.threads)
+    clock = time.process_time if options.cpu_time else time.perf_counter
     side = Published(job) if job.side == "published" else Ours(job)
     step = 0
     while (request := pipe.recv()) != "stop":
@@ -344,17 +345,18 @@ def work(job: Job, threads: int, pipe: Connection) -> None:
             with torch.no_grad():
                 pipe.send({k: v.item() for k, v in side.losses(0, "float32").items() if v is not None})
         elif request == "step":
-            start = time.perf_counter()
+            start = clock()
             side.backward(step)
-            middle = time.perf_counter()
+            middle = clock()
             side.update(step)
-            pipe.send((time.perf_counter() - start, middle - start))
+            pipe.send((clock() - start, middle - start))
             step += 1
             if step == 1:
                 forget_peak()
         elif request == "memory":
             resident = memory_now("VmHWM")
-            pipe.send((resident, resident - side.imported, tensor_peak(side, step)))
+            kept, passing = tensor_peak(side, step)
+            pipe.send((resident, resident - side.imported, kept + passing, passing))
         elif request == "flops":
             with FlopCounterMode(display=False) as counter:
                 side.backward(step)
@@ -362,14 +364,22 @@ def work(job: Job, threads: int, pipe: Connection) -> None:
             pipe.send(counter.get_total_flops())
 
 
+MEMORIES = (
+    "resident",
+    "resident, above the imports",
+    "tensors",
+    "tensors, above those that stay (weights, moments, average)",
+)
+
+
 class Process:
     """A side at work in its own process."""
 
-    def __init__(self, job: Job, threads: int) -> None:
+    def __init__(self, job: Job, options: argparse.Namespace) -> None:
         self.job = job
         context = multiprocessing.get_context("spawn")
         self.pipe, other = context.Pipe()
-        self.process = context.Process(target=work, args=(job, threads, other), daemon=True)
+        self.process = context.Process(target=work, args=(job, options, other), daemon=True)
         self.process.start()
 
     def ask(self, request: str) -> Any:
@@ -381,14 +391,15 @@ class Process:
         self.process.join()
 
 
-def matmul_rate(size: int = 2048) -> float:
-    """This machine's GFLOP/s in a bfloat16 matrix product, now: the best of three."""
+def matmul_rate(options: argparse.Namespace, size: int = 2048) -> float:
+    """This machine's GFLOP/s in a bfloat16 matrix product, now: the best of four."""
+    clock = time.process_time if options.cpu_time else time.perf_counter
     a = torch.randn(size, size).bfloat16()
     times = []
     for _ in range(4):
-        start = time.perf_counter()
+        start = clock()
         a @ a
-        times.append(time.perf_counter() - start)
+        times.append(clock() - start)
     return 2 * size**3 / min(times) / 1e9
 
 
@@ -410,7 +421,7 @@ def check_losses(processes: list[Process]) -> None:
 def compare(options: argparse.Namespace, vocab: int) -> None:
     """Prints the table of one vocabulary."""
     jobs = [Job(side, vocab, options.batch, options.published) for side in ("published", "ours")]
-    processes = [Process(job, options.threads) for job in jobs]
+    processes = [Process(job, options) for job in jobs]
     print(f"\n## vocabulary {vocab}, {options.batch} pairs drawn and {options.batch} read a step\n")
     check_losses(processes)
     for process in processes:
@@ -418,7 +429,7 @@ def compare(options: argparse.Namespace, vocab: int) -> None:
     times: dict[str, list[tuple[float, float]]] = {job.side: [] for job in jobs}
     rates = []
     for _ in range(options.rounds):
-        rates.append(matmul_rate())
+        rates.append(matmul_rate(options))
         for process in processes:
             times[process.job.side].append(process.ask("step"))
     memory = {process.job.side: process.ask("memory") for process in processes}
@@ -438,7 +449,7 @@ def compare(options: argparse.Namespace, vocab: int) -> None:
     ):
         parts = [statistics.median(map(pick, times[side])) * 1e3 for side in times]
         print(f"| ms: {name} | {parts[0]:.0f} | {parts[1]:.0f} | {parts[0] / parts[1]:.2f} |")
-    for index, name in enumerate(("resident", "resident, above the imports", "tensors")):
+    for index, name in enumerate(MEMORIES):
         a, b = (memory[side][index] for side in memory)
         print(f"| peak MB: {name} | {a:.0f} | {b:.0f} | {b / a:.2f} |")
     a, b = flops["published"] / 1e9, flops["ours"] / 1e9
@@ -454,7 +465,7 @@ def compare(options: argparse.Namespace, vocab: int) -> None:
 def break_down(options: argparse.Namespace, vocab: int) -> None:
     """Prints what each part of our step is worth: the step without it, beside the whole step, in turns."""
     jobs = [Job("ours", vocab, options.batch, options.published, tuple(s.split())) for s in ("", *SWITCHES)]
-    processes = [Process(job, options.threads) for job in jobs]
+    processes = [Process(job, options) for job in jobs]
     for process in processes:
         process.ask("step")
     times = [[process.ask("step")[0] for process in processes] for _ in range(options.rounds)]
@@ -478,6 +489,9 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=32, help="pairs drawn, and as many read, a step")
     parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument(
+        "--cpu-time", action="store_true", help="processor time: on a busy machine, with one thread"
+    )
     parser.add_argument("--no-breakdown", action="store_true")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)

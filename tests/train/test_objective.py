@@ -9,6 +9,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from ddit import flow, masked
 from ddit.config import ObjectiveConfig
+from ddit.cross_entropy import CHUNK_ELEMENTS
 from ddit.flow import FlowConfig
 from ddit.masked import MaskedConfig
 from ddit.model import DualDiT, DualDiTConfig
@@ -212,7 +213,7 @@ class _Largest(TorchDispatchMode):
 
 
 def test_a_step_never_holds_the_logits_of_all_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ddit.cross_entropy.CHUNK_ELEMENTS", 4 * 5000)
+    monkeypatch.setitem(CHUNK_ELEMENTS, "cpu", 4 * 5000)
     model, (batch, tensors) = make_model(vocab_size=5000), make_inputs(2, 20)
     num_masked = int((batch.read.noisy_ids == MASK).sum())
     with _Largest() as seen:
