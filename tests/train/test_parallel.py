@@ -120,3 +120,34 @@ def test_samples_that_cannot_be_shared_are_named(plain: DualRun) -> None:
     codec = TextCodec.from_pretrained(f"{plain.text}/tokenizer", f"{plain.text}/text_encoder")
     with pytest.raises(ValueError, match="cannot be shared equally by 3 ranks"):
         StepData(plain, codec, ImageFacts(8, 4), 0, 3)
+
+
+@pytest.mark.slow
+def test_ranks_share_figures_sheets_and_exports(
+    joint: DualRun, plain: DualRun, config_file: Callable[[DualRun], Path], tmp_path: Path
+) -> None:
+    """Whole runs: held-out figures are those of one rank, although each rank measures a part of the samples."""
+
+    def figures(num_ranks: int) -> list[dict[str, float]]:
+        out = tmp_path / str(num_ranks)
+        report = replace(joint.report, num_held_out=5)
+        file = config_file(replace(plain, out=str(out), report=report, train_mask_embedding=True))
+        code = "from ddit.config import from_json; from ddit.train.loop import train; "
+        code += f"train(from_json(open({str(file)!r}).read()))"
+        launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(num_ranks)]
+        command = [sys.executable, *launcher, "--no-python", sys.executable, "-c", code]
+        environment = os.environ | {"OMP_NUM_THREADS": "1"}
+        done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+        assert done.returncode == 0, done.stderr[-3000:]
+        assert (out / "export" / "model_index.json").exists()
+        assert (out / "sheets" / "0000004.png").exists()
+        lines = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+        return [line for line in lines if "uptake" in line]
+
+    one, two = figures(1), figures(2)
+    assert len(one) == 3
+    for ours, theirs in zip(two, one, strict=True):
+        names = {"velocity_true", "velocity_shuffled", "caption_nll", "question_nll", "caption_exact"}
+        assert names <= set(theirs)
+        for name in names:
+            assert ours[name] == pytest.approx(theirs[name], abs=1e-4), name
