@@ -68,11 +68,24 @@ def save_checkpoint(
     return target
 
 
+class _Writer(FileSystemWriter):
+    """Raises the system's own error where `torch.save` covers it with one of its own ("unexpected pos 704")."""
+
+    def write_data(self, plan: Any, planner: Any) -> Any:
+        try:
+            return super().write_data(plan, planner)
+        except RuntimeError as error:
+            cause: BaseException | None = error
+            while cause is not None and not isinstance(cause, OSError):
+                cause = cause.__context__
+            raise cause or error from None
+
+
 def _write(aside: Path, state: Mapping[str, Tensor]) -> str | None:
     """Writes this rank's part; what went wrong on any rank, in one line, the same on all of them."""
     try:
         aside.mkdir(parents=True, exist_ok=True)
-        state_dict_saver.save(dict(state), storage_writer=FileSystemWriter(aside))
+        state_dict_saver.save(dict(state), storage_writer=_Writer(aside))
     except OSError as error:
         return error.strerror or str(error)
     except CheckpointException as error:  # the library's wrapper of whatever happened on whichever rank
