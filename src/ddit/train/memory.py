@@ -106,7 +106,11 @@ def text_encoder_bytes(cfg: DualRun, shards: int, micro_batch_size: int) -> int:
         num_read = round(micro_batch_size * cfg.objective.read_fraction)
         states = torch.empty(num_read, cfg.data.read_length, 4096, dtype=torch.bfloat16, requires_grad=True)
     total, depth = _bytes_of(encoder), T5_XXL["num_layers"]
-    kept = depth * _saved_for_backward(encoder, lambda: layer(states)) if cfg.train_mask_embedding else 0
+    kept = 0
+    if cfg.train_mask_embedding:
+        of_layer = _saved_for_backward(encoder, lambda: layer(states))
+        recomputed = cfg.parallel.checkpoint_activations
+        kept = depth * _bytes(states) + of_layer if recomputed else depth * of_layer
     held = {
         "whole": total,
         "int8": total // 2,

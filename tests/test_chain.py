@@ -1,0 +1,111 @@
+"""The three-stage chain at mini size, by the commands a user types: raw files on disk to a folder that answers."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+
+def ddit(*arguments: str | Path, ranks: int = 1) -> str:
+    """Runs a command (under torchrun where it takes several ranks) and returns what it prints."""
+    command = [sys.executable, "-m", "ddit", *map(str, arguments)]
+    if ranks > 1:
+        launcher = [
+            sys.executable,
+            "-m",
+            "torch.distributed.run",
+            "--standalone",
+            f"--nproc-per-node={ranks}",
+        ]
+        assert arguments[0] == "train"
+        command = [*launcher, "-m", "ddit.train", *map(str, arguments[1:])]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=400, check=False)
+    assert done.returncode == 0, f"{' '.join(command)}\n{done.stderr[-3000:]}"
+    return done.stdout
+
+
+def setting(**values: object) -> list[str]:
+    """--set options; a double underscore stands for a dot."""
+    pairs = ((key.replace("__", "."), value) for key, value in values.items())
+    return [part for key, value in pairs for part in ("--set", f"{key}={json.dumps(value)}")]
+
+
+def log_of(run: Path) -> list[dict]:
+    return [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.slow
+def test_from_raw_files_to_a_folder_that_answers(tmp_path: Path):
+    raw, runs = tmp_path / "raw", tmp_path / "runs"
+    ddit("world", raw / "pretrain", "--form", "tar", "--num", "400")
+    ddit("world", raw / "better", "--form", "json", "--num", "200", "--seed", "1", "--upscale", "2")
+    ddit("world", raw / "talk", "--form", "llava", "--num", "200", "--seed", "2")
+    ddit("world", raw / "asked", "--form", "questions", "--num", "200", "--seed", "3")
+    for folder in ("pretrain", "better/metadata.json"):
+        assert json.loads(ddit("data", "check", raw / folder, "--json"))["broken"] == {}
+
+    ddit("train", "mini-vae", "--root", runs, *setting(num_scenes=500, num_pca_scenes=300, max_steps=40))
+    ddit("train", "mini-text", "--root", runs, *setting(max_steps=80))
+    vae = runs / "mini-vae/export/vae"
+    ddit("data", "precompute", raw / "pretrain", runs / "latents", "--vae", vae, "--size", "64")
+
+    tar = {"kind": "tar", "path": str(raw / "pretrain"), "caption_key": "re_caption"}
+    cached = {**tar, "latents": str(runs / "latents")}
+    better = {"kind": "json", "path": str(raw / "better/metadata.json")}
+    talk = {"kind": "llava", "path": str(raw / "talk/conversations.json")}
+    asked = {
+        "kind": "questions",
+        "questions": str(raw / "asked/questions.json"),
+        "annotations": str(raw / "asked/annotations.json"),
+        "images": str(raw / "asked/images"),
+    }
+    quick = {
+        "global_batch_size": 32, "optimizer__warmup_steps": 5, "report__log_every": 5, "report__evaluate_every": 1000,
+        "report__num_held_out": 16, "report__num_sheet": 8, "report__sheet_every": 1000, "report__sheet_steps": 4,
+    }  # fmt: skip
+    ddit(
+        "train", "mini-image", "--root", runs,
+        *setting(data__draw=[cached], objective__alignment_weight=0.0, max_steps=40, **quick),
+    )  # fmt: skip
+    ddit(
+        "train", "mini-stage1", "--root", runs,
+        *setting(data__draw=[cached], data__read=[cached], objective__alignment_weight=0.0, max_steps=40, **quick),
+        ranks=2,
+    )  # fmt: skip
+    before = mask_row(runs / "mini-stage1/export")
+    ddit(
+        "train", "mini-stage2", "--root", runs,
+        *setting(data__draw=[cached], data__read=[better], objective__alignment_weight=0.0, max_steps=20, **quick),
+    )  # fmt: skip
+    assert mask_row(runs / "mini-stage2/export") != before
+    ddit(
+        "train", "mini-stage2_128", "--root", runs,
+        *setting(data__draw=[better], data__read=[better], max_steps=5, **quick),
+    )  # fmt: skip
+    ddit(
+        "train", "mini-stage3", "--root", runs,
+        *setting(data__draw=[cached], data__read=[talk, asked], data__read_length=48, max_steps=60, **quick),
+    )  # fmt: skip
+
+    for stage in ("mini-stage1", "mini-stage2", "mini-stage2_128", "mini-stage3"):
+        assert [event for event in log_of(runs / stage) if "text" in event], stage
+    losses = [event["text"] for event in log_of(runs / "mini-stage3") if "text" in event]
+    assert losses[-1] < losses[0]
+
+    picture = raw / "asked/images" / sorted(os.listdir(raw / "asked/images"))[0]
+    answers = ddit(
+        "ask", picture, "is there a dog?", "how many?", "--model", runs / "mini-stage3/export"
+    ).splitlines()
+    assert len(answers) == 2
+    assert all(answer.strip() for answer in answers)
+
+
+def mask_row(export: Path) -> list[float]:
+    from ddit.encoders import TextCodec
+
+    codec = TextCodec.from_pretrained(export / "tokenizer", export / "text_encoder")
+    return codec.encoder.get_input_embeddings().weight[codec.mask_token_id].tolist()
