@@ -463,21 +463,19 @@ def compare(options: argparse.Namespace, vocab: int) -> None:
 
 
 def break_down(options: argparse.Namespace, vocab: int) -> None:
-    """Prints what each part of our step is worth: the step without it, beside the whole step, in turns."""
-    jobs = [Job("ours", vocab, options.batch, options.published, tuple(s.split())) for s in ("", *SWITCHES)]
-    processes = [Process(job, options) for job in jobs]
-    for process in processes:
-        process.ask("step")
-    times = [[process.ask("step")[0] for process in processes] for _ in range(options.rounds)]
-    memory = [process.ask("memory") for process in processes]
-    for process in processes:
-        process.stop()
-    print("\n| what | time without it / with it | peak MB of tensors without it - with it |\n|---|---|---|")
-    for index, (name, meaning) in enumerate(SWITCHES.items(), 1):
-        ratios = [row[index] / row[0] for row in times]
-        print(
-            f"| {name}: {meaning} | {spread(ratios)} | {memory[index][2] - memory[0][2]:+.0f} |", flush=True
-        )
+    """Prints what each part of our step is worth: the step without it, in turns with the whole step."""
+    print("\n| what | time without it / with it | peak MB of tensors, without it - with it |\n|---|---|---|")
+    whole = Process(Job("ours", vocab, options.batch, options.published), options)
+    whole.ask("step")
+    memory = whole.ask("memory")[2]
+    for switch, meaning in SWITCHES.items():
+        lacking = Process(Job("ours", vocab, options.batch, options.published, (switch,)), options)
+        lacking.ask("step")
+        ratios = [lacking.ask("step")[0] / whole.ask("step")[0] for _ in range(options.rounds)]
+        difference = lacking.ask("memory")[2] - memory
+        lacking.stop()
+        print(f"| {switch}: {meaning} | {spread(ratios)} | {difference:+.0f} |", flush=True)
+    whole.stop()
 
 
 def main() -> None:
