@@ -3,6 +3,7 @@
     OMP_NUM_THREADS=1 python benchmarks/step_scaling.py [--out docs/images/step_scaling.png]
 
 Each point is a process of its own: the learner as a run shards it, bfloat16 over float32 masters, AdamW, the average.
+Seconds are processor time of one thread, which a busy machine does not change much.
 Takes about four minutes and needs Linux (which counts the peak of a process's memory) and matplotlib (`ddit[plot]`).
 """
 
@@ -57,7 +58,7 @@ class Measured(NamedTuple):
 
 
 def train(point: Point, steps: int, pipe: Connection) -> None:
-    """Takes a few steps and sends the parameters' count, the median seconds and the memory above the imports."""
+    """Takes a few steps and sends the parameters' count, median seconds, and peak memory above the imports."""
     torch.set_num_threads(1)
     from ddit.train import learner, optim, parallel
 
@@ -80,14 +81,14 @@ def train(point: Point, steps: int, pipe: Connection) -> None:
 
     def step(number: int) -> float:
         batch, latents = make_batch(point, number)
-        start = time.perf_counter()
+        start = time.process_time()
         root(batch, latents, latents, codec).total.backward()
         parallel.total_norm([p.grad for p in trained.values() if p.grad is not None])
         optimizer.step()
         ema.update(trained, number)
         optimizer.zero_grad()
         parallel.free_gathered(root)
-        return time.perf_counter() - start
+        return time.process_time() - start
 
     step(0)
     seconds = [step(number) for number in range(1, steps + 1)]
@@ -148,11 +149,12 @@ def plot(results: dict[str, list[tuple[Point, Measured]]], path: Path) -> None:
             axis: Axes = axes[row][column]
             axis.plot(x, y, "o-", color=("tab:blue", "tab:orange")[row])
             axis.set_xlim(left=0)
-            axis.set_ylim(bottom=0)
             axis.grid(alpha=0.3)
             axis.set_xlabel(labels[name])
             if column == 0:
                 axis.set_ylabel(unit)
+    for row in axes:
+        row[0].set_ylim(bottom=0)  # shared by the row, once it holds every curve
     figure.savefig(path, dpi=110)
 
 
