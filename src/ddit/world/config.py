@@ -91,7 +91,10 @@ class WorldConfig:
             raise ValueError(
                 f"need 8 <= min_size <= sizes <= size, got {self.min_size}, {self.sizes}, {self.size}"
             )
-        if self.layout == "fixed" and max(self.sizes[1:]) + 2 * self.jitter > self.size // 2 + self.size // 32:
+        if (
+            self.layout == "fixed"
+            and max(self.sizes[1:]) + 2 * self.jitter > self.size // 2 + self.size // 32
+        ):
             raise ValueError(f"sizes {self.sizes} with jitter {self.jitter} would overlap")
 
     def kind_weights(self) -> dict[Kind, float]:
