@@ -287,7 +287,7 @@ def turn_off(switches: tuple[str, ...], transformer: DualDiT) -> None:
         whole = block.forward
 
         def forward(
-            image: Tensor, text: Tensor, cond: Tensor, n: int, visible: None
+            image: Tensor, text: Tensor, cond: Tensor, n: int | None, visible: Tensor | None = None
         ) -> tuple[Tensor, Tensor]:
             image, text = whole(image, text, cond, None, visible)
             return image[:n], text[n:]
