@@ -119,6 +119,8 @@ def shard_blocks(
     frozen while others of their block are trained (adapters) stay whole on every rank.
     """
     whole = {p for p in root.parameters() if not p.requires_grad}
+    if mesh.device_type == "cpu" and not cfg.reshard_after_forward:
+        blocks = ()  # weights stay gathered, and gloo overlaps with nothing: one exchange instead of many
     policy = MixedPrecisionPolicy(compute_dtype, reduce_dtype=torch.float32, cast_forward_inputs=False)
     for block in blocks:
         reshard = cfg.reshard_after_forward
