@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 import ddit
-from ddit import data_cli, train_cli
+from ddit import data_cli, eval_cli, train_cli
 from ddit.command import (
     AdapterOption,
     DeviceOption,
@@ -91,6 +91,7 @@ def _root(
 
 train_cli.register(app)
 data_cli.register(app)
+eval_cli.register(app)
 
 
 # --- shared by the verbs ---

@@ -1,0 +1,125 @@
+"""Captions: CIDEr on COCO's annotations, and on the small world whether every attribute is right."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from ddit.eval.export import read_world
+from ddit.eval.items import Figure, Item, Outcome, Pictures, find_file, mean, read_json, wanted
+from ddit.eval.vqa import picture_folder
+from ddit.world import caption_is_right
+
+_LONGEST = 4
+_SIGMA = 6.0
+_CLITICS = re.compile(r"(?<=\w)(n't|'(?:s|m|d|re|ve|ll))(?!\w)")
+_TOKENS = re.compile(r"\$?\d+(?:[.,:]\d+)*|n't|'(?:s|m|d|re|ve|ll)(?!\w)|\w+(?:[-'.]\w+)*|[$%&#@*+=/]")
+
+NGram = tuple[str, ...]
+
+
+def tokenize_caption(text: str) -> list[str]:
+    """Words in lower case without punctuation.
+
+    Near to the Penn Treebank tokens of the official COCO scorer, which a Java program makes: "dog's" and "isn't" are
+    two tokens each, "black-and-white" is one.
+    """
+    return _TOKENS.findall(_CLITICS.sub(r" \1", text.lower()))
+
+
+class _Vector(NamedTuple):
+    weights: list[dict[NGram, float]]  # of 1-grams, 2-grams, ..., 4-grams
+    norms: list[float]
+    length: int
+
+
+def cider(captions: Sequence[str], references: Sequence[Sequence[str]]) -> list[float]:
+    """CIDEr-D of each caption (Vedantam et al. 2015), which COCO's scorer calls CIDEr.
+
+    Cosines of the tf-idf vectors of 1- to 4-grams, each count clipped to the reference's, times a Gaussian of the
+    difference in length, averaged over n and over the references, times 10. The idf is that of the references of all
+    pictures given, so a caption's score depends on the others' references.
+
+    Raises:
+        ValueError: for a picture without a reference, or numbers that do not match.
+    """
+    if len(captions) != len(references) or not all(references):
+        raise ValueError(f"{len(captions)} captions need references each, got {len(references)} lists")
+    counted = [[_count(tokenize_caption(text)) for text in texts] for texts in references]
+    documents = Counter(ngram for counts in counted for ngram in set().union(*counts))
+    total = math.log(max(len(references), 1))
+
+    def vector(counts: Counter[NGram]) -> _Vector:
+        weights: list[dict[NGram, float]] = [{} for _ in range(_LONGEST)]
+        for ngram, count in counts.items():
+            weights[len(ngram) - 1][ngram] = count * (total - math.log(max(documents[ngram], 1)))
+        norms = [math.sqrt(sum(weight**2 for weight in part.values())) for part in weights]
+        return _Vector(weights, norms, sum(count for ngram, count in counts.items() if len(ngram) == 2))
+
+    scores = []
+    for text, counts in zip(captions, counted, strict=True):
+        own = vector(_count(tokenize_caption(text)))
+        scores.append(10 * mean(_similarity(own, vector(reference)) for reference in counts))
+    return scores
+
+
+def _count(words: list[str]) -> Counter[NGram]:
+    return Counter(
+        tuple(words[start : start + size])
+        for size in range(1, _LONGEST + 1)
+        for start in range(len(words) - size + 1)
+    )
+
+
+def _similarity(own: _Vector, other: _Vector) -> float:
+    """Mean over n of the clipped cosines; the official scorer's length is the number of 2-grams."""
+    cosines = []
+    for a, b, norm_a, norm_b in zip(own.weights, other.weights, own.norms, other.norms, strict=True):
+        shared = sum(min(weight, b[ngram]) * b[ngram] for ngram, weight in a.items() if ngram in b)
+        cosines.append(shared / (norm_a * norm_b) if norm_a and norm_b else 0.0)
+    return mean(cosines) * math.exp(-((own.length - other.length) ** 2) / (2 * _SIGMA**2))
+
+
+def read_captions(folder: Path, images: Path | None = None) -> list[Item]:
+    """Items of COCO's `*captions*.json`: images (id, file_name) and annotations (image_id, caption).
+
+    In a folder that `export` wrote, each item has its scene.
+    """
+    world = read_world(folder)
+    path = find_file(folder, "*captions*.json")
+    data = read_json(path)
+    references: dict[object, list[str]] = {}
+    for entry in wanted(data, "annotations", path):
+        references.setdefault(wanted(entry, "image_id", path), []).append(wanted(entry, "caption", path))
+    pictures = Pictures(picture_folder(folder, images))
+    items = []
+    for entry in wanted(data, "images", path):
+        name, number = wanted(entry, "file_name", path), wanted(entry, "id", path)
+        if number in references:  # the official scorer too leaves out pictures without a caption
+            scene = None if world is None else world.scene(number)
+            truth = {"references": references[number]}
+            items.append(Item(str(number), pictures.find(name), None, truth, scene))
+    return items
+
+
+def score_captions(items: Sequence[Item], texts: Sequence[str]) -> Outcome:
+    """CIDEr; and where the scene is known, the share of captions right in every attribute, by kind of scene.
+
+    The items' scores are "right in every attribute" where that is known, else their CIDEr.
+    """
+    values = cider(texts, [item.truth["references"] for item in items])
+    score = Figure("CIDEr", mean(values), len(items), is_share=False)
+    known = [(item.scene, text) for item, text in zip(items, texts, strict=True) if item.scene is not None]
+    if not items or len(known) < len(items):
+        return Outcome(values, [score])
+    right = [float(caption_is_right(scene, text, complete=True)) for scene, text in known]
+    kinds = list(dict.fromkeys(scene.kind for scene, _ in known))
+    figures = [Figure("every attribute", mean(right), len(right)), score]
+    for kind in sorted(kinds):
+        chosen = [value for value, (scene, _) in zip(right, known, strict=True) if scene.kind == kind]
+        figures.append(Figure(f"every attribute: {kind}", mean(chosen), len(chosen)))
+    return Outcome(right, figures)

@@ -1,0 +1,357 @@
+"""The small world as evaluation sets in the official formats, all over one folder of pictures.
+
+FOLDER/world.json                     which scenes these are
+FOLDER/images/000000000007.png        scene 7
+FOLDER/vqav2/questions.json, annotations.json
+FOLDER/vizwiz/annotations.json
+FOLDER/gqa/questions.json
+FOLDER/pope/pope_{random,popular,adversarial}.json
+FOLDER/mme/{existence,count,position,color}/000000000007.{png,txt}
+FOLDER/caption/captions.json
+FOLDER/geneval/evaluation_metadata.jsonl
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import shutil
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cache
+from itertools import islice
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from PIL import Image
+
+from ddit.eval.items import read_json, wanted
+from ddit.eval.vqa import NUM_ANSWERS, UNANSWERABLE, normalize_answer
+from ddit.eval.yesno import COARSE, POPE_FILES
+from ddit.world import (
+    QUESTION_KINDS,
+    Question,
+    Scene,
+    WorldConfig,
+    captions,
+    geneval_prompts,
+    make_scene,
+    question,
+    render,
+)
+from ddit.world.captions import phrase
+
+WORLD_FILE = "world.json"
+NUM_REFERENCES = 5
+"""Captions a picture, as in COCO."""
+_MAX_PER_PICTURE = 3
+"""Questions with yes, and with no, about a picture in a file of POPE."""
+_NUM_OBSERVED = 3000
+"""Training scenes from which POPE's frequencies are taken."""
+_UNANSWERABLE_SHARE = 0.3
+"""Near to that of VizWiz."""
+
+_STRUCTURE = {
+    "color": ("query", "attr"),
+    "count": ("query", "global"),
+    "what": ("query", "cat"),
+    "where": ("query", "rel"),
+    "relation": ("verify", "rel"),
+    "exists": ("verify", "obj"),
+    "exists_color": ("verify", "attr"),
+}
+"""GQA's structural and semantic type of each kind of the world's questions; GQA itself counts nothing."""
+
+
+@dataclass(frozen=True)
+class WorldSplit:
+    """The first `num` scenes of a split, and `num_prompts` drawing prompts of each of GenEval's categories."""
+
+    config: WorldConfig
+    split: str = "test"
+    num: int = 300
+    num_prompts: int = 92
+    seed: int = 0
+
+    def scene(self, index: int) -> Scene:
+        return make_scene(self.config, self.split, index, seed=self.seed)
+
+    def rng(self, task: str, index: int) -> random.Random:
+        """The generator of a task's choices about a scene."""
+        return random.Random(f"eval/{task}/{self.seed}/{self.split}/{index}")
+
+    def to_json(self) -> dict[str, Any]:
+        sizes = {"num": self.num, "num_prompts": self.num_prompts}
+        return {"config": self.config.to_json(), "split": self.split, "seed": self.seed, **sizes}
+
+
+def read_world(folder: Path) -> WorldSplit | None:
+    """The world that an exported folder, or one of its tasks' folders, was made of; None for any other folder."""
+    for path in (folder / WORLD_FILE, folder.parent / WORLD_FILE):
+        if path.is_file():
+            data = dict(read_json(path))
+            return WorldSplit(WorldConfig.from_json(wanted(data, "config", path)), **_without(data, "config"))
+    return None
+
+
+def write_eval_data(
+    folder: Path, world: WorldSplit, tasks: Sequence[str] = (), *, on_scene: Callable[[], Any] = lambda: None
+) -> dict[str, int]:
+    """Writes some tasks' files, by default all; returns how many questions, captions or prompts each has."""
+    scenes = []
+    (folder / "images").mkdir(parents=True, exist_ok=True)
+    for index in range(world.num):
+        scenes.append(world.scene(index))
+        Image.fromarray(render(scenes[-1])).save(folder / "images" / f"{_name(index)}.png")
+        on_scene()
+    _dump(folder / WORLD_FILE, world.to_json())
+    return {name: _WRITERS[name](folder / name, world, scenes) for name in tasks or _WRITERS}
+
+
+def _name(index: int) -> str:
+    return f"{index:012d}"
+
+
+def _dump(path: Path, value: Any) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(value) + "\n", encoding="utf-8")
+
+
+def _without(data: dict[str, Any], key: str) -> dict[str, Any]:
+    return {name: value for name, value in data.items() if name != key}
+
+
+# --- open questions ---
+
+
+def _ask(scene: Scene, rng: random.Random, kinds: Sequence[str]) -> Question:
+    """A question of a kind drawn from those that fit, each as likely as the others."""
+    for kind in rng.sample(list(kinds), len(kinds)):
+        asked = question(scene, rng, kind)
+        if asked is not None:
+            return asked
+    raise AssertionError("asking whether there is something always fits")
+
+
+def _people(answer: str) -> list[dict[str, Any]]:
+    """Ten people who agree, in the form of published annotations: digits for number words."""
+    told = normalize_answer(answer)
+    return [{"answer": told, "answer_confidence": "yes", "answer_id": i + 1} for i in range(NUM_ANSWERS)]
+
+
+def _answer_type(answer: str) -> str:
+    if answer in ("yes", "no"):
+        return "yes/no"
+    return "number" if normalize_answer(answer).isdigit() else "other"
+
+
+def _write_vqav2(folder: Path, world: WorldSplit, scenes: list[Scene]) -> int:
+    """Two questions a picture."""
+    asked, answered = [], []
+    for scene in scenes:
+        rng = world.rng("vqav2", scene.index)
+        for number in range(2):
+            one = _ask(scene, rng, list(_STRUCTURE))
+            ids = {"image_id": scene.index, "question_id": 1000 * scene.index + number}
+            asked.append({**ids, "question": one.text})
+            told = {
+                "question_type": " ".join(one.text.split()[:2]),
+                "multiple_choice_answer": normalize_answer(one.answer),
+                "answers": _people(one.answer),
+                "answer_type": _answer_type(one.answer),
+            }
+            answered.append({**ids, **told})
+    about = {"data_type": "mscoco", "data_subtype": world.split}
+    _dump(folder / "questions.json", {**about, "task_type": "Open-Ended", "questions": asked})
+    _dump(folder / "annotations.json", {**about, "annotations": answered})
+    return len(asked)
+
+
+def _write_vizwiz(folder: Path, world: WorldSplit, scenes: list[Scene]) -> int:
+    """One question a picture; some ask about what is not there."""
+    entries = []
+    for scene in scenes:
+        rng = world.rng("vizwiz", scene.index)
+        kinds = [UNANSWERABLE] if rng.random() < _UNANSWERABLE_SHARE else list(_STRUCTURE)
+        one = _ask(scene, rng, kinds)
+        answerable = one.kind != UNANSWERABLE
+        entries.append(
+            {
+                "image": f"{_name(scene.index)}.png",
+                "question": one.text,
+                "answers": [_without(person, "answer_id") for person in _people(one.answer)],
+                "answer_type": _answer_type(one.answer) if answerable else UNANSWERABLE,
+                "answerable": int(answerable),
+            }
+        )
+    _dump(folder / "annotations.json", entries)
+    return len(entries)
+
+
+def _write_gqa(folder: Path, world: WorldSplit, scenes: list[Scene]) -> int:
+    """Of every picture one question of each kind that fits."""
+    entries = {}
+    for scene in scenes:
+        for kind in QUESTION_KINDS:
+            one = question(scene, world.rng(f"gqa/{kind}", scene.index), kind)
+            if kind not in _STRUCTURE or one is None:
+                continue
+            structural, semantic = _STRUCTURE[kind]
+            number = f"{scene.index}{QUESTION_KINDS.index(kind):02d}"
+            entries[number] = {
+                "question": one.text,
+                "imageId": _name(scene.index),
+                "answer": one.answer,
+                "isBalanced": True,
+                "types": {"structural": structural, "semantic": semantic, "detailed": kind},
+                "entailed": [],
+                "equivalent": [number],
+            }
+    _dump(folder / "questions.json", entries)
+    return len(entries)
+
+
+# --- yes or no ---
+
+
+class _Observed(NamedTuple):
+    """How often a class is in a training picture, and two classes share one."""
+
+    single: Counter[str]
+    together: Counter[tuple[str, str]]
+
+
+@cache
+def observed(config: WorldConfig) -> _Observed:
+    """The frequencies of the classes, and of their pairs in both orders, in the first scenes of the training split."""
+    single: Counter[str] = Counter()
+    together: Counter[tuple[str, str]] = Counter()
+    for index in range(_NUM_OBSERVED):
+        names = {group.class_name for group in make_scene(config, "train", index).groups}
+        single.update(names)
+        together.update((a, b) for a in names for b in names if a != b)
+    return _Observed(single, together)
+
+
+def pope_absent(scene: Scene, kind: str, count: int, rng: random.Random) -> list[str]:
+    """Classes to ask for that the scene does not have, by POPE's three rules.
+
+    `random`: any; `popular`: the most frequent ones; `adversarial`: those most often seen with the scene's classes.
+    Equally frequent ones come in an order drawn by `rng`.
+    """
+    present = {group.class_name for group in scene.groups}
+    absent = [name for name in scene.config.classes if name not in present]
+    rng.shuffle(absent)
+    seen = observed(scene.config)
+    if kind == "popular":
+        absent.sort(key=lambda name: -seen.single[name])
+    elif kind == "adversarial":
+        absent.sort(key=lambda name: -sum(seen.together[name, other] for other in present))
+    return absent[:count]
+
+
+def _write_pope(folder: Path, world: WorldSplit, scenes: list[Scene]) -> int:
+    """As many questions about absent classes as about present ones, which are the same in the three files."""
+    total = 0
+    folder.mkdir(parents=True, exist_ok=True)
+    for kind in POPE_FILES:
+        lines = []
+        for scene in scenes:
+            present = [group.class_name for group in scene.groups][:_MAX_PER_PICTURE]
+            absent = pope_absent(scene, kind, len(present), world.rng(f"pope/{kind}", scene.index))
+            for name, label in [(n, "yes") for n in present] + [(n, "no") for n in absent]:
+                text = f"is there {phrase(name)}?"
+                image = f"{_name(scene.index)}.png"
+                lines.append({"question_id": len(lines) + 1, "image": image, "text": text, "label": label})
+        text = "".join(json.dumps(line) + "\n" for line in lines)
+        (folder / f"pope_{kind}.json").write_text(text, encoding="utf-8")
+        total += len(lines)
+    return total
+
+
+def _mme_pair(scene: Scene, category: str, rng: random.Random) -> list[tuple[str, str]] | None:
+    """A question with the answer yes and a similar one with no; None if the scene does not fit the category."""
+    if category == "existence":
+        absent = rng.choice(pope_absent(scene, "random", len(scene.config.classes), rng))
+        asked = [rng.choice(scene.groups).class_name, absent]
+        return list(zip((f"is there {phrase(name)}?" for name in asked), ("Yes", "No"), strict=True))
+    if category == "count":
+        if scene.kind != "count":
+            return None
+        name, count = scene.groups[0].class_name, scene.groups[0].count
+        other = rng.choice([n for n in range(2, scene.config.max_objects + 1) if n != count] or [count + 1])
+        return [(f"are there {phrase(name, count=n)}?", a) for n, a in ((count, "Yes"), (other, "No"))]
+    return _asked_both_ways(scene, {"position": "relation", "color": "exists_color"}[category], rng)
+
+
+def _asked_both_ways(scene: Scene, kind: str, rng: random.Random) -> list[tuple[str, str]] | None:
+    found: dict[str, str] = {}
+    for _ in range(100):
+        one = question(scene, rng, kind)
+        if one is None:
+            return None
+        found.setdefault(one.answer, one.text)
+        if len(found) == 2:
+            return [(found["yes"], "Yes"), (found["no"], "No")]
+    return None
+
+
+def _write_mme(folder: Path, world: WorldSplit, scenes: list[Scene]) -> int:
+    """Two questions a picture; a quarter as many pictures in each category as there are scenes, if so many fit."""
+    total = 0
+    for category in COARSE:
+        (folder / category).mkdir(parents=True, exist_ok=True)
+        for scene, pair in islice(_mme_pairs(world, scenes, category), max(len(scenes) // 4, 1)):
+            name = _name(scene.index)
+            lines = "".join(f"{text}\t{answer}\n" for text, answer in pair)
+            (folder / category / f"{name}.txt").write_text(lines, encoding="utf-8")
+            shutil.copyfile(folder.parent / "images" / f"{name}.png", folder / category / f"{name}.png")
+            total += len(pair)
+    return total
+
+
+def _mme_pairs(
+    world: WorldSplit, scenes: list[Scene], category: str
+) -> Iterator[tuple[Scene, list[tuple[str, str]]]]:
+    for scene in scenes:
+        pair = _mme_pair(scene, category, world.rng(f"mme/{category}", scene.index))
+        if pair is not None:
+            yield scene, pair
+
+
+# --- captions and prompts ---
+
+
+def _write_captions(folder: Path, world: WorldSplit, scenes: list[Scene]) -> int:
+    """Up to five right captions a picture, out of all its wordings."""
+    images, annotations = [], []
+    side = world.config.size
+    for scene in scenes:
+        file = {"file_name": f"{_name(scene.index)}.png", "width": side, "height": side}
+        images.append({"id": scene.index, **file})
+        wordings = captions(scene)
+        rng = world.rng("caption", scene.index)
+        for text in rng.sample(wordings, min(NUM_REFERENCES, len(wordings))):
+            annotations.append({"id": len(annotations), "image_id": scene.index, "caption": text})
+    _dump(folder / "captions.json", {"images": images, "annotations": annotations})
+    return len(images)
+
+
+def _write_geneval(folder: Path, world: WorldSplit, scenes: list[Scene]) -> int:
+    folder.mkdir(parents=True, exist_ok=True)
+    prompts = geneval_prompts(world.config, world.num_prompts, split=world.split, seed=world.seed)
+    lines = "".join(json.dumps(prompt.to_json()) + "\n" for prompt in prompts)
+    (folder / "evaluation_metadata.jsonl").write_text(lines, encoding="utf-8")
+    return len(prompts)
+
+
+_WRITERS: dict[str, Callable[[Path, WorldSplit, list[Scene]], int]] = {
+    "vqav2": _write_vqav2,
+    "vizwiz": _write_vizwiz,
+    "gqa": _write_gqa,
+    "pope": _write_pope,
+    "mme": _write_mme,
+    "caption": _write_captions,
+    "geneval": _write_geneval,
+}

@@ -1,0 +1,265 @@
+"""Open questions: VQAv2, VizWiz and GQA, read from their official files and scored by their official rules.
+
+Rules and formats: VQA (Goyal et al. 2017; github.com/GT-Vision-Lab/VQA), VizWiz (Gurari et al. 2018; vizwiz.org), GQA
+(Hudson and Manning 2019; cs.stanford.edu/people/dorarad/gqa). Where an official script and the prose that describes it
+differ, the script is followed, and the docstring says so.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from ddit.eval.items import Figure, Item, Outcome, Pictures, find_file, mean, read_json, wanted
+
+NUM_ANSWERS = 10
+UNANSWERABLE = "unanswerable"
+
+_NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
+_DIGITS = {"none": "0"} | {word: str(value) for value, word in enumerate(_NUMBERS)}
+_ARTICLES = {"a", "an", "the"}
+_PUNCTUATION = ';/[]"{}()=+\\_-><@`,?!'
+_NUMBER_WITH_COMMA = re.compile(r"\d,\d")
+_PERIOD = re.compile(r"\.(?!\d)")
+
+_CONTRACTIONS = (
+    "ain't", "aren't", "can't", "could've", "couldn't", "couldn't've", "didn't", "doesn't", "don't", "hadn't",
+    "hadn't've", "hasn't", "haven't", "he'd", "he'd've", "he's", "how'd", "how'll", "how's", "isn't", "it'd",
+    "it'd've", "it'll", "ma'am", "mightn't", "mightn't've", "might've", "mustn't", "must've", "needn't",
+    "not've", "o'clock", "oughtn't", "'ow's'at", "shan't", "she'd've", "should've", "shouldn't", "shouldn't've",
+    "somebody'd've", "somebody'll", "somebody's", "someone'd", "someone'd've", "someone'll", "someone's",
+    "something'd", "something'd've", "something'll", "that's", "there'd", "there'd've", "there're", "there's",
+    "they'd", "they'd've", "they'll", "they're", "they've", "'twas", "wasn't", "we'd've", "we've", "weren't",
+    "what'll", "what're", "what's", "what've", "when's", "where'd", "where's", "where've", "who'd", "who'd've",
+    "who'll", "who's", "who've", "why'll", "why're", "why's", "won't", "would've", "wouldn't", "wouldn't've",
+    "y'all", "y'all'll", "y'all'd've", "you'd", "you'd've", "you'll", "you're", "you've",
+)  # fmt: skip
+
+
+def _without_one_apostrophe() -> dict[str, str]:
+    """Each spelling that lacks one apostrophe -> the full one. The official table has "somebody'd" the other way."""
+    table = {"somebody'd": "somebodyd"}
+    for full in _CONTRACTIONS:
+        for place, letter in enumerate(full):
+            if letter == "'":
+                table[full[:place] + full[place + 1 :]] = full
+    return table
+
+
+_FULL_SPELLING = _without_one_apostrophe()
+
+
+def normalize_punctuation(text: str) -> str:
+    """Removes punctuation as the official VQA script does.
+
+    Each mark vanishes if it stands beside a space anywhere in the text, or if the text has a comma between digits;
+    else a space takes its place. A period goes unless a digit follows it. Apostrophes and colons stay.
+    """
+    has_number = _NUMBER_WITH_COMMA.search(text) is not None
+    cleaned = text
+    for mark in _PUNCTUATION:
+        joins = has_number or f"{mark} " in text or f" {mark}" in text
+        cleaned = cleaned.replace(mark, "" if joins else " ")
+    return _PERIOD.sub("", cleaned)
+
+
+def normalize_answer(text: str) -> str:
+    """An answer in the form that the official VQA script compares: lower case, no punctuation, articles or line ends,
+    number words to ten as digits, contractions with their apostrophe.
+    """
+    flat = text.replace("\n", " ").replace("\t", " ").strip()
+    words = [_DIGITS.get(word, word) for word in normalize_punctuation(flat).lower().split()]
+    return " ".join(_FULL_SPELLING.get(word, word) for word in words if word not in _ARTICLES)
+
+
+def ten_answer_score(answer: str, answers: Sequence[str]) -> float:
+    """min(n / 3, 1), n of the other people having given this answer, averaged over leaving each person out.
+
+    With ten people: 0, 0.3, 0.6, 0.9 and 1 for 0, 1, 2, 3 and at least 4 who agree.
+    """
+    if not answers:
+        raise ValueError("there is no answer to compare with")
+    agree = sum(given == answer for given in answers)
+    return mean(min((agree - (given == answer)) / 3, 1.0) for given in answers)
+
+
+def vqav2_score(text: str, answers: Sequence[str]) -> float:
+    """VQAv2's accuracy of one answer.
+
+    As in the official script, what people said loses its punctuation only, and only where they disagree: the
+    published annotations are in lower case, with digits, already.
+    """
+    given = answers if len(set(answers)) == 1 else [normalize_punctuation(answer) for answer in answers]
+    return ten_answer_score(normalize_answer(text), given)
+
+
+def read_vqav2(folder: Path, images: Path | None = None) -> list[Item]:
+    """Items of `*questions*.json` and `*annotations*.json` (v2_OpenEnded_mscoco_val2014_questions.json, ...).
+
+    Pictures are named COCO_<data_subtype>_<image id in twelve digits>, or by those digits or the id alone.
+    """
+    path = find_file(folder, "*[Qq]uestions*.json")
+    annotations_path = find_file(folder, "*[Aa]nnotations*.json")
+    asked, annotated = read_json(path), read_json(annotations_path)
+    answered = {
+        wanted(entry, "question_id", annotations_path): entry
+        for entry in wanted(annotated, "annotations", annotations_path)
+    }
+    pictures = Pictures(picture_folder(folder, images))
+    subtype = asked.get("data_subtype", "")
+    items = []
+    for entry in wanted(asked, "questions", path):
+        number, name = wanted(entry, "question_id", path), wanted(entry, "image_id", path)
+        if number not in answered:
+            raise ValueError(f"'{annotations_path}' has no answers to question {number}")
+        told = answered[number]
+        digits = f"{name:012d}" if isinstance(name, int) else str(name)
+        answers = [answer["answer"] for answer in wanted(told, "answers", annotations_path)]
+        truth = {
+            "answer": told.get("multiple_choice_answer") or commonest(answers),
+            "answers": answers,
+            "kind": told.get("answer_type", "other"),
+            "question_type": told.get("question_type", ""),
+        }
+        image = pictures.find(f"COCO_{subtype}_{digits}", digits, str(name))
+        items.append(Item(str(number), image, wanted(entry, "question", path), truth))
+    return items
+
+
+def score_vqav2(items: Sequence[Item], texts: Sequence[str]) -> Outcome:
+    """Accuracy in all, by kind of answer (yes/no, number, other) and by kind of question."""
+    return scored(items, texts, lambda item, text: vqav2_score(text, item.truth["answers"]), "question_type")
+
+
+def read_vizwiz(folder: Path, images: Path | None = None) -> list[Item]:
+    """Items of VizWiz' `val.json` or `annotations.json`: a list with image, question, answers, answerable."""
+    path = find_file(folder, "*annotations*.json", "val*.json", "*.json")
+    pictures = Pictures(picture_folder(folder, images))
+    items = []
+    for number, entry in enumerate(read_json(path)):
+        answers = [answer["answer"] for answer in wanted(entry, "answers", path)]
+        truth = {
+            "answer": commonest(answers),
+            "answers": answers,
+            "kind": entry.get("answer_type", "other"),
+            "answerable": int(wanted(entry, "answerable", path)),
+        }
+        image = pictures.find(wanted(entry, "image", path))
+        items.append(Item(str(number), image, wanted(entry, "question", path), truth))
+    return items
+
+
+def vizwiz_score(text: str, answers: Sequence[str]) -> float:
+    """VizWiz' accuracy of one answer; the official script compares with what people said, as they said it."""
+    return ten_answer_score(normalize_answer(text), answers)
+
+
+def score_vizwiz(items: Sequence[Item], texts: Sequence[str]) -> Outcome:
+    """Accuracy in all and by kind of answer; then how well "unanswerable" is told.
+
+    The official figures on that take a confidence. Here it is 1 where the answer is "unanswerable" and 0 elsewhere, so
+    that F1 is the official one and average precision that of a two-valued score.
+    """
+    outcome = scored(items, texts, lambda item, text: vizwiz_score(text, item.truth["answers"]))
+    said = [normalize_answer(text) == UNANSWERABLE for text in texts]
+    meant = [not item.truth["answerable"] for item in items]
+    both = sum(a and b for a, b in zip(said, meant, strict=True))
+    precision, recall = both / max(sum(said), 1), both / max(sum(meant), 1)
+    f1 = 2 * both / max(sum(said) + sum(meant), 1)
+    average_precision = recall * precision + (1 - recall) * mean(meant)
+    told = [
+        Figure("unanswerable: F1", f1, len(items), is_share=False),
+        Figure("unanswerable: precision", precision, sum(said)),
+        Figure("unanswerable: recall", recall, sum(meant)),
+        Figure("unanswerable: average precision", average_precision, len(items), is_share=False),
+    ]
+    return Outcome(outcome.scores, [*outcome.figures, *told])
+
+
+def normalize_gqa(text: str) -> str:
+    """GQA's answers are lower case without a full stop; two spellings are equal if they are after that."""
+    return " ".join(text.lower().split()).removesuffix(".").rstrip()
+
+
+def read_gqa(folder: Path, images: Path | None = None) -> list[Item]:
+    """Items of `*questions*.json` (testdev_balanced_questions.json): id -> question, imageId, answer, types.
+
+    Pictures are named by their id. The kind is `types.structural`: verify, query, choose, logical, compare.
+    """
+    path = find_file(folder, "*[Qq]uestions*.json")
+    pictures = Pictures(picture_folder(folder, images))
+    items = []
+    for number, entry in read_json(path).items():
+        types: dict[str, Any] = entry.get("types") or {}
+        truth = {"answer": wanted(entry, "answer", path), "kind": types.get("structural", "other"), **types}
+        image = pictures.find(str(wanted(entry, "imageId", path)))
+        items.append(Item(str(number), image, wanted(entry, "question", path), truth))
+    return items
+
+
+def score_gqa(items: Sequence[Item], texts: Sequence[str]) -> Outcome:
+    """Exact matches in all, by structural, semantic and detailed type; binary (yes/no and choices) and open."""
+
+    def score(item: Item, text: str) -> float:
+        return float(normalize_gqa(text) == normalize_gqa(item.truth["answer"]))
+
+    outcome = scored(items, texts, score, "semantic", "detailed")
+    halves = []
+    for name, is_open in (("binary", False), ("open", True)):
+        chosen = [
+            value
+            for item, value in zip(items, outcome.scores, strict=True)
+            if (item.truth["kind"] == "query") == is_open
+        ]
+        if chosen:
+            halves.append(Figure(name, mean(chosen), len(chosen)))
+    return Outcome(outcome.scores, [outcome.figures[0], *halves, *outcome.figures[1:]])
+
+
+# --- shared by the tasks of questions ---
+
+
+def commonest(answers: Sequence[str]) -> str:
+    """The answer most often given, the first of equals; `ValueError` for none."""
+    if not answers:
+        raise ValueError("a question has no answer")
+    return Counter(answers).most_common(1)[0][0]
+
+
+def scored(
+    items: Sequence[Item], texts: Sequence[str], score: Callable[[Item, str], float], *further: str
+) -> Outcome:
+    """The mean score, and that of each `kind` and of each value of the `further` keys of the truth.
+
+    Beside each figure stands what the commonest right answer of these items would score, whatever is asked.
+    """
+    scores = [score(item, text) for item, text in zip(items, texts, strict=True)]
+    figures = [_share("accuracy", list(zip(items, scores, strict=True)), score)]
+    for key in ("kind", *further):
+        groups: dict[str, list[tuple[Item, float]]] = {}
+        for item, value in zip(items, scores, strict=True):
+            name = item.truth.get(key)
+            if name:
+                groups.setdefault(str(name), []).append((item, value))
+        prefix = "" if key == "kind" else f"{key.replace('_', ' ')}: "
+        figures += [_share(f"{prefix}{name}", groups[name], score) for name in sorted(groups)]
+    return Outcome(scores, figures)
+
+
+def _share(name: str, group: list[tuple[Item, float]], score: Callable[[Item, str], float]) -> Figure:
+    if not group:
+        return Figure(name, 0.0, 0)
+    guess = commonest([item.truth["answer"] for item, _ in group])
+    baseline = mean(score(item, guess) for item, _ in group)
+    return Figure(name, mean(value for _, value in group), len(group), baseline)
+
+
+def picture_folder(folder: Path, images: Path | None) -> Path:
+    """Where a task's pictures are: as given, or images/ in its folder or beside it, or its folder itself."""
+    if images is not None:
+        return images
+    nearby = (folder / "images", folder.parent / "images")
+    return next((path for path in nearby if path.is_dir()), folder)

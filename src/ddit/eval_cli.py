@@ -1,0 +1,243 @@
+"""The verbs `ddit eval` and `ddit eval-data`."""
+
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
+
+import typer
+
+from ddit.command import (
+    AdapterOption,
+    DeviceOption,
+    DtypeOption,
+    JsonOption,
+    MaskOption,
+    ModelOption,
+    SeedOption,
+    StepsOption,
+    claim,
+    emit,
+    load,
+)
+
+if TYPE_CHECKING:
+    from ddit.eval.export import WorldSplit
+    from ddit.pipeline import Pipeline
+
+WorldOption = Annotated[str, typer.Option("--world", help="preset of the small world: fixed-1 ... free")]
+SplitOption = Annotated[str, typer.Option(help="of the small world: test, heldout, val, train or detector")]
+NumOption = Annotated[int, typer.Option(min=1, help="scenes of the small world to ask about")]
+PromptsOption = Annotated[
+    int, typer.Option(min=1, help="drawing prompts a category, of the small world [92: near GenEval's 553]")
+]
+WorldSeedOption = Annotated[int, typer.Option(help="of the small world's scenes and prompts")]
+
+
+def register(app: typer.Typer) -> None:
+    app.command(name="eval")(evaluate)
+    app.command(name="eval-data")(eval_data)
+
+
+def _world(preset: str, split: str, num: int, num_prompts: int, seed: int) -> "WorldSplit":
+    from ddit.eval.export import WorldSplit
+    from ddit.world import PRESETS, SPLITS
+
+    for name, value, known in (("preset", preset, PRESETS), ("split", split, SPLITS)):
+        if value not in known:
+            raise ValueError(f"unknown {name} '{value}': use {', '.join(known)}")
+    return WorldSplit(PRESETS[preset], split, num, num_prompts, seed)
+
+
+def eval_data(
+    folder: Annotated[Path, typer.Argument(help="gets images/ and one folder a benchmark")],
+    preset: Annotated[str, typer.Option(help="how hard: fixed-1, fixed, fixed-3, grid, free")] = "fixed",
+    split: SplitOption = "test",
+    num: NumOption = 300,
+    num_prompts: PromptsOption = 92,
+    seed: WorldSeedOption = 0,
+    as_json: JsonOption = False,
+) -> None:
+    """Write scenes of the small world as evaluation sets in the official formats.
+
+    VQAv2, VizWiz, GQA, POPE, MME, COCO captions and GenEval prompts, over one folder of pictures.
+    """
+    from tqdm import tqdm
+
+    from ddit.eval.export import write_eval_data
+
+    world = _world(preset, split, num, num_prompts, seed)
+    claim(folder)
+    with tqdm(total=num, desc="drawing", unit="scene", file=sys.stderr, leave=False) as bar:
+        counts = write_eval_data(folder, world, on_scene=bar.update)
+    for task, count in counts.items():
+        emit(
+            as_json, f"{task:<8} {count:>7,}  {folder / task}", task=task, num=count, path=str(folder / task)
+        )
+
+
+def evaluate(
+    tasks: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[TASK]...", help="geneval, vqav2, vizwiz, gqa, pope, mme, caption [default: all]"
+        ),
+    ] = None,
+    model: ModelOption = "mini",
+    data: Annotated[
+        Path | None,
+        typer.Option(help="folder of official files, or of one such a task [default: the small world]"),
+    ] = None,
+    images: Annotated[
+        Path | None, typer.Option(help="folder of the pictures [default: images/ in or beside the files]")
+    ] = None,
+    metadata: Annotated[Path | None, typer.Option(help="GenEval's prompt file, for the task geneval")] = None,
+    out: Annotated[Path, typer.Option("--out", "-o", help="gets a folder a task")] = Path("runs/eval"),
+    limit: Annotated[
+        int | None,
+        typer.Option(min=1, help="so many prompts, questions or captions a task, for a quick look"),
+    ] = None,
+    seed: SeedOption = 0,
+    num_steps: StepsOption = None,
+    guidance_scale: Annotated[
+        float | None, typer.Option(help="of drawing; 1 is none [default: the model's]")
+    ] = None,
+    text_steps: Annotated[
+        int | None, typer.Option(min=1, help="of answers and captions [default: the model's]")
+    ] = None,
+    order: Annotated[
+        str | None, typer.Option(help="of writing: random or confidence [default: the model's]")
+    ] = None,
+    temperature: Annotated[
+        float | None, typer.Option(min=0, help="of writing [default: the model's]")
+    ] = None,
+    size: Annotated[
+        int | None, typer.Option(min=1, help="pixels a side, drawn and read [default: the model's]")
+    ] = None,
+    num_samples: Annotated[int, typer.Option(min=1, help="pictures a prompt")] = 4,
+    grid: Annotated[
+        bool, typer.Option("--grid", help="also write a prompt's pictures into grid.png")
+    ] = False,
+    batch_size: Annotated[int, typer.Option(min=1, help="pictures or questions at a time")] = 32,
+    world: WorldOption = "fixed",
+    split: SplitOption = "test",
+    num: NumOption = 300,
+    num_prompts: PromptsOption = 92,
+    world_seed: WorldSeedOption = 0,
+    mask_embedding: MaskOption = None,
+    adapter: AdapterOption = None,
+    device: DeviceOption = None,
+    dtype: DtypeOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Run benchmarks and print their table; predictions and summaries go to --out.
+
+    On official files in --data, or on the small world. Under torchrun the processes share the samples.
+    """
+    from ddit.eval.run import TASKS, Decoding, EvalSettings, Source
+    from ddit.eval.run import evaluate as run
+
+    chosen = list(dict.fromkeys(tasks or TASKS))
+    source = Source(data, _world(world, split, num, num_prompts, world_seed), images, metadata)
+    source.check(chosen)
+    claim(out)
+    settings = EvalSettings(seed, limit, batch_size, num_samples, grid)
+    with _ranks() as ranks:
+        pipeline = load(model, _own_device(device), dtype, mask_embedding=mask_embedding, adapter=adapter)
+        decoding = Decoding.of(
+            pipeline,
+            num_steps=num_steps,
+            guidance_scale=guidance_scale,
+            text_steps=text_steps,
+            order=cast(Literal["random", "confidence"] | None, order),
+            temperature=temperature,
+            size=size,
+        )
+        about = _about(model, pipeline, adapter, mask_embedding)
+        is_quiet = not ranks.is_first
+        if not is_quiet and not as_json:
+            _print_head(about, asdict(decoding), seed)
+        with _bars(is_quiet) as advance:
+            for summary in run(
+                pipeline,
+                chosen,
+                source,
+                out,
+                decoding=decoding,
+                settings=settings,
+                about=about,
+                ranks=ranks,
+                advance=advance,
+            ):
+                note = [f"\n{summary.task}: {summary.note}\n"] if summary.note else []
+                lines = [json.dumps(summary.to_json())] if as_json else [*summary.rows(), *note]
+                typer.echo("\n".join(lines))
+
+
+@contextmanager
+def _ranks() -> Iterator[Any]:
+    from ddit.eval.ranks import join_ranks
+
+    ranks = join_ranks()
+    try:
+        yield ranks
+    finally:
+        ranks.leave()
+
+
+def _own_device(device: str | None) -> str | None:
+    """Under torchrun each process takes a GPU of its own, unless a device is asked for."""
+    import torch
+
+    if device is None and "LOCAL_RANK" in os.environ and torch.cuda.is_available():
+        return f"cuda:{os.environ['LOCAL_RANK']}"
+    return device
+
+
+def _about(
+    model: str, pipeline: "Pipeline", adapter: Path | None, mask_embedding: Path | None
+) -> dict[str, Any]:
+    import torch
+
+    from ddit.eval.report import code_version, model_hash
+    from ddit.folders import resolve
+
+    extra = {"adapter": adapter, "mask_embedding": mask_embedding}
+    return {
+        "model": model,
+        "model_hash": model_hash(resolve(model)),
+        **{name: str(path) for name, path in extra.items() if path is not None},
+        "commit": code_version(),
+        "torch": torch.__version__,
+        "device": str(pipeline.device),
+        "dtype": str(pipeline.dtype).removeprefix("torch."),
+    }
+
+
+def _print_head(about: dict[str, Any], decoding: dict[str, Any], seed: int) -> None:
+    from ddit.eval.report import TABLE_HEAD
+
+    settings = ", ".join(f"{name} {value}" for name, value in decoding.items())
+    typer.echo(
+        f"model {about['model']} (sha256 {about['model_hash'][:12]}, {about['dtype']}), commit {about['commit'][:12]}"
+    )
+    typer.echo(f"decoding: {settings}, seed {seed}\n\n{TABLE_HEAD}")
+
+
+@contextmanager
+def _bars(is_quiet: bool) -> Iterator[Callable[[str, int], Callable[[int], Any]]]:
+    """A progress bar on stderr for each task in its turn, of the first process's own samples."""
+    from tqdm import tqdm
+
+    with ExitStack() as stack:
+
+        def begin(task: str, total: int) -> Callable[[int], Any]:
+            stack.close()
+            bar = tqdm(total=total, desc=task, unit="sample", file=sys.stderr, leave=False, disable=is_quiet)
+            return stack.enter_context(bar).update
+
+        yield begin
