@@ -16,8 +16,14 @@ from ddit.world import caption_is_right
 
 _LONGEST = 4
 _SIGMA = 6.0
-_CLITICS = re.compile(r"(?<=\w)(n't|'(?:s|m|d|re|ve|ll))(?!\w)")
-_TOKENS = re.compile(r"\$?\d+(?:[.,:]\d+)*|n't|'(?:s|m|d|re|ve|ll)(?!\w)|\w+(?:[-'.]\w+)*|[$%&#@*+=/]")
+_SPLIT = {"cannot": "can not", "gonna": "gon na", "gotta": "got ta", "wanna": "wan na"}
+_BRACKETS = {"(": "-lrb-", ")": "-rrb-", "[": "-lsb-", "]": "-rsb-", "{": "-lcb-", "}": "-rcb-"}
+_CLITIC = r"n't|'(?:s|m|d|re|ve|ll)"
+_BEFORE_CLITIC = re.compile(rf"(?<=\w)({_CLITIC})(?!\w)")
+_TOKENS = re.compile(
+    rf"\d+(?:[.,:]\d+)*(?!\w)|(?:{_CLITIC})(?!\w)|(?:mr|mrs|ms|dr|st)\.|(?:[a-z]\.){{2,}}|\w+(?:[-'./]\w+)*"
+    r"|[$%&#@*+=/()\[\]{}]"
+)
 
 NGram = tuple[str, ...]
 
@@ -25,10 +31,11 @@ NGram = tuple[str, ...]
 def tokenize_caption(text: str) -> list[str]:
     """Words in lower case without punctuation.
 
-    Near to the Penn Treebank tokens of the official COCO scorer, which a Java program makes: "dog's" and "isn't" are
-    two tokens each, "black-and-white" is one.
+    Near to the Penn Treebank tokens of the official COCO scorer, which a Java program makes: "dog's", "isn't" and
+    "cannot" are two tokens each, "black-and-white" is one, and a bracket is "-lrb-".
     """
-    return _TOKENS.findall(_CLITICS.sub(r" \1", text.lower()))
+    found = _TOKENS.findall(_BEFORE_CLITIC.sub(r" \1", text.lower()))
+    return " ".join(_SPLIT.get(word, _BRACKETS.get(word, word)) for word in found).split()
 
 
 class _Vector(NamedTuple):

@@ -89,11 +89,11 @@ def ten_answer_score(answer: str, answers: Sequence[str]) -> float:
 def vqav2_score(text: str, answers: Sequence[str]) -> float:
     """VQAv2's accuracy of one answer.
 
-    As in the official script, what people said loses its punctuation only, and only where they disagree: the
-    published annotations are in lower case, with digits, already.
+    Both sides are normalised. The official script (of 2021) does that where people disagree and compares the bare texts
+    where all ten agree; the same, since it is customary to normalise answers before they are submitted, and published
+    annotations are in lower case, with digits, already.
     """
-    given = answers if len(set(answers)) == 1 else [normalize_punctuation(answer) for answer in answers]
-    return ten_answer_score(normalize_answer(text), given)
+    return ten_answer_score(normalize_answer(text), [normalize_answer(answer) for answer in answers])
 
 
 def read_vqav2(folder: Path, images: Path | None = None) -> list[Item]:

@@ -1,0 +1,73 @@
+"""CIDEr against the COCO scorer's own figures, and captions against the world's truth."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from ddit.eval.captioning import cider, score_captions, tokenize_caption
+from ddit.eval.items import Item
+from ddit.world import PRESETS, captions, make_scene
+
+REFERENCE = json.loads((Path(__file__).parent / "data" / "cider_reference.json").read_text())["captions"]
+
+
+def test_captions_are_tokenized_as_by_the_coco_scorer() -> None:
+    for entry in REFERENCE:
+        assert " ".join(tokenize_caption(entry["caption"])) == entry["tokens"]
+
+
+def test_cider_is_that_of_the_coco_scorer() -> None:
+    scores = cider([e["caption"] for e in REFERENCE], [e["references"] for e in REFERENCE])
+    assert scores == pytest.approx([e["cider"] for e in REFERENCE], abs=1e-8)
+    assert len({round(score, 3) for score in scores}) > 5  # the cases tell scores apart
+
+
+def test_cider_of_two_pictures_by_hand() -> None:
+    """Every n-gram has idf log 2: equal captions give 10, disjoint ones 0; four words have no longer n-grams."""
+    references = [["a red dog runs"], ["two cats sleep there"]]
+    assert cider(["a red dog runs", "one bird"], references) == pytest.approx([10, 0])
+    # 1-grams: 3 of 4 shared, cosine 3/sqrt(3*4); 2-grams 2/sqrt(2*3); 3-grams 1/sqrt(1*2); one bigram shorter
+    cosines = [3 / 12**0.5, 2 / 6**0.5, 1 / 2**0.5, 0]
+    expected = 10 * sum(cosines) / 4 * 2.718281828459045 ** (-1 / 72)
+    assert cider(["a red dog", "one bird"], references)[0] == pytest.approx(expected)
+
+
+def test_a_repeated_word_is_clipped() -> None:
+    references = [["red dog"], ["blue cat"]]
+    # 1-grams (1, 1) against (3, 0): clipped to 1, 1 / (sqrt 2 * 3); two bigrams against one
+    expected = 10 / 4 * (1 / (2**0.5 * 3)) * 2.718281828459045 ** (-1 / 72)
+    assert cider(["red red red", "x"], references)[0] == pytest.approx(expected)
+
+
+def test_a_picture_without_references_is_refused() -> None:
+    with pytest.raises(ValueError, match="need references"):
+        cider(["a dog"], [[]])
+
+
+def test_captions_of_the_world_are_right_only_in_every_attribute() -> None:
+    scenes = [make_scene(PRESETS["fixed"], "test", index) for index in range(40)]
+    scene = next(s for s in scenes if s.kind == "two" and all(o.color for o in s.objects))
+    single = next(s for s in scenes if s.kind == "single")
+    texts = captions(scene)
+    items = [
+        Item(str(i), Path("p.png"), None, {"references": captions(of)}, of)
+        for i, of in enumerate((scene, scene, single))
+    ]
+    swapped = texts[0].replace(str(scene.objects[0].color), "grey")
+    outcome = score_captions(items, [texts[0], swapped, captions(single)[0]])
+    assert outcome.scores == [1, 0, 1]
+    figures = {figure.name: figure.value for figure in outcome.figures}
+    assert figures["every attribute"] == pytest.approx(2 / 3)
+    assert figures["every attribute: two"] == 0.5
+    assert figures["every attribute: single"] == 1
+
+
+def test_real_captions_have_cider_alone() -> None:
+    items = [
+        Item(str(i), Path("p.png"), None, {"references": [text]})
+        for i, text in enumerate(("a dog", "two cats"))
+    ]
+    outcome = score_captions(items, ["a dog", "a dog"])
+    assert [figure.name for figure in outcome.figures] == ["CIDEr"]
+    assert outcome.scores[0] > outcome.scores[1] == 0

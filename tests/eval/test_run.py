@@ -1,0 +1,306 @@
+"""Runs on a tiny random model: what is written, that ranks and batches change nothing, one line for each mistake."""
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+from safetensors.torch import save_file
+from tiny_models import tiny_pipeline
+from typer.testing import CliRunner, Result
+
+import ddit
+from ddit.cli import app
+from ddit.eval import report
+from ddit.eval.ranks import Ranks
+from ddit.eval.report import model_hash, written_aside
+from ddit.pipeline import Pipeline
+
+pytestmark = pytest.mark.filterwarnings("ignore:the model does not know")
+
+SMALL = ("--num", 8, "--num-prompts", 2, "--num-samples", 2, "--batch-size", 5)
+ALL = ("geneval", "vqav2", "vizwiz", "gqa", "pope", "mme", "caption")
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("models") / "tiny"
+    tiny_pipeline().save_pretrained(folder)
+    return folder
+
+
+def call(*arguments: object) -> Result:
+    return CliRunner().invoke(app, [str(a) for a in arguments])
+
+
+def done(*arguments: object) -> Result:
+    result = call(*arguments)
+    assert result.exit_code == 0, result.output
+    return result
+
+
+def summary(out: Path, task: str) -> dict[str, Any]:
+    return json.loads((out / task / "summary.json").read_text())
+
+
+def predictions(out: Path, task: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (out / task / "predictions.jsonl").read_text().splitlines()]
+
+
+def figures(out: Path, task: str) -> dict[str, float]:
+    return {figure["name"]: figure["value"] for figure in summary(out, task)["figures"]}
+
+
+def test_every_task_leaves_predictions_and_a_summary(model: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    said = done("eval", "--model", model, "--out", out, "--grid", "--seed", 3, *SMALL).stdout
+    for task in ALL:
+        told, lines = summary(out, task), predictions(out, task)
+        assert told["num_samples"] == len(lines) > 0
+        assert told["settings"]["seed"] == 3
+        assert told["decoding"]["num_steps"] == 3
+        assert (told["model_hash"], told["num_ranks"]) == (model_hash(model), 1)
+        assert told["world"]["split"] == "test"
+        assert {"commit", "torch", "dtype", "device", "started", "seconds"} <= set(told)
+        assert all(line["score"] >= 0 for line in lines)
+        first = told["figures"][0]
+        assert f"| {task} | {first['name']} | " in said
+    assert "guidance_scale 2.0, shift 3.0" in said
+    assert "seed 3" in said
+    assert sorted(p.name for p in out.iterdir()) == sorted(ALL)
+    folder = out / "geneval" / "00011"
+    assert sorted(p.name for p in folder.iterdir()) == ["grid.png", "metadata.jsonl", "samples"]
+    assert sorted(p.name for p in (folder / "samples").iterdir()) == ["0000.png", "0001.png"]
+    share = sum(line["score"] for line in predictions(out, "gqa")) / len(predictions(out, "gqa"))
+    assert figures(out, "gqa")["accuracy"] == pytest.approx(share)
+
+
+def test_exported_data_give_what_the_world_gives(model: Path, tmp_path: Path) -> None:
+    """--data on an exported folder is the same as no --data, for one task's folder too."""
+    done("eval-data", tmp_path / "data", "--num", 8, "--num-prompts", 2)
+    run = ("eval", "vizwiz", "caption", "--model", model, "--num", 8, "--out")
+    done(*run, tmp_path / "a")
+    done(*run, tmp_path / "b", "--data", tmp_path / "data")
+    done("eval", "vizwiz", "--model", model, "--out", tmp_path / "c", "--data", tmp_path / "data" / "vizwiz")
+    assert predictions(tmp_path / "a", "vizwiz") == predictions(tmp_path / "b", "vizwiz")
+    assert predictions(tmp_path / "a", "vizwiz") == predictions(tmp_path / "c", "vizwiz")
+    assert figures(tmp_path / "a", "caption") == figures(tmp_path / "b", "caption")
+    assert "every attribute" in figures(tmp_path / "b", "caption")
+    assert summary(tmp_path / "b", "caption")["data"] == str(tmp_path / "data")
+
+
+def test_batches_change_nothing(model: Path, tmp_path: Path) -> None:
+    for size in (1, 4):
+        out = tmp_path / str(size)
+        done(
+            "eval",
+            "gqa",
+            "geneval",
+            "--model",
+            model,
+            "--limit",
+            6,
+            "--out",
+            out,
+            *SMALL[:-2],
+            "--batch-size",
+            size,
+        )
+    assert predictions(tmp_path / "1", "gqa") == predictions(tmp_path / "4", "gqa")
+    assert figures(tmp_path / "1", "geneval") == figures(tmp_path / "4", "geneval")
+
+
+def test_a_limit_spreads_over_the_categories_and_keeps_pairs(model: Path, tmp_path: Path) -> None:
+    done("eval", "geneval", "mme", "--model", model, "--limit", 6, "--out", tmp_path, *SMALL)
+    drawn = predictions(tmp_path, "geneval")
+    assert len(drawn) == 12
+    assert len({line["tag"] for line in drawn}) == 6
+    asked = [line["id"].rpartition("/") for line in predictions(tmp_path, "mme")]
+    assert [number for _, _, number in asked] == ["0", "1"] * 3
+    assert [name for name, _, _ in asked[::2]] == [name for name, _, _ in asked[1::2]]
+
+
+def test_decoding_is_the_models_unless_it_is_given(model: Path, tmp_path: Path) -> None:
+    options = ("--text-steps", 2, "--order", "confidence", "--temperature", 0, "--guidance-scale", 1.5)
+    done("eval", "caption", "--model", model, "--limit", 2, "--out", tmp_path, *SMALL, *options)
+    assert summary(tmp_path, "caption")["decoding"] == {
+        "num_steps": 3, "guidance_scale": 1.5, "shift": 3.0, "prompt_length": 10, "answer_steps": 2, "caption_steps": 2,
+        "order": "confidence", "temperature": 0.0, "text_length": 12, "size": 32,
+    }  # fmt: skip
+
+
+def test_prompts_beyond_the_world_get_their_folder_and_no_score(model: Path, tmp_path: Path) -> None:
+    prompts = tmp_path / "evaluation_metadata.jsonl"
+    entries = [
+        {"tag": "single_object", "include": [{"class": "bench", "count": 1}], "prompt": "a photo of a bench"},
+        {"tag": "single_object", "include": [{"class": "dog", "count": 1}], "prompt": "a photo of a dog"},
+    ]
+    prompts.write_text("".join(json.dumps(entry) + "\n" for entry in entries))
+    run = ("eval", "geneval", "--model", model, "--metadata", prompts, "--out", tmp_path / "out")
+    said = done(*run).stdout
+    assert "evaluation/evaluate_images.py" in said
+    assert summary(tmp_path / "out", "geneval")["figures"] == []
+    assert json.loads((tmp_path / "out/geneval/00000/metadata.jsonl").read_text()) == entries[0]
+    samples = sorted(path.name for path in (tmp_path / "out/geneval/00001/samples").iterdir())
+    assert samples == [f"{number:04d}.png" for number in range(4)]
+
+
+def test_json_is_one_summary_a_line(model: Path, tmp_path: Path) -> None:
+    said = done(
+        "eval", "pope", "gqa", "--model", model, "--limit", 2, "--out", tmp_path, "--json", *SMALL
+    ).stdout
+    assert [json.loads(line) for line in said.splitlines()] == [summary(tmp_path, t) for t in ("pope", "gqa")]
+
+
+# --- mistakes, and what a failed run leaves ---
+
+
+@pytest.mark.parametrize(
+    ("arguments", "fault"),
+    [
+        (("beauty",), "unknown task 'beauty': use geneval, vqav2, "),
+        (("gqa", "--data", "nowhere"), "no such folder: 'nowhere'"),
+        (("gqa", "--world", "mars"), "unknown preset 'mars'"),
+        (("gqa", "--split", "half"), "unknown split 'half'"),
+        (("geneval", "--metadata", "none.jsonl"), "no such file: 'none.jsonl'"),
+        (("gqa", "--order", "backwards"), "unknown order 'backwards': use random or confidence"),
+    ],
+)
+def test_a_mistake_gets_one_line(model: Path, tmp_path: Path, arguments: tuple[str, ...], fault: str) -> None:
+    result = call("eval", *arguments, "--model", model, "--out", tmp_path / "out")
+    assert isinstance(result.exception, ValueError)
+    assert str(result.exception).startswith(fault)
+    assert "\n" not in str(result.exception)
+
+
+def test_a_folder_that_is_no_runs_is_left_alone(model: Path, tmp_path: Path) -> None:
+    (tmp_path / "gqa").mkdir()
+    (tmp_path / "gqa" / "mine.txt").write_text("keep")
+    result = call("eval", "gqa", "--model", model, "--limit", 1, "--out", tmp_path, *SMALL)
+    assert "is left alone" in str(result.exception)
+    assert (tmp_path / "gqa" / "mine.txt").read_text() == "keep"
+
+
+def test_a_run_replaces_an_earlier_one_and_a_failed_one_leaves_it(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = ("eval", "gqa", "--model", model, "--out", tmp_path, *SMALL)
+    done(*run, "--limit", 2)
+    done(*run, "--limit", 3)
+    before = (tmp_path / "gqa" / "summary.json").read_bytes()
+    assert len(predictions(tmp_path, "gqa")) == 3
+
+    def fail(*_: object, **__: object) -> list[str]:
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(Pipeline, "answer", fail)
+    assert call(*run).exit_code == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["gqa"]
+    assert (tmp_path / "gqa" / "summary.json").read_bytes() == before
+
+
+def test_nothing_is_there_until_all_is(tmp_path: Path) -> None:
+    with written_aside(tmp_path / "run") as aside:
+        (aside / "half.txt").write_text("half")
+        assert not (tmp_path / "run").exists()
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+
+
+# --- who made it ---
+
+
+def test_the_models_hash_follows_its_weights(tmp_path: Path) -> None:
+    import torch
+
+    save_file({"a": torch.zeros(2)}, tmp_path / "model.safetensors")
+    before = model_hash(tmp_path)
+    (tmp_path / "note.txt").write_text("not weights")
+    assert model_hash(tmp_path) == before
+    data = hashlib.sha256((tmp_path / "model.safetensors").read_bytes()).digest()
+    assert before == hashlib.sha256(b"model.safetensors\0" + data).hexdigest()
+    save_file({"a": torch.ones(2)}, tmp_path / "model.safetensors")
+    assert model_hash(tmp_path) != before
+
+
+def test_the_code_is_named_by_its_own_commit_or_by_its_version(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    package = tmp_path / "src" / "ddit"
+    package.mkdir(parents=True)
+    (package / "__init__.py").write_text("")
+    monkeypatch.setattr(report.ddit, "__file__", str(package / "__init__.py"))
+    assert report.code_version() == ddit.__version__  # no checkout
+
+    def git(*arguments: str) -> str:
+        named = ("-c", "user.name=a", "-c", "user.email=a@b")
+        command = ["git", *named, "-C", str(tmp_path), *arguments]
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+
+    git("init", "-q")
+    git("add", ".")
+    git("commit", "-q", "-m", "one")
+    assert report.code_version() == git("rev-parse", "HEAD")
+    (package / "__init__.py").write_text("changed = True")
+    assert report.code_version() == git("rev-parse", "HEAD") + "+changes"
+    installed = tmp_path / "lib" / "ddit"  # in someone else's repository
+    installed.mkdir(parents=True)
+    monkeypatch.setattr(report.ddit, "__file__", str(installed / "__init__.py"))
+    assert report.code_version() == ddit.__version__
+
+
+# --- ranks ---
+
+
+@pytest.mark.parametrize(("count", "size"), [(0, 2), (1, 3), (7, 2), (12, 5)])
+def test_ranks_share_all_samples_once(count: int, size: int) -> None:
+    parts = [Ranks(index, size).part(count) for index in range(size)]
+    assert [k for part in parts for k in part] == list(range(count))
+    assert max(map(len, parts)) - min(map(len, parts)) <= 1
+
+
+@pytest.mark.slow
+def test_two_processes_give_what_one_gives(model: Path, tmp_path: Path) -> None:
+    def run(out: str, *launcher: str) -> None:
+        arguments = (
+            "eval",
+            "geneval",
+            "gqa",
+            "mme",
+            "--model",
+            model,
+            "--limit",
+            9,
+            "--out",
+            tmp_path / out,
+            *SMALL,
+        )
+        command = [sys.executable, *launcher, "-m", "ddit", *map(str, arguments)]
+        environment = os.environ | {"OMP_NUM_THREADS": "1"}
+        subprocess.run(command, check=True, capture_output=True, env=environment)
+
+    run("one")
+    run("two", "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "29617")
+    for task in ("geneval", "gqa", "mme"):
+        one, two = summary(tmp_path / "one", task), summary(tmp_path / "two", task)
+        assert one["figures"] == two["figures"]
+        assert predictions(tmp_path / "one", task) == predictions(tmp_path / "two", task)
+        assert (one["num_ranks"], two["num_ranks"]) == (1, 2)
+    pictures = [path.relative_to(tmp_path / "one") for path in (tmp_path / "one").rglob("*.png")]
+    assert len(pictures) == 18
+    for path in pictures:
+        assert list(Image.open(tmp_path / "one" / path).getdata()) == list(
+            Image.open(tmp_path / "two" / path).getdata()
+        )
+
+
+@pytest.mark.slow
+def test_a_quick_look_at_the_shipped_model(tmp_path: Path) -> None:
+    done("eval", "--limit", 12, "--out", tmp_path)
+    assert figures(tmp_path, "geneval")["single_object"] >= 0.5
+    assert figures(tmp_path, "gqa")["accuracy"] > 0.5
+    assert figures(tmp_path, "caption")["CIDEr"] > 1

@@ -1,0 +1,201 @@
+"""VQAv2, VizWiz and GQA by hand: the official normalisation, the ten-answer rule, the breakdowns."""
+
+import json
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from ddit.eval.items import Figure, Item
+from ddit.eval.vqa import (
+    normalize_answer,
+    normalize_gqa,
+    read_gqa,
+    read_vizwiz,
+    read_vqav2,
+    score_gqa,
+    score_vizwiz,
+    score_vqav2,
+    ten_answer_score,
+    vizwiz_score,
+    vqav2_score,
+)
+
+
+def value(figures: list[Figure], name: str) -> float:
+    return {figure.name: figure for figure in figures}[name].value
+
+
+def item(number: int, **truth: object) -> Item:
+    return Item(str(number), Path("picture.png"), "what is this?", truth)
+
+
+@pytest.mark.parametrize(
+    ("said", "normal"),
+    [
+        ("The Dog", "dog"),
+        ("a an the", ""),
+        ("two", "2"),
+        ("None", "0"),
+        ("eleven", "eleven"),
+        ("dont", "don't"),
+        ("DON'T", "don't"),
+        ("couldntve", "couldntve"),  # lacks both: the table has only those that lack one
+        ("couldn'tve", "couldn't've"),
+        ("somebody'd", "somebodyd"),
+        ("its", "its"),
+        ("red/blue", "red blue"),
+        ("red / blue", "red blue"),
+        ("t-shirt", "t shirt"),
+        ("yes, it is", "yes it is"),
+        ("1,000", "1000"),
+        ("1,000-2", "10002"),  # a comma between digits joins everything
+        ("3.5", "3.5"),
+        ("3. 5.", "3 5"),
+        ("yes.", "yes"),
+        ("10:30", "10:30"),
+        ("the\nred\tcar ", "red car"),
+        ("yes!", "yes"),
+    ],
+)
+def test_answers_are_normalised_by_the_official_rule(said: str, normal: str) -> None:
+    assert normalize_answer(said) == normal
+
+
+@pytest.mark.parametrize(
+    ("agree", "score"), [(0, 0.0), (1, 0.3), (2, 0.6), (3, 0.9), (4, 1.0), (9, 1.0), (10, 1.0)]
+)
+def test_the_ten_answer_rule_leaves_each_person_out_once(agree: int, score: float) -> None:
+    answers = ["red"] * agree + [f"other {i}" for i in range(10 - agree)]
+    assert ten_answer_score("red", answers) == pytest.approx(score)
+
+
+def test_vqav2_normalises_both_sides_and_vizwiz_the_answer_alone() -> None:
+    people = ["The dog."] * 4 + ["two"] * 6
+    assert vqav2_score("dog", people) == 1
+    assert vqav2_score("2", people) == 1
+    assert vizwiz_score("dog", people) == 0
+    assert vizwiz_score("Unanswerable.", ["unanswerable"] * 10) == 1
+
+
+def test_vqav2_is_broken_down_by_answer_and_question_beside_the_commonest_answer() -> None:
+    def told(answer: str) -> dict[str, object]:
+        kind = "yes/no" if answer in ("yes", "no") else "number"
+        question_type = "is there" if kind == "yes/no" else "how many"
+        return {"answer": answer, "answers": [answer] * 10, "kind": kind, "question_type": question_type}
+
+    items = [item(i, **told(answer)) for i, answer in enumerate(["yes", "yes", "no", "2"])]
+    outcome = score_vqav2(items, ["yes", "no", "no", "three"])
+    assert outcome.scores == [1, 0, 1, 0]
+    figures = {figure.name: figure for figure in outcome.figures}
+    assert outcome.figures[0].name == "accuracy"
+    assert figures["accuracy"].value == 0.5
+    assert figures["accuracy"].baseline == 0.5  # always "yes"
+    assert figures["yes/no"].value == pytest.approx(2 / 3)
+    assert figures["yes/no"].baseline == pytest.approx(2 / 3)
+    assert (figures["number"].value, figures["number"].num) == (0, 1)
+    assert figures["question type: how many"].baseline == 1
+
+
+def test_vizwiz_tells_how_well_unanswerable_is_told() -> None:
+    meant = ["unanswerable", "unanswerable", "unanswerable", "red", "blue"]
+    items = [
+        item(i, answer=a, answers=[a] * 10, kind="other", answerable=int(a != "unanswerable"))
+        for i, a in enumerate(meant)
+    ]
+    figures = score_vizwiz(items, ["unanswerable", "Unanswerable", "red", "unanswerable", "blue"]).figures
+    assert value(figures, "accuracy") == pytest.approx(3 / 5)
+    assert value(figures, "unanswerable: precision") == pytest.approx(2 / 3)
+    assert value(figures, "unanswerable: recall") == pytest.approx(2 / 3)
+    assert value(figures, "unanswerable: F1") == pytest.approx(2 / 3)
+    # thresholds above and below the two values: recall 2/3 at precision 2/3, then recall 1 at precision 3/5
+    assert value(figures, "unanswerable: average precision") == pytest.approx(2 / 3 * 2 / 3 + 1 / 3 * 3 / 5)
+
+
+def test_gqa_compares_exactly_and_counts_by_type() -> None:
+    assert normalize_gqa(" Left. ") == "left"
+    types = [("verify", "rel", "relation"), ("query", "attr", "color"), ("query", "rel", "where")]
+    items = [
+        item(i, answer=answer, kind=kind, semantic=semantic, detailed=detailed)
+        for i, (answer, (kind, semantic, detailed)) in enumerate(
+            zip(["yes", "red", "dog"], types, strict=True)
+        )
+    ]
+    outcome = score_gqa(items, ["Yes.", "dark red", "dog"])
+    assert outcome.scores == [1, 0, 1]
+    assert value(outcome.figures, "accuracy") == pytest.approx(2 / 3)
+    assert value(outcome.figures, "binary") == 1
+    assert value(outcome.figures, "open") == 0.5
+    assert value(outcome.figures, "semantic: rel") == 1
+    assert value(outcome.figures, "detailed: color") == 0
+
+
+# --- the files ---
+
+
+def picture(folder: Path, name: str) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", (8, 8)).save(folder / name)
+
+
+def write(path: Path, value: object) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(value))
+
+
+def test_vqav2_is_read_from_its_pair_of_files_and_coco_names(tmp_path: Path) -> None:
+    picture(tmp_path / "images" / "val2014", "COCO_val2014_000000000042.jpg")
+    ids = {"image_id": 42, "question_id": 42001}
+    asked = {"data_subtype": "val2014", "questions": [{**ids, "question": "Is it red?"}]}
+    people = [{"answer": "yes", "answer_confidence": "yes", "answer_id": i} for i in range(1, 11)]
+    told = {
+        "multiple_choice_answer": "yes",
+        "answers": people,
+        "answer_type": "yes/no",
+        "question_type": "is it",
+    }
+    write(tmp_path / "v2_OpenEnded_mscoco_val2014_questions.json", asked)
+    write(tmp_path / "v2_mscoco_val2014_annotations.json", {"annotations": [{**ids, **told}]})
+    (one,) = read_vqav2(tmp_path)
+    assert (one.id, one.question, one.image.name) == ("42001", "Is it red?", "COCO_val2014_000000000042.jpg")
+    assert one.truth["answers"] == ["yes"] * 10
+    write(tmp_path / "v2_mscoco_val2014_annotations.json", {"annotations": []})
+    with pytest.raises(ValueError, match="no answers to question 42001"):
+        read_vqav2(tmp_path)
+
+
+def test_vizwiz_is_read_from_its_list(tmp_path: Path) -> None:
+    picture(tmp_path / "val", "VizWiz_val_00000000.jpg")
+    people = [{"answer": "unsuitable", "answer_confidence": "maybe"}] * 4 + [{"answer": "basil"}] * 6
+    entry = {
+        "image": "VizWiz_val_00000000.jpg",
+        "question": "What is it?",
+        "answers": people,
+        "answerable": 1,
+    }
+    write(tmp_path / "val.json", [{**entry, "answer_type": "other"}])
+    (one,) = read_vizwiz(tmp_path, tmp_path / "val")
+    assert (one.truth["answer"], one.truth["answerable"], one.truth["kind"]) == ("basil", 1, "other")
+
+
+def test_gqa_is_read_from_its_dictionary(tmp_path: Path) -> None:
+    picture(tmp_path / "images", "n161313.jpg")
+    types = {"structural": "query", "semantic": "rel", "detailed": "relO"}
+    entry = {"question": "What is on the shelf?", "imageId": "n161313", "answer": "book", "types": types}
+    write(tmp_path / "testdev_balanced_questions.json", {"201307251": entry})
+    (one,) = read_gqa(tmp_path)
+    assert (one.id, one.truth["kind"], one.truth["detailed"]) == ("201307251", "query", "relO")
+
+
+def test_what_is_missing_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="has no file"):
+        read_vqav2(tmp_path)
+    write(tmp_path / "questions.json", {"7": {"question": "What?", "imageId": "1", "answer": "dog"}})
+    with pytest.raises(ValueError, match="no picture 1 in"):
+        read_gqa(tmp_path)
+    write(tmp_path / "questions.json", {"7": {"question": "What?", "imageId": "1"}})
+    with pytest.raises(ValueError, match="has no 'answer'"):
+        read_gqa(tmp_path)
+    (tmp_path / "questions.json").write_text("{")
+    with pytest.raises(ValueError, match="is not JSON"):
+        read_gqa(tmp_path)
