@@ -39,7 +39,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "cross_entropy": set(),
     "encoders": {"autoencoder"},
     "eval": {"images", "pipeline", "world"},
-    "eval_cli": {"command", "eval", "folders", "world"},
+    "eval_cli": {"command", "eval", "folders", "pipeline", "world"},
     "flow": set(),
     "folders": FOLDERS - {"folders", "prompts"},
     "images": set(),

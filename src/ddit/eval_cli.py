@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 WorldOption = Annotated[str, typer.Option("--world", help="preset of the small world: fixed-1 ... free")]
 SplitOption = Annotated[str, typer.Option(help="of the small world: test, heldout, val, train or detector")]
 NumOption = Annotated[int, typer.Option(min=1, help="scenes of the small world to ask about")]
+# not --num: torchrun takes that for an abbreviation of an option of its own, and fails
 PromptsOption = Annotated[
     int, typer.Option(min=1, help="drawing prompts a category, of the small world [92: near GenEval's 553]")
 ]
@@ -57,7 +58,7 @@ def eval_data(
     folder: Annotated[Path, typer.Argument(help="gets images/ and one folder a benchmark")],
     preset: Annotated[str, typer.Option(help="how hard: fixed-1, fixed, fixed-3, grid, free")] = "fixed",
     split: SplitOption = "test",
-    num: NumOption = 300,
+    num_scenes: NumOption = 300,
     num_prompts: PromptsOption = 92,
     seed: WorldSeedOption = 0,
     as_json: JsonOption = False,
@@ -70,9 +71,9 @@ def eval_data(
 
     from ddit.eval.export import write_eval_data
 
-    world = _world(preset, split, num, num_prompts, seed)
+    world = _world(preset, split, num_scenes, num_prompts, seed)
     claim(folder)
-    with tqdm(total=num, desc="drawing", unit="scene", file=sys.stderr, leave=False) as bar:
+    with tqdm(total=num_scenes, desc="drawing", unit="scene", file=sys.stderr, leave=False) as bar:
         counts = write_eval_data(folder, world, on_scene=bar.update)
     for task, count in counts.items():
         emit(
@@ -125,7 +126,7 @@ def evaluate(
     batch_size: Annotated[int, typer.Option(min=1, help="pictures or questions at a time")] = 32,
     world: WorldOption = "fixed",
     split: SplitOption = "test",
-    num: NumOption = 300,
+    num_scenes: NumOption = 300,
     num_prompts: PromptsOption = 92,
     world_seed: WorldSeedOption = 0,
     mask_embedding: MaskOption = None,
@@ -142,7 +143,7 @@ def evaluate(
     from ddit.eval.run import evaluate as run
 
     chosen = list(dict.fromkeys(tasks or TASKS))
-    source = Source(data, _world(world, split, num, num_prompts, world_seed), images, metadata)
+    source = Source(data, _world(world, split, num_scenes, num_prompts, world_seed), images, metadata)
     source.check(chosen)
     claim(out)
     settings = EvalSettings(seed, limit, batch_size, num_samples, grid)

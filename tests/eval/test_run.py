@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from PIL import Image
 from safetensors.torch import save_file
 from tiny_models import tiny_pipeline
 from typer.testing import CliRunner, Result
@@ -21,9 +20,12 @@ from ddit.eval.ranks import Ranks
 from ddit.eval.report import model_hash, written_aside
 from ddit.pipeline import Pipeline
 
-pytestmark = pytest.mark.filterwarnings("ignore:the model does not know")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:the model does not know"),
+    pytest.mark.filterwarnings("ignore:the text has"),  # more tokens than the tiny model reads
+]
 
-SMALL = ("--num", 8, "--num-prompts", 2, "--num-samples", 2, "--batch-size", 5)
+SMALL = ("--num-scenes", 8, "--num-prompts", 2, "--num-samples", 2, "--batch-size", 5)
 ALL = ("geneval", "vqav2", "vizwiz", "gqa", "pope", "mme", "caption")
 
 
@@ -82,8 +84,8 @@ def test_every_task_leaves_predictions_and_a_summary(model: Path, tmp_path: Path
 
 def test_exported_data_give_what_the_world_gives(model: Path, tmp_path: Path) -> None:
     """--data on an exported folder is the same as no --data, for one task's folder too."""
-    done("eval-data", tmp_path / "data", "--num", 8, "--num-prompts", 2)
-    run = ("eval", "vizwiz", "caption", "--model", model, "--num", 8, "--out")
+    done("eval-data", tmp_path / "data", "--num-scenes", 8, "--num-prompts", 2)
+    run = ("eval", "vizwiz", "caption", "--model", model, "--num-scenes", 8, "--out")
     done(*run, tmp_path / "a")
     done(*run, tmp_path / "b", "--data", tmp_path / "data")
     done("eval", "vizwiz", "--model", model, "--out", tmp_path / "c", "--data", tmp_path / "data" / "vizwiz")
@@ -284,7 +286,7 @@ def test_two_processes_give_what_one_gives(model: Path, tmp_path: Path) -> None:
         subprocess.run(command, check=True, capture_output=True, env=environment)
 
     run("one")
-    run("two", "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "29617")
+    run("two", "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
     for task in ("geneval", "gqa", "mme"):
         one, two = summary(tmp_path / "one", task), summary(tmp_path / "two", task)
         assert one["figures"] == two["figures"]
@@ -293,9 +295,7 @@ def test_two_processes_give_what_one_gives(model: Path, tmp_path: Path) -> None:
     pictures = [path.relative_to(tmp_path / "one") for path in (tmp_path / "one").rglob("*.png")]
     assert len(pictures) == 18
     for path in pictures:
-        assert list(Image.open(tmp_path / "one" / path).getdata()) == list(
-            Image.open(tmp_path / "two" / path).getdata()
-        )
+        assert (tmp_path / "one" / path).read_bytes() == (tmp_path / "two" / path).read_bytes()
 
 
 @pytest.mark.slow
