@@ -36,6 +36,7 @@ NumOption = Annotated[int, typer.Option(min=1, help="scenes of the small world t
 PromptsOption = Annotated[
     int, typer.Option(min=1, help="drawing prompts a category, of the small world [92: near GenEval's 553]")
 ]
+ScaleOption = Annotated[int, typer.Option(min=1, help="draw the small world's pictures N x 64 px large")]
 WorldSeedOption = Annotated[int, typer.Option(help="of the small world's scenes and prompts")]
 
 
@@ -44,14 +45,14 @@ def register(app: typer.Typer) -> None:
     app.command(name="eval-data")(eval_data)
 
 
-def _world(preset: str, split: str, num: int, num_prompts: int, seed: int) -> "WorldSplit":
+def _world(preset: str, split: str, num: int, num_prompts: int, seed: int, scale: int) -> "WorldSplit":
     from ddit.eval.export import WorldSplit
-    from ddit.world import PRESETS, SPLITS
+    from ddit.world import PRESETS, SPLITS, enlarge
 
     for name, value, known in (("preset", preset, PRESETS), ("split", split, SPLITS)):
         if value not in known:
             raise ValueError(f"unknown {name} '{value}': use {', '.join(known)}")
-    return WorldSplit(PRESETS[preset], split, num, num_prompts, seed)
+    return WorldSplit(enlarge(PRESETS[preset], scale), split, num, num_prompts, seed)
 
 
 def eval_data(
@@ -61,6 +62,7 @@ def eval_data(
     num_scenes: NumOption = 300,
     num_prompts: PromptsOption = 92,
     seed: WorldSeedOption = 0,
+    scale: ScaleOption = 1,
     as_json: JsonOption = False,
 ) -> None:
     """Write scenes of the small world as evaluation sets in the official formats.
@@ -71,7 +73,7 @@ def eval_data(
 
     from ddit.eval.export import write_eval_data
 
-    world = _world(preset, split, num_scenes, num_prompts, seed)
+    world = _world(preset, split, num_scenes, num_prompts, seed, scale)
     claim(folder)
     with tqdm(total=num_scenes, desc="drawing", unit="scene", file=sys.stderr, leave=False) as bar:
         counts = write_eval_data(folder, world, on_scene=bar.update)
@@ -129,6 +131,7 @@ def evaluate(
     num_scenes: NumOption = 300,
     num_prompts: PromptsOption = 92,
     world_seed: WorldSeedOption = 0,
+    world_scale: ScaleOption = 1,
     mask_embedding: MaskOption = None,
     adapter: AdapterOption = None,
     device: DeviceOption = None,
@@ -143,7 +146,9 @@ def evaluate(
     from ddit.eval.run import evaluate as run
 
     chosen = list(dict.fromkeys(tasks or TASKS))
-    source = Source(data, _world(world, split, num_scenes, num_prompts, world_seed), images, metadata)
+    source = Source(
+        data, _world(world, split, num_scenes, num_prompts, world_seed, world_scale), images, metadata
+    )
     source.check(chosen)
     claim(out)
     settings = EvalSettings(seed, limit, batch_size, num_samples, grid)

@@ -32,7 +32,7 @@ from ddit.masked import MaskedConfig
 from ddit.model import DualDiTConfig
 from ddit.prompts import MINI
 from ddit.train.teacher import TEACHER_FILE
-from ddit.world import PRESETS, WorldConfig, vocabulary
+from ddit.world import PRESETS, WorldConfig, enlarge, vocabulary
 
 # ------------------------------------------------------------------------------- the paper's sizes
 
@@ -316,18 +316,6 @@ def mini_stage3(root: Path, world: WorldConfig) -> DualRun:
         train_mask_embedding=False,
         max_steps=2000,
         seed=4,
-    )
-
-
-def enlarge(world: WorldConfig, factor: int) -> WorldConfig:
-    """The same world in pictures of `factor` times the side."""
-    a, b, c = world.sizes
-    return replace(
-        world,
-        size=factor * world.size,
-        sizes=(factor * a, factor * b, factor * c),
-        min_size=factor * world.min_size,
-        jitter=factor * world.jitter,
     )
 
 

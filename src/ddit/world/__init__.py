@@ -10,6 +10,7 @@ from .config import (
     SPLITS,
     STYLES,
     WorldConfig,
+    enlarge,
     held_out,
 )
 from .detector import DetectorNet, detect, load_detector
@@ -41,6 +42,7 @@ __all__ = [
     "caption_is_right",
     "captions",
     "detect",
+    "enlarge",
     "geneval_prompts",
     "held_out",
     "judge",

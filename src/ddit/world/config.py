@@ -1,7 +1,7 @@
 """What a small world contains and how hard it is: classes, colours, drawing styles, layouts, presets."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, Literal
 
 Kind = Literal["single", "two", "count", "mixed"]
@@ -116,6 +116,18 @@ class WorldConfig:
             raise ValueError(f"unknown keys of a world: {', '.join(unknown)}")
         values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in data.items()}
         return cls(**values)
+
+
+def enlarge(world: WorldConfig, factor: int) -> WorldConfig:
+    """The same world in pictures of `factor` times the side."""
+    a, b, c = world.sizes
+    return replace(
+        world,
+        size=factor * world.size,
+        sizes=(factor * a, factor * b, factor * c),
+        min_size=factor * world.min_size,
+        jitter=factor * world.jitter,
+    )
 
 
 PRESETS: dict[str, WorldConfig] = {
