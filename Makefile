@@ -5,10 +5,11 @@ VENV := .venv
 BIN := $(VENV)/bin
 # Tests run as two processes of one thread each.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -q
+EVAL = OMP_NUM_THREADS=1 $(BIN)/python -m torch.distributed.run --standalone --nproc-per-node 2 -m ddit eval $(ARGS)
 PIP_INSTALL := $(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-all lint format types bench
+.PHONY: help setup demo eval test test-all lint format types bench
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -17,6 +18,10 @@ setup: $(VENV)/dev.stamp ## install ddit and the development tools into .venv
 
 demo: $(VENV)/run.stamp ## draw six prompts, caption them, ask about them: demo/index.html
 	@$(BIN)/python -m ddit.demo demo
+
+eval: $(VENV)/run.stamp ## the shipped model's headline table, by two processes (ten minutes): runs/eval
+	@$(EVAL) --out runs/eval/test
+	@$(EVAL) --out runs/eval/heldout --split heldout --num-prompts 46 --num-scenes 150
 
 test: $(VENV)/dev.stamp ## the quick tests; ARGS are pytest's
 	$(PYTEST) $(ARGS)

@@ -1,6 +1,6 @@
 """The shipped model: small enough, safe to load, and it does its tasks on scenes and prompts of unseen seeds.
 
-The bounds lie under the measured figures (README, `benchmarks/mini_scores.py`) by more than chance allows.
+The bounds lie under the measured figures (README, `ddit eval`) by more than chance allows.
 """
 
 import random
