@@ -37,7 +37,9 @@ def tree_entries() -> list[str]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "page", [ROOT / "README.md", ROOT / "docs/training.md", ROOT / "docs/data.md", ROOT / "docs/evaluation.md"], ids=lambda page: page.name
+    "page",
+    [ROOT / "README.md", ROOT / "docs/training.md", ROOT / "docs/data.md", ROOT / "docs/evaluation.md"],
+    ids=lambda page: page.name,
 )
 def test_commands_run_in_order(page: Path, tmp_path: Path) -> None:
     (tmp_path / "tests").symlink_to(ROOT / "tests")

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -38,6 +38,37 @@ PromptsOption = Annotated[
 ]
 ScaleOption = Annotated[int, typer.Option(min=1, help="draw the small world's pictures N x 64 px large")]
 WorldSeedOption = Annotated[int, typer.Option(help="of the small world's scenes and prompts")]
+
+
+TasksArgument = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="[TASK]...", help="geneval, vqav2, vizwiz, gqa, pope, mme, caption [default: all]"
+    ),
+]
+DataOption = Annotated[
+    Path | None,
+    typer.Option(help="folder of official files, or of one such a task [default: the small world]"),
+]
+ImagesOption = Annotated[
+    Path | None, typer.Option(help="folder of the pictures [default: images/ in or beside the files]")
+]
+MetadataOption = Annotated[Path | None, typer.Option(help="GenEval's prompt file, for the task geneval")]
+OutOption = Annotated[Path, typer.Option("--out", "-o", help="gets a folder a task")]
+LimitOption = Annotated[
+    int | None, typer.Option(min=1, help="so many prompts, questions or captions a task, for a quick look")
+]
+GuidanceOption = Annotated[float | None, typer.Option(help="of drawing; 1 is none [default: the model's]")]
+TextStepsOption = Annotated[
+    int | None, typer.Option(min=1, help="of answers and captions [default: the model's]")
+]
+OrderOption = Annotated[
+    str | None, typer.Option(help="of writing: random or confidence [default: the model's]")
+]
+TemperatureOption = Annotated[float | None, typer.Option(min=0, help="of writing [default: the model's]")]
+SizeOption = Annotated[
+    int | None, typer.Option(min=1, help="pixels a side, drawn and read [default: the model's]")
+]
 
 
 def register(app: typer.Typer) -> None:
@@ -84,43 +115,20 @@ def eval_data(
 
 
 def evaluate(
-    tasks: Annotated[
-        list[str] | None,
-        typer.Argument(
-            metavar="[TASK]...", help="geneval, vqav2, vizwiz, gqa, pope, mme, caption [default: all]"
-        ),
-    ] = None,
+    tasks: TasksArgument = None,
     model: ModelOption = "mini",
-    data: Annotated[
-        Path | None,
-        typer.Option(help="folder of official files, or of one such a task [default: the small world]"),
-    ] = None,
-    images: Annotated[
-        Path | None, typer.Option(help="folder of the pictures [default: images/ in or beside the files]")
-    ] = None,
-    metadata: Annotated[Path | None, typer.Option(help="GenEval's prompt file, for the task geneval")] = None,
-    out: Annotated[Path, typer.Option("--out", "-o", help="gets a folder a task")] = Path("runs/eval"),
-    limit: Annotated[
-        int | None,
-        typer.Option(min=1, help="so many prompts, questions or captions a task, for a quick look"),
-    ] = None,
+    data: DataOption = None,
+    images: ImagesOption = None,
+    metadata: MetadataOption = None,
+    out: OutOption = Path("runs/eval"),
+    limit: LimitOption = None,
     seed: SeedOption = 0,
     num_steps: StepsOption = None,
-    guidance_scale: Annotated[
-        float | None, typer.Option(help="of drawing; 1 is none [default: the model's]")
-    ] = None,
-    text_steps: Annotated[
-        int | None, typer.Option(min=1, help="of answers and captions [default: the model's]")
-    ] = None,
-    order: Annotated[
-        str | None, typer.Option(help="of writing: random or confidence [default: the model's]")
-    ] = None,
-    temperature: Annotated[
-        float | None, typer.Option(min=0, help="of writing [default: the model's]")
-    ] = None,
-    size: Annotated[
-        int | None, typer.Option(min=1, help="pixels a side, drawn and read [default: the model's]")
-    ] = None,
+    guidance_scale: GuidanceOption = None,
+    text_steps: TextStepsOption = None,
+    order: OrderOption = None,
+    temperature: TemperatureOption = None,
+    size: SizeOption = None,
     num_samples: Annotated[int, typer.Option(min=1, help="pictures a prompt")] = 4,
     grid: Annotated[
         bool, typer.Option("--grid", help="also write a prompt's pictures into grid.png")
@@ -146,42 +154,28 @@ def evaluate(
     from ddit.eval.run import evaluate as run
 
     chosen = list(dict.fromkeys(tasks or TASKS))
-    source = Source(
-        data, _world(world, split, num_scenes, num_prompts, world_seed, world_scale), images, metadata
-    )
+    scenes = _world(world, split, num_scenes, num_prompts, world_seed, world_scale)
+    source = Source(data, scenes, images, metadata)
     source.check(chosen)
     claim(out)
+    decoded: dict[str, Any] = {
+        "num_steps": num_steps, "guidance_scale": guidance_scale, "text_steps": text_steps, "order": order,
+        "temperature": temperature, "size": size,
+    }  # fmt: skip
     settings = EvalSettings(seed, limit, batch_size, num_samples, grid)
-    with _ranks() as ranks:
+    with _ranks() as ranks, _bars(is_quiet=not ranks.is_first) as advance:
         pipeline = load(model, _own_device(device), dtype, mask_embedding=mask_embedding, adapter=adapter)
-        decoding = Decoding.of(
-            pipeline,
-            num_steps=num_steps,
-            guidance_scale=guidance_scale,
-            text_steps=text_steps,
-            order=cast(Literal["random", "confidence"] | None, order),
-            temperature=temperature,
-            size=size,
-        )
-        about = _about(model, pipeline, adapter, mask_embedding)
-        is_quiet = not ranks.is_first
-        if not is_quiet and not as_json:
+        decoding = Decoding.of(pipeline, **decoded)
+        about = _about(model, pipeline, adapter, mask_embedding) if ranks.is_first else {}
+        if ranks.is_first and not as_json:
             _print_head(about, asdict(decoding), seed)
-        with _bars(is_quiet) as advance:
-            for summary in run(
-                pipeline,
-                chosen,
-                source,
-                out,
-                decoding=decoding,
-                settings=settings,
-                about=about,
-                ranks=ranks,
-                advance=advance,
-            ):
-                note = [f"\n{summary.task}: {summary.note}\n"] if summary.note else []
-                lines = [json.dumps(summary.to_json())] if as_json else [*summary.rows(), *note]
-                typer.echo("\n".join(lines))
+        for summary in run(
+            pipeline, chosen, source, out,
+            decoding=decoding, settings=settings, about=about, ranks=ranks, advance=advance,
+        ):  # fmt: skip
+            note = [f"\n{summary.task}: {summary.note}\n"] if summary.note else []
+            lines = [json.dumps(summary.to_json())] if as_json else [*summary.rows(), *note]
+            typer.echo("\n".join(lines))
 
 
 @contextmanager

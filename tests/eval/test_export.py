@@ -56,6 +56,7 @@ def test_captions_come_with_their_scene_and_are_right(folder: Path) -> None:
     items = read_captions(folder / "caption")
     assert len(items) == 40
     for item in items:
+        assert item.scene is not None
         assert item.scene == WORLD.scene(int(item.id))
         assert all(caption_is_right(item.scene, text, complete=True) for text in item.truth["references"])
 

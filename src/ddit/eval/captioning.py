@@ -16,8 +16,18 @@ from ddit.world import caption_is_right
 
 _LONGEST = 4
 _SIGMA = 6.0
-_SPLIT = {"cannot": "can not", "gonna": "gon na", "gotta": "got ta", "wanna": "wan na"}
-_BRACKETS = {"(": "-lrb-", ")": "-rrb-", "[": "-lsb-", "]": "-rsb-", "{": "-lcb-", "}": "-rcb-"}
+_REWRITTEN = {
+    "cannot": "can not",
+    "gonna": "gon na",
+    "gotta": "got ta",
+    "wanna": "wan na",
+    "(": "-lrb-",
+    ")": "-rrb-",
+    "[": "-lsb-",
+    "]": "-rsb-",
+    "{": "-lcb-",
+    "}": "-rcb-",
+}
 _CLITIC = r"n't|'(?:s|m|d|re|ve|ll)"
 _BEFORE_CLITIC = re.compile(rf"(?<=\w)({_CLITIC})(?!\w)")
 _TOKENS = re.compile(
@@ -35,7 +45,7 @@ def tokenize_caption(text: str) -> list[str]:
     "cannot" are two tokens each, "black-and-white" is one, and a bracket is "-lrb-".
     """
     found = _TOKENS.findall(_BEFORE_CLITIC.sub(r" \1", text.lower()))
-    return " ".join(_SPLIT.get(word, _BRACKETS.get(word, word)) for word in found).split()
+    return " ".join(_REWRITTEN.get(word, word) for word in found).split()
 
 
 class _Vector(NamedTuple):

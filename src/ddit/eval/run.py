@@ -9,7 +9,7 @@ import random
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -156,10 +156,13 @@ class Source:
         if self.metadata is not None:
             geneval.read_prompts(self.metadata)
 
-    def to_json(self) -> dict[str, Any]:
-        if self.data is None and self.metadata is None:
+    def to_json(self, task: str) -> dict[str, Any]:
+        """What a task is evaluated on, for its summary."""
+        if task == "geneval" and self.metadata is not None:
+            return {"metadata": str(self.metadata)}
+        if self.data is None:
             return {"world": self.world.to_json()}
-        named = {"data": self.data, "images": self.images, "metadata": self.metadata}
+        named = {"data": self.data, "images": self.images}
         return {name: str(path) for name, path in named.items() if path is not None}
 
     @contextmanager
@@ -168,8 +171,9 @@ class Source:
         if self.data is not None:
             yield self.data
             return
+        world = self.world if set(tasks) - {"geneval"} else replace(self.world, num=0)
         with TemporaryDirectory(prefix="ddit-eval-") as name:
-            write_eval_data(Path(name), self.world, tasks)
+            write_eval_data(Path(name), world, tasks)
             yield Path(name)
 
 
@@ -207,7 +211,7 @@ def evaluate(
             run = _Run(pipeline, out / task, decoding, settings, ranks)
             start, started = time.monotonic(), datetime.now(UTC).isoformat(timespec="seconds")
             made = {
-                **about, **source.to_json(), "decoding": asdict(decoding), "settings": asdict(settings),
+                **about, **source.to_json(task), "decoding": asdict(decoding), "settings": asdict(settings),
                 "num_ranks": ranks.size, "started": started,
             }  # fmt: skip
             first = ranks.is_first
