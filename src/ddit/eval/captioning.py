@@ -44,7 +44,7 @@ def tokenize_caption(text: str) -> list[str]:
     Near to the Penn Treebank tokens of the official COCO scorer, which a Java program makes: "dog's", "isn't" and
     "cannot" are two tokens each, "black-and-white" is one, and a bracket is "-lrb-".
     """
-    found = _TOKENS.findall(_BEFORE_CLITIC.sub(r" \1", text.lower()))
+    found: list[str] = _TOKENS.findall(_BEFORE_CLITIC.sub(r" \1", text.lower()))
     return " ".join(_REWRITTEN.get(word, word) for word in found).split()
 
 
