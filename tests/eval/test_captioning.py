@@ -52,14 +52,15 @@ def test_captions_of_the_world_are_right_only_in_every_attribute() -> None:
     texts = captions(scene)
     items = [
         Item(str(i), Path("p.png"), None, {"references": captions(of)}, of)
-        for i, of in enumerate((scene, scene, single))
+        for i, of in enumerate((scene, scene, single, scene))
     ]
+    colorless = texts[0].replace(f"{scene.objects[0].color} ", "")
     swapped = texts[0].replace(str(scene.objects[0].color), "grey")
-    outcome = score_captions(items, [texts[0], swapped, captions(single)[0]])
-    assert outcome.scores == [1, 0, 1]
+    outcome = score_captions(items, [texts[0], swapped, captions(single)[0], colorless])
+    assert outcome.scores == [1, 0, 1, 0]
     figures = {figure.name: figure.value for figure in outcome.figures}
-    assert figures["every attribute"] == pytest.approx(2 / 3)
-    assert figures["every attribute: two"] == 0.5
+    assert figures["every attribute"] == 0.5
+    assert figures["every attribute: two"] == pytest.approx(1 / 3)
     assert figures["every attribute: single"] == 1
 
 

@@ -5,10 +5,13 @@ import json
 import os
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from PIL import Image
 from safetensors.torch import save_file
 from tiny_models import tiny_pipeline
 from typer.testing import CliRunner, Result
@@ -16,6 +19,7 @@ from typer.testing import CliRunner, Result
 import ddit
 from ddit.cli import app
 from ddit.eval import report
+from ddit.eval.items import Figure
 from ddit.eval.ranks import Ranks
 from ddit.eval.report import model_hash, written_aside
 from ddit.pipeline import Pipeline
@@ -115,6 +119,20 @@ def test_batches_change_nothing(model: Path, tmp_path: Path) -> None:
         )
     assert predictions(tmp_path / "1", "gqa") == predictions(tmp_path / "4", "gqa")
     assert figures(tmp_path / "1", "geneval") == figures(tmp_path / "4", "geneval")
+    drawn = [
+        [np.asarray(Image.open(path)).astype(int) for path in sorted((tmp_path / size).rglob("*.png"))]
+        for size in ("1", "4")
+    ]
+    assert len(drawn[0]) == 12
+    for one, four in zip(*drawn, strict=True):
+        assert abs(one - four).max() <= 1
+    assert all(abs(a - b).max() > 1 for a, b in pairwise(drawn[0]))  # each from a seed of its own
+
+
+def test_the_spread_of_a_share_is_its_95_percent_interval() -> None:
+    assert Figure("accuracy", 0.5, 100).spread == pytest.approx(1.96 * 0.05)
+    assert Figure("accuracy", 1.0, 100).spread == 0
+    assert Figure("CIDEr", 5.0, 100, is_share=False).spread is None
 
 
 def test_a_limit_spreads_over_the_categories_and_keeps_pairs(model: Path, tmp_path: Path) -> None:
