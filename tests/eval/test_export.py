@@ -45,7 +45,7 @@ def test_every_task_is_read_back_with_its_pictures(folder: Path) -> None:
     assert all(item.truth["answers"] == [item.truth["answer"]] * 10 for item in (*vqa, *vizwiz))
     assert {item.truth["kind"] for item in vqa} == {"yes/no", "number", "other"}
     assert 0 < sum(not item.truth["answerable"] for item in vizwiz) < 20
-    assert {"color", "count", "exists", "relation", "what", "where", "exists_color"} == {
+    assert {"color", "count", "exists", "relation", "what", "where", "exists_color", "exists_count"} == {
         item.truth["detailed"] for item in gqa
     }
     assert {item.image.parent for item in (*vqa, *vizwiz, *gqa)} == {folder / "images"}

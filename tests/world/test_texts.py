@@ -109,7 +109,7 @@ def test_texts_use_the_vocabulary_and_stay_short():
 @pytest.mark.parametrize(
     ("kind", "highest"),
     [("count", 0.36), ("color", 0.17), ("what", 0.11), ("where", 0.13), ("relation", 0.58), ("exists", 0.56),
-     ("exists_color", 0.56)],
+     ("exists_color", 0.56), ("exists_count", 0.56)],
 )  # fmt: skip
 def test_no_answer_is_a_good_guess(kind, highest):
     asked = [question(s, random.Random(i), kind) for i, s in enumerate(SCENES)]
@@ -120,6 +120,7 @@ def test_no_answer_is_a_good_guess(kind, highest):
 
 def test_answers_are_true():
     assert question(DOG_AND_CAR, random.Random(0), "what") is None
+    assert question(DOG_AND_CAR, random.Random(0), "exists_count") is None
     for i in range(200):
         rng = random.Random(i)
         text, answer, _ = question(DOG_AND_CAR, rng, "color")
@@ -133,6 +134,9 @@ def test_answers_are_true():
         assert (text in {"is there a dog?", "is there a car?"}) == (answer == "yes")
         text, answer, _ = question(DOG_AND_CAR, rng, "exists_color")
         assert (text in {"is there a red dog?", "is there a blue car?"}) == (answer == "yes")
+        text, answer, _ = question(THREE_BUSES, rng, "exists_count")
+        assert text in {f"are there {number} buses?" for number in ("two", "three", "four")}
+        assert (text == "are there three buses?") == (answer == "yes")
         text, answer, _ = question(DOG_AND_CAR, rng, "unanswerable")
         assert answer == UNANSWERABLE
         assert not {"dog", "car"} & set(words(text))

@@ -60,6 +60,7 @@ _STRUCTURE = {
     "relation": ("verify", "rel"),
     "exists": ("verify", "obj"),
     "exists_color": ("verify", "attr"),
+    "exists_count": ("verify", "global"),
 }
 """GQA's structural and semantic type of each kind of the world's questions; GQA itself counts nothing."""
 
@@ -276,13 +277,8 @@ def _mme_pair(scene: Scene, category: str, rng: random.Random) -> list[tuple[str
         absent = rng.choice(pope_absent(scene, "random", len(scene.config.classes), rng))
         asked = [rng.choice(scene.groups).class_name, absent]
         return list(zip((f"is there {phrase(name)}?" for name in asked), ("Yes", "No"), strict=True))
-    if category == "count":
-        if scene.kind != "count":
-            return None
-        name, count = scene.groups[0].class_name, scene.groups[0].count
-        other = rng.choice([n for n in range(2, scene.config.max_objects + 1) if n != count] or [count + 1])
-        return [(f"are there {phrase(name, count=n)}?", a) for n, a in ((count, "Yes"), (other, "No"))]
-    return _asked_both_ways(scene, {"position": "relation", "color": "exists_color"}[category], rng)
+    kinds = {"count": "exists_count", "position": "relation", "color": "exists_color"}
+    return _asked_both_ways(scene, kinds[category], rng)
 
 
 def _asked_both_ways(scene: Scene, kind: str, rng: random.Random) -> list[tuple[str, str]] | None:

@@ -139,6 +139,16 @@ def _exists_color(scene: Scene, rng: random.Random) -> _Asked:
     return f"is there {phrase(*pair)}?", "no"
 
 
+def _exists_count(scene: Scene, rng: random.Random) -> _Asked:
+    several = [g for g in scene.groups if g.count > 1]
+    if not several or scene.config.max_objects < 3:
+        return None
+    group, answer = rng.choice(several), rng.choice(("yes", "no"))
+    others = [n for n in range(2, scene.config.max_objects + 1) if n != group.count]
+    count = group.count if answer == "yes" else rng.choice(others)
+    return f"are there {phrase(group.class_name, count=count)}?", answer
+
+
 def _unanswerable(scene: Scene, rng: random.Random) -> _Asked:
     name = _absent(scene, rng)
     if rng.random() < 0.6:
@@ -154,6 +164,7 @@ _KINDS: dict[str, tuple[Callable[[Scene, random.Random], _Asked], float]] = {
     "relation": (_relation, 0.2),
     "exists": (_exists, 0.8),
     "exists_color": (_exists_color, 0.15),
+    "exists_count": (_exists_count, 0.1),
     "unanswerable": (_unanswerable, 0.05),
 }
 
