@@ -271,7 +271,7 @@ SWITCHES = {
 
 def turn_off(switches: tuple[str, ...], transformer: DualDiT) -> None:
     """Undoes parts of our step (the losses stay, but for "masked", of which only the cost is meant)."""
-    from ddit import model
+    from ddit import attention
     from ddit.train import objective
 
     if "joint" in switches:
@@ -281,7 +281,7 @@ def turn_off(switches: tuple[str, ...], transformer: DualDiT) -> None:
     if "chunks" in switches:
         objective.weighted_nll = plain_nll
     if "attention" in switches:
-        model.MAX_PLAIN_ATTENTION = 0
+        attention.MAX_PLAIN_ATTENTION = 0
     if "last" in switches:
         block = cast(JointBlock, transformer.transformer_blocks[-1])
         whole = block.forward

@@ -10,11 +10,13 @@ ROOT = Path(ddit.__file__).parent
 
 PROCESSES = {"flow", "masked"}
 CORE = {"model", *PROCESSES}
+PARTS = {"attention", "embeddings"}
 FOLDERS = {"encoders", "folders", "model", "prompts", "stored", "weights"}
 
 MAY_IMPORT: dict[str, set[str]] = {
     "__init__": set(),
     "__main__": {"cli"},
+    "attention": set(),
     "autoencoder": set(),
     "batching": set(),
     "cli": {
@@ -46,7 +48,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "lora": {"model", "stored"},
     "masked": set(),
     "embeddings": set(),
-    "model": {"embeddings"},
+    "model": {"attention", "embeddings"},
     "overrides": {"config", "data.config", "strict", "world"},
     "pipeline": {*CORE, *FOLDERS, "batching", "devices", "images", "lora"},
     "prompts": {"encoders"},
@@ -126,8 +128,8 @@ def test_the_model_and_the_processes_need_torch_alone() -> None:
     outside = {
         (module, imported.split(".")[0])
         for module, imported in imports()
-        if module.removeprefix("ddit.") in {*CORE, "embeddings"}
-        and imported != "ddit.embeddings"
+        if module.removeprefix("ddit.") in {*CORE, *PARTS}
+        and imported not in {f"ddit.{part}" for part in PARTS}
         and imported.split(".")[0] not in {*standard, "torch"}
     }
     assert not outside

@@ -133,7 +133,7 @@ def test_the_null_image_stands_in_for_absent_latents(model: DualDiT) -> None:
 def test_null_rows_of_a_mixed_batch_are_exactly_the_null_image(
     model: DualDiT, max_plain_attention: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("ddit.model.MAX_PLAIN_ATTENTION", max_plain_attention)
+    monkeypatch.setattr("ddit.attention.MAX_PLAIN_ATTENTION", max_plain_attention)
     latents, t, states = make_inputs(6)
     null_rows = torch.tensor([False, False, False, True, False, True])
     with_pictures = ~null_rows[2:]

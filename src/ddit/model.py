@@ -21,10 +21,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from ddit.attention import Attention, attend, part_of
 from ddit.embeddings import PatchEmbed, TimeEmbed
 
 NUM_NULL_TOKENS = 8
-MAX_PLAIN_ATTENTION = 128
 
 
 @dataclass(frozen=True)
@@ -135,57 +135,6 @@ class FeedForward(nn.Module):
         return self.net(x)
 
 
-class Attention(nn.Module):
-    """Projections of one attention: of the image stream and, if `joint`, of the text stream beside it."""
-
-    def __init__(self, config: DualDiTConfig, *, joint: bool) -> None:
-        super().__init__()
-        dim = config.hidden_size
-        self.head_dim = dim // config.num_heads
-        self.to_q, self.to_k, self.to_v = (nn.Linear(dim, dim) for _ in range(3))
-        self.to_out = nn.ModuleList([nn.Linear(dim, dim)])
-        self.norm_q, self.norm_k = self._norm(config), self._norm(config)
-        if joint:
-            self.add_q_proj, self.add_k_proj, self.add_v_proj = (nn.Linear(dim, dim) for _ in range(3))
-            self.to_add_out = nn.Linear(dim, dim)
-            self.norm_added_q, self.norm_added_k = self._norm(config), self._norm(config)
-
-    def _norm(self, config: DualDiTConfig) -> nn.Module:
-        return nn.RMSNorm(self.head_dim, eps=1e-6) if config.qk_norm else nn.Identity()
-
-    def _heads(self, x: Tensor) -> Tensor:
-        return x.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)  # (B, S, D) -> (B, heads, S, E)
-
-    def project_image(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries, keys and values of the image stream: (B, N, D) -> 3 x (B, heads, N, E)."""
-        q, k, v = (self._heads(project(x)) for project in (self.to_q, self.to_k, self.to_v))
-        return self.norm_q(q), self.norm_k(k), v
-
-    def project_text(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries, keys and values of the text stream: (B, L, D) -> 3 x (B, heads, L, E)."""
-        q, k, v = (self._heads(project(x)) for project in (self.add_q_proj, self.add_k_proj, self.add_v_proj))
-        return self.norm_added_q(q), self.norm_added_k(k), v
-
-
-def attend(q: Tensor, k: Tensor, v: Tensor, visible: Tensor | None = None) -> Tensor:
-    """Scaled dot-product attention over heads: (B, heads, S, E) -> (B, S, D).
-
-    visible: (B, 1, 1, S of the keys) bool, the keys that may be seen; None: all.
-    """
-    if q.device.type == "cpu" and k.shape[2] <= MAX_PLAIN_ATTENTION:
-        # The backward pass of torch's fused CPU kernel takes thirty times as long on short sequences.
-        scores = (q @ k.mT).float().mul(q.shape[-1] ** -0.5)  # (B, heads, S, S)
-        if visible is not None:
-            scores = scores.masked_fill(~visible, -math.inf)
-        return (scores.softmax(-1).to(v.dtype) @ v).transpose(1, 2).flatten(2)
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=visible).transpose(1, 2).flatten(2)
-
-
-def _keep(mask: Tensor | None, rows: slice, num_keys: int | None = None) -> Tensor | None:
-    """The part of an attention mask (B, 1, 1, S) for some samples and the first keys."""
-    return None if mask is None else mask[rows, ..., :num_keys]
-
-
 class JointBlock(nn.Module):
     """Double-stream block: joint attention, then an MLP in each stream, all under AdaLN-zero.
 
@@ -200,9 +149,9 @@ class JointBlock(nn.Module):
         self.has_dual_attention = index in config.dual_attention_layers
         self.norm1 = Modulation(dim, 9 if self.has_dual_attention else 6)
         self.norm1_context = Modulation(dim, 6)
-        self.attn = Attention(config, joint=True)
+        self.attn = Attention(dim, config.num_heads, qk_norm=config.qk_norm is not None, joint=True)
         if self.has_dual_attention:
-            self.attn2 = Attention(config, joint=False)
+            self.attn2 = Attention(dim, config.num_heads, qk_norm=config.qk_norm is not None, joint=False)
         self.ff = FeedForward(dim)
         self.ff_context = FeedForward(dim)
 
@@ -225,8 +174,8 @@ class JointBlock(nn.Module):
             image_attended, text_attended = attended.split([num_image, text.shape[1]], dim=1)
         elif self.is_last:
             drawn, read = slice(n), slice(n, None)
-            image_attended = attend(q_image[drawn], k[drawn], v[drawn], _keep(visible, drawn))
-            text_attended = attend(q_text[read], k[read], v[read], _keep(visible, read))
+            image_attended = attend(q_image[drawn], k[drawn], v[drawn], part_of(visible, drawn))
+            text_attended = attend(q_text[read], k[read], v[read], part_of(visible, read))
             image, image_mod = image[drawn], tuple(part[drawn] for part in image_mod)
             text, text_mod = text[read], tuple(part[read] for part in text_mod)
             every = drawn
@@ -234,12 +183,12 @@ class JointBlock(nn.Module):
             drawn, read = slice(n), slice(n, None)
             image_attended = torch.cat(
                 [
-                    attend(q_image[drawn], k[drawn], v[drawn], _keep(visible, drawn)),
-                    attend(q_image[read], k_image[read], v_image[read], _keep(visible, read, num_image)),
+                    attend(q_image[drawn], k[drawn], v[drawn], part_of(visible, drawn)),
+                    attend(q_image[read], k_image[read], v_image[read], part_of(visible, read, num_image)),
                 ]
             )
             text_attended = attend(q_text, k, v, visible)
-        image = self._finish_image(image, image_attended, image_mod, _keep(visible, every, num_image))
+        image = self._finish_image(image, image_attended, image_mod, part_of(visible, every, num_image))
         return image, self._finish_text(text, text_attended, text_mod)
 
     def _finish_image(
