@@ -40,7 +40,7 @@ format: $(VENV)/dev.stamp ## write what lint asks for
 types: $(VENV)/dev.stamp ## pyright
 	$(BIN)/pyright
 
-bench: $(VENV)/dev.stamp ## the scripts in benchmarks/ (half an hour), but training.py, which needs a checkout of its peer
+bench: $(VENV)/dev.stamp ## the scripts in benchmarks/ (many minutes), but training.py, which needs a checkout of its peer
 	@for script in $(filter-out benchmarks/training.py,$(wildcard benchmarks/*.py)); do $(BIN)/python $$script || exit 1; done
 
 $(VENV)/run.stamp: pyproject.toml constraints.txt
