@@ -40,8 +40,8 @@ format: $(VENV)/dev.stamp ## write what lint asks for
 types: $(VENV)/dev.stamp ## pyright
 	$(BIN)/pyright
 
-bench: $(VENV)/dev.stamp ## the scripts in benchmarks/ (many minutes), but training.py, which needs a checkout of its peer
-	@for script in $(filter-out benchmarks/training.py,$(wildcard benchmarks/*.py)); do $(BIN)/python $$script || exit 1; done
+bench: $(VENV)/dev.stamp ## the scripts in benchmarks/ (many minutes), but those that need a checkpoint or a checkout of the user's
+	@for script in $(filter-out benchmarks/training.py benchmarks/compare_geneval.py,$(wildcard benchmarks/*.py)); do $(BIN)/python $$script || exit 1; done
 
 $(VENV)/run.stamp: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit("ddit needs Python 3.11 or newer: make PYTHON=python3.11 ..." if sys.version_info < (3, 11) else 0)'
