@@ -59,7 +59,7 @@ def test_each_stage_starts_from_its_predecessor(family):
 
 
 @pytest.mark.parametrize(
-    "name", ["mini-stage3", "mini-stage2_128", "sd3-medium-stage2_512", "sd3-medium-stage3"]
+    "name", ["mini-stage3", "mini-stage3_128", "sd3-medium-stage2_512", "sd3-medium-stage3"]
 )
 def test_the_trained_mask_token_is_carried_on(name):
     assert dual(name).text is None  # then the encoder is that of `init`

@@ -33,6 +33,7 @@ from ddit.model import DualDiTConfig
 from ddit.prompts import MINI
 from ddit.train.teacher import TEACHER_FILE
 from ddit.world import PRESETS, WorldConfig, enlarge, vocabulary
+from ddit.world.config import Kind
 
 # ------------------------------------------------------------------------------- the paper's sizes
 
@@ -173,7 +174,19 @@ SD3_STAGES: dict[str, Callable[[Path, Size], DualRun]] = {
 # ------------------------------------------------------------------------------- the small world
 
 TEXT_LENGTH, TEXT_DIM, LATENT_CHANNELS, LATENT_SIZE = 16, 192, 8, 16  # no text of the world exceeds 14 tokens
-NUM_SCENES = 100_000
+NUM_SCENES = 150_000
+SCENE_WEIGHTS: dict[Kind, float] = {"single": 0.15, "two": 0.5, "count": 0.22, "mixed": 0.13}
+"""What the transformer is trained on: more of what is hard than a preset has."""
+
+
+def _trained(world: WorldConfig, *, latents: Path | None = None, questions: float = 0.0) -> WorldData:
+    """The training scenes of the transformer, cached or drawn anew."""
+    return WorldData(
+        replace(world, weights=SCENE_WEIGHTS),
+        num_scenes=NUM_SCENES,
+        question_fraction=questions,
+        latents=None if latents is None else str(latents),
+    )
 
 
 def mini_vae(root: Path, world: WorldConfig) -> AutoencoderRun:
@@ -195,7 +208,7 @@ def mini_latents(root: Path, world: WorldConfig) -> LatentsRun:
     """The pool of training scenes as latents, with the teacher's features."""
     return LatentsRun(
         out=str(root / "mini-latents"),
-        source=WorldData(world, num_scenes=NUM_SCENES),
+        source=_trained(world),
         vae=str(root / "mini-vae/export/vae"),
         teacher=str(root / "mini-teacher/export" / TEACHER_FILE),
     )
@@ -219,7 +232,7 @@ def mini_image(root: Path, world: WorldConfig) -> DualRun:
             pos_embed_max_size=8,
         ),
         data=DataConfig(
-            draw=(WorldData(world, num_scenes=NUM_SCENES, latents=str(root / "mini-latents")),),
+            draw=(_trained(world, latents=root / "mini-latents"),),
             held_out=(WorldData(world, split="val", num_scenes=2000, question_fraction=0.5),),
             image_size=world.size,
             draw_length=TEXT_LENGTH,
@@ -248,7 +261,7 @@ def mini_image(root: Path, world: WorldConfig) -> DualRun:
         parallel=ParallelConfig(reshard_after_forward=False),
         report=ReportConfig(evaluate_every=500, sheet_every=1000, checkpoint_minutes=5.0),
         global_batch_size=128,
-        max_steps=6000,
+        max_steps=5200,
     )
 
 
@@ -259,63 +272,73 @@ def mini_stage1(root: Path, world: WorldConfig) -> DualRun:
         image,
         out=str(root / "mini-stage1"),
         init=str(root / "mini-image/export"),
-        data=replace(image.data, read=(replace(image.data.draw[0], question_fraction=0.6),)),
-        objective=replace(image.objective, read_fraction=0.5, lambda_text=1.0),
+        data=replace(image.data, read=(_trained(world, latents=root / "mini-latents", questions=0.5),)),
+        objective=replace(image.objective, read_fraction=0.5, lambda_text=2.0),
         optimizer=replace(image.optimizer, lr=7e-4, muon_lr=0.014),
-        max_steps=2500,
+        max_steps=1760,
         seed=1,
     )
 
 
+def _read_harder(
+    world: WorldConfig, questions: tuple[float, float], latents: Path | None
+) -> tuple[WorldData, ...]:
+    """The training scenes, and a quarter of two kinds with several of one: their captions are learnt last."""
+    usual = _trained(world, latents=latents, questions=questions[0])
+    mixed = WorldData(
+        replace(world, weights={"mixed": 1.0}), num_scenes=40_000, seed=1, question_fraction=questions[1]
+    )
+    return replace(usual, weight=0.75), replace(mixed, weight=0.25)
+
+
 def mini_stage2(root: Path, world: WorldConfig) -> DualRun:
-    """More of the captions, and the mask token's embedding is trained."""
+    """More of the captions and of the harder ones, and the mask token's embedding is trained."""
     stage1 = mini_stage1(root, world)
     return replace(
         stage1,
         out=str(root / "mini-stage2"),
         init=str(root / "mini-stage1/export"),
-        data=replace(stage1.data, read=(replace(stage1.data.read[0], question_fraction=0.3),)),
+        data=replace(stage1.data, read=_read_harder(world, (0.4, 0.3), root / "mini-latents")),
         train_mask_embedding=True,
-        max_steps=1000,
+        max_steps=2260,
         seed=2,
     )
 
 
-def mini_stage2_128(root: Path, world: WorldConfig) -> DualRun:
-    """Stage 2 on scenes of twice the resolution: 64 image tokens. Not part of the chain `mini`."""
-    stage2 = mini_stage2(root, world)
-    large = enlarge(world, 2)
-    return replace(
-        stage2,
-        out=str(root / "mini-stage2_128"),
-        init=str(root / "mini-stage2/export"),
-        text=None,  # that of stage 2, which trained the mask token's embedding
-        data=replace(
-            stage2.data,
-            draw=(WorldData(large, num_scenes=NUM_SCENES),),
-            read=(WorldData(large, num_scenes=NUM_SCENES, question_fraction=0.3),),
-            held_out=(replace(stage2.data.held_out[0], world=large),),
-            image_size=large.size,
-        ),
-        objective=replace(stage2.objective, alignment_weight=0.0),
-        seed=3,
-    )
-
-
 def mini_stage3(root: Path, world: WorldConfig) -> DualRun:
-    """Question tuning with image generation kept beside it (the paper's stage 3)."""
+    """Question tuning with image generation kept beside it (the paper's stage 3); the learning rate falls to 0."""
     stage2 = mini_stage2(root, world)
     return replace(
         stage2,
         out=str(root / "mini-stage3"),
         init=str(root / "mini-stage2/export"),
         text=None,  # that of stage 2, which trained the mask token's embedding
-        data=replace(stage2.data, read=(replace(stage2.data.read[0], question_fraction=0.8),)),
-        objective=replace(stage2.objective, read_fraction=0.625, lambda_text=3.0, alignment_weight=0.0),
-        optimizer=replace(stage2.optimizer, schedule="linear", decay_fraction=0.5),
+        data=replace(stage2.data, read=_read_harder(world, (0.55, 0.4), root / "mini-latents")),
+        objective=replace(stage2.objective, alignment_weight=0.0),
+        optimizer=replace(stage2.optimizer, schedule="linear", decay_fraction=1.0),
         train_mask_embedding=False,
-        max_steps=2000,
+        max_steps=2800,
         seed=4,
+    )
+
+
+def mini_stage3_128(root: Path, world: WorldConfig) -> DualRun:
+    """Stage 3 went on with at twice the resolution: 64 image tokens. Not part of the chain `mini`."""
+    stage3 = mini_stage3(root, world)
+    large = enlarge(world, 2)
+    return replace(
+        stage3,
+        out=str(root / "mini-stage3_128"),
+        init=str(root / "mini-stage3/export"),
+        data=replace(
+            stage3.data,
+            draw=(_trained(large),),
+            read=_read_harder(large, (0.55, 0.4), None),
+            held_out=(replace(stage3.data.held_out[0], world=large),),
+            image_size=large.size,
+        ),
+        max_steps=2000,
+        seed=5,
     )
 
 
@@ -327,10 +350,10 @@ MINI_STAGES: dict[str, Callable[[Path, WorldConfig], RunConfig]] = {
     "image": mini_image,
     "stage1": mini_stage1,
     "stage2": mini_stage2,
-    "stage2_128": mini_stage2_128,
     "stage3": mini_stage3,
+    "stage3_128": mini_stage3_128,
 }
-ASIDE = {"stage2_128"}
+ASIDE = {"stage3_128"}
 """Stages that the whole chain leaves out."""
 
 
