@@ -68,7 +68,17 @@ def test_the_trained_mask_token_is_carried_on(name):
 def test_the_chain_holds_every_small_stage_but_the_large_pictures():
     assert stages("mini") == [
         f"mini-{name}"
-        for name in ("vae", "text", "teacher", "latents", "image", "stage1", "stage2", "stage3")
+        for name in (
+            "vae",
+            "text",
+            "teacher",
+            "latents",
+            "latents_mixed",
+            "image",
+            "stage1",
+            "stage2",
+            "stage3",
+        )
     ]
     assert stages("sd3-medium-stage1") == ["sd3-medium-stage1"]
 

@@ -189,6 +189,12 @@ def _trained(world: WorldConfig, *, latents: Path | None = None, questions: floa
     )
 
 
+def _mixed(world: WorldConfig, *, latents: Path | None = None, questions: float = 0.0) -> WorldData:
+    """Scenes of two kinds with several of one."""
+    usual = _trained(world, latents=latents, questions=questions)
+    return replace(usual, world=replace(world, weights={"mixed": 1.0}), num_scenes=40_000, seed=1)
+
+
 def mini_vae(root: Path, world: WorldConfig) -> AutoencoderRun:
     """The patch autoencoder, on plain renderings."""
     return AutoencoderRun(out=str(root / "mini-vae"), world=world, num_scenes=12_000, max_steps=1500)
@@ -211,6 +217,13 @@ def mini_latents(root: Path, world: WorldConfig) -> LatentsRun:
         source=_trained(world),
         vae=str(root / "mini-vae/export/vae"),
         teacher=str(root / "mini-teacher/export" / TEACHER_FILE),
+    )
+
+
+def mini_latents_mixed(root: Path, world: WorldConfig) -> LatentsRun:
+    """A second pool, of what captions are learnt last: two kinds, with several of one."""
+    return replace(
+        mini_latents(root, world), out=str(root / "mini-latents_mixed"), source=_mixed(world), teacher=None
     )
 
 
@@ -280,14 +293,10 @@ def mini_stage1(root: Path, world: WorldConfig) -> DualRun:
     )
 
 
-def _read_harder(
-    world: WorldConfig, questions: tuple[float, float], latents: Path | None
-) -> tuple[WorldData, ...]:
-    """The training scenes, and a quarter of two kinds with several of one: their captions are learnt last."""
-    usual = _trained(world, latents=latents, questions=questions[0])
-    mixed = WorldData(
-        replace(world, weights={"mixed": 1.0}), num_scenes=40_000, seed=1, question_fraction=questions[1]
-    )
+def _read_harder(root: Path, world: WorldConfig, questions: float, of_mixed: float) -> tuple[WorldData, ...]:
+    """The two pools, with their shares of questions."""
+    usual = _trained(world, latents=root / "mini-latents", questions=questions)
+    mixed = _mixed(world, latents=root / "mini-latents_mixed", questions=of_mixed)
     return replace(usual, weight=0.75), replace(mixed, weight=0.25)
 
 
@@ -298,7 +307,7 @@ def mini_stage2(root: Path, world: WorldConfig) -> DualRun:
         stage1,
         out=str(root / "mini-stage2"),
         init=str(root / "mini-stage1/export"),
-        data=replace(stage1.data, read=_read_harder(world, (0.4, 0.3), root / "mini-latents")),
+        data=replace(stage1.data, read=_read_harder(root, world, 0.4, 0.3)),
         train_mask_embedding=True,
         max_steps=2260,
         seed=2,
@@ -313,7 +322,7 @@ def mini_stage3(root: Path, world: WorldConfig) -> DualRun:
         out=str(root / "mini-stage3"),
         init=str(root / "mini-stage2/export"),
         text=None,  # that of stage 2, which trained the mask token's embedding
-        data=replace(stage2.data, read=_read_harder(world, (0.55, 0.4), root / "mini-latents")),
+        data=replace(stage2.data, read=_read_harder(root, world, 0.55, 0.4)),
         objective=replace(stage2.objective, alignment_weight=0.0),
         optimizer=replace(stage2.optimizer, schedule="linear", decay_fraction=1.0),
         train_mask_embedding=False,
@@ -333,7 +342,10 @@ def mini_stage3_128(root: Path, world: WorldConfig) -> DualRun:
         data=replace(
             stage3.data,
             draw=(_trained(large),),
-            read=_read_harder(large, (0.55, 0.4), None),
+            read=tuple(
+                replace(source, world=enlarge(source.world, 2), latents=None)
+                for source in _read_harder(root, world, 0.55, 0.4)
+            ),
             held_out=(replace(stage3.data.held_out[0], world=large),),
             image_size=large.size,
         ),
@@ -347,6 +359,7 @@ MINI_STAGES: dict[str, Callable[[Path, WorldConfig], RunConfig]] = {
     "text": mini_text,
     "teacher": mini_teacher,
     "latents": mini_latents,
+    "latents_mixed": mini_latents_mixed,
     "image": mini_image,
     "stage1": mini_stage1,
     "stage2": mini_stage2,
