@@ -47,7 +47,17 @@ def test_it_is_at_most_40_mb_of_safetensors_and_text() -> None:
     assert {path.suffix for path in files} == {".safetensors", ".json"}
 
 
-@pytest.mark.parametrize(("tag", "share"), [("single_object", 0.6), ("colors", 0.45)])
+@pytest.mark.parametrize(
+    ("tag", "share"),
+    [
+        ("single_object", 0.85),
+        ("two_object", 0.45),
+        ("counting", 0.5),
+        ("colors", 0.85),
+        ("position", 0.85),
+        ("color_attr", 0.35),
+    ],
+)
 def test_it_draws_what_is_asked(mini: Pipeline, tag: str, share: float) -> None:
     prompts = [prompt for prompt in geneval_prompts(WORLD, 20, split="test") if prompt.tag == tag]
     images = mini.generate([prompt.text for prompt in prompts], batch_size=20)
