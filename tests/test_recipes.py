@@ -7,8 +7,8 @@ import pytest
 
 from ddit.config import DualRun, from_json, to_json
 from ddit.model import DualDiTConfig
-from ddit.recipes import SD3_STAGES, SIZES, build, enlarge, recipe_names, stages
-from ddit.world import PRESETS, make_scene, render
+from ddit.recipes import SD3_STAGES, SIZES, build, recipe_names, stages
+from ddit.world import PRESETS, enlarge, make_scene, render
 
 
 def dual(name: str, **options) -> DualRun:

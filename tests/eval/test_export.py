@@ -156,7 +156,10 @@ def test_recipes_train_on_the_training_split_and_are_watched_on_val(name: str, w
 def test_the_training_code_names_no_evaluation_split() -> None:
     """What is not in a configuration: the stages before the model draw scenes of splits that the code names."""
     package = Path(ddit.__file__).parent
-    files = [package / "recipes.py", package / "config.py", *(package / "train").rglob("*.py")]
+    files = [
+        package / "config.py",
+        *(file for folder in ("recipes", "train") for file in (package / folder).rglob("*.py")),
+    ]
     named = {
         node.value
         for path in files

@@ -12,10 +12,10 @@ from torch import Tensor
 from ddit.config import DualRun
 from ddit.data.config import WorldData
 from ddit.pipeline import Pipeline
-from ddit.recipes import enlarge
 from ddit.train.checkpoint import find_newest, load_tensors, stored_shapes
 from ddit.train.loop import Trainer, train
 from ddit.train.parallel import join_ranks, local
+from ddit.world import enlarge
 
 
 def stored(config: DualRun) -> dict[str, Tensor]:

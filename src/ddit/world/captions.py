@@ -63,11 +63,11 @@ def caption(scene: Scene, rng: random.Random, *, complete: bool = True) -> str:
     """A right caption, drawn from all wordings.
 
     A complete one names every class, colour, count and the relation of two: the target when reading a
-    picture. Otherwise colours or the relation are sometimes left out, as GenEval's prompts do: for drawing.
+    picture. Otherwise half of them leave colours out and six in ten the relation, as GenEval's prompts do: for drawing.
     """
     relation = scene_relation(scene)
-    with_colors = complete or rng.random() < 0.65
-    if not complete and rng.random() < 0.4:
+    with_colors = complete or rng.random() < 0.5
+    if not complete and rng.random() < 0.6:
         relation = None
     groups = [g if with_colors else Group(g.class_name, None, g.count) for g in scene.groups]
     opening = rng.choices(OPENINGS, _OPENING_WEIGHTS[complete])[0]

@@ -1,22 +1,15 @@
-"""Named runs: functions that return the configuration of one stage. A stage differs from another in numbers and data.
-
-Three families. `sd3-medium` and `sd3.5-medium` are the paper's stages with its values. `mini` plays them on the small
-world: autoencoder and text encoder, the teacher, the pool of latents, then image-only training (SD3's part) and the
-stages proper. `tiny` is `mini` at a size that takes seconds a stage.
-"""
+"""The paper's stages on the small world, with all that comes before them; and the same in seconds, for tests."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
 
 from ddit.config import (
     AutoencoderRun,
     DualRun,
     LatentsRun,
-    LoraConfig,
     ObjectiveConfig,
     OptimizerConfig,
     ParallelConfig,
@@ -25,153 +18,15 @@ from ddit.config import (
     TeacherRun,
     TextEncoderRun,
 )
-from ddit.data.config import DataConfig, JsonData, LlavaData, QuestionsData, TarData, WorldData
+from ddit.data.config import DataConfig, WorldData
 from ddit.encoders import build_tokenizer
 from ddit.flow import FlowConfig
 from ddit.masked import MaskedConfig
 from ddit.model import DualDiTConfig
 from ddit.prompts import MINI
 from ddit.train.teacher import TEACHER_FILE
-from ddit.world import PRESETS, WorldConfig, enlarge, vocabulary
+from ddit.world import WorldConfig, enlarge, vocabulary
 from ddit.world.config import Kind
-
-# ------------------------------------------------------------------------------- the paper's sizes
-
-
-class Size(NamedTuple):
-    """A published image-only model: its name here, the sizes of ours made from it, and where its weights are."""
-
-    name: str
-    model: DualDiTConfig
-    start: str
-
-
-SIZES = {
-    "sd3-medium": Size("sd3-medium", DualDiTConfig(), "stabilityai/stable-diffusion-3-medium-diffusers"),
-    "sd3.5-medium": Size(
-        "sd3.5-medium",
-        DualDiTConfig(pos_embed_max_size=384, qk_norm="rms_norm", dual_attention_layers=tuple(range(13))),
-        "stabilityai/stable-diffusion-3.5-medium",
-    ),
-}
-PUBLISHED_TUNED = "JleeOfficial/dual_diff_sd3_512_sft"
-
-
-def sd3_stage1(root: Path, size: Size) -> DualRun:
-    """Joint pre-training from SD3 at 256 px, with the published values."""
-    return DualRun(
-        out=str(root / f"{size.name}-stage1"),
-        init=size.start,
-        model=size.model,
-        data=DataConfig(
-            draw=(
-                TarData(str(root / "data/pretrain"), caption_key="re_caption", original_key="org_caption"),
-            ),
-            image_size=256,
-            draw_length=64,
-            read_length=64,
-        ),
-        parallel=ParallelConfig(checkpoint_activations=True, compile_blocks=True, text_encoder="sharded"),
-        report=ReportConfig(
-            checkpoint_minutes=30.0, sheet_steps=28, sheet_guidance=7.0, sheet_shift=3.0, num_sheet=16
-        ),
-        global_batch_size=512,
-        micro_batch_size=8,
-        max_steps=60_000,
-    )
-
-
-def sd3_stage2(root: Path, size: Size) -> DualRun:
-    """Captions of higher quality, longer; the mask token's embedding is trained, nothing else of T5."""
-    stage1 = sd3_stage1(root, size)
-    data = root / "data"
-    return replace(
-        stage1,
-        out=str(root / f"{size.name}-stage2"),
-        init=f"{stage1.out}/export",
-        data=replace(
-            stage1.data,
-            read=(
-                JsonData(
-                    str(data / "sharegpt4v_pretrain.json"), images=str(data / "images"), original_share=0.0
-                ),
-                TarData(str(data / "openimages"), caption_key="re_caption"),
-            ),
-            draw_length=256,
-            read_length=256,
-        ),
-        train_mask_embedding=True,
-        max_steps=200_000,
-        seed=1,
-    )
-
-
-def sd3_stage2_512(root: Path, size: Size) -> DualRun:
-    """Stage 2 at 512 px: the position table's central crop grows with the picture."""
-    stage2 = sd3_stage2(root, size)
-    return replace(
-        stage2,
-        out=str(root / f"{size.name}-stage2_512"),
-        init=f"{stage2.out}/export",
-        data=replace(stage2.data, image_size=512),
-        max_steps=80_000,
-        seed=2,
-    )
-
-
-def sd3_stage3(root: Path, size: Size) -> DualRun:
-    """Visual instruction tuning, with image generation kept beside it."""
-    stage2 = sd3_stage2_512(root, size)
-    data, images = root / "data", str(root / "data/images")
-    return replace(
-        stage2,
-        out=str(root / f"{size.name}-stage3"),
-        init=f"{stage2.out}/export",
-        data=replace(
-            stage2.data,
-            read=(
-                LlavaData(str(data / "llava_v1_5_mix665k.json"), images=images, weight=0.7),
-                QuestionsData(
-                    str(data / "v2_OpenEnded_mscoco_train2014_questions.json"),
-                    str(data / "v2_mscoco_train2014_annotations.json"),
-                    images=str(data / "images/train2014"),
-                    weight=0.3,
-                ),
-            ),
-            read_length=128,
-        ),
-        objective=replace(stage2.objective, lambda_text=1.0),
-        train_mask_embedding=False,
-        max_steps=50_000,
-        seed=3,
-    )
-
-
-def sd3_lora(root: Path, size: Size) -> DualRun:
-    """Tuning of the published checkpoint on one card: adapters, an 8-bit T5, small batches. Not in the paper."""
-    stage3 = sd3_stage3(root, size)
-    return replace(
-        stage3,
-        out=str(root / f"{size.name}-lora"),
-        init=PUBLISHED_TUNED if size.name == "sd3-medium" else stage3.init,
-        parallel=replace(stage3.parallel, text_encoder="int8"),
-        lora=LoraConfig(rank=32, alpha=32.0),
-        optimizer=replace(stage3.optimizer, lr=1e-4, warmup_steps=200),
-        global_batch_size=16,
-        micro_batch_size=2,
-        max_steps=5_000,
-    )
-
-
-SD3_STAGES: dict[str, Callable[[Path, Size], DualRun]] = {
-    "stage1": sd3_stage1,
-    "stage2": sd3_stage2,
-    "stage2_512": sd3_stage2_512,
-    "stage3": sd3_stage3,
-    "lora": sd3_lora,
-}
-
-# ------------------------------------------------------------------------------- the small world
 
 TEXT_LENGTH, TEXT_DIM, LATENT_CHANNELS, LATENT_SIZE = 16, 192, 8, 16  # no text of the world exceeds 14 tokens
 NUM_SCENES = 150_000
@@ -293,8 +148,8 @@ def mini_stage1(root: Path, world: WorldConfig) -> DualRun:
     )
 
 
-def _read_harder(root: Path, world: WorldConfig, questions: float, of_mixed: float) -> tuple[WorldData, ...]:
-    """The two pools, with their shares of questions."""
+def _both_pools(root: Path, world: WorldConfig, questions: float, of_mixed: float) -> tuple[WorldData, ...]:
+    """The two pools, to be read; `questions` and `of_mixed` are the shares of questions among their texts."""
     usual = _trained(world, latents=root / "mini-latents", questions=questions)
     mixed = _mixed(world, latents=root / "mini-latents_mixed", questions=of_mixed)
     return replace(usual, weight=0.75), replace(mixed, weight=0.25)
@@ -307,7 +162,7 @@ def mini_stage2(root: Path, world: WorldConfig) -> DualRun:
         stage1,
         out=str(root / "mini-stage2"),
         init=str(root / "mini-stage1/export"),
-        data=replace(stage1.data, read=_read_harder(root, world, 0.4, 0.3)),
+        data=replace(stage1.data, read=_both_pools(root, world, 0.4, 0.3)),
         train_mask_embedding=True,
         max_steps=2260,
         seed=2,
@@ -322,7 +177,7 @@ def mini_stage3(root: Path, world: WorldConfig) -> DualRun:
         out=str(root / "mini-stage3"),
         init=str(root / "mini-stage2/export"),
         text=None,  # that of stage 2, which trained the mask token's embedding
-        data=replace(stage2.data, read=_read_harder(root, world, 0.55, 0.4)),
+        data=replace(stage2.data, read=_both_pools(root, world, 0.55, 0.4)),
         objective=replace(stage2.objective, alignment_weight=0.0),
         optimizer=replace(stage2.optimizer, schedule="linear", decay_fraction=1.0),
         train_mask_embedding=False,
@@ -332,7 +187,7 @@ def mini_stage3(root: Path, world: WorldConfig) -> DualRun:
 
 
 def mini_stage3_128(root: Path, world: WorldConfig) -> DualRun:
-    """Stage 3 went on with at twice the resolution: 64 image tokens. Not part of the chain `mini`."""
+    """Stage 3 continued at twice the resolution: 64 image tokens. Not part of the chain `mini`."""
     stage3 = mini_stage3(root, world)
     large = enlarge(world, 2)
     return replace(
@@ -344,7 +199,7 @@ def mini_stage3_128(root: Path, world: WorldConfig) -> DualRun:
             draw=(_trained(large),),
             read=tuple(
                 replace(source, world=enlarge(source.world, 2), latents=None)
-                for source in _read_harder(root, world, 0.55, 0.4)
+                for source in _both_pools(root, world, 0.55, 0.4)
             ),
             held_out=(replace(stage3.data.held_out[0], world=large),),
             image_size=large.size,
@@ -398,40 +253,3 @@ def make_tiny(config: RunConfig) -> RunConfig:
         global_batch_size=8,
         max_steps=4,
     )  # fmt: skip
-
-
-# ------------------------------------------------------------------------------- by name
-
-
-def recipe_names() -> list[str]:
-    """Every single stage, big sizes first."""
-    big = [f"{size}-{stage}" for size in SIZES for stage in SD3_STAGES]
-    return [*big, *(f"mini-{stage}" for stage in MINI_STAGES)]
-
-
-def build(name: str, root: str | Path, *, world: str = "fixed") -> RunConfig:
-    """The configuration of stage `name` under folder `root`; "tiny-..." is the seconds-long variant of "mini-...".
-
-    Raises `ValueError` for an unknown stage or an unknown preset of the world.
-    """
-    for size in SIZES.values():
-        stage = name.removeprefix(f"{size.name}-")
-        if stage != name and stage in SD3_STAGES:
-            return SD3_STAGES[stage](Path(root), size)
-    family, _, stage = name.partition("-")
-    make = MINI_STAGES.get(stage)
-    if family not in ("mini", "tiny") or make is None:
-        raise ValueError(
-            f"unknown recipe {name!r}; known: mini, tiny, {', '.join(recipe_names())} (and tiny-... of each mini-...)"
-        )
-    if world not in PRESETS:
-        raise ValueError(f"unknown world {world!r}; known: {', '.join(PRESETS)}")
-    config = make(Path(root), PRESETS[world])
-    return make_tiny(config) if family == "tiny" else config
-
-
-def stages(name: str) -> list[str]:
-    """The stages that `name` stands for: "mini" and "tiny" are whole chains, anything else is one stage."""
-    if name in ("mini", "tiny"):
-        return [f"{name}-{stage}" for stage in MINI_STAGES if stage not in ASIDE]
-    return [name]

@@ -1,0 +1,49 @@
+"""Named runs: functions that return the configuration of one stage. A stage differs from another in numbers and data.
+
+Three families. `sd3-medium` and `sd3.5-medium` are the paper's stages with its values. `mini` plays them on the small
+world: autoencoder and text encoder, the teacher, the pool of latents, then image-only training (SD3's part) and the
+stages proper. `tiny` is `mini` at a size that takes seconds a stage.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ddit.config import RunConfig
+from ddit.recipes.mini import ASIDE, MINI_STAGES, make_tiny
+from ddit.recipes.sd3 import SD3_STAGES, SIZES
+from ddit.world import PRESETS
+
+
+def recipe_names() -> list[str]:
+    """Every single stage, big sizes first."""
+    big = [f"{size}-{stage}" for size in SIZES for stage in SD3_STAGES]
+    return [*big, *(f"mini-{stage}" for stage in MINI_STAGES)]
+
+
+def build(name: str, root: str | Path, *, world: str = "fixed") -> RunConfig:
+    """The configuration of stage `name` under folder `root`; "tiny-..." is the seconds-long variant of "mini-...".
+
+    Raises `ValueError` for an unknown stage or an unknown preset of the world.
+    """
+    for size in SIZES.values():
+        stage = name.removeprefix(f"{size.name}-")
+        if stage != name and stage in SD3_STAGES:
+            return SD3_STAGES[stage](Path(root), size)
+    family, _, stage = name.partition("-")
+    make = MINI_STAGES.get(stage)
+    if family not in ("mini", "tiny") or make is None:
+        raise ValueError(
+            f"unknown recipe {name!r}; known: mini, tiny, {', '.join(recipe_names())} (and tiny-... of each mini-...)"
+        )
+    if world not in PRESETS:
+        raise ValueError(f"unknown world {world!r}; known: {', '.join(PRESETS)}")
+    config = make(Path(root), PRESETS[world])
+    return make_tiny(config) if family == "tiny" else config
+
+
+def stages(name: str) -> list[str]:
+    """The stages that `name` stands for: "mini" and "tiny" are whole chains, anything else is one stage."""
+    if name in ("mini", "tiny"):
+        return [f"{name}-{stage}" for stage in MINI_STAGES if stage not in ASIDE]
+    return [name]

@@ -1,0 +1,146 @@
+"""The paper's stages at its sizes, with the published values."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
+
+from ddit.config import DualRun, LoraConfig, ParallelConfig, ReportConfig
+from ddit.data.config import DataConfig, JsonData, LlavaData, QuestionsData, TarData
+from ddit.model import DualDiTConfig
+
+
+class Size(NamedTuple):
+    """A published image-only model: its name here, the sizes of ours made from it, and where its weights are."""
+
+    name: str
+    model: DualDiTConfig
+    start: str
+
+
+SIZES = {
+    "sd3-medium": Size("sd3-medium", DualDiTConfig(), "stabilityai/stable-diffusion-3-medium-diffusers"),
+    "sd3.5-medium": Size(
+        "sd3.5-medium",
+        DualDiTConfig(pos_embed_max_size=384, qk_norm="rms_norm", dual_attention_layers=tuple(range(13))),
+        "stabilityai/stable-diffusion-3.5-medium",
+    ),
+}
+PUBLISHED_TUNED = "JleeOfficial/dual_diff_sd3_512_sft"
+
+
+def sd3_stage1(root: Path, size: Size) -> DualRun:
+    """Joint pre-training from SD3 at 256 px, with the published values."""
+    return DualRun(
+        out=str(root / f"{size.name}-stage1"),
+        init=size.start,
+        model=size.model,
+        data=DataConfig(
+            draw=(
+                TarData(str(root / "data/pretrain"), caption_key="re_caption", original_key="org_caption"),
+            ),
+            image_size=256,
+            draw_length=64,
+            read_length=64,
+        ),
+        parallel=ParallelConfig(checkpoint_activations=True, compile_blocks=True, text_encoder="sharded"),
+        report=ReportConfig(
+            checkpoint_minutes=30.0, sheet_steps=28, sheet_guidance=7.0, sheet_shift=3.0, num_sheet=16
+        ),
+        global_batch_size=512,
+        micro_batch_size=8,
+        max_steps=60_000,
+    )
+
+
+def sd3_stage2(root: Path, size: Size) -> DualRun:
+    """Captions of higher quality, longer; the mask token's embedding is trained, nothing else of T5."""
+    stage1 = sd3_stage1(root, size)
+    data = root / "data"
+    return replace(
+        stage1,
+        out=str(root / f"{size.name}-stage2"),
+        init=f"{stage1.out}/export",
+        data=replace(
+            stage1.data,
+            read=(
+                JsonData(
+                    str(data / "sharegpt4v_pretrain.json"), images=str(data / "images"), original_share=0.0
+                ),
+                TarData(str(data / "openimages"), caption_key="re_caption"),
+            ),
+            draw_length=256,
+            read_length=256,
+        ),
+        train_mask_embedding=True,
+        max_steps=200_000,
+        seed=1,
+    )
+
+
+def sd3_stage2_512(root: Path, size: Size) -> DualRun:
+    """Stage 2 at 512 px: the position table's central crop grows with the picture."""
+    stage2 = sd3_stage2(root, size)
+    return replace(
+        stage2,
+        out=str(root / f"{size.name}-stage2_512"),
+        init=f"{stage2.out}/export",
+        data=replace(stage2.data, image_size=512),
+        max_steps=80_000,
+        seed=2,
+    )
+
+
+def sd3_stage3(root: Path, size: Size) -> DualRun:
+    """Visual instruction tuning, with image generation kept beside it."""
+    stage2 = sd3_stage2_512(root, size)
+    data, images = root / "data", str(root / "data/images")
+    return replace(
+        stage2,
+        out=str(root / f"{size.name}-stage3"),
+        init=f"{stage2.out}/export",
+        data=replace(
+            stage2.data,
+            read=(
+                LlavaData(str(data / "llava_v1_5_mix665k.json"), images=images, weight=0.7),
+                QuestionsData(
+                    str(data / "v2_OpenEnded_mscoco_train2014_questions.json"),
+                    str(data / "v2_mscoco_train2014_annotations.json"),
+                    images=str(data / "images/train2014"),
+                    weight=0.3,
+                ),
+            ),
+            read_length=128,
+        ),
+        objective=replace(stage2.objective, lambda_text=1.0),
+        train_mask_embedding=False,
+        max_steps=50_000,
+        seed=3,
+    )
+
+
+def sd3_lora(root: Path, size: Size) -> DualRun:
+    """Tuning of the published checkpoint on one card: adapters, an 8-bit T5, small batches. Not in the paper."""
+    stage3 = sd3_stage3(root, size)
+    return replace(
+        stage3,
+        out=str(root / f"{size.name}-lora"),
+        init=PUBLISHED_TUNED if size.name == "sd3-medium" else stage3.init,
+        parallel=replace(stage3.parallel, text_encoder="int8"),
+        lora=LoraConfig(rank=32, alpha=32.0),
+        optimizer=replace(stage3.optimizer, lr=1e-4, warmup_steps=200),
+        global_batch_size=16,
+        micro_batch_size=2,
+        max_steps=5_000,
+    )
+
+
+SD3_STAGES: dict[str, Callable[[Path, Size], DualRun]] = {
+    "stage1": sd3_stage1,
+    "stage2": sd3_stage2,
+    "stage2_512": sd3_stage2_512,
+    "stage3": sd3_stage3,
+    "lora": sd3_lora,
+}
