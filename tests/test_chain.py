@@ -87,11 +87,15 @@ def test_from_raw_files_to_a_folder_that_answers(tmp_path: Path):
         *setting(data__draw=[cached], data__read=[talk, asked], data__read_length=48, max_steps=60, **quick),
     )  # fmt: skip
     ddit(
-        "train", "mini-stage3_128", "--root", runs,
+        "train", "mini-stage4", "--root", runs,
+        *setting(data__draw=[cached], data__read=[better, asked], max_steps=5, **quick),
+    )  # fmt: skip
+    ddit(
+        "train", "mini-stage4_128", "--root", runs,
         *setting(data__draw=[better], data__read=[better], max_steps=5, **quick),
     )  # fmt: skip
 
-    for stage in ("mini-stage1", "mini-stage2", "mini-stage3", "mini-stage3_128"):
+    for stage in ("mini-stage1", "mini-stage2", "mini-stage3", "mini-stage4", "mini-stage4_128"):
         assert [event for event in log_of(runs / stage) if "text" in event], stage
     losses = [event["text"] for event in log_of(runs / "mini-stage3") if "text" in event]
     assert losses[-1] < losses[0]

@@ -50,7 +50,7 @@ def test_the_variant_of_sd3_5_has_its_own_switches():
 
 @pytest.mark.parametrize("family", [*SIZES, "mini", "tiny"])
 def test_each_stage_starts_from_its_predecessor(family):
-    order = ["stage1", "stage2", "stage3"] if family in ("mini", "tiny") else list(SD3_STAGES)[:4]
+    order = ["stage1", "stage2", "stage3", "stage4"] if family in ("mini", "tiny") else list(SD3_STAGES)[:4]
     configs = [dual(f"{family}-{stage}") for stage in order]
     for before, after in pairwise(configs):
         assert after.init == f"{before.out}/export".replace("tiny", "mini")
@@ -59,7 +59,7 @@ def test_each_stage_starts_from_its_predecessor(family):
 
 
 @pytest.mark.parametrize(
-    "name", ["mini-stage3", "mini-stage3_128", "sd3-medium-stage2_512", "sd3-medium-stage3"]
+    "name", ["mini-stage3", "mini-stage4_128", "sd3-medium-stage2_512", "sd3-medium-stage3"]
 )
 def test_the_trained_mask_token_is_carried_on(name):
     assert dual(name).text is None  # then the encoder is that of `init`
@@ -78,6 +78,7 @@ def test_the_chain_holds_every_small_stage_but_the_large_pictures():
             "stage1",
             "stage2",
             "stage3",
+            "stage4",
         )
     ]
     assert stages("sd3-medium-stage1") == ["sd3-medium-stage1"]

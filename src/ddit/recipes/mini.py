@@ -186,25 +186,41 @@ def mini_stage3(root: Path, world: WorldConfig) -> DualRun:
     )
 
 
-def mini_stage3_128(root: Path, world: WorldConfig) -> DualRun:
-    """Stage 3 continued at twice the resolution: 64 image tokens. Not part of the chain `mini`."""
+def mini_stage4(root: Path, world: WorldConfig) -> DualRun:
+    """Stage 3 once more from a lower rate, with more captions among what is read and more that is drawn."""
     stage3 = mini_stage3(root, world)
-    large = enlarge(world, 2)
     return replace(
         stage3,
-        out=str(root / "mini-stage3_128"),
+        out=str(root / "mini-stage4"),
         init=str(root / "mini-stage3/export"),
+        data=replace(stage3.data, read=_both_pools(root, world, 0.25, 0.25)),
+        objective=replace(stage3.objective, read_fraction=0.375),
+        optimizer=replace(stage3.optimizer, lr=5e-4, muon_lr=0.01),
+        max_steps=6400,
+        seed=7,
+    )
+
+
+def mini_stage4_128(root: Path, world: WorldConfig) -> DualRun:
+    """Stage 4 continued at twice the resolution: 64 image tokens. Not part of the chain `mini`."""
+    stage4 = mini_stage4(root, world)
+    large = enlarge(world, 2)
+    return replace(
+        stage4,
+        out=str(root / "mini-stage4_128"),
+        init=str(root / "mini-stage4/export"),
         data=replace(
-            stage3.data,
+            stage4.data,
             draw=(_trained(large),),
             read=tuple(
                 replace(source, world=enlarge(source.world, 2), latents=None)
-                for source in _both_pools(root, world, 0.55, 0.4)
+                for source in _both_pools(root, world, 0.5, 0.4)
             ),
-            held_out=(replace(stage3.data.held_out[0], world=large),),
+            held_out=(replace(stage4.data.held_out[0], world=large),),
             image_size=large.size,
         ),
-        max_steps=2000,
+        objective=replace(stage4.objective, read_fraction=0.5),
+        max_steps=1000,
         seed=5,
     )
 
@@ -219,9 +235,10 @@ MINI_STAGES: dict[str, Callable[[Path, WorldConfig], RunConfig]] = {
     "stage1": mini_stage1,
     "stage2": mini_stage2,
     "stage3": mini_stage3,
-    "stage3_128": mini_stage3_128,
+    "stage4": mini_stage4,
+    "stage4_128": mini_stage4_128,
 }
-ASIDE = {"stage3_128"}
+ASIDE = {"stage4_128"}
 """Stages that the whole chain leaves out."""
 
 
