@@ -1,0 +1,141 @@
+"""The HTTP API: an application over an engine, in the form that OpenAI's clients speak."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any
+
+from fastapi import FastAPI
+from fastapi_offline import FastAPIOffline
+from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
+from starlette.requests import Request
+from starlette.responses import JSONResponse, PlainTextResponse, Response
+from starlette.routing import Match
+
+import ddit
+from ddit.serve.chat import add_chat_routes
+from ddit.serve.config import ServeConfig
+from ddit.serve.content import PictureReader
+from ddit.serve.engine import Engine
+from ddit.serve.errors import ApiError, add_error_handlers
+from ddit.serve.files import FileStore
+from ddit.serve.guard import Guard
+from ddit.serve.metrics import Metrics
+from ddit.serve.pictures import add_picture_routes
+from ddit.serve.service import FAULTS, Service
+from ddit.serve.uploads import add_file_routes
+
+if TYPE_CHECKING:  # torch takes seconds to import
+    from ddit.pipeline import Pipeline
+
+DESCRIPTION = """Draws pictures from text and reads text from pictures. OpenAI's clients work with this server: set
+their base URL to its `/v1`. The field `ddit` of answers holds what OpenAI's form has no place for: seeds, notices about
+words that the model does not know, texts as they settle."""
+
+
+def create_app(engine: "Engine | Pipeline", config: ServeConfig | None = None) -> FastAPI:
+    """The application; its lifespan starts the engine, and stops it when everything taken is done.
+
+    Args:
+        engine: or the pipeline of one that is made here, with the limits of the configuration.
+
+    Raises:
+        ValueError: if the folder of files cannot be written to.
+    """
+    config = config or ServeConfig()
+    if not isinstance(engine, Engine):
+        engine = Engine(engine, config.limits)
+    store = FileStore(config.files, max_files=config.max_files, max_bytes=config.max_files_bytes)
+    metrics = Metrics()
+    metrics.watch(engine)
+    service = Service(engine, config, store, PictureReader(config, store), metrics)
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        await service.engine.start()
+        try:
+            yield
+        finally:
+            await service.engine.stop(grace=config.limits.timeout)
+            service.reader.close()
+            service.store.close()
+
+    app = FastAPIOffline(
+        title="ddit", version=ddit.__version__, description=DESCRIPTION, lifespan=lifespan, redoc_url=None
+    )
+    app.state.service = service
+    add_error_handlers(app)
+    add_chat_routes(app, service)
+    add_picture_routes(app, service)
+    add_file_routes(app, service)
+    _add_status_routes(app, service)
+    _add_unknown_route(app)
+    _leave_out_422(app)
+    app.add_middleware(Guard, config=config, metrics=metrics)
+    if config.cors_origins:
+        app.add_middleware(
+            CORSMiddleware, allow_origins=config.cors_origins, allow_methods=["*"], allow_headers=["*"]
+        )
+    return app
+
+
+def _add_status_routes(app: FastAPI, service: Service) -> None:
+    engine, config = service.engine, service.config
+
+    @app.get("/healthz", tags=["status"], summary="Whether requests are taken", responses={503: {}})
+    async def health() -> JSONResponse:
+        ready = engine.is_running
+        body = {
+            "status": "ok" if ready else "stopping",
+            "waiting": engine.num_waiting if ready else 0,
+            "running": engine.num_running,
+        }
+        return JSONResponse(body, 200 if ready else 503)
+
+    @app.get(
+        "/metrics", tags=["status"], summary="Figures for Prometheus", responses={401: FAULTS[401]},
+        response_class=PlainTextResponse,
+    )  # fmt: skip
+    async def metrics() -> Response:
+        return Response(service.metrics.page(), media_type="text/plain; version=0.0.4; charset=utf-8")
+
+    def about() -> dict[str, Any]:
+        return {"id": config.model_name, "object": "model", "created": service.created, "owned_by": "ddit"}
+
+    @app.get("/v1/models", tags=["models"], summary="The model", responses={401: FAULTS[401]})
+    async def models() -> dict[str, Any]:
+        return {"object": "list", "data": [about()]}
+
+    @app.get("/v1/models/{model:path}", tags=["models"], summary="A model", responses=FAULTS)
+    async def model(model: str) -> dict[str, Any]:
+        if model != config.model_name:
+            raise ApiError(
+                f"there is no model '{model[:60]}'", status=404, param="model", code="model_not_found"
+            )
+        return about()
+
+
+def _add_unknown_route(app: FastAPI) -> None:
+    """Answers what is under /v1 and no route in our shape, where a mounted page would answer in its own."""
+    methods = ["GET", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"]
+
+    @app.api_route("/v1/{path:path}", methods=methods, include_in_schema=False)
+    async def unknown(request: Request) -> None:
+        matches = [route.matches(request.scope)[0] for route in app.router.routes]
+        raise HTTPException(405 if Match.PARTIAL in matches else 404)
+
+
+def _leave_out_422(app: FastAPI) -> None:
+    """FastAPI's document says 422 of every route; here such faults are answered with 400, in OpenAI's shape."""
+    make = app.openapi
+
+    def document() -> dict[str, Any]:
+        made = make()
+        for path in made["paths"].values():
+            for operation in path.values():
+                operation["responses"].pop("422", None)
+        for name in ("HTTPValidationError", "ValidationError"):
+            made.get("components", {}).get("schemas", {}).pop(name, None)
+        return made
+
+    app.openapi = document  # type: ignore[method-assign]

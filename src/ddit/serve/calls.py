@@ -1,0 +1,57 @@
+"""Jobs of one kind as one call of the pipeline."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from ddit.batching import StepCallback
+from ddit.notices import heard
+from ddit.prompts import BLANK
+
+if TYPE_CHECKING:
+    from ddit.pipeline import Pipeline
+    from ddit.serve.jobs import Job
+
+INPUTS: dict[str, tuple[str, ...]] = {
+    "generate": ("prompt",),
+    "inpaint": ("image", "mask", "prompt"),
+    "vary": ("image", "prompt"),
+    "caption": ("image",),
+    "answer": ("image", "question"),
+    "infill": ("image", "text"),
+}
+"""What each verb takes, in the order of its arguments."""
+
+
+MAX_CANDIDATES = 16
+"""Drawn at a time where several are drawn for each job."""
+
+
+def call_pipeline(
+    pipeline: "Pipeline", jobs: "Sequence[Job]", on_step: StepCallback
+) -> list[tuple[Any, tuple[str, ...]]]:
+    """The picture or text of each job, and what there is to say about its text. Raises what the pipeline raises."""
+    verb = jobs[0].verb
+    options: dict[str, Any] = dict(jobs[0].options)
+    given = jobs[0].sample
+    inputs = [
+        [job.sample[name] for job in jobs] if given.get(name) is not None else None for name in INPUTS[verb]
+    ]
+    if given.get("negative_prompt") is not None:
+        options["negative_prompt"] = [job.sample["negative_prompt"] for job in jobs]
+    candidates = len(jobs) * options.get("best_of", 1)
+    batch_size = max(len(jobs), min(candidates, MAX_CANDIDATES))
+    with heard() as notices:
+        values = getattr(pipeline, verb)(
+            *inputs, seed=[job.seed for job in jobs], batch_size=batch_size, on_step=on_step, **options
+        )
+    said = [
+        tuple(dict.fromkeys(notice.message for notice in notices if notice.text in _texts(job)))
+        for job in jobs
+    ]
+    return list(zip(values, said, strict=True))
+
+
+def _texts(job: "Job") -> set[str]:
+    """A job's texts, as notices may quote them."""
+    texts = {value for value in job.sample.values() if isinstance(value, str)}
+    return texts | {BLANK.sub(" ", text) for text in texts}

@@ -1,0 +1,143 @@
+"""Pictures that clients send: data URLs, uploads, masks and, where switched on, public addresses."""
+
+import asyncio
+import base64
+import binascii
+import io
+import re
+from concurrent.futures import ThreadPoolExecutor
+
+from PIL import Image, ImageOps
+from starlette.datastructures import UploadFile
+from starlette.requests import Request
+
+from ddit.images import FORMATS, image_size, read_image
+from ddit.serve.config import ServeConfig
+from ddit.serve.errors import ApiError
+from ddit.serve.files import FileStore, StoredFile
+
+DATA_URL = re.compile(
+    r"data:([\w.+-]+/[\w.+-]+)?((?:;[\w.+-]+=[\w.+-]+)*)(;base64)?,", re.ASCII | re.IGNORECASE
+)
+OWN_FILE = re.compile(r"(?:https?://[^/?#]+)?/v1/files/(file-[0-9a-f]{32})/content")
+
+
+class PictureReader:
+    """Reads clients' pictures, one at a time in a thread of its own, so that their memory is bounded."""
+
+    def __init__(self, config: ServeConfig, store: FileStore) -> None:
+        self.config, self.store = config, store
+        self._executor = ThreadPoolExecutor(1, thread_name_prefix="ddit-pictures")
+
+    def close(self) -> None:
+        self._executor.shutdown(wait=False, cancel_futures=True)
+
+    async def from_url(self, url: str, param: str) -> Image.Image:
+        """The picture of a data URL, of this server's own files, or of a public address.
+
+        Raises ApiError if there is none, or if addresses are not fetched here.
+        """
+        if url[:5].lower() == "data:":
+            return await self.from_bytes(_data_of(url, param), param)
+        own = OWN_FILE.fullmatch(url)
+        if own:
+            return await self.from_file(own[1], param)
+        if not re.match(r"https?://", url, re.IGNORECASE):
+            raise ApiError(
+                f"'{url[:60]}' is neither a data URL (data:image/png;base64,...) nor a URL", param=param,
+                code="invalid_image_url",
+            )  # fmt: skip
+        if not self.config.fetch_urls:
+            raise ApiError(
+                "this server does not fetch pictures: send a data URL or upload to /v1/files", param=param,
+                code="invalid_image_url",
+            )  # fmt: skip
+        from ddit.serve.fetching import fetch
+
+        data = await asyncio.to_thread(fetch, url, max_bytes=self.config.max_body_bytes)
+        return await self.from_bytes(data, param)
+
+    async def from_file(self, file_id: str, param: str) -> Image.Image:
+        """The picture of an upload."""
+        data = await asyncio.to_thread(self.store.read, file_id)
+        if data is None:
+            raise ApiError(
+                f"no such file: '{file_id[:60]}' (it may have made room for newer ones)", param=param,
+                code="file_not_found",
+            )  # fmt: skip
+        return await self.from_bytes(data, param)
+
+    async def from_bytes(self, data: bytes, param: str) -> Image.Image:
+        """The picture in a file's bytes."""
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._executor, self._decode, data, param)
+
+    async def mask_from_bytes(self, data: bytes, param: str) -> Image.Image:
+        """A mask, white where a picture is to be redrawn: where it is transparent, or, if all is opaque, white."""
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._executor, self._decode_mask, data, param)
+
+    async def keep(self, data: bytes, param: str) -> StoredFile:
+        """Puts an upload into the store, once it has proved to be a picture."""
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._executor, self._keep, data, param)
+
+    def _decode(self, data: bytes, param: str) -> Image.Image:
+        self._check_size(data, param)
+        try:
+            return read_image(data)
+        except ValueError as error:
+            raise ApiError(str(error), param=param, code="invalid_image") from None
+
+    def _check_size(self, data: bytes, param: str) -> None:
+        size = image_size(data)
+        if size is not None and size[0] * size[1] > self.config.max_image_pixels:
+            raise ApiError(
+                f"the image ({size[0]}x{size[1]}) has more than {self.config.max_image_pixels:,} pixels",
+                param=param, code="image_too_large",
+            )  # fmt: skip
+
+    def _decode_mask(self, data: bytes, param: str) -> Image.Image:
+        opaque = self._decode(data, param)  # checks it all
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+            if not image.has_transparency_data:
+                return opaque.convert("L")
+            upright = ImageOps.exif_transpose(image).convert("RGBA")
+        return ImageOps.invert(upright.getchannel("A"))
+
+    def _keep(self, data: bytes, param: str) -> StoredFile:
+        self._decode(data, param)
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+            kind = (image.format or "").lower()
+        return self.store.put(data, kind)
+
+
+def _data_of(url: str, param: str) -> bytes:
+    head = DATA_URL.match(url)
+    if not head:
+        raise ApiError("a data URL begins with data:TYPE;base64,", param=param, code="invalid_image_url")
+    if not head[3]:
+        raise ApiError("a data URL must be in base64", param=param, code="invalid_image_url")
+    try:
+        return base64.b64decode(url[head.end() :], validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise ApiError(
+            f"the data URL's base64 is broken: {error}", param=param, code="invalid_base64"
+        ) from None
+
+
+def check_is_form(request: Request) -> None:
+    """Raises ApiError if a request's body is no form."""
+    if not request.headers.get("content-type", "").lower().startswith("multipart/form-data"):
+        raise ApiError("the body must be a form, with content-type multipart/form-data")
+
+
+async def upload_bytes(upload: UploadFile, param: str) -> bytes:
+    """The bytes of an uploaded file. Its name is used for nothing; one with a path in it is refused all the same."""
+    name = upload.filename or ""
+    if re.search(r"[/\\\x00-\x1f]", name) or name in (".", "..") or len(name) > 255:
+        raise ApiError(f"the file name '{name[:60]}' holds a path", param=param, code="invalid_file_name")
+    data = await upload.read()
+    if not data:
+        raise ApiError("the file is empty", param=param, code="invalid_image")
+    return data

@@ -1,0 +1,124 @@
+"""Errors in the shape that OpenAI's clients read: {"error": {"message", "type", "param", "code"}}."""
+
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+
+from ddit.serve.jobs import Overloaded, Stopping, TimedOut
+
+log = logging.getLogger(__name__)
+
+LONGEST_MESSAGE = 500
+FASTAPI_CANNOT_PARSE = "There was an error parsing the body"
+
+
+class ApiError(Exception):
+    """A fault that a client is told of.
+
+    param: the field that is wrong, if it is one. code: for programs.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        status: int = 400,
+        param: str | None = None,
+        code: str | None = None,
+        retry_after: int | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.message, self.status, self.param, self.code = message, status, param, code
+        self.retry_after = retry_after
+
+    @property
+    def body(self) -> dict[str, Any]:
+        return error_body(self.message, self.status, self.param, self.code)
+
+    def response(self) -> JSONResponse:
+        headers = {} if self.retry_after is None else {"Retry-After": str(self.retry_after)}
+        if self.status == 401:
+            headers["WWW-Authenticate"] = "Bearer"
+        return JSONResponse(self.body, self.status, headers)
+
+
+def error_body(
+    message: str, status: int, param: str | None = None, code: str | None = None
+) -> dict[str, Any]:
+    """The body of an error's answer."""
+    kinds = {429: "rate_limit_error", 401: "authentication_error"}
+    kind = kinds.get(status, "server_error" if status >= 500 else "invalid_request_error")
+    # what a client sent may be quoted in it: it must be short, and text that can be encoded
+    shown = " ".join(message.encode(errors="backslashreplace").decode().split())
+    if len(shown) > LONGEST_MESSAGE:
+        shown = shown[:LONGEST_MESSAGE] + " ..."
+    return {"error": {"message": shown, "type": kind, "param": param, "code": code}}
+
+
+def as_api_error(error: Exception) -> ApiError:
+    """What a client is told of an exception. A fault that is ours is logged, and told without its details."""
+    if isinstance(error, ApiError):
+        return error
+    if isinstance(error, Overloaded):
+        return ApiError(str(error), status=429, code="rate_limit_exceeded", retry_after=error.retry_after)
+    if isinstance(error, TimedOut):
+        return ApiError(str(error), status=504, code="timeout")
+    if isinstance(error, Stopping):
+        return ApiError(str(error), status=503, code="stopping", retry_after=5)
+    if isinstance(error, RequestValidationError):
+        message, param = _first_fault(error.errors())
+        return ApiError(message, param=param, code="invalid_value")
+    if isinstance(error, HTTPException):
+        if error.status_code == 400 and error.detail == FASTAPI_CANNOT_PARSE:
+            return ApiError(
+                "the body is not JSON in UTF-8, or is nested too deeply, or has too long a number"
+            )
+        return ApiError(str(error.detail), status=error.status_code, code=_CODES.get(error.status_code))
+    log.error("a request failed", exc_info=error)
+    return ApiError("the server failed at this request", status=500, code="internal_error")
+
+
+_CODES = {404: "not_found", 405: "method_not_allowed", 413: "body_too_large"}
+
+
+def as_job_error(error: Exception) -> ApiError:
+    """The same for what comes out of the engine, where a ValueError is the pipeline's word for a user's mistake."""
+    return (
+        ApiError(str(error), code="invalid_value") if isinstance(error, ValueError) else as_api_error(error)
+    )
+
+
+def _first_fault(faults: Sequence[Any]) -> tuple[str, str | None]:
+    """One line about the first of pydantic's faults, and the field."""
+    if not faults:
+        return "the request is not valid", None
+    # of a union's members, the one that came furthest is what the client meant
+    fault = max(faults, key=lambda fault: len(fault["loc"]))
+    tags = ("body", "query", "path", "str")  # of where it was looked for, and of a union's members
+    place = ".".join(str(part) for part in fault["loc"] if part not in tags and "[" not in str(part))
+    if fault["type"] == "json_invalid":
+        reason = fault.get("ctx", {}).get("error", "")
+        return f"the body is not valid JSON: {reason}", None
+    if tuple(fault["loc"]) == ("body",) and fault["type"] in (
+        "missing",
+        "model_attributes_type",
+        "dict_type",
+    ):
+        return "the body must be a JSON object, with content-type application/json", None
+    message = fault["msg"].removeprefix("Value error, ")
+    return (f"{place}: {message}" if place else message), place or None
+
+
+def add_error_handlers(app: FastAPI) -> None:
+    """Every fault of a request is answered in one shape, whoever finds it."""
+
+    async def answer(_: Request, error: Exception) -> JSONResponse:
+        return as_api_error(error).response()
+
+    for kind in (ApiError, Overloaded, TimedOut, Stopping, RequestValidationError, HTTPException, Exception):
+        app.add_exception_handler(kind, answer)

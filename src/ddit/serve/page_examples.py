@@ -1,0 +1,110 @@
+"""What the page offers to try: scenes of the small world for a model that knows it, plain prompts for others."""
+
+import random
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from PIL import Image
+
+if TYPE_CHECKING:
+    from ddit.encoders import TextCodec
+    from ddit.world import Scene
+
+LARGEST_SMALL_VOCABULARY = 1000
+
+
+@dataclass(frozen=True)
+class Examples:
+    """Texts to try. has_world: the model was trained on the small world, so its scenes can be read."""
+
+    prompts: tuple[str, ...]
+    questions: tuple[str, ...]
+    blanks: tuple[str, ...]
+    changes: tuple[str, ...]
+    has_world: bool
+
+
+SMALL_WORLD = Examples(
+    prompts=(
+        "a photo of a red car",
+        "a blue umbrella left of a brown dog",
+        "two green apples",
+        "a purple horse above a cake",
+        "a photo of a pink donut",
+    ),
+    questions=("what is in the picture?", "is there a dog?", "is there a cup?"),
+    blanks=("a photo of a ___ ___", "there is a ___ ___", "a ___ ___ and a ___ ___"),
+    changes=("a photo of a green car", "a photo of a dog", "a photo of a pink umbrella"),
+    has_world=True,
+)
+
+ANY = Examples(
+    prompts=(
+        "a corgi in the snow",
+        "a red bicycle leaning on a brick wall",
+        "a bowl of oranges on a wooden table, morning light",
+    ),
+    questions=("What is in the picture?", "How many people are there?", "What color is the background?"),
+    blanks=("a photo of a ___", "a ___ ___ on a ___"),
+    changes=("a cat in the snow", "a blue bicycle leaning on a brick wall"),
+    has_world=False,
+)
+
+
+@dataclass(frozen=True)
+class SceneSample:
+    """A scene of the small world, with what is true of it, a text with blanks, and captions of changed scenes."""
+
+    number: int
+    image: Image.Image
+    caption: str
+    questions: tuple[tuple[str, str], ...]
+    blank: str
+    changes: tuple[str, ...]
+
+
+def examples_for(codec: "TextCodec") -> Examples:
+    """Those of the small world for a tokenizer that holds its words and little else."""
+    from ddit.world import vocabulary
+
+    knows = codec.vocab_size <= LARGEST_SMALL_VOCABULARY and not codec.unknown_words(" ".join(vocabulary()))
+    return SMALL_WORLD if knows else ANY
+
+
+def scene_sample(number: int) -> SceneSample:
+    """Scene `number` of the split `test`, which no training saw; always the same for a number."""
+    from ddit.world import PRESETS, QUESTION_KINDS, caption, make_scene, question, render
+
+    scene = make_scene(PRESETS["fixed"], "test", number)
+    rng = random.Random(number)
+    told = caption(scene, rng)
+    asked = [found for kind in QUESTION_KINDS if (found := question(scene, rng, kind)) is not None]
+    return SceneSample(
+        number=number,
+        image=Image.fromarray(render(scene)),
+        caption=told,
+        questions=tuple((found.text, found.answer) for found in asked),
+        blank=with_blanks(told),
+        changes=tuple(
+            _with_last_group(scene, *look) for look in (("car", "red"), ("apple", "green"), ("cup", "blue"))
+        ),
+    )
+
+
+def with_blanks(caption: str) -> str:
+    """A caption of the small world with its colours as blanks; without colours, the things."""
+    from ddit.world import CLASSES, COLORS
+
+    blanked = re.sub(rf"\b({'|'.join(COLORS)})\b", "___", caption)
+    return blanked if blanked != caption else re.sub(rf"\b({'|'.join(CLASSES)})(s|es)?\b", "___", caption)
+
+
+def _with_last_group(scene: "Scene", class_name: str, color: str) -> str:
+    """What a caption would say if the last thing of the scene were another one."""
+    from ddit.world.captions import phrase, scene_relation
+
+    *others, last = scene.groups
+    parts = [phrase(group.class_name, group.color, group.count) for group in others]
+    changed = phrase(class_name, color, last.count)
+    return f" {scene_relation(scene) or 'and'} ".join([*parts, changed])

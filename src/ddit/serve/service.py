@@ -1,0 +1,96 @@
+"""What the routes of one server share."""
+
+import secrets
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from starlette.requests import Request
+
+from ddit.serve.config import ServeConfig
+from ddit.serve.content import PictureReader
+from ddit.serve.engine import Engine
+from ddit.serve.errors import ApiError
+from ddit.serve.files import FileStore
+from ddit.serve.metrics import Metrics
+from ddit.serve.schemas import ErrorBody
+
+FAULTS: dict[int | str, dict[str, Any]] = {
+    status: {"model": ErrorBody, "description": text}
+    for status, text in {
+        400: "The request is wrong: the message says what",
+        401: "The token is missing or wrong",
+        404: "There is no such model or file",
+        408: "The body did not come in time",
+        413: "The body is too large",
+        429: "The queue is full: Retry-After says for how long",
+        500: "The server failed",
+        503: "The server is shutting down, or short of memory",
+        504: "Not done in time",
+    }.items()
+}
+"""Answers that every route may give beside its own, for the OpenAPI document."""
+
+
+@dataclass(frozen=True)
+class Service:
+    """One server: its engine and what goes with it."""
+
+    engine: Engine
+    config: ServeConfig
+    store: FileStore
+    reader: PictureReader
+    metrics: Metrics
+    created: int = field(default_factory=lambda: int(time.time()))
+
+    def check_model(self, name: str | None) -> None:
+        """Raises ApiError if a request asks for another model."""
+        if name is not None and name != self.config.model_name:
+            raise ApiError(
+                f"there is no model '{name[:60]}': this server has '{self.config.model_name}'",
+                status=404, param="model", code="model_not_found",
+            )  # fmt: skip
+
+    def check_text(self, text: str, param: str, name: str | None = None) -> str:
+        """The text, unless it is empty or too long. Raises ApiError, which calls it by its name or its field."""
+        name = name or param
+        limit = self.config.max_prompt_chars
+        if len(text) > limit:
+            raise ApiError(
+                f"{name} has {len(text):,} characters, the limit is {limit:,}", param=param, code="too_long"
+            )
+        if not text.strip():
+            raise ApiError(f"{name} is empty", param=param, code="invalid_value")
+        return text
+
+    def check_count(self, value: int | None, limit: int, param: str) -> None:
+        """Raises ApiError if a number exceeds this server's limit."""
+        if value is not None and value > limit:
+            raise ApiError(f"{param} is {value:,}, the limit is {limit:,}", param=param, code="invalid_value")
+
+    def count_tokens(self, *texts: str | None) -> int:
+        """Tokens of texts that the model has read."""
+        return sum(len(self.engine.pipeline.text_codec.token_ids(text)) for text in texts if text)
+
+    def count_image_tokens(self, height: int | None = None, width: int | None = None) -> int:
+        """Tokens of a picture of that size, by default the model's own."""
+        pipeline = self.engine.pipeline
+        unit = pipeline.image_codec.downsample * pipeline.transformer.config.patch_size
+        own = pipeline.settings.image_size
+        return ((height or own) // unit) * ((width or own) // unit)
+
+    def file_url(self, request: Request, file_id: str) -> str:
+        """Where a file of the store can be had."""
+        base = self.config.public_url or str(request.base_url)
+        return f"{base.rstrip('/')}/v1/files/{file_id}/content"
+
+
+def random_seed() -> int:
+    """A seed for who gives none: small enough for JavaScript's numbers."""
+    return secrets.randbelow(2**32)
+
+
+def distinct(notices: Sequence[tuple[str, ...]]) -> list[str]:
+    """The notices of several jobs, each once."""
+    return list(dict.fromkeys(notice for some in notices for notice in some))

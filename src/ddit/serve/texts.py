@@ -1,0 +1,88 @@
+"""Texts as clients see them come: what is settled, word by word."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:  # torch takes seconds to import
+    from ddit.masked import WriteState
+    from ddit.pipeline import Pipeline
+    from ddit.serve.jobs import Verb
+
+
+@dataclass(frozen=True)
+class Token:
+    """A position of a text: its piece, None while it is masked, and the probability with which it was written."""
+
+    text: str | None
+    confidence: float
+
+    @property
+    def is_settled(self) -> bool:
+        return self.text is not None
+
+    def as_dict(self) -> dict[str, Any]:
+        return {"text": self.text or "", "confidence": round(self.confidence, 4), "settled": self.is_settled}
+
+
+class TextView:
+    """One sample's text while it is written.
+
+    `advance` gives what a client may append: the settled words before the first masked position, without the last,
+    which the next token may still belong to. What it gave is never taken back.
+    """
+
+    def __init__(self, pipeline: "Pipeline", verb: "Verb") -> None:
+        self.codec = pipeline.text_codec
+        self.prefix = self.codec.token_ids(pipeline.style.caption_prefix) if verb == "infill" else []
+        self.verb = verb
+        self.sent = ""
+
+    def advance(self, state: "WriteState") -> str:
+        """What is new, after a pass of this sample (a state of one row)."""
+        ids, _ = self._shown(state)
+        masked = self.codec.mask_token_id
+        if masked not in ids:
+            return ""  # the result follows, with all of it
+        words = self.codec.decode(ids[: ids.index(masked)]).rpartition(" ")[0]
+        return self._append(words)
+
+    def finish(self, text: str) -> str:
+        """The rest, of the whole text."""
+        return self._append(text)
+
+    def _append(self, text: str) -> str:
+        if not text.startswith(self.sent):
+            return ""
+        new, self.sent = text[len(self.sent) :], text
+        return new
+
+    def tokens(self, state: "WriteState") -> list[Token]:
+        """The positions of the text, up to its end where that is known."""
+        ids, confidence = self._shown(state)
+        if self.codec.eos_token_id in ids:
+            ids = ids[: ids.index(self.codec.eos_token_id)]
+        pieces = self.codec.tokenizer.convert_ids_to_tokens(ids)
+        masked, special = self.codec.mask_token_id, set(self.codec.tokenizer.all_special_ids)
+        found = []
+        for token, piece, sure in zip(ids, pieces, confidence, strict=False):
+            shown = "" if token in special else piece.replace("▁", " ")
+            found.append(Token(None if token == masked else shown, sure))
+        return found
+
+    def is_cut(self, state: "WriteState") -> bool:
+        """Whether a whole text has no end within its positions."""
+        return self.verb != "infill" and self.codec.eos_token_id not in self._shown(state)[0]
+
+    def num_written(self, state: "WriteState") -> int:
+        """Tokens that the model wrote, its end-of-text token apart."""
+        written = state.ids[0][state.answer_mask[0]].tolist()
+        return written.index(self.codec.eos_token_id) if self.codec.eos_token_id in written else len(written)
+
+    def _shown(self, state: "WriteState") -> tuple[list[int], list[float]]:
+        """Ids and confidences of the positions that the client sees."""
+        ids, answer_mask, confidence = (part[0].cpu() for part in state)
+        if self.verb != "infill":
+            return ids[answer_mask].tolist(), confidence[answer_mask].tolist()
+        row, sure = ids.tolist(), confidence.tolist()
+        start = len(self.prefix) if row[: len(self.prefix)] == self.prefix else 0
+        return row[start:], sure[start:]
