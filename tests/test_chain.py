@@ -49,7 +49,7 @@ def test_from_raw_files_to_a_folder_that_answers(tmp_path: Path):
         assert json.loads(ddit("data", "check", raw / folder, "--json"))["broken"] == {}
 
     ddit("train", "mini-vae", "--root", runs, *setting(num_scenes=500, num_pca_scenes=300, max_steps=40))
-    ddit("train", "mini-text", "--root", runs, *setting(max_steps=80))
+    ddit("train", "mini-text", "--root", runs, *setting(max_steps=40))
     vae = runs / "mini-vae/export/vae"
     ddit("data", "precompute", raw / "pretrain", runs / "latents", "--vae", vae, "--size", "64")
 
@@ -69,22 +69,22 @@ def test_from_raw_files_to_a_folder_that_answers(tmp_path: Path):
     }  # fmt: skip
     ddit(
         "train", "mini-image", "--root", runs,
-        *setting(data__draw=[cached], objective__alignment_weight=0.0, max_steps=40, **quick),
+        *setting(data__draw=[cached], objective__alignment_weight=0.0, max_steps=15, **quick),
     )  # fmt: skip
     ddit(
         "train", "mini-stage1", "--root", runs,
-        *setting(data__draw=[cached], data__read=[cached], objective__alignment_weight=0.0, max_steps=40, **quick),
+        *setting(data__draw=[cached], data__read=[cached], objective__alignment_weight=0.0, max_steps=20, **quick),
         ranks=2,
     )  # fmt: skip
     before = mask_row(runs / "mini-stage1/export")
     ddit(
         "train", "mini-stage2", "--root", runs,
-        *setting(data__draw=[cached], data__read=[better], objective__alignment_weight=0.0, max_steps=20, **quick),
+        *setting(data__draw=[cached], data__read=[better], objective__alignment_weight=0.0, max_steps=10, **quick),
     )  # fmt: skip
     assert mask_row(runs / "mini-stage2/export") != before
     ddit(
         "train", "mini-stage3", "--root", runs,
-        *setting(data__draw=[cached], data__read=[talk, asked], data__read_length=48, max_steps=60, **quick),
+        *setting(data__draw=[cached], data__read=[talk, asked], data__read_length=48, max_steps=25, **quick),
     )  # fmt: skip
     ddit(
         "train", "mini-stage4", "--root", runs,

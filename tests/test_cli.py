@@ -107,6 +107,114 @@ def test_generate_is_seeded_sample_by_sample(run: Run, model: Path, tmp_path: Pa
     assert np.abs(second - alone).max() <= 2
 
 
+def test_generate_takes_a_sampler_by_name_and_its_settings(run: Run, model: Path, tmp_path: Path):
+    def drawn(*options: object) -> np.ndarray:
+        path = tmp_path / f"{len(list(tmp_path.iterdir()))}.png"
+        assert run("generate", "a cat", "--model", model, "-o", path, *options).code == 0
+        return np.asarray(Image.open(path))
+
+    own, paper = drawn(), drawn("--sampler", "paper")
+    assert not np.array_equal(own, paper)
+    published = ("--num-steps", 28, "--guidance-scale", 7, "--shift", 3, "--guidance-interval", 0, 1)
+    assert np.array_equal(drawn(*published, "--guidance-rescale", 0, "--no-shift-by-size"), paper)
+    for option in (("--sampler", "adams"), ("--guidance-interval", 0.4, 0.8), ("--guidance-rescale", 0.7)):
+        assert not np.array_equal(drawn(*option), own)
+
+
+def test_generate_with_little_memory(run: Run, model: Path, tmp_path: Path):
+    for name, options in (("whole", ()), ("offloaded", ("--offload",)), ("int8", ("--int8", "--offload"))):
+        assert run("generate", "a cat", "-m", model, "-o", tmp_path / f"{name}.png", *options).code == 0
+    whole, offloaded, int8 = ((tmp_path / f"{n}.png").read_bytes() for n in ("whole", "offloaded", "int8"))
+    assert offloaded == whole
+    assert int8 != whole
+
+
+def test_inpaint_with_a_mask_or_a_box_gives_the_same_for_each_prompt(run: Run, model: Path, tmp_path: Path):
+    generator = np.random.default_rng(0)
+    Image.fromarray(generator.integers(0, 256, (128, 128, 3), dtype=np.uint8)).save(tmp_path / "in.png")
+    mask = Image.new("L", (128, 128))
+    mask.paste(255, (64, 0, 128, 128))
+    mask.save(tmp_path / "mask.png")
+    command = ("inpaint", tmp_path / "in.png", "a red dog", "a cat", "-m", model, "--upscale", 1, "--seed", 7)
+    result = run(*command, "--mask", tmp_path / "mask.png", "-o", tmp_path / "masked")
+    assert [Path(line).name for line in result.out.splitlines()] == ["a-red-dog-7.png", "a-cat-8.png"]
+    run(*command, "--box", 64, 0, 128, 128, "-o", tmp_path / "boxed", "--json")
+    for name in ("a-red-dog-7.png", "a-cat-8.png"):
+        masked, boxed = (np.asarray(Image.open(tmp_path / form / name)) for form in ("masked", "boxed"))
+        assert masked.shape == (32, 32, 3)
+        assert np.array_equal(masked, boxed)
+    whole = run(*command, "--box", 0, 0, 128, 128, "-o", tmp_path / "whole")
+    drawn = run("generate", "a red dog", "-m", model, "--upscale", 1, "--seed", 7, "-o", tmp_path / "drawn")
+    first, alone = (np.asarray(Image.open(r.out.splitlines()[0]), dtype=int) for r in (whole, drawn))
+    assert np.abs(first - alone).max() <= 2
+    assert (
+        np.abs(first - np.asarray(Image.open(tmp_path / "boxed" / "a-red-dog-7.png"), dtype=int)).max() > 10
+    )
+
+
+def test_vary_by_strength_with_its_steps_on_film(run: Run, model: Path, picture: Path, tmp_path: Path):
+    command = ("vary", picture, "a red dog", "-m", model, "--json", "--num-steps", 3)
+    film = tmp_path / "film.png"
+    result = run(*command, "-o", tmp_path / "weak.png", "--strength", 0.001, "--watch", film)
+    assert json.loads(result.out) == {
+        "image": str(picture), "strength": 0.001, "prompt": "a red dog", "seed": 0, "path": str(tmp_path / "weak.png")
+    }  # fmt: skip
+    assert read_image(film).width > 256
+    run(*command, "-o", tmp_path / "weaker.png", "--strength", 0.0001)
+    run(*command, "-o", tmp_path / "strong.png", "--strength", 1)
+    weak, weaker, strong = (
+        np.asarray(Image.open(tmp_path / f"{name}.png"), dtype=int) for name in ("weak", "weaker", "strong")
+    )
+    assert np.abs(weak - weaker).mean() < np.abs(strong - weaker).mean() / 4
+
+
+def test_the_picture_to_change_is_not_written_over(run: Run, picture: Path, tmp_path: Path):
+    mask = ("--box", 0, 0, 8, 8)
+    for command in (("inpaint", picture, "a dog", *mask), ("vary", picture, "a dog")):
+        fault = run(*command, "-o", picture, "--model", "never/loaded").fault
+        assert fault == f"'{picture}' is the picture to change itself: give another --output"
+
+
+def test_generate_with_a_sheet_and_the_steps_on_the_way(run: Run, model: Path, tmp_path: Path):
+    words = ("generate", "a red dog", "a cat", "-m", model, "-o", tmp_path / "out", "--batch-size", 1)
+    plain = [Path(line).read_bytes() for line in run(*words).out.splitlines()]
+    sheet, film, animation = tmp_path / "new" / "sheet.png", tmp_path / "film.png", tmp_path / "film.gif"
+    result = run(*words, "--sheet", sheet, "--watch", film, "--num-steps", 3)
+    assert [Path(line).read_bytes() for line in result.out.splitlines()] == plain
+    assert read_image(sheet).size[0] == 2 * (128 + 8) + 8
+    assert read_image(film).size[0] == 3 * (128 + 8) + 8
+    assert run(*words, "--watch", animation, "--num-steps", 4).code == 0
+    with Image.open(animation) as image:
+        assert getattr(image, "n_frames", 1) == 4
+
+
+def test_captions_on_a_sheet_and_as_they_settle(run: Run, model: Path, picture: Path, tmp_path: Path):
+    sheet = tmp_path / "sheet.png"
+    result = run("caption", picture, "-m", model, "--sheet", sheet, "--watch")
+    assert read_image(sheet).size[0] == 120 + 16  # 40 pixels, enlarged three times
+    passes = [line for line in result.err.splitlines() if line.split()[:1] and line.split()[0].isdecimal()]
+    assert passes[-1].endswith(result.out.strip())
+    filled = run("infill", picture, "the ___ is red", "-m", model, "--watch")
+    assert filled.err.rstrip().endswith(filled.out.strip())
+
+
+def test_info(run: Run, model: Path):
+    assert "float32 --int8 --offload" in run("info", model).out
+    assert json.loads(run("info", model, "--json").out)["settings"]["image_size"] == 32
+
+
+def test_unknown_words_get_the_nearest_ones(run: Run, model: Path, tmp_path: Path):
+    result = run("generate", "a photo of a dogg", "-o", tmp_path / "a.png", "-m", model)
+    assert "does not know the word 'dogg' (did you mean 'dog'?)" in result.err
+
+
+def test_a_picture_that_is_not_there_gets_the_nearest_file(run: Run, model: Path, picture: Path):
+    fault = run("caption", picture.with_name("pictur.png"), "-m", model).fault
+    assert fault.endswith("; did you mean picture.png?")
+    fault = run("ask", picture, "is it?", "--order", "entropi", "-m", model).fault
+    assert fault.endswith("; did you mean entropy?")
+
+
 def test_progress_goes_to_stderr(run: Run, model: Path, tmp_path: Path):
     result = run("generate", "a dog", "-o", tmp_path, "-m", model)
     assert "drawing" in result.err
@@ -266,6 +374,19 @@ def test_bad_pictures(run: Run, model: Path, tmp_path: Path):
             ("generate", "a dog", "--dtype", "float7"),
             "unknown dtype 'float7': use float32, bfloat16 or float16",
         ),
+        (("generate", "a dog", "--sampler", "heun"), "unknown sampler 'heun': use paper, euler, adams, dpm"),
+        (("generate", "a dog", "--sampler", "dpn"), "; did you mean dpm?"),
+        (("generate", "a dog", "--dtype", "bfloat"), "; did you mean bfloat16 or "),
+        (("generate", "a dog", "--model", "minii"), "; did you mean mini?"),
+        (("generate", "a dog", "--watch", "a.jpg"), "'a.jpg' should end in .gif or .png"),
+        (("generate", "a dog", "--sheet", "a.gif"), "'a.gif' should end in .jpeg or .jpg or .png or .webp"),
+        (("world", "w", "--preset", "gird"), "; did you mean grid?"),
+        (("train", "mini-stag1", "--dry-run"), "; did you mean mini-stage1"),
+        (("train", "mini-stage1", "--set", "optimizer.lrr=1", "--dry-run"), "did you mean optimizer.lr"),
+        (("eval", "vqav"), "; did you mean vqav2?"),
+        (("info", "minii"), "; did you mean mini?"),
+        (("info", "owner/never-downloaded"), "it has not been downloaded"),
+        (("generate", "a dog", "--shift", "0"), "shift must be above 0, got 0"),
         (("generate", "a dog", "--device", "abacus"), "device 'abacus' cannot be used here"),
         (("generate", "a dog", "--model", "maxi"), "unknown model 'maxi'"),
         (("world", "w", "--preset", "mars"), "unknown preset 'mars': use fixed-1, "),
@@ -291,6 +412,29 @@ def test_mistakes_get_one_line(
     monkeypatch.chdir(tmp_path)
     default = ("--model", model) if arguments[0] == "generate" and "--model" not in arguments else ()
     assert fault in run(*arguments, *default).fault
+
+
+@pytest.mark.parametrize(
+    ("arguments", "fault"),
+    [
+        (("inpaint",), "what is to be redrawn? give either --mask or --box"),
+        (("inpaint", "--box", 0, 0, 4, 4, "--mask", "picture.png"), "give either --mask or --box"),
+        (("inpaint", "--mask", "nowhere.png"), "no such image: 'nowhere.png'"),
+        (("inpaint", "--mask", "black.png"), "the mask is empty"),
+        (("inpaint", "--mask", "small.png"), "a mask of 20x20 does not fit an image of 40x30"),
+        (("inpaint", "--box", 30, 0, 50, 10), "the box 30 0 50 10 (left, top, right, bottom) is not within"),
+        (("vary", "--strength", 1.5), "strength must be above 0 and at most 1, got 1.5"),
+        (("vary", "--shift", 0), "shift must be above 0, got 0"),
+    ],
+)
+def test_mistakes_about_changes_are_found_before_the_model_is_loaded(
+    run: Run, picture: Path, monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...], fault: str
+):
+    monkeypatch.chdir(picture.parent)
+    Image.new("L", (40, 30)).save("black.png")
+    Image.new("L", (20, 20), 255).save("small.png")
+    verb, *rest = arguments
+    assert fault in run(verb, picture, "a dog", *rest, "-o", "out", "--model", "never/loaded").fault
 
 
 def test_an_output_that_cannot_be_written_is_found_before_the_model_is_loaded(run: Run, tmp_path: Path):

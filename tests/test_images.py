@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from ddit.images import fit_image, read_image, to_images, to_tensor, upscale_image
+from ddit.images import fit_image, image_sources, read_image, read_mask, to_images, to_tensor, upscale_image
 
 
 def picture(width: int = 6, height: int = 4) -> Image.Image:
@@ -143,3 +143,32 @@ def test_upscaling():
         upscale_image(picture(), 0)
     with pytest.raises(ValueError, match="exceeds"):
         upscale_image(picture(), 10_000)
+
+
+def test_a_mask_is_black_and_white_in_every_mode(tmp_path: Path):
+    grey = Image.fromarray(np.array([[0, 127, 128, 255]], dtype=np.uint8))
+    expected = [0, 0, 255, 255]
+    deep = Image.fromarray(np.asarray(grey).astype(np.uint16) * 257)
+    unit = Image.fromarray(np.asarray(grey).astype(np.float32) / 255)
+    for mask in (grey, grey.convert("RGB"), grey.convert("RGBA"), deep, unit):
+        read = read_mask(mask)
+        assert read.mode == "L"
+        assert np.asarray(read).tolist() == [expected], mask.mode
+    grey.save(tmp_path / "mask.png")
+    assert np.asarray(read_mask(tmp_path / "mask.png")).tolist() == [expected]
+    assert np.asarray(read_mask(grey.convert("1", dither=Image.Dither.NONE))).tolist() == [expected]
+
+
+def test_what_is_transparent_in_a_mask_is_black():
+    painted = Image.new("RGBA", (3, 1), (255, 255, 255, 0))
+    painted.putpixel((1, 0), (255, 255, 255, 255))
+    painted.putpixel((2, 0), (255, 255, 255, 100))
+    assert np.asarray(read_mask(painted)).tolist() == [[0, 255, 0]]
+
+
+def test_one_source_or_many_are_a_list():
+    picture = Image.new("RGB", (2, 2))
+    assert image_sources(picture) == image_sources([picture]) == [picture]
+    assert image_sources("a.png") == ["a.png"]
+    with pytest.raises(ValueError, match="no masks given"):
+        image_sources([], "masks")

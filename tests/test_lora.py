@@ -1,7 +1,6 @@
 """Adapters: what they leave alone, what they train, and that their folder is peft's own."""
 
 import copy
-from collections.abc import Iterator
 from pathlib import Path
 
 import peft
@@ -10,12 +9,13 @@ import torch
 from safetensors.torch import load_file
 from tiny_models import tiny_pipeline
 from torch import Tensor
-from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
 from ddit.lora import adapter_scale, add_adapters, load_adapters, merge_adapters, save_adapters, trained_names
 from ddit.model import DualDiT
 from ddit.pipeline import Pipeline
+from ddit.train.parallel import join_ranks, make_mesh
 
 
 @pytest.fixture
@@ -24,11 +24,9 @@ def model() -> DualDiT:
 
 
 @pytest.fixture
-def mesh() -> Iterator[DeviceMesh]:
-    """This process alone, as a mesh."""
-    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
-    yield init_device_mesh("cpu", (1,))
-    torch.distributed.destroy_process_group()
+def mesh() -> DeviceMesh:
+    """This process alone, as a mesh; training runs of other tests in this process may have joined its group before."""
+    return make_mesh(join_ranks(), 1)
 
 
 def run(model: torch.nn.Module) -> Tensor:

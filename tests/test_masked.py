@@ -15,6 +15,7 @@ from ddit.masked import (
     sample_text,
     subs_log_probs,
 )
+from ddit.unmasking import Rule
 
 MASK, EOS, VOCAB = 7, 1, 8
 
@@ -40,7 +41,11 @@ def generators(*seeds: int) -> list[torch.Generator]:
 
 
 def fill(ids: torch.Tensor, answer_mask: torch.Tensor, **changes):
+    """`order` and `temperature` go to the rule, the rest to `sample_text`."""
     logits_fn = changes.pop("logits_fn", context_logits)
+    changes["rule"] = Rule(
+        **{name: changes.pop(name) for name in ("order", "temperature") if name in changes}
+    )
     settings = {"num_steps": 5, "mask_token_id": MASK, "generators": generators(*range(len(ids)))} | changes
     return sample_text(logits_fn, ids, answer_mask, **settings)
 
@@ -259,9 +264,9 @@ def test_many_ancestral_steps_sample_an_enumerable_joint_distribution() -> None:
 def test_every_step_is_reported_and_bad_settings_are_refused() -> None:
     ids, answer_mask = ids_and_answer()
     seen = []
-    fill(ids, answer_mask, on_step=lambda done, total, ids: seen.append((done, total)))
+    fill(ids, answer_mask, on_step=lambda done, total, _: seen.append((done, total)))
     assert seen == [(step, 5) for step in range(1, 6)]
     with pytest.raises(ValueError, match="num_steps must be at least 1, got 0"):
         fill(ids, answer_mask, num_steps=0)
-    with pytest.raises(ValueError, match="temperature must not be negative"):
+    with pytest.raises(ValueError, match="temperature must be at least 0"):
         fill(ids, answer_mask, temperature=-1.0)

@@ -222,6 +222,17 @@ def test_compiled_blocks_give_the_same_output() -> None:
     torch.testing.assert_close(compiled, plain, atol=1e-5, rtol=1e-4)
 
 
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_a_compiled_text_step_gives_the_same_logits() -> None:
+    model = make_model(dataclasses.replace(CONFIG, image_attends_text=False))
+    latents, _, states = make_inputs()
+    cache = model.read_image(latents)
+    plain = model.text_logits(states, cache)
+    model.compile_text_step()
+    torch.testing.assert_close(model.text_logits(states, cache), plain, atol=1e-5, rtol=1e-4)
+
+
 def test_fresh_weights_follow_the_generator_and_start_at_zero_velocity() -> None:
     one, other = DualDiT(CONFIG), DualDiT(CONFIG)
     for model in (one, other):

@@ -12,6 +12,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from tiny_models import SD3_SIZES, SD35_SIZES, publish, save_sd3_folder, tiny_pipeline
 
+from ddit.flow import DrawConfig, Solver
 from ddit.folders import ModelSettings, load_settings, resolve
 from ddit.model import DualDiT
 from ddit.pipeline import Pipeline
@@ -71,6 +72,42 @@ def test_guidance_and_negative_prompt_matter(pipeline: Pipeline):
     assert difference(guided, negative) > 0
 
 
+@pytest.mark.parametrize("solver", ["adams", "dpm"])
+def test_a_batch_of_pictures_is_the_single_calls_with_every_option_on(pipeline: Pipeline, solver: Solver):
+    sampler = DrawConfig(6, 4.0, 2.0, solver, (0.3, 0.9), 0.5, shift_by_size=True)
+    batch = pipeline.generate(PROMPTS, seed=5, sampler=sampler, width=24)
+    for i, prompt in enumerate(PROMPTS):
+        alone = pipeline.generate(prompt, seed=5 + i, sampler=sampler, width=24)[0]
+        assert difference(batch[i], alone) <= 1
+
+
+def test_guidance_that_is_off_is_no_guidance(pipeline: Pipeline):
+    unguided = pipeline.generate(PROMPTS, guidance_scale=1)
+    for off in (DrawConfig(3, guidance_scale=0.5), DrawConfig(3, guidance_interval=(0.0, 0.0))):
+        for image, other in zip(unguided, pipeline.generate(PROMPTS, sampler=off), strict=True):
+            assert difference(image, other) == 0
+
+
+def test_a_prompt_is_encoded_once_a_batch_and_the_empty_one_only_for_guidance(
+    pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch
+):
+    rows = []
+    states = pipeline.text_codec.states
+    monkeypatch.setattr(pipeline.text_codec, "states", lambda ids: rows.append(len(ids)) or states(ids))
+    pipeline.generate([PROMPTS[0]] * 3 + [PROMPTS[1]])
+    pipeline.generate([PROMPTS[0]] * 3 + [PROMPTS[1]], guidance_scale=1)
+    assert rows == [3, 2]
+
+
+def test_the_shift_follows_the_size_where_that_is_asked_for(pipeline: Pipeline):
+    by_size = DrawConfig(3, shift=2.0, shift_by_size=True)
+    for side, shift in ((16, 1.0), (32, 2.0)):
+        image = pipeline.generate("a cat", sampler=by_size, height=side, width=side)[0]
+        shifted = pipeline.generate("a cat", sampler=DrawConfig(3, shift=shift), height=side, width=side)[0]
+        assert difference(image, shifted) == 0
+    assert difference(image, pipeline.generate("a cat", sampler=DrawConfig(3, shift=1.0))[0]) > 0
+
+
 def test_rectangular_pictures(pipeline: Pipeline):
     assert pipeline.generate("a cat", height=16, width=48)[0].size == (48, 16)
 
@@ -93,9 +130,42 @@ def test_sizes_that_do_not_fit_name_those_that_do(pipeline: Pipeline, size: dict
 def test_steps_are_counted_over_all_batches(pipeline: Pipeline):
     seen = []
     pipeline.generate(
-        PROMPTS, num_steps=2, batch_size=2, on_step=lambda done, total, _: seen.append((done, total))
+        PROMPTS, num_steps=2, batch_size=2, on_step=lambda step: seen.append((step.done, step.total))
     )
     assert seen == [(1, 4), (2, 4), (3, 4), (4, 4)]
+
+
+def test_each_sample_may_have_a_seed_of_its_own(pipeline: Pipeline, reader: Pipeline):
+    drawn = pipeline.generate(PROMPTS, seed=[7, 7, 2], batch_size=2)
+    assert all(
+        difference(image, pipeline.generate(prompt, seed=seed)[0]) <= 1
+        for image, prompt, seed in zip(drawn, PROMPTS, [7, 7, 2], strict=True)
+    )
+    images = pictures(3)
+    written = reader.caption(images, seed=[9, 1, 9])
+    assert written == [reader.caption(images[i], seed=seed)[0] for i, seed in enumerate([9, 1, 9])]
+    with pytest.raises(ValueError, match="2 seeds do not match 3 samples"):
+        pipeline.generate(PROMPTS, seed=[1, 2])
+
+
+def test_the_last_step_of_a_drawing_shows_the_picture(pipeline: Pipeline):
+    steps = []
+    images = pipeline.generate(PROMPTS, num_steps=2, batch_size=2, on_step=steps.append)
+    assert [step.rows for step in steps] == [range(2), range(2), range(2, 3), range(2, 3)]
+    shown = [image for step in (steps[1], steps[3]) for image in pipeline.decode(step.state.latents)]
+    assert all(difference(a, b) == 0 for a, b in zip(shown, images, strict=True))
+    clean = pipeline.decode(steps[3].state.clean)[0]  # the last step of the published times is a short one
+    assert difference(clean, images[2]) <= 8
+
+
+def test_the_last_pass_of_a_writing_shows_the_texts_and_their_rows(reader: Pipeline):
+    steps = []
+    texts = reader.answer(
+        pictures(2), ["what color", "is there a dog"], length=4, batch_size=1, on_step=steps.append
+    )
+    last = {step.rows[0]: step.state for step in steps}
+    shown = [reader.text_codec.decode(last[row].ids[0][last[row].answer_mask[0]]) for row in (0, 1)]
+    assert shown == texts
 
 
 # --- reading ---
@@ -345,10 +415,27 @@ def test_parts_that_do_not_fit_each_other(pipeline: Pipeline):
             Pipeline(other, pipeline.image_codec, pipeline.text_codec, pipeline.settings)
 
 
+def test_settings_without_a_way_of_drawing_are_drawn_as_they_were(folder: Path):
+    (folder / "ddit.json").write_text(json.dumps({"num_steps": 20, "guidance_scale": 3.0, "shift": 2.0}))
+    assert load_settings(folder).but() == DrawConfig(20, 3.0, 2.0, "euler", (0.0, 1.0), 0.0, False)
+
+
+def test_settings_of_drawing_are_kept(folder: Path, pipeline: Pipeline, tmp_path: Path):
+    way = {"solver": "dpm", "guidance_interval": (0.2, 0.9), "guidance_rescale": 0.5, "shift_by_size": True}
+    settings = replace(pipeline.settings, **way)
+    Pipeline(pipeline.transformer, pipeline.image_codec, pipeline.text_codec, settings).save_pretrained(
+        folder
+    )
+    assert load_settings(folder) == settings
+
+
 def test_unknown_settings_are_named(folder: Path):
     values = json.loads((folder / "ddit.json").read_text())
     (folder / "ddit.json").write_text(json.dumps(values | {"num_stepps": 3}))
     with pytest.raises(ValueError, match="unknown key num_stepps"):
+        load_settings(folder)
+    (folder / "ddit.json").write_text(json.dumps(values | {"guidance_interval": [0.5]}))
+    with pytest.raises(ValueError, match="guidance_interval must be two rising times"):
         load_settings(folder)
     (folder / "ddit.json").write_text(json.dumps(values | {"num_steps": 0}))
     with pytest.raises(ValueError, match="num_steps must be a whole number of at least 1, got 0"):

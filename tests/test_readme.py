@@ -38,7 +38,15 @@ def tree_entries() -> list[str]:
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "page",
-    [ROOT / "README.md", ROOT / "docs/training.md", ROOT / "docs/data.md", ROOT / "docs/evaluation.md"],
+    [
+        ROOT / "README.md",
+        ROOT / "docs/cli.md",
+        ROOT / "docs/training.md",
+        ROOT / "docs/data.md",
+        ROOT / "docs/evaluation.md",
+        ROOT / "docs/editing.md",
+        ROOT / "docs/scoring.md",
+    ],
     ids=lambda page: page.name,
 )
 def test_commands_run_in_order(page: Path, tmp_path: Path) -> None:

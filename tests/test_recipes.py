@@ -1,5 +1,6 @@
 """The named runs: the paper's values, the links between stages, and names that are known."""
 
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -82,6 +83,15 @@ def test_the_chain_holds_every_small_stage_but_the_large_pictures():
         )
     ]
     assert stages("sd3-medium-stage1") == ["sd3-medium-stage1"]
+
+
+def test_the_conversion_changes_what_image_tokens_see_and_no_size():
+    before, after = dual("mini-stage4"), dual("mini-isolated")
+    assert after.init == f"{before.out}/export"
+    assert after.model == replace(before.model, image_attends_text=False)
+    assert after.data.draw == before.data.draw
+    assert (after.vae, after.text) == (None, None)
+    assert after.max_steps < before.max_steps
 
 
 def test_an_unknown_name_is_answered_with_those_there_are():

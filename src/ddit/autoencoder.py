@@ -7,8 +7,9 @@ it.
 """
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple, Self
+from typing import Any, NamedTuple, Self
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +19,11 @@ from torch import Tensor, nn
 DOWNSAMPLE = 4
 FOLDED_CHANNELS = 3 * DOWNSAMPLE**2
 WEIGHTS_STEM = "diffusion_pytorch_model"
+
+
+def downsample_of(config: Mapping[str, Any]) -> int:
+    """Pixels a latent along a side, by the configuration of a `PatchAutoencoder` or of diffusers' `AutoencoderKL`."""
+    return config.get("downsample") or 2 ** (len(config["block_out_channels"]) - 1)
 
 
 class DiagonalGaussian(NamedTuple):

@@ -4,18 +4,16 @@ A user's mistake gets one line and exit code 1 (2 for wrong usage); DDIT_DEBUG=1
 imported before it is needed, so that `ddit --help` answers at once and a bad path is reported before a model is loaded.
 """
 
-import math
 import os
-import re
 import sys
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Unpack
 
 import typer
 
 import ddit
-from ddit import data_cli, eval_cli, train_cli
+from ddit import chat_cli, data_cli, demo_cli, edit_cli, eval_cli, info_cli, score_cli, serve_cli, train_cli
 from ddit.command import (
     AdapterOption,
     DeviceOption,
@@ -23,22 +21,23 @@ from ddit.command import (
     JsonOption,
     MaskOption,
     ModelOption,
+    PassesOption,
     SeedOption,
+    SheetOption,
     StepsOption,
-    claim,
+    WritingFlags,
+    claim_picture,
     emit,
     load,
-    progress,
+    passes,
+    spread_flags,
 )
+from ddit.draw_command import IMAGE_SUFFIXES, Drawing, DrawingFlags, NumImagesOption, OutputOption
 
 if TYPE_CHECKING:
     from PIL import Image
 
-IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp"}
-COMFORTABLE_SIZE = 256
-
 app = typer.Typer(
-    add_completion=False,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
@@ -92,6 +91,8 @@ def _root(
 train_cli.register(app)
 data_cli.register(app)
 eval_cli.register(app)
+serve_cli.register(app)
+demo_cli.register(app)
 
 
 # --- shared by the verbs ---
@@ -103,78 +104,42 @@ def _read_images(paths: list[Path]) -> "list[Image.Image]":
     return [read_image(path) for path in paths]
 
 
-def _picture_paths(output: Path, prompts: list[str], seed: int) -> list[Path]:
-    """Where the pictures go: the file itself, or `prompt-seed.png` in a folder; made sure that it can be written."""
-    if output.suffix.lower() in IMAGE_SUFFIXES and not output.is_dir():
-        if len(prompts) > 1:
-            raise ValueError(f"'{output}' is one file for {len(prompts)} pictures: give a folder")
-        claim(output.parent)
-        return [output]
-    claim(output)
-    slugs = [re.sub(r"\W+", "-", prompt.lower()).strip("-")[:60] or "picture" for prompt in prompts]
-    return [output / f"{slug}-{seed + i}.png" for i, slug in enumerate(slugs)]
-
-
-def _upscale_factor(image: "Image.Image", upscale: int | None) -> int:
-    return math.ceil(COMFORTABLE_SIZE / max(image.size)) if upscale is None else upscale
+def _options(flags: WritingFlags) -> Any:
+    """The flags as keywords of the pipeline, which checks the values."""
+    return flags
 
 
 # --- the verbs ---
 
 
 @app.command()
+@spread_flags
 def generate(
     prompts: Annotated[list[str], typer.Argument(metavar="PROMPT", help="what to draw, one picture each")],
-    output: Annotated[
-        Path,
-        typer.Option("--output", "-o", help="a folder, or a .png, .jpg or .webp file for a single picture"),
-    ] = Path(),
-    upscale: Annotated[
-        int | None,
-        typer.Option(min=1, help=f"enlarge N times [default: to at least {COMFORTABLE_SIZE} pixels]"),
-    ] = None,
-    num_images: Annotated[int, typer.Option("--num-images", "-n", min=1, help="pictures a prompt")] = 1,
+    output: OutputOption = Path(),
+    num_images: NumImagesOption = 1,
+    best_of: Annotated[
+        int, typer.Option(min=1, help="draw N for each picture, keep the one that the model reads best")
+    ] = 1,
     model: ModelOption = "mini",
     seed: SeedOption = 0,
-    num_steps: StepsOption = None,
-    guidance_scale: Annotated[
-        float | None, typer.Option(help="pull towards the prompt; 1 is none [default: the model's]")
-    ] = None,
-    height: Annotated[
-        int | None, typer.Option(help="pixels, before upscaling [default: the model's]")
-    ] = None,
-    width: Annotated[int | None, typer.Option(help="pixels, before upscaling [default: the model's]")] = None,
-    negative_prompt: Annotated[str | None, typer.Option(help="what guidance leads away from")] = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="pictures drawn at a time")] = 16,
-    adapter: AdapterOption = None,
-    device: DeviceOption = None,
-    dtype: DtypeOption = None,
     as_json: JsonOption = False,
+    **flags: Unpack[DrawingFlags],
 ) -> None:
     """Draw a picture of each PROMPT and print where it is."""
-    from ddit.images import upscale_image
+    drawing = Drawing.of(prompts, output, seed, flags, num_images=num_images)
+    drawing.run(
+        model,
+        lambda pipeline, options: pipeline.generate(drawing.texts, best_of=best_of, **options),
+        as_json=as_json,
+    )
 
-    texts = [prompt for prompt in prompts for _ in range(num_images)]
-    paths = _picture_paths(output, texts, seed)
-    pipeline = load(model, device, dtype, adapter=adapter)
-    with progress("drawing") as step:
-        images = pipeline.generate(
-            texts,
-            seed=seed,
-            num_steps=num_steps,
-            guidance_scale=guidance_scale,
-            height=height,
-            width=width,
-            negative_prompt=negative_prompt,
-            batch_size=batch_size,
-            on_step=step,
-        )
-    for i, (image, path, text) in enumerate(zip(images, paths, texts, strict=True)):
-        upscale_image(image, _upscale_factor(image, upscale)).save(path)
-        emit(as_json, str(path), prompt=text, seed=seed + i, path=str(path))
+
+edit_cli.register(app)
 
 
 @app.command()
+@spread_flags
 def caption(
     images: Annotated[list[Path], typer.Argument(metavar="IMAGE", help="pictures to describe")],
     model: ModelOption = "mini",
@@ -182,23 +147,32 @@ def caption(
     num_steps: StepsOption = None,
     mask_embedding: MaskOption = None,
     adapter: AdapterOption = None,
+    sheet: SheetOption = None,
+    watch: PassesOption = False,
     device: DeviceOption = None,
     dtype: DtypeOption = None,
     as_json: JsonOption = False,
+    **flags: Unpack[WritingFlags],
 ) -> None:
     """Describe each IMAGE.
 
     With several, every line begins with the picture's path and a tab.
     """
+    from ddit.sheets import contact_sheet
+
     pictures = _read_images(images)
+    claim_picture(sheet, IMAGE_SUFFIXES)
     pipeline = load(model, device, dtype, mask_embedding=mask_embedding, adapter=adapter)
-    with progress("reading") as step:
-        texts = pipeline.caption(pictures, seed=seed, num_steps=num_steps, on_step=step)
+    with passes(pipeline, watch) as step:
+        texts = pipeline.caption(pictures, seed=seed, num_steps=num_steps, on_step=step, **_options(flags))
+    if sheet is not None:
+        contact_sheet(pictures, texts).save(sheet)
     for path, text in zip(images, texts, strict=True):
         emit(as_json, text if len(images) == 1 else f"{path}\t{text}", image=str(path), caption=text)
 
 
 @app.command()
+@spread_flags
 def ask(
     image: ImageArgument,
     questions: Annotated[list[str], typer.Argument(metavar="QUESTION", help="one answer each")],
@@ -207,20 +181,25 @@ def ask(
     num_steps: StepsOption = None,
     mask_embedding: MaskOption = None,
     adapter: AdapterOption = None,
+    watch: PassesOption = False,
     device: DeviceOption = None,
     dtype: DtypeOption = None,
     as_json: JsonOption = False,
+    **flags: Unpack[WritingFlags],
 ) -> None:
     """Answer each QUESTION about IMAGE, one line each."""
     picture = _read_images([image])
     pipeline = load(model, device, dtype, mask_embedding=mask_embedding, adapter=adapter)
-    with progress("reading") as step:
-        answers = pipeline.answer(picture, questions, seed=seed, num_steps=num_steps, on_step=step)
+    with passes(pipeline, watch) as step:
+        answers = pipeline.answer(
+            picture, questions, seed=seed, num_steps=num_steps, on_step=step, **_options(flags)
+        )
     for question, text in zip(questions, answers, strict=True):
         emit(as_json, text, image=str(image), question=question, answer=text)
 
 
 @app.command()
+@spread_flags
 def infill(
     image: ImageArgument,
     text: Annotated[str, typer.Argument(help='with blanks: "a ___ dog"; one token each')],
@@ -229,9 +208,11 @@ def infill(
     num_steps: StepsOption = None,
     mask_embedding: MaskOption = None,
     adapter: AdapterOption = None,
+    watch: PassesOption = False,
     device: DeviceOption = None,
     dtype: DtypeOption = None,
     as_json: JsonOption = False,
+    **flags: Unpack[WritingFlags],
 ) -> None:
     """Fill the blanks of a TEXT about IMAGE.
 
@@ -239,9 +220,16 @@ def infill(
     """
     picture = _read_images([image])
     pipeline = load(model, device, dtype, mask_embedding=mask_embedding, adapter=adapter)
-    with progress("reading") as step:
-        filled = pipeline.infill(picture, text, seed=seed, num_steps=num_steps, on_step=step)[0]
+    with passes(pipeline, watch, whole=True) as step:
+        filled = pipeline.infill(
+            picture, text, seed=seed, num_steps=num_steps, on_step=step, **_options(flags)
+        )[0]
     emit(as_json, filled, image=str(image), text=text, filled=filled)
+
+
+score_cli.register(app)
+chat_cli.register(app)
+info_cli.register(app)
 
 
 @app.command()

@@ -1,30 +1,141 @@
 """What the verbs of the command line share: options, loading, progress, output. Imports nothing heavy."""
 
+import inspect
 import json
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any, TypedDict, get_args, get_type_hints
 
 import typer
 
+from ddit import completion
+from ddit.completion import among
+from ddit.live import print_passes
+
 if TYPE_CHECKING:
-    from ddit.pipeline import Pipeline, StepCallback
+    from ddit.batching import Step, StepCallback
+    from ddit.pipeline import Pipeline
+    from ddit.sheets import Film
 
 ModelOption = Annotated[
-    str, typer.Option("--model", "-m", help="mini (packaged), a model folder, or a hub id")
+    str,
+    typer.Option(
+        "--model", "-m", help="mini (packaged), a model folder, or a hub id", autocompletion=completion.models
+    ),
 ]
 SeedOption = Annotated[int, typer.Option(help="of the first sample; the next ones count on from it")]
 StepsOption = Annotated[int | None, typer.Option(min=1, help="sampling steps [default: the model's]")]
-DeviceOption = Annotated[str | None, typer.Option(help="cpu, cuda, ... [default: CUDA if there is one]")]
+DeviceOption = Annotated[
+    str | None,
+    typer.Option(
+        help="cpu, cuda, ... [default: CUDA if there is one]", autocompletion=among(*completion.DEVICES)
+    ),
+]
 DtypeOption = Annotated[
-    str | None, typer.Option(help="float32, bfloat16, float16 [default: bfloat16 on CUDA, float32 elsewhere]")
+    str | None,
+    typer.Option(
+        help="float32, bfloat16, float16 [default: bfloat16 on CUDA, float32 elsewhere]",
+        autocompletion=among(*completion.DTYPES),
+    ),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="print one JSON object a line")]
 MaskOption = Annotated[Path | None, typer.Option(help="file of a trained embedding of T5's mask token")]
+GuidanceOption = Annotated[
+    float | None, typer.Option(help="pull towards the prompt; 1 is none [default: the model's]")
+]
+SamplerOption = Annotated[
+    str | None,
+    typer.Option(
+        help="euler, adams or dpm; or paper, with all its settings [default: the model's]",
+        autocompletion=among(*completion.SAMPLERS),
+    ),
+]
+ShiftOption = Annotated[
+    float | None, typer.Option(help="above 1: more steps near noise [default: the sampler's]")
+]
+ShiftBySizeOption = Annotated[
+    bool | None,
+    typer.Option(
+        "--shift-by-size/--no-shift-by-size", help="shift times the square root of the pixels' ratio"
+    ),
+]
+IntervalOption = Annotated[
+    tuple[float, float] | None,
+    typer.Option(metavar="LOW HIGH", help="times, 0 to 1, between which there is guidance"),
+]
+RescaleOption = Annotated[
+    float | None,
+    typer.Option(help="0 to 1: take back the contrast that guidance adds [default: the sampler's]"),
+]
+Int8Option = Annotated[bool, typer.Option("--int8", help="the text encoder's matrices in 8 bit: less memory")]
+OffloadOption = Annotated[
+    bool,
+    typer.Option("--offload", help="text encoder and autoencoder stay on the CPU but while they are used"),
+]
+SheetOption = Annotated[
+    Path | None, typer.Option(metavar="FILE", help="also write all pictures on one, each above its text")
+]
+FilmOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--watch",
+        metavar="FILE",
+        help="also write the steps of drawing: a strip (.png) or an animation (.gif)",
+    ),
+]
+PassesOption = Annotated[
+    bool, typer.Option("--watch", help="print on stderr what is written after every pass")
+]
+CompileOption = Annotated[bool, typer.Option("--compile", help="minutes at the start, then quicker steps")]
 AdapterOption = Annotated[Path | None, typer.Option(help="folder of LoRA adapters to put on the model")]
+
+
+class WritingFlags(TypedDict, total=False):
+    """The options of every verb that writes: `writing.WritingOptions` and the length; by default the model's own."""
+
+    length: Annotated[int | None, typer.Option(min=1, help="positions written after the prompt")]
+    order: Annotated[
+        str | None,
+        typer.Option(
+            help="which positions a pass writes: random, first-hitting, confidence, margin, threshold or entropy",
+            autocompletion=among(*completion.ORDERS),
+        ),
+    ]
+    temperature: Annotated[
+        float | None, typer.Option(min=0, help="of the draws; 0 takes the likeliest token")
+    ]
+    top_p: Annotated[float | None, typer.Option(help="draw from the fewest tokens with this probability")]
+    threshold: Annotated[float | None, typer.Option(help="probability above which order threshold writes")]
+    entropy_bound: Annotated[
+        float | None, typer.Option(min=0, help="nats that order entropy may take a pass")
+    ]
+    commit_above: Annotated[float | None, typer.Option(help="write all once all are so probable; 1: never")]
+    block_size: Annotated[int | None, typer.Option(min=0, help="write blocks left to right; 0: one block")]
+    text_guidance_scale: Annotated[float | None, typer.Option(min=0, help="away from no picture; 1 is none")]
+    image_refresh: Annotated[
+        int | None, typer.Option(min=0, help="passes that keep the picture's side; 1 is exact, 0: a block")
+    ]
+    text_refresh: Annotated[
+        int | None, typer.Option(min=0, help="passes that keep the text encoder's; 1 is exact, 0: a block")
+    ]
+
+
+def spread_flags(verb: Callable[..., None]) -> Callable[..., None]:
+    """Shows typer the options of a verb's `**flags: Unpack[SomeTypedDict]` one by one; None is their default."""
+    signature = inspect.signature(verb)
+    *own, flags = signature.parameters.values()
+    hints = get_type_hints(get_args(flags.annotation)[0], include_extras=True)
+    spread = [
+        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=hint)
+        for name, hint in hints.items()
+    ]
+    shown: Any = verb
+    shown.__signature__ = signature.replace(parameters=[*own, *spread])
+    shown.__annotations__ = {**{p.name: p.annotation for p in own}, **hints}
+    return verb
 
 
 def load(
@@ -34,8 +145,10 @@ def load(
     *,
     mask_embedding: Path | None = None,
     adapter: Path | None = None,
+    int8: bool = False,
+    offload: bool = False,
 ) -> "Pipeline":
-    """The model of the options --model, --device, --dtype, --mask-embedding and --adapter."""
+    """The model of the options --model, --device, --dtype, --mask-embedding, --adapter, --int8 and --offload."""
     from ddit.devices import find_device, find_dtype, limit_threads
     from ddit.folders import resolve
 
@@ -45,8 +158,9 @@ def load(
     from ddit.pipeline import Pipeline
 
     return Pipeline.from_pretrained(
-        folder, device=found, dtype=torch_dtype, mask_embedding=mask_embedding, adapter=adapter
-    )
+        folder, device=found, dtype=torch_dtype, mask_embedding=mask_embedding, adapter=adapter,
+        text_encoder="int8" if int8 else "whole", offload=offload,
+    )  # fmt: skip
 
 
 @contextmanager
@@ -57,20 +171,50 @@ def progress(what: str) -> Iterator["StepCallback"]:
     with ExitStack() as stack:
         bar: tqdm | None = None
 
-        def step(done: int, total: int, _: object) -> None:
+        def step(now: "Step") -> None:
             nonlocal bar
             if bar is None:
                 bar = stack.enter_context(
-                    tqdm(total=total, desc=what, unit="step", file=sys.stderr, leave=False)
+                    tqdm(total=now.total, desc=what, unit="step", file=sys.stderr, leave=False)
                 )
-            bar.update(done - bar.n)
+            bar.update(now.done - bar.n)
 
         yield step
+
+
+@contextmanager
+def passes(pipeline: "Pipeline", is_watched: bool, *, whole: bool = False) -> Iterator["StepCallback"]:
+    """The progress of reading: a bar, or the texts as they settle, with what was given if whole, on stderr."""
+    if is_watched:
+        prefix = pipeline.style.caption_prefix if whole else None
+        yield print_passes(pipeline.text_codec, sys.stderr, prefix)
+        return
+    with progress("reading") as step:
+        yield step
+
+
+def filmed(film: "Film", pipeline: "Pipeline", step: "StepCallback") -> "StepCallback":
+    """A callback that also keeps the pictures which every step predicts."""
+
+    def both(now: "Step") -> None:
+        step(now)
+        film.add(now.rows, pipeline.decode(now.state.clean))
+
+    return both
 
 
 def emit(as_json: bool, line: str, **values: object) -> None:
     """Prints the line, or with --json the values as one JSON object."""
     typer.echo(json.dumps(values, ensure_ascii=False) if as_json else line)
+
+
+def claim_picture(file: Path | None, suffixes: Collection[str]) -> None:
+    """Checks that a picture of one of these forms can be written there, if one is asked for."""
+    if file is None:
+        return
+    if file.suffix.lower() not in suffixes:
+        raise ValueError(f"'{file}' should end in {' or '.join(sorted(suffixes))}")
+    claim(file.parent)
 
 
 def claim(folder: Path) -> None:

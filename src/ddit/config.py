@@ -166,6 +166,8 @@ class DualRun:
         prompts: the templates, see `ddit.prompts`.
         micro_batch_size: samples a rank holds at once; None: its whole part of the global batch.
         train_mask_embedding: the mask token's embedding row is trained too, and nothing else of the text encoder.
+        compute_dtype: of products and activations over float32 weights; "auto" is bfloat16, on a CPU without quick
+            products in it float32.
         non_finite: a loss or gradient that is not finite stops the run before the step, or skips the step (at most
             `max_skipped` in a row).
     """
@@ -188,7 +190,7 @@ class DualRun:
     micro_batch_size: int | None = None
     max_steps: int = 60_000
     seed: int = 0
-    compute_dtype: Literal["float32", "bfloat16"] = "bfloat16"
+    compute_dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     non_finite: Literal["stop", "skip"] = "stop"
     max_skipped: int = 10
 

@@ -10,7 +10,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ddit import completion
 from ddit.command import JsonOption, claim, emit
+from ddit.completion import among
+from ddit.suggest import near_misses
 
 if TYPE_CHECKING:
     from ddit.data.sources.guess import Hints
@@ -161,11 +164,20 @@ def world(
     form: Annotated[
         str,
         typer.Option(
-            help="scenes (pictures and a line of truth each), json, tar, llava, questions or parquet"
+            help="scenes (pictures and a line of truth each), json, tar, llava, questions or parquet",
+            autocompletion=among(*completion.FORMS),
         ),
     ] = "scenes",
-    preset: Annotated[str, typer.Option(help="how hard: fixed-1, fixed, fixed-3, grid, free")] = "fixed",
-    split: Annotated[str, typer.Option(help="train, val, test, heldout or detector")] = "train",
+    preset: Annotated[
+        str,
+        typer.Option(
+            help="how hard: fixed-1, fixed, fixed-3, grid, free", autocompletion=among(*completion.PRESETS)
+        ),
+    ] = "fixed",
+    split: Annotated[
+        str,
+        typer.Option(help="train, val, test, heldout or detector", autocompletion=among(*completion.SPLITS)),
+    ] = "train",
     num: Annotated[int, typer.Option(min=1, help="number of scenes")] = 16,
     seed: Annotated[int, typer.Option(help="of the world")] = 0,
     upscale: Annotated[int, typer.Option(min=1, help="enlarge N times; the truth's boxes stay in 64 px")] = 1,
@@ -185,7 +197,7 @@ def world(
 
     for name, value, known in (("preset", preset, PRESETS), ("split", split, SPLITS), ("form", form, FORMS)):
         if value not in known:
-            raise ValueError(f"unknown {name} '{value}': use {', '.join(known)}")
+            raise ValueError(f"unknown {name} '{value}': use {', '.join(known)}{near_misses(value, known)}")
     claim(folder)
     scenes = WorldScenes(PRESETS[preset], split, num, seed=seed, upscale=upscale, jpeg=jpeg)
     with tqdm(total=num, desc="drawing", unit="scene", file=sys.stderr, leave=False) as bar:

@@ -42,12 +42,22 @@ class TimeEmbed(nn.Module):
         return self.timestep_embedder(t)
 
 
+def is_meta() -> bool:
+    """Whether what is made here has no data, so that nothing need be computed.
+
+    Arithmetic on the meta device imports torch's decompositions and its compiler, at the start of every command.
+    """
+    return torch.get_default_device().type == "meta"
+
+
 def sincos_positions(dim: int, table_size: int, base_size: int) -> Tensor:
     """Two-dimensional sin-cos position table of SD3, (1, table_size**2, dim), float32.
 
     The first half of the channels encodes the column, the second the row; `base_size` tokens span the
     unit-spaced grid.
     """
+    if is_meta():
+        return torch.empty(1, table_size**2, dim)
     coordinates = torch.arange(table_size, dtype=torch.float64) * base_size / table_size
     frequencies = 10000.0 ** (-torch.arange(dim // 4, dtype=torch.float64) / (dim // 4))
     angles = coordinates[:, None] * frequencies  # (table_size, dim / 4)

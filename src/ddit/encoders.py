@@ -9,6 +9,7 @@ import hashlib
 import json
 import re
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,29 +19,35 @@ from torch import Tensor, nn
 from transformers import AutoTokenizer, PreTrainedTokenizerFast, T5Config, T5EncoderModel
 from transformers.utils import logging as transformers_logging
 
-from ddit.autoencoder import PatchAutoencoder
+from ddit.autoencoder import PatchAutoencoder, downsample_of
+from ddit.offload import visiting
+from ddit.suggest import nearest
 
 if TYPE_CHECKING:
     from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 
 MASK_TOKEN = "<extra_id_0>"
 PUNCTUATION = ",.?"
+LARGEST_WORD_LIST = 4096
+"""Tokens of a vocabulary beyond which they are pieces of words, T5's are 32,100."""
 
 
 class ImageCodec:
     """Pixels (B, 3, H, W) in [-1, 1] <-> latents (B, channels, H/downsample, W/downsample), about N(0, 1).
 
-    Wraps an `AutoencoderKL` or a `PatchAutoencoder`. `(z - shift_factor) * scaling_factor` is applied here,
+    Wraps an `AutoencoderKL` or a `PatchAutoencoder`. `visits` is the device where the weights are while they are used,
+    if they are to stay elsewhere. `(z - shift_factor) * scaling_factor` is applied here,
     as Stable Diffusion 3 does; a configuration without a shift means 0.
     """
 
     def __init__(self, autoencoder: "AutoencoderKL | PatchAutoencoder"):
         self.autoencoder: Any = autoencoder.eval().requires_grad_(False)
+        self.visits: torch.device | None = None
         config = autoencoder.config
         self.channels: int = config["latent_channels"]
         self.scale: float = config["scaling_factor"]
         self.shift: float = config.get("shift_factor") or 0.0
-        self.downsample: int = config.get("downsample") or 2 ** (len(config["block_out_channels"]) - 1)
+        self.downsample: int = downsample_of(config)
 
     @classmethod
     def from_pretrained(
@@ -80,16 +87,21 @@ class ImageCodec:
     def dtype(self) -> torch.dtype:
         return next(self.autoencoder.parameters()).dtype
 
+    def awake(self) -> AbstractContextManager[None]:
+        """Within this context the autoencoder is on the device that it `visits`, if any, else where it is."""
+        return nullcontext() if self.visits is None else visiting(self.autoencoder, self.visits)
+
     def _posterior(self, pixels: Tensor) -> Any:
         height, width = pixels.shape[-2:]
         if height % self.downsample or width % self.downsample:
             raise ValueError(
                 f"height and width must be multiples of {self.downsample}, got {height} x {width}"
             )
-        moved = pixels.to(self.device)
-        if moved.dtype == torch.uint8:
-            moved = moved.float() / 127.5 - 1
-        return self.autoencoder.encode(moved.to(self.dtype)).latent_dist
+        with self.awake():
+            moved = pixels.to(self.device)
+            if moved.dtype == torch.uint8:
+                moved = moved.float() / 127.5 - 1
+            return self.autoencoder.encode(moved.to(self.dtype)).latent_dist
 
     @torch.no_grad()
     def encode(self, pixels: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
@@ -118,16 +130,17 @@ class ImageCodec:
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
         """Pixels (B, 3, H, W), clamped to [-1, 1], of latents (B, channels, H/downsample, W/downsample)."""
-        latents = latents.to(self.device, self.dtype) / self.scale + self.shift
-        return self.autoencoder.decode(latents).sample.clamp(-1.0, 1.0)
+        with self.awake():
+            latents = latents.to(self.device, self.dtype) / self.scale + self.shift
+            return self.autoencoder.decode(latents).sample.clamp(-1.0, 1.0)
 
 
 class TextCodec:
     """Texts <-> token ids, and token ids -> hidden states (B, L, D) of a frozen T5 encoder.
 
-    `vocab_size` is one more than the tokenizer's largest id. Raises ValueError if the tokenizer lacks
-    `<extra_id_0>` (which serves as the mask token) or the end-of-text token, or if the encoder has fewer
-    embeddings than the tokenizer has tokens.
+    `vocab_size` is one more than the tokenizer's largest id, `visits` is as in `ImageCodec`. Raises ValueError if the
+    tokenizer lacks `<extra_id_0>` (which serves as the mask token) or the end-of-text token, or if the encoder has
+    fewer embeddings than the tokenizer has tokens.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerFast, encoder: T5EncoderModel):
@@ -135,6 +148,7 @@ class TextCodec:
         tokenizer.backend_tokenizer.no_truncation()
         tokenizer.backend_tokenizer.no_padding()
         self.encoder = encoder.eval().requires_grad_(False)
+        self.visits: torch.device | None = None
         self._trains_mask = False
         vocabulary = tokenizer.get_vocab()
         if MASK_TOKEN not in vocabulary:
@@ -179,6 +193,11 @@ class TextCodec:
         self.encoder.to(*args, **kwargs)
         return self
 
+    def compile(self) -> None:
+        """Has the encoder's blocks compiled when they first run."""
+        for block in self.encoder.encoder.block:
+            block.forward = torch.compile(block.forward)
+
     @property
     def device(self) -> torch.device:
         return self.encoder.device
@@ -191,6 +210,10 @@ class TextCodec:
     def width(self) -> int:
         """Width of the hidden states, D."""
         return self.encoder.config.d_model
+
+    def awake(self) -> AbstractContextManager[None]:
+        """Within this context the encoder is on the device that it `visits`, if any, else where it is."""
+        return nullcontext() if self.visits is None else visiting(self.encoder, self.visits)
 
     def token_ids(self, text: str) -> list[int]:
         """The ids of a text, without an end-of-text token.
@@ -235,12 +258,20 @@ class TextCodec:
         unknown = self.tokenizer.unk_token_id
         return [word for word in words if unknown in self.token_ids(word)]
 
+    def similar_words(self, word: str) -> list[str]:
+        """Known words that are spelt like it, where the vocabulary is one of whole words; at most two."""
+        vocabulary = self.tokenizer.get_vocab()
+        if len(vocabulary) > LARGEST_WORD_LIST:
+            return []
+        special = set(self.tokenizer.all_special_tokens)
+        return nearest(word, (token.lstrip("▁") for token in vocabulary if token not in special), most=2)
+
     def states(self, input_ids: Tensor) -> Tensor:
         """Hidden states (B, L, D) of ids (B, L); every position attends to every other, padding included.
 
         Without gradients, unless within `embed_mask_as` a vector that has them.
         """
-        with torch.set_grad_enabled(self._trains_mask and torch.is_grad_enabled()):
+        with self.awake(), torch.set_grad_enabled(self._trains_mask and torch.is_grad_enabled()):
             return self.encoder(input_ids=input_ids.to(self.device)).last_hidden_state
 
     @contextlib.contextmanager

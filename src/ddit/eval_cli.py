@@ -5,32 +5,55 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Unpack
 
 import typer
 
+from ddit import completion
 from ddit.command import (
     AdapterOption,
     DeviceOption,
     DtypeOption,
+    GuidanceOption,
+    IntervalOption,
     JsonOption,
     MaskOption,
     ModelOption,
+    RescaleOption,
+    SamplerOption,
     SeedOption,
+    ShiftBySizeOption,
+    ShiftOption,
     StepsOption,
+    WritingFlags,
     claim,
     emit,
     load,
+    spread_flags,
 )
+from ddit.completion import among
+from ddit.suggest import near_misses
 
 if TYPE_CHECKING:
     from ddit.eval.export import WorldSplit
     from ddit.pipeline import Pipeline
 
-WorldOption = Annotated[str, typer.Option("--world", help="preset of the small world: fixed-1 ... free")]
-SplitOption = Annotated[str, typer.Option(help="of the small world: test, heldout, val, train or detector")]
+WorldOption = Annotated[
+    str,
+    typer.Option(
+        "--world",
+        help="preset of the small world: fixed-1 ... free",
+        autocompletion=among(*completion.PRESETS),
+    ),
+]
+SplitOption = Annotated[
+    str,
+    typer.Option(
+        help="of the small world: test, heldout, val, train or detector",
+        autocompletion=among(*completion.SPLITS),
+    ),
+]
 NumOption = Annotated[int, typer.Option(min=1, help="scenes of the small world to ask about")]
 # not --num: torchrun takes that for an abbreviation of an option of its own, and fails
 PromptsOption = Annotated[
@@ -43,7 +66,9 @@ WorldSeedOption = Annotated[int, typer.Option(help="of the small world's scenes 
 TasksArgument = Annotated[
     list[str] | None,
     typer.Argument(
-        metavar="[TASK]...", help="geneval, vqav2, vizwiz, gqa, pope, mme, caption [default: all]"
+        metavar="[TASK]...",
+        help="geneval, vqav2, vizwiz, gqa, pope, mme, caption [default: all]",
+        autocompletion=among(*completion.TASKS),
     ),
 ]
 DataOption = Annotated[
@@ -58,21 +83,16 @@ OutOption = Annotated[Path, typer.Option("--out", "-o", help="gets a folder a ta
 LimitOption = Annotated[
     int | None, typer.Option(min=1, help="so many prompts, questions or captions a task, for a quick look")
 ]
-GuidanceOption = Annotated[float | None, typer.Option(help="of drawing; 1 is none [default: the model's]")]
 TextStepsOption = Annotated[
     int | None, typer.Option(min=1, help="of answers and captions [default: the model's]")
 ]
-OrderOption = Annotated[
-    str | None, typer.Option(help="of writing: random or confidence [default: the model's]")
-]
-TemperatureOption = Annotated[float | None, typer.Option(min=0, help="of writing [default: the model's]")]
 SizeOption = Annotated[
     int | None, typer.Option(min=1, help="pixels a side, drawn and read [default: the model's]")
 ]
 
 
 def register(app: typer.Typer) -> None:
-    app.command(name="eval")(evaluate)
+    app.command(name="eval")(spread_flags(evaluate))
     app.command(name="eval-data")(eval_data)
 
 
@@ -82,13 +102,18 @@ def _world(preset: str, split: str, num: int, num_prompts: int, seed: int, scale
 
     for name, value, known in (("preset", preset, PRESETS), ("split", split, SPLITS)):
         if value not in known:
-            raise ValueError(f"unknown {name} '{value}': use {', '.join(known)}")
+            raise ValueError(f"unknown {name} '{value}': use {', '.join(known)}{near_misses(value, known)}")
     return WorldSplit(enlarge(PRESETS[preset], scale), split, num, num_prompts, seed)
 
 
 def eval_data(
     folder: Annotated[Path, typer.Argument(help="gets images/ and one folder a benchmark")],
-    preset: Annotated[str, typer.Option(help="how hard: fixed-1, fixed, fixed-3, grid, free")] = "fixed",
+    preset: Annotated[
+        str,
+        typer.Option(
+            help="how hard: fixed-1, fixed, fixed-3, grid, free", autocompletion=among(*completion.PRESETS)
+        ),
+    ] = "fixed",
     split: SplitOption = "test",
     num_scenes: NumOption = 300,
     num_prompts: PromptsOption = 92,
@@ -125,9 +150,12 @@ def evaluate(
     seed: SeedOption = 0,
     num_steps: StepsOption = None,
     guidance_scale: GuidanceOption = None,
+    sampler: SamplerOption = None,
+    shift: ShiftOption = None,
+    shift_by_size: ShiftBySizeOption = None,
+    guidance_interval: IntervalOption = None,
+    guidance_rescale: RescaleOption = None,
     text_steps: TextStepsOption = None,
-    order: OrderOption = None,
-    temperature: TemperatureOption = None,
     size: SizeOption = None,
     num_samples: Annotated[int, typer.Option(min=1, help="pictures a prompt")] = 4,
     grid: Annotated[
@@ -145,6 +173,7 @@ def evaluate(
     device: DeviceOption = None,
     dtype: DtypeOption = None,
     as_json: JsonOption = False,
+    **flags: Unpack[WritingFlags],
 ) -> None:
     """Run benchmarks and print their table; predictions and summaries go to --out.
 
@@ -152,23 +181,26 @@ def evaluate(
     """
     from ddit.eval.run import TASKS, Decoding, EvalSettings, Source
     from ddit.eval.run import evaluate as run
+    from ddit.flow import DrawConfig
 
     chosen = list(dict.fromkeys(tasks or TASKS))
     scenes = _world(world, split, num_scenes, num_prompts, world_seed, world_scale)
     source = Source(data, scenes, images, metadata)
     source.check(chosen)
     claim(out)
-    decoded: dict[str, Any] = {
-        "num_steps": num_steps, "guidance_scale": guidance_scale, "text_steps": text_steps, "order": order,
-        "temperature": temperature, "size": size,
+    drawing: dict[str, Any] = {
+        "sampler": sampler, "num_steps": num_steps, "guidance_scale": guidance_scale, "shift": shift,
+        "shift_by_size": shift_by_size, "guidance_interval": guidance_interval, "guidance_rescale": guidance_rescale,
     }  # fmt: skip
+    DrawConfig().but(**drawing)  # faults, before a model is loaded
+    decoded: dict[str, Any] = {"text_steps": text_steps, "size": size, **flags}
     settings = EvalSettings(seed, limit, batch_size, num_samples, grid)
     with _ranks() as ranks, _bars(is_quiet=not ranks.is_first) as advance:
         pipeline = load(model, _own_device(device), dtype, mask_embedding=mask_embedding, adapter=adapter)
-        decoding = Decoding.of(pipeline, **decoded)
+        decoding = Decoding.of(pipeline, pipeline.settings.but(**drawing), **decoded)
         about = _about(model, pipeline, adapter, mask_embedding) if ranks.is_first else {}
         if ranks.is_first and not as_json:
-            _print_head(about, asdict(decoding), seed)
+            _print_head(about, decoding.to_json(), seed)
         for summary in run(
             pipeline, chosen, source, out,
             decoding=decoding, settings=settings, about=about, ranks=ranks, advance=advance,

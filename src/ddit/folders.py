@@ -10,15 +10,19 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, fields, replace
 from importlib import resources
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError
 from torch import nn
 
+from ddit.flow import DrawConfig
 from ddit.model import DualDiT
 from ddit.stored import StoredTensors, check_names, find_variant, list_names, read_json
+from ddit.strict import build
+from ddit.suggest import near_misses
 from ddit.weights import TRANSFORMER_STEM, from_sd3, load_transformer, save_transformer
+from ddit.writing import Writing
 
 if TYPE_CHECKING:  # transformers and diffusers take seconds to import
     from ddit.encoders import ImageCodec, TextCodec
@@ -28,44 +32,44 @@ SETTINGS_FILE = "ddit.json"
 
 
 @dataclass(frozen=True)
-class ModelSettings:
+class ModelSettings(DrawConfig):
     """How a model is to be used, saved beside it as `ddit.json`; the defaults are the published ones.
+
+    Its way of drawing is `flow.DrawConfig`'s, key by key.
 
     Attributes:
         prompt_style: fields of `prompts.PromptStyle`; those left out are the published ones.
         image_size: side of the pictures it was trained on, in pixels.
         prompt_length: tokens of a prompt that is drawn.
         text_length: tokens of a caption, or of a question with its answer.
-        num_steps, guidance_scale, shift: of drawing, see `flow.sample_latents`.
         caption_steps, answer_steps: of writing; filling in takes caption_steps.
-        text_order, temperature: of writing, see `masked.sample_text`.
+        caption_length, answer_length: positions that are written after the prompt; None fills up text_length.
+        writing: how it is written; files of earlier versions have `text_order` and `temperature` in its place.
     """
 
     prompt_style: dict[str, str | int] = field(default_factory=dict)
     image_size: int = 512
     prompt_length: int = 256
     text_length: int = 128
-    num_steps: int = 28
-    guidance_scale: float = 7.0
-    shift: float = 3.0
     caption_steps: int = 64
     answer_steps: int = 16
-    text_order: Literal["random", "confidence"] = "random"
-    temperature: float = 1.0
+    caption_length: int | None = None
+    answer_length: int | None = None
+    writing: Writing = field(default_factory=Writing)
 
     def __post_init__(self) -> None:
-        counts = ("image_size", "prompt_length", "text_length", "num_steps", "caption_steps", "answer_steps")
-        for name in counts:
+        counts = ["image_size", "prompt_length", "text_length", "num_steps", "caption_steps", "answer_steps"]
+        lengths = ("caption_length", "answer_length")
+        for name in [*counts, *(name for name in lengths if getattr(self, name) is not None)]:
             if not isinstance(getattr(self, name), int) or getattr(self, name) < 1:
                 raise ValueError(f"{name} must be a whole number of at least 1, got {getattr(self, name)!r}")
-        if self.text_order not in ("random", "confidence"):
-            raise ValueError(f"text_order must be 'random' or 'confidence', got {self.text_order!r}")
+        super().__post_init__()
 
 
-def resolve(name_or_path: str | os.PathLike[str]) -> Path:
+def resolve(name_or_path: str | os.PathLike[str], *, only_stored: bool = False) -> Path:
     """The local folder of a model: "mini" (packaged), a folder, or a hub id, which is downloaded once.
 
-    A folder that is called mini is "./mini", or a `Path`.
+    A folder that is called mini is "./mini", or a `Path`. With `only_stored` nothing is downloaded.
 
     Raises:
         ValueError: one line, if it is none of these.
@@ -81,25 +85,38 @@ def resolve(name_or_path: str | os.PathLike[str]) -> Path:
     if Path(name).is_file():
         raise ValueError(f"'{name}' is a file: a model is a folder in the diffusers layout")
     if not re.fullmatch(r"[\w-]+[\w.-]*/[\w.-]+", name, flags=re.ASCII):
-        raise ValueError(f"unknown model '{name}': not a folder, not 'mini', and not a hub id (owner/name)")
-    return _download(name)
+        reason = "not a hub id (owner/name)"
+        raise ValueError(
+            f"unknown model '{name}': not a folder, not 'mini', and {reason}{_near_models(name)}"
+        )
+    return _download(name, only_stored=only_stored)
 
 
-def _download(name: str) -> Path:
+def _near_models(name: str) -> str:
+    """The packaged model and the folders beside the path, as far as their names are like it."""
+    above = Path(name).parent
+    try:
+        beside = [str(path) for path in above.iterdir() if (path / "transformer").is_dir()]
+    except OSError:
+        beside = []
+    return near_misses(name, ["mini", *beside])
+
+
+def _download(name: str, *, only_stored: bool) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
 
     try:
-        return Path(snapshot_download(name, allow_patterns=HUB_PATTERNS))
+        return Path(snapshot_download(name, allow_patterns=HUB_PATTERNS, local_files_only=only_stored))
     except LocalEntryNotFoundError:
-        reason = "the hub cannot be reached"
+        reason = "it has not been downloaded" if only_stored else "the hub cannot be reached"
     except RepositoryNotFoundError:
         reason = "the hub has no such repository, or it needs a login"
     except HfHubHTTPError as error:
         reason = f"the hub refuses it ({str(error).splitlines()[0]})"
     except OSError as error:
         reason = f"the download failed ({str(error).splitlines()[0]})"
-    raise ValueError(f"unknown model '{name}': not a folder, not 'mini', and {reason}")
+    raise ValueError(f"unknown model '{name}': not a folder, not 'mini', and {reason}{_near_models(name)}")
 
 
 class ModelParts(NamedTuple):
@@ -111,8 +128,16 @@ class ModelParts(NamedTuple):
     settings: ModelSettings
 
 
-def load_parts(folder: Path, *, dtype: torch.dtype, device: torch.device | str = "cpu") -> ModelParts:
+def load_parts(
+    folder: Path,
+    *,
+    dtype: torch.dtype,
+    device: torch.device | str = "cpu",
+    codec_device: torch.device | str | None = None,
+) -> ModelParts:
     """Everything in a model folder: ours, a published checkpoint's, or SD3's (then see `from_sd3`; seed 0).
+
+    codec_device: of the autoencoder and the text encoder, if it is another.
 
     Raises:
         ValueError: in one line, if a part is missing, incomplete or broken.
@@ -121,17 +146,24 @@ def load_parts(folder: Path, *, dtype: torch.dtype, device: torch.device | str =
         raise ValueError(f"'{folder}' is not a model folder: it has no transformer/")
     is_sd3 = is_sd3_folder(folder)
     transformer = None if is_sd3 else load_transformer(folder / "transformer", dtype=dtype, device=device)
-    image_codec = load_image_codec(folder, dtype=dtype, device=device)
-    text_codec = load_text_codec(folder, dtype=dtype, device=device)
+    codec_device = codec_device or device
+    image_codec = load_image_codec(folder, dtype=dtype, device=codec_device)
+    text_codec = load_text_codec(folder, dtype=dtype, device=codec_device)
     if transformer is None:
         generator, vocab_size = torch.Generator().manual_seed(0), text_codec.vocab_size
         start = from_sd3(folder, vocab_size=vocab_size, generator=generator, dtype=dtype, device=device)
         transformer = start.transformer
-    settings = load_settings(folder)
-    if not (folder / SETTINGS_FILE).is_file():
-        largest = transformer.config.sample_size * image_codec.downsample
-        settings = replace(settings, image_size=largest if is_sd3 else min(largest, settings.image_size))
+    settings = settings_for(folder, transformer.config.sample_size * image_codec.downsample)
     return ModelParts(transformer, image_codec, text_codec, settings)
+
+
+def settings_for(folder: Path, trained_size: int) -> ModelSettings:
+    """`load_settings`; without a `ddit.json` the pictures' size is bounded by `trained_size`, or is that, if SD3's."""
+    settings = load_settings(folder)
+    if (folder / SETTINGS_FILE).is_file():
+        return settings
+    is_sd3 = is_sd3_folder(folder)
+    return replace(settings, image_size=trained_size if is_sd3 else min(trained_size, settings.image_size))
 
 
 def is_sd3_folder(folder: Path) -> bool:
@@ -210,10 +242,17 @@ def load_settings(folder: Path) -> ModelSettings:
         shift = read_json(scheduler).get("shift", 3.0) if scheduler.is_file() else 3.0
         return replace(ModelSettings(), shift=float(shift))
     values = read_json(path)
+    earlier = {"text_order": "order", "temperature": "temperature"}
+    writing = {new: values.pop(old) for old, new in earlier.items() if old in values}
+    writing |= values.pop("writing", {})
     unknown = sorted(set(values) - {item.name for item in fields(ModelSettings)})
     if unknown:
-        raise ValueError(f"'{path}': unknown key {list_names(unknown)}")
-    return ModelSettings(**values)
+        near = near_misses(unknown[0], [item.name for item in fields(ModelSettings)])
+        raise ValueError(f"'{path}': unknown key {list_names(unknown)}{near}")
+    try:
+        return ModelSettings(**values, writing=build(Writing, writing, "writing"))
+    except ValueError as error:
+        raise ValueError(f"'{path}': {error}") from None
 
 
 def save_pipeline(
@@ -234,6 +273,8 @@ def save_pipeline(
     Raises:
         ValueError: if the folder exists and holds something else.
     """
+    if next((True for t in text_codec.encoder.state_dict().values() if t.dtype == torch.int8), False):
+        raise ValueError("a text encoder in 8 bit is for use, not for saving: load the model without int8")
     folder = Path(folder).absolute()
     is_free = not folder.exists() or (folder.is_dir() and not any(folder.iterdir()))
     if not is_free and not (folder / "model_index.json").is_file():

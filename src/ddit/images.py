@@ -7,10 +7,13 @@ import os
 import struct
 import warnings
 import zlib
+from collections.abc import Callable, Sequence
 from typing import IO, TYPE_CHECKING
 
 import numpy as np
 from PIL import Image, ImageOps
+
+from ddit.suggest import near_misses
 
 if TYPE_CHECKING:  # torch takes seconds to import, and a bad picture should be reported at once
     from torch import Tensor
@@ -36,31 +39,61 @@ def read_image(source: ImageSource) -> Image.Image:
         ValueError: one line; the file is missing, is no picture of a known format, is broken, or is larger
             than 16,384 pixels a side or 64 million in all (seen in the header, before anything is decoded).
     """
+    return _read(source, _to_rgb, "the image")
+
+
+def read_mask(source: ImageSource) -> Image.Image:
+    """Reads a mask as 8-bit grey of 0 and 255 alone: what is lighter than half is 255, what is transparent is 0.
+
+    Arguments and errors as in `read_image`.
+    """
+    return _read(source, _to_mask, "the mask")
+
+
+def image_sources(images: ImageSource | Sequence[ImageSource], what: str = "images") -> list[ImageSource]:
+    """One picture or many as a list. Raises ValueError if there is none."""
+    sources = [images] if isinstance(images, str | os.PathLike | bytes | Image.Image) else list(images)
+    if not sources:
+        raise ValueError(f"no {what} given")
+    return sources
+
+
+def _read(source: ImageSource, convert: Callable[[Image.Image], Image.Image], name: str) -> Image.Image:
     if isinstance(source, Image.Image):
-        _check_size(source.size, "the image")
-        return _to_rgb(source)
+        _check_size(source.size, name)
+        return convert(source)
     if isinstance(source, bytes):
-        return _decode(io.BytesIO(source), "the image")
+        return _decode(io.BytesIO(source), convert, name)
     path = os.fspath(source)
     if os.path.isdir(path):
         raise ValueError(f"'{path}' is a folder, not an image")
     try:
         with open(path, "rb") as file:
-            return _decode(file, f"'{path}'")
+            return _decode(file, convert, f"'{path}'")
     except FileNotFoundError:
-        raise ValueError(f"no such image: '{path}'") from None
+        raise ValueError(f"no such image: '{path}'{_near_files(path)}") from None
     except PermissionError:
         raise ValueError(f"'{path}' cannot be read: permission denied") from None
 
 
-def _decode(file: IO[bytes], name: str) -> Image.Image:
+def _near_files(path: str) -> str:
+    """The files of the same folder whose names are like it."""
+    folder, name = os.path.split(path)
+    try:
+        names = [entry.name for entry in os.scandir(folder or ".") if entry.is_file()]
+    except OSError:
+        return ""
+    return near_misses(name, names)
+
+
+def _decode(file: IO[bytes], convert: Callable[[Image.Image], Image.Image], name: str) -> Image.Image:
     Image.init()
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of odd metadata, and of sizes that are refused below
             with Image.open(file, formats=[known for known in FORMATS if known in Image.OPEN]) as image:
                 _check_size(image.size, name)
-                return _to_rgb(image)
+                return convert(image)
     except Image.DecompressionBombError:
         raise ImageTooLarge(f"{name} {_too_large()}") from None
     except Image.UnidentifiedImageError:
@@ -118,6 +151,16 @@ def _to_rgb(image: Image.Image) -> Image.Image:
         white = Image.new("RGBA", image.size, "white")
         return Image.alpha_composite(white, image).convert("RGB")
     return image.convert("RGB")
+
+
+def _to_mask(image: Image.Image) -> Image.Image:
+    image = ImageOps.exif_transpose(image)
+    if image.mode.startswith("I") or image.mode == "F":
+        image = Image.fromarray(_to_8_bit(np.asarray(image)))
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "black"), image)
+    return image.convert("L").point([0] * 128 + [255] * 128)
 
 
 def _to_8_bit(values: np.ndarray) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""The text process: absorbing-state masked diffusion (MDLM). Time, masking, NELBO, posterior, sampler.
+"""The text process: absorbing-state masked diffusion (MDLM). Time, masking, NELBO, posterior, sampler, guidance.
 
 t in [0, 1]; t = 1 is all masked. At time t each token of the answer is masked independently with probability
 (1 - eps) t. The text stream sees no time: what is masked tells it. SUBS parameterisation: the mask token is never
@@ -17,12 +17,30 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ddit.unmasking import Rule, all_sure, answer_blocks, choose_positions, draw, nucleus, sureness
+
 MASK_EPS = 1e-3
 FINAL_TIME = 1e-5
 
 LogitsFn = Callable[[Tensor, Tensor, Tensor], Tensor]
-StepCallback = Callable[[int, int, Tensor], None]
-Order = Literal["random", "confidence"]
+
+
+class WriteState(NamedTuple):
+    """What writing has come to after a pass, (B, L) each.
+
+    ids: mask tokens where nothing is written yet.
+    answer_mask: bool, what is written or to be written; the rest is given.
+    confidence: float32, the probability of a token when it was written; 1 where it is given or follows the end of the
+        text, 0 where nothing is written.
+    """
+
+    ids: Tensor
+    answer_mask: Tensor
+    confidence: Tensor
+
+
+StepCallback = Callable[[int, int, WriteState], None]
+"""Called after every pass with (passes done, the most that are taken, state)."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +58,7 @@ class MaskedConfig:
 
 
 class TextSample(NamedTuple):
-    """What `sample_text` returns: ids (B, L) without mask tokens, and forward passes a sample took, (B,)."""
+    """What `sample_text` returns: ids (B, L) without mask tokens, and passes (predictions) a sample took, (B,)."""
 
     ids: Tensor
     num_passes: Tensor
@@ -144,11 +162,35 @@ def masked_token_nll(
     return torch.zeros(input_ids.shape, device=nll.device).masked_scatter(at, nll)
 
 
-def posterior(p_x0: Tensor, t: float, s: float, mask_token_id: int) -> Tensor:
-    """Unnormalised q(x_s | x_t, x_0 ~ p_x0), (..., V) -> (..., V): token v with p(v) (t - s), still masked with s."""
-    q_xs = p_x0 * (t - s)
+def posterior(p_x0: Tensor, t: float | Tensor, s: float | Tensor, mask_token_id: int) -> Tensor:
+    """Unnormalised q(x_s | x_t, x_0 ~ p_x0), (..., V) -> (..., V): token v with p(v) (t - s), still masked with s.
+
+    t, s: one for all, or one a distribution (...).
+    """
+    lapse = t - s
+    q_xs = p_x0 * (lapse[..., None] if isinstance(lapse, Tensor) else lapse)
     q_xs[..., mask_token_id] = s
     return q_xs
+
+
+def guided_logits(logits_fn: LogitsFn, null_logits_fn: LogitsFn, guidance_scale: float) -> LogitsFn:
+    """Guidance against the null image: log p + (g - 1) (log p - log p_null), up to a constant a position.
+
+    A scale of 1 is `logits_fn` itself, and the null image is never asked; otherwise a pass is two forwards.
+
+    Raises:
+        ValueError: on a negative scale.
+    """
+    if not 0 <= guidance_scale < math.inf:
+        raise ValueError(f"text_guidance_scale must be at least 0 and finite, got {guidance_scale}")
+    if guidance_scale == 1:
+        return logits_fn
+
+    def guided(noisy_ids: Tensor, at: Tensor, rows: Tensor) -> Tensor:
+        logits = logits_fn(noisy_ids, at, rows).float()
+        return logits + (guidance_scale - 1) * (logits - null_logits_fn(noisy_ids, at, rows).float())
+
+    return guided
 
 
 def sample_text(
@@ -160,61 +202,49 @@ def sample_text(
     mask_token_id: int,
     eos_token_id: int | None = None,
     banned_ids: Sequence[int] = (),
-    order: Order = "random",
-    temperature: float = 1.0,
+    rule: Rule | None = None,
     generators: Sequence[torch.Generator] | None = None,
     on_step: StepCallback | None = None,
 ) -> TextSample:
     """Fills the answer positions, from all masked to none; each sample has its own state and its own randomness.
 
-    A sample's prediction is reused while nothing in it changed, and a batch gives what single calls give.
+    A sample's prediction is reused while nothing in it changed, and a batch gives what single calls give. A finished
+    sample takes no more passes.
 
     Args:
         input_ids: (B, L); positions outside `answer_mask` are pinned and never change.
         answer_mask: (B, L) bool; True is ours to fill.
-        num_steps: N equal steps from t = 1 to 1e-5, then a pass that takes the argmax of what is still masked.
+        num_steps: N, the most passes a sample takes ("random" and "first-hitting" may take one more, see there).
         eos_token_id: where everything before a sample's first end-of-text token is written, the rest is filled
             with it. None switches this off.
         banned_ids: tokens never written, beside the mask token.
-        order: "random" is ancestral sampling, as published; "confidence" writes the surest positions first, the
-            same number in every step.
-        temperature: of the draws; 0 takes the most likely token.
+        rule: which positions a pass writes, and how their tokens are drawn; by default the published sampling.
         generators: one a sample, on the device of the logits or the CPU; None: the default generator.
+
+    Raises:
+        ValueError: if num_steps is less than 1.
     """
     if num_steps < 1:
         raise ValueError(f"num_steps must be at least 1, got {num_steps}")
-    if temperature < 0:
-        raise ValueError(f"temperature must not be negative, got {temperature}")
     sampler = _TextSampler(
         logits_fn,
         input_ids,
         answer_mask,
         mask_token_id,
         eos_token_id,
-        tuple(banned_ids),
-        temperature,
+        list(banned_ids),
+        rule or Rule(),
         generators,
     )
-    times = torch.linspace(1.0, FINAL_TIME, num_steps + 1).tolist()
-    for step in range(num_steps):
-        sampler.predict()
-        for row in sampler.unfinished():
-            if order == "random":
-                sampler.write_ancestral(row, times[step], times[step + 1])
-            else:
-                sampler.write_surest(row, steps_left=num_steps - step)
-        sampler.stop_at_end_of_text()
-        if on_step is not None:
-            on_step(step + 1, num_steps, sampler.ids)
-    sampler.predict()
-    for row in sampler.unfinished():
-        sampler.write_most_likely(row)
-    sampler.stop_at_end_of_text()
+    if sampler.rule.order == "random":
+        sampler.write_ancestrally(num_steps, on_step)
+    else:
+        sampler.write_in_passes(num_steps, on_step)
     return TextSample(sampler.ids, sampler.num_passes)
 
 
 class _TextSampler:
-    """State of `sample_text`: the ids, and of each unfinished sample the distribution at its masked positions."""
+    """State of `sample_text`: the ids and, for ancestral sampling, predictions that are still good."""
 
     def __init__(
         self,
@@ -223,87 +253,159 @@ class _TextSampler:
         answer_mask: Tensor,
         mask_token_id: int,
         eos_token_id: int | None,
-        banned_ids: tuple[int, ...],
-        temperature: float,
+        banned_ids: list[int],
+        rule: Rule,
         generators: Sequence[torch.Generator] | None,
     ) -> None:
         self.logits_fn, self.answer_mask = logits_fn, answer_mask
-        self.mask_token_id, self.eos_token_id, self.banned_ids = mask_token_id, eos_token_id, list(banned_ids)
-        self.temperature, self.generators = temperature, generators
+        self.mask_token_id, self.eos_token_id, self.banned_ids = mask_token_id, eos_token_id, banned_ids
+        self.rule, self.generators = rule, generators
         self.ids = torch.where(answer_mask, mask_token_id, input_ids)
+        self.confidence = (~answer_mask).float()  # (B, L)
         self.num_passes = torch.zeros(len(input_ids), dtype=torch.long)
-        self.probs: list[Tensor | None] = [None] * len(
-            input_ids
-        )  # (masked positions, V), or None: to predict
+        self.blocks = answer_blocks(answer_mask, rule.block_size)  # (B, L)
+        self.probs: dict[int, Tensor] = {}  # row -> (masked positions, V), until the row changes
 
     def _at(self) -> Tensor:
         return (self.ids == self.mask_token_id) & self.answer_mask  # (B, L)
 
-    def unfinished(self) -> list[int]:
+    @property
+    def state(self) -> WriteState:
+        return WriteState(self.ids.clone(), self.answer_mask, self.confidence.clone())
+
+    def _unfinished(self) -> list[int]:
         return self._at().any(1).nonzero().flatten().tolist()
 
-    def predict(self) -> None:
-        """Fresh distributions for the unfinished samples that changed since their last pass."""
-        stale = [row for row in self.unfinished() if self.probs[row] is None]
-        if not stale:
-            return
-        rows = torch.tensor(stale, device=self.ids.device)
-        at = self._at()[rows]
+    def _predict(self, rows: Tensor, at: Tensor) -> Tensor:
+        """A pass of the samples `rows` (b,): distributions (M, V) at their masked positions `at` (b, L)."""
         logits = self.logits_fn(self.ids[rows], at, rows).float()
         logits[:, self.banned_ids] = -math.inf
-        if self.temperature not in (0, 1):
-            logits = logits / self.temperature
-        probs = subs_log_probs(logits, self.mask_token_id).exp()
-        for row, part in zip(stale, probs.split(at.sum(1).tolist()), strict=True):
-            self.probs[row] = part
-            self.num_passes[row] += 1
+        if self.rule.temperature not in (0, 1):
+            logits = logits / self.rule.temperature
+        self.num_passes[rows.cpu()] += 1
+        return subs_log_probs(logits, self.mask_token_id).exp()
 
-    def _draw(self, weights: Tensor, row: int) -> Tensor:
+    def _uniform(self, row: int, count: int, dtype: torch.dtype = torch.float32) -> Tensor:
+        """Random numbers (count,) in [0, 1) of a sample's own generator."""
         generator = self.generators[row] if self.generators is not None else None
-        if generator is not None:
-            weights = weights.to(generator.device)
-        return torch.multinomial(weights, 1, generator=generator).flatten().to(self.ids.device)
+        device = generator.device if generator is not None else "cpu"
+        return torch.rand(count, generator=generator, device=device, dtype=dtype).to(self.ids.device)
 
-    def _write(self, row: int, positions: Tensor, tokens: Tensor) -> None:
-        self.ids[row, positions] = tokens
-        if (tokens != self.mask_token_id).any():
-            self.probs[row] = None
-
-    def _masked_positions(self, row: int) -> Tensor:
-        return self._at()[row].nonzero().flatten()
-
-    def _tokens(self, row: int, probs: Tensor) -> Tensor:
-        return probs.argmax(-1) if self.temperature == 0 else self._draw(probs, row)
-
-    def write_ancestral(self, row: int, t: float, s: float) -> None:
-        probs = self._row_probs(row)
-        if self.temperature == 0:
-            probs = F.one_hot(probs.argmax(-1), probs.shape[-1]).to(probs)
-        self._write(
-            row, self._masked_positions(row), self._draw(posterior(probs, t, s, self.mask_token_id), row)
-        )
-
-    def write_surest(self, row: int, steps_left: int) -> None:
-        probs, positions = self._row_probs(row), self._masked_positions(row)
-        tokens = self._tokens(row, probs)
-        confidence = probs.gather(1, tokens[:, None]).flatten()
-        chosen = confidence.topk(math.ceil(len(positions) / steps_left)).indices
-        self._write(row, positions[chosen], tokens[chosen])
-
-    def write_most_likely(self, row: int) -> None:
-        self._write(row, self._masked_positions(row), self._row_probs(row).argmax(-1))
-
-    def _row_probs(self, row: int) -> Tensor:
-        probs = self.probs[row]
-        assert probs is not None, "predict() comes first"
-        return probs
-
-    def stop_at_end_of_text(self) -> None:
-        """Fills what is masked after a first end-of-text token before which nothing is masked."""
+    def _stop_at_end_of_text(self) -> None:
+        """Fills what is masked after an answer's first end-of-text token before which nothing is masked."""
         if self.eos_token_id is None:
             return
         at = self._at()
-        written_before = (self.ids == self.eos_token_id).cumsum(1) > 0  # at or after the first end of text
+        is_end = (
+            self.ids == self.eos_token_id
+        ) & self.answer_mask  # not one that is given, as after an earlier turn
+        written_before = is_end.cumsum(1) > 0
         masked_before = (at & ~written_before).any(1)
         fill = at & written_before & ~masked_before[:, None]
         self.ids = torch.where(fill, self.eos_token_id, self.ids)
+        self.confidence = torch.where(fill, 1.0, self.confidence)
+
+    # --- a pass writes what a rule chooses ---
+
+    def write_in_passes(self, num_steps: int, on_step: StepCallback | None) -> None:
+        hits = self._hitting_steps(num_steps) if self.rule.order == "first-hitting" else None
+        done = 0
+        while self._at().any():
+            self._write_pass(max(num_steps - done, 1), hits, num_steps)
+            self._stop_at_end_of_text()
+            done += 1
+            if on_step is not None and done < num_steps:
+                on_step(done, num_steps, self.state)
+        if on_step is not None:
+            on_step(num_steps, num_steps, self.state)
+
+    def _write_pass(self, steps_left: int, hits: Tensor | None, num_steps: int) -> None:
+        at = self._at()
+        rows = at.any(1).nonzero().flatten()
+        at = at[rows]
+        probs, counts = self._predict(rows, at), at.sum(1)
+        tokens = best = probs.argmax(-1)
+        if self.rule.temperature != 0:
+            drawn = zip(rows.tolist(), counts.tolist(), strict=True)
+            uniform = torch.cat([self._uniform(row, count) for row, count in drawn])
+            tokens = draw(nucleus(probs, self.rule.top_p), uniform)
+        if hits is not None:
+            step = torch.where(at, hits[rows], num_steps + 1)
+            chosen = at & (step == step.amin(1, keepdim=True))
+            tokens = torch.where(step[at] == num_steps, best, tokens)  # left over by the last step
+        else:
+            sure = sureness(self.rule.order, probs, tokens)
+            least = (counts + steps_left - 1) // steps_left
+            chosen = choose_positions(self.rule, sure, at, self.blocks[rows], least)
+        chosen |= at & all_sure(probs, at, self.rule.commit_above)[:, None]
+        ids = self.ids[rows]
+        self.ids[rows] = torch.where(chosen, ids.masked_scatter(at, tokens), ids)
+        confidence = self.confidence[rows]
+        sure = confidence.masked_scatter(at, probs.gather(1, tokens[:, None]))
+        self.confidence[rows] = torch.where(chosen, sure, confidence)
+
+    def _hitting_steps(self, num_steps: int) -> Tensor:
+        """The ancestral step that writes each position, (B, L) in 0..N; N is the argmax at the end.
+
+        A position is written at a uniform time; with blocks, uniform in its block's slice of [0, 1].
+        """
+        u = torch.zeros(self.ids.shape, dtype=torch.float64, device=self.ids.device)
+        for row, mask in enumerate(self.answer_mask):
+            u[row, mask] = self._uniform(row, int(mask.sum()), torch.float64)
+        u = (self._num_blocks()[:, None] - 1 - self.blocks + u) / self._num_blocks()[:, None]
+        return ((1 - u) / (1 - FINAL_TIME) * num_steps).long().clamp(0, num_steps)
+
+    def _num_blocks(self) -> Tensor:
+        return torch.where(self.answer_mask, self.blocks, 0).amax(1) + 1  # (B,)
+
+    # --- ancestral ---
+
+    def write_ancestrally(self, num_steps: int, on_step: StepCallback | None) -> None:
+        times = torch.linspace(1.0, FINAL_TIME, num_steps + 1).tolist()
+        for step in range(num_steps):
+            for row in self._refresh():
+                self._write_ancestral(row, times[step], times[step + 1])
+            self._stop_at_end_of_text()
+            if step + 1 == num_steps:
+                for row in self._refresh():
+                    self._write(row, self.probs[row].argmax(-1))
+                self._stop_at_end_of_text()
+            if on_step is not None:
+                on_step(step + 1, num_steps, self.state)
+
+    def _refresh(self) -> list[int]:
+        """The unfinished samples, after a pass of those that changed since their last."""
+        unfinished = self._unfinished()
+        stale = [row for row in unfinished if row not in self.probs]
+        if stale:
+            rows = torch.tensor(stale, device=self.ids.device)
+            at = self._at()[rows]
+            parts = self._predict(rows, at).split(at.sum(1).tolist())
+            self.probs.update(zip(stale, parts, strict=True))
+        return unfinished
+
+    def _write_ancestral(self, row: int, t: float, s: float) -> None:
+        probs = self.probs[row]
+        if all_sure(probs, self._at()[row : row + 1], self.rule.commit_above):
+            t, s = 1.0, 0.0
+        if self.rule.temperature == 0:
+            probs = F.one_hot(probs.argmax(-1), probs.shape[-1]).to(probs)
+        probs = nucleus(probs, self.rule.top_p)
+        at, (begin, end) = self._at()[row], (t, s)
+        if self.rule.block_size > 0 and s > 0:
+            begin, end = (self._block_times(row, time)[at] for time in (t, s))
+        weights = posterior(probs, begin, end, self.mask_token_id)
+        self._write(row, draw(weights, self._uniform(row, len(weights))))
+
+    def _block_times(self, row: int, t: float) -> Tensor:
+        """The time of each position's block (L,), when the blocks share [0, 1] evenly, left to right from 1."""
+        count = self._num_blocks()[row]
+        return (t * count - (count - 1 - self.blocks[row])).clamp(0, 1)
+
+    def _write(self, row: int, tokens: Tensor) -> None:
+        at = self._at()[row]
+        sure = self.probs[row].gather(1, tokens[:, None]).flatten()
+        self.confidence[row, at] = torch.where(tokens == self.mask_token_id, 0.0, sure)
+        self.ids[row, at] = tokens
+        if (tokens != self.mask_token_id).any():
+            del self.probs[row]

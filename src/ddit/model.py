@@ -22,7 +22,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ddit.attention import Attention, attend, part_of
-from ddit.embeddings import PatchEmbed, TimeEmbed
+from ddit.embeddings import PatchEmbed, TimeEmbed, is_meta
+from ddit.layers import FeedForward, Modulation, modulate
 
 NUM_NULL_TOKENS = 8
 
@@ -79,60 +80,36 @@ class DualOutput(NamedTuple):
     velocity: (n, C, H, W). logits: (B - n, L, V), or (selected, V) with a logit mask.
     features: (B, N, D), image tokens after an inner block.
     text_hidden: in place of logits, what the text head would be applied to: (B - n, L, D), or (selected, D).
+    image_cache: what the text streams of later passes need of the pictures.
     """
 
     velocity: Tensor | None
     logits: Tensor | None
     features: Tensor | None = None
     text_hidden: Tensor | None = None
+    image_cache: "ImageCache | None" = None
 
 
-ImageCache = list[tuple[Tensor, Tensor]]
-"""Keys and values of a read picture in every block, each (B, heads, N, E)."""
+class BlockCache(NamedTuple):
+    """What a block's text stream needs of pictures that are read.
+
+    k, v: keys and values of their tokens, (B, heads, N, E).
+    text_mod: the text stream's modulation at t = 0, 6 x (1, 1, D), the same for every picture.
+    """
+
+    k: Tensor
+    v: Tensor
+    text_mod: tuple[Tensor, ...]
+
+    def of(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values of some pictures, (b, heads, N, E); of a single one without a copy."""
+        if len(self.k) == 1:
+            return self.k.expand(len(rows), -1, -1, -1), self.v.expand(len(rows), -1, -1, -1)
+        return self.k[rows], self.v[rows]
 
 
-class Modulation(nn.Module):
-    """AdaLN: maps the conditioning vector to `num_chunks` vectors of size D."""
-
-    def __init__(self, dim: int, num_chunks: int) -> None:
-        super().__init__()
-        self.num_chunks = num_chunks
-        self.linear = nn.Linear(dim, num_chunks * dim)
-
-    def forward(self, cond: Tensor) -> tuple[Tensor, ...]:
-        return self.linear(F.silu(cond))[:, None].chunk(self.num_chunks, dim=-1)  # each (B, 1, D)
-
-
-def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
-    """Layer norm without affine parameters, then AdaLN's shift and scale: (B, S, D) -> (B, S, D)."""
-    return F.layer_norm(x, x.shape[-1:], eps=1e-6) * (1 + scale) + shift
-
-
-class GeluProjection(nn.Module):
-    """Linear layer followed by the tanh form of GELU."""
-
-    def __init__(self, dim: int, inner_dim: int) -> None:
-        super().__init__()
-        self.proj = nn.Linear(dim, inner_dim)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.proj(x)
-        if not torch.compiler.is_compiling():
-            return F.gelu(x, approximate="tanh")
-        # The same function by way of a sigmoid, whose compiled loop takes a third of the time on a CPU.
-        y = x.float()
-        return (y * torch.sigmoid(math.sqrt(8 / math.pi) * y * (1 + 0.044715 * y * y))).to(x.dtype)
-
-
-class FeedForward(nn.Module):
-    """Two-layer MLP of width 4 D; the Identity keeps the published numbering (its place was a dropout)."""
-
-    def __init__(self, dim: int) -> None:
-        super().__init__()
-        self.net = nn.Sequential(GeluProjection(dim, 4 * dim), nn.Identity(), nn.Linear(4 * dim, dim))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.net(x)
+ImageCache = list[BlockCache]
+"""A `BlockCache` a block."""
 
 
 class JointBlock(nn.Module):
@@ -156,18 +133,27 @@ class JointBlock(nn.Module):
         self.ff_context = FeedForward(dim)
 
     def forward(
-        self, image: Tensor, text: Tensor, cond: Tensor, n: int | None, visible: Tensor | None = None
+        self,
+        image: Tensor,
+        text: Tensor,
+        cond: Tensor,
+        n: int | None,
+        visible: Tensor | None = None,
+        kept: ImageCache | None = None,
     ) -> tuple[Tensor, Tensor]:
         """(B, N, D), (B, L, D), (B, D) -> the same, or in the last block (n, N, D) and (B - n, L, D).
 
         n: number of drawn samples; None asks for both streams of every sample.
         visible: (B, 1, 1, N + L) bool, the tokens that may be attended to; None: all.
+        kept: gets this block's keys and values of the image tokens.
         """
         num_image, every = image.shape[1], slice(None)
         image_mod, text_mod = self.norm1(cond), self.norm1_context(cond)
         q_image, k_image, v_image = self.attn.project_image(modulate(image, image_mod[0], image_mod[1]))
         q_text, k_text, v_text = self.attn.project_text(modulate(text, text_mod[0], text_mod[1]))
         k, v = torch.cat([k_image, k_text], dim=2), torch.cat([v_image, v_text], dim=2)
+        if kept is not None:
+            kept.append(BlockCache(k_image, v_image, tuple(part[:1] for part in text_mod)))
 
         if n is None or (self.image_attends_text and not self.is_last):
             attended = attend(torch.cat([q_image, q_text], dim=2), k, v, visible)  # (B, N + L, D)
@@ -204,19 +190,19 @@ class JointBlock(nn.Module):
         x = x + mod[2] * self.attn.to_add_out(attended)
         return x + mod[5] * self.ff_context(modulate(x, mod[3], mod[4]))
 
-    def read_image(self, image: Tensor, cond: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-        """The image stream alone: (B, N, D) -> next (B, N, D), and this block's image keys and values."""
+    def read_image(self, image: Tensor, cond: Tensor) -> tuple[Tensor, BlockCache]:
+        """The image stream alone: (B, N, D), (1, D) -> next (B, N, D), and what `read_text` needs of it."""
         mod = self.norm1(cond)
         q, k, v = self.attn.project_image(modulate(image, mod[0], mod[1]))
         if not self.is_last:
             image = self._finish_image(image, attend(q, k, v), mod)
-        return image, (k, v)
+        return image, BlockCache(k, v, self.norm1_context(cond))
 
-    def read_text(self, text: Tensor, cond: Tensor, image_kv: tuple[Tensor, Tensor]) -> Tensor:
-        """The text stream alone, against cached image keys and values: (B, L, D) -> (B, L, D)."""
-        mod = self.norm1_context(cond)
+    def read_text(self, text: Tensor, cache: BlockCache, rows: Tensor) -> Tensor:
+        """The text stream alone, against kept keys and values of the pictures `rows`: (b, L, D) -> (b, L, D)."""
+        mod, (k_image, v_image) = cache.text_mod, cache.of(rows)
         q, k, v = self.attn.project_text(modulate(text, mod[0], mod[1]))
-        k, v = torch.cat([image_kv[0], k], dim=2), torch.cat([image_kv[1], v], dim=2)
+        k, v = torch.cat([k_image, k], dim=2), torch.cat([v_image, v], dim=2)
         return self._finish_text(text, attend(q, k, v), mod)
 
 
@@ -237,7 +223,10 @@ class DualDiT(nn.Module):
         self.image_norm_out = Modulation(dim, 2)
         self.image_proj_out = nn.Linear(dim, config.patch_size**2 * config.in_channels)
         self.text_proj_out = nn.Linear(dim, config.vocab_size)
-        self.null_image_embd = nn.Parameter(torch.randn(1, NUM_NULL_TOKENS, dim) / dim**0.5)
+        shape = (1, NUM_NULL_TOKENS, dim)
+        self.null_image_embd = nn.Parameter(
+            torch.empty(shape) if is_meta() else torch.randn(shape) / dim**0.5
+        )
 
     def _blocks(self) -> list[JointBlock]:
         return cast(list[JointBlock], list(self.transformer_blocks))
@@ -250,6 +239,15 @@ class DualDiT(nn.Module):
             block.forward = torch.compile(
                 block.forward
             )  # hooks, such as those that gather weights, stay outside
+
+    def compile_text_step(self) -> None:
+        """Has what `text_logits` runs in every block compiled when it first runs; on CUDA replayed as graphs.
+
+        A step is many small kernels there, whose launches cost more than they do.
+        """
+        mode = "reduce-overhead" if self.context_embedder.weight.is_cuda else None
+        for block in self._blocks():
+            block.read_text = torch.compile(block.read_text, mode=mode)
 
     @torch.no_grad()
     def init_weights(self, generator: torch.Generator | None = None) -> None:
@@ -280,6 +278,7 @@ class DualDiT(nn.Module):
         logit_mask: Tensor | None = None,
         text_hidden: bool = False,
         features_after: int | None = None,
+        keep_image: bool = False,
     ) -> DualOutput:
         """Velocity of the drawn samples and logits of the read ones.
 
@@ -293,6 +292,8 @@ class DualDiT(nn.Module):
             logit_mask: (B - n, L) bool; logits are computed at these positions only, in row-major order.
             text_hidden: return the text head's input in place of the logits.
             features_after: index of the block whose image tokens are returned as well.
+            keep_image: return the image side's keys and values as well, for `text_logits`; all samples are read. They
+                are those of this text: for another it is an approximation, unless `image_attends_text` is False.
 
         Raises:
             ValueError: on latents whose size the patch size or the position table does not fit, or on a null
@@ -315,12 +316,12 @@ class DualDiT(nn.Module):
         cond = self.time_text_embed(t)  # (B, D)
         text = self.context_embedder(text_states)  # (B, L, D)
 
-        features = None
+        features, kept = None, [] if keep_image else None
         for index, block in enumerate(self.transformer_blocks):
-            if self.gradient_checkpointing and torch.is_grad_enabled():
+            if self.gradient_checkpointing and torch.is_grad_enabled() and kept is None:
                 image, text = checkpoint(block, image, text, cond, n, visible, use_reentrant=False)
             else:
-                image, text = block(image, text, cond, n, visible)
+                image, text = block(image, text, cond, n, visible, kept)
             if index == features_after:
                 features = image
 
@@ -331,7 +332,7 @@ class DualDiT(nn.Module):
             hidden = self._text_hidden(text, logit_mask)
             if not text_hidden:
                 logits, hidden = self.text_proj_out(hidden), None
-        return DualOutput(velocity, logits, features, hidden)
+        return DualOutput(velocity, logits, features, hidden, kept)
 
     def _put_null_image(
         self, image: Tensor, null_rows: Tensor, n: int | None, num_text: int
@@ -364,25 +365,35 @@ class DualDiT(nn.Module):
             text = text[logit_mask]  # (selected, D)
         return F.layer_norm(text, text.shape[-1:], eps=1e-6)
 
-    def read_image(self, latents: Tensor) -> ImageCache:
-        """Keys and values of clean latents (B, C, H, W) in every block, for `text_logits`.
+    def read_image(self, latents: Tensor | None) -> ImageCache:
+        """Keys and values of clean latents (B, C, H, W) in every block, for `text_logits`; None is the null image.
 
         Exact, and independent of the text; only with `image_attends_text=False` (ValueError otherwise).
         """
         if self.config.image_attends_text:
             raise ValueError("the image side depends on the text here: image_attends_text is True")
-        image = self.pos_embed(latents)
-        cond = self.time_text_embed(latents.new_zeros(len(latents)))
+        image = self.null_image_embd if latents is None else self.pos_embed(latents)
+        cond = self.time_text_embed(image.new_zeros(1))  # (1, D): every picture is read at t = 0
         cache: ImageCache = []
         for block in self._blocks():
-            image, image_kv = block.read_image(image, cond)
-            cache.append(image_kv)
+            image, of_block = block.read_image(image, cond)
+            cache.append(of_block)
         return cache
 
-    def text_logits(self, text_states: Tensor, cache: ImageCache, logit_mask: Tensor | None = None) -> Tensor:
-        """Logits of the text stream alone against `read_image`'s cache: (B, L, V), or (selected, V)."""
+    def text_logits(
+        self,
+        text_states: Tensor,
+        cache: ImageCache,
+        logit_mask: Tensor | None = None,
+        *,
+        rows: Tensor | None = None,
+    ) -> Tensor:
+        """Logits of the text stream alone against kept keys and values: (b, L, V), or (selected, V).
+
+        rows: (b,), which of the cache's pictures each text is about; by default the i-th about the i-th.
+        """
+        rows = torch.arange(len(text_states), device=text_states.device) if rows is None else rows
         text = self.context_embedder(text_states)
-        cond = self.time_text_embed(text_states.new_zeros(len(text_states)))
-        for block, image_kv in zip(self._blocks(), cache, strict=True):
-            text = block.read_text(text, cond, image_kv)
+        for block, of_block in zip(self._blocks(), cache, strict=True):
+            text = block.read_text(text, of_block, rows)
         return self.text_proj_out(self._text_hidden(text, logit_mask))

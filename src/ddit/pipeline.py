@@ -5,265 +5,146 @@ own, seeded with `seed + i` on the CPU, so that a batch gives what single calls 
 """
 
 import os
-import warnings
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Self
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Literal, Unpack
 
 import torch
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 
-from ddit import folders
-from ddit.batching import StepCallback, as_list, matched, parts
-from ddit.devices import find_device, find_dtype
-from ddit.flow import sample_latents
-from ddit.folders import ModelSettings
-from ddit.images import ImageSource, fit_image, read_image, to_images, to_tensor
-from ddit.lora import load_adapters, merge_adapters
-from ddit.masked import Order, sample_text
-from ddit.model import DualDiT, ImageCache
-from ddit.weights import load_mask_embedding
+from ddit.batching import as_list, matched
+from ddit.best_of import draw_best
+from ddit.drawing import DrawCall, Drawer, DrawOptions
+from ddit.gallery import Picture, PictureSource, encode_pictures
+from ddit.images import ImageSource, fit_image, read_image
+from ddit.loading import LoadedModel
+from ddit.notices import is_heard, notify
+from ddit.reading import ReadingError
+from ddit.scoring import Choice, Score, ScoreCall, ScoreOptions, Scorer
+from ddit.writing import ReadCall, ReadOptions, Writer
 
 if TYPE_CHECKING:  # transformers and diffusers take seconds to import
-    from ddit.encoders import ImageCodec, TextCodec
     from ddit.prompts import TokenizedPrompt
 
 
-@dataclass(eq=False)
-class Pipeline:
-    """A D-DiT with its frozen encoders and its settings.
-
-    Attributes:
-        transformer: the two-headed model.
-        image_codec, text_codec: pictures <-> latents, text <-> tokens and states.
-        settings: defaults of sampling, lengths, the prompts' templates.
-    """
-
-    transformer: DualDiT
-    image_codec: "ImageCodec"
-    text_codec: "TextCodec"
-    settings: ModelSettings
-
-    def __post_init__(self) -> None:
-        from ddit.prompts import PromptStyle
-
-        self.style = PromptStyle.from_dict(self.settings.prompt_style)
-        self.transformer.eval().requires_grad_(False)
-        config, images, text = self.transformer.config, self.image_codec, self.text_codec
-        if config.text_dim != text.width:
-            raise ValueError(
-                f"the transformer wants text states of {config.text_dim}, the encoder has {text.width}"
-            )
-        if config.in_channels != images.channels:
-            raise ValueError(
-                f"the transformer wants {config.in_channels} latent channels, not {images.channels}"
-            )
-        if config.vocab_size < text.vocab_size:
-            raise ValueError(f"the text head has {config.vocab_size} rows for {text.vocab_size} tokens")
-
-    @classmethod
-    def from_pretrained(
-        cls,
-        name_or_path: str | os.PathLike[str] = "mini",
-        *,
-        dtype: str | torch.dtype | None = None,
-        device: str | torch.device | None = None,
-        mask_embedding: str | os.PathLike[str] | None = None,
-        adapter: str | os.PathLike[str] | None = None,
-    ) -> Self:
-        """Loads "mini", a folder in the diffusers layout, or a repository of the hub.
-
-        A folder of SD3 or SD3.5 gives a model to train: its pictures are SD3's without CLIP, its text is
-        noise (`weights.from_sd3`; the new weights are those of seed 0).
-
-        Args:
-            dtype: of all parts; by default bfloat16 on CUDA and float32 elsewhere.
-            device: by default CUDA where there is one.
-            mask_embedding: file of a trained embedding of T5's mask token (`weights.load_mask_embedding`).
-            adapter: folder of LoRA adapters, merged into the transformer (`lora.load_adapters`).
-
-        Raises:
-            ValueError: in one line; unknown model, dtype or device, or a folder that is incomplete or broken.
-        """
-        device = find_device(device)
-        dtype = find_dtype(dtype, device)
-        embedding = None if mask_embedding is None else load_mask_embedding(mask_embedding)
-        loaded = folders.load_parts(folders.resolve(name_or_path), dtype=dtype, device=device)
-        if embedding is not None:
-            loaded.text_codec.set_mask_embedding(embedding)
-        if adapter is not None:
-            load_adapters(loaded.transformer, adapter)
-            merge_adapters(loaded.transformer)
-        return cls(*loaded)
-
-    def save_pretrained(
-        self, folder: str | os.PathLike[str], *, dtype: str | torch.dtype | None = None
-    ) -> None:
-        """Writes a folder that `from_pretrained` loads (`folders.save_pipeline`); None keeps the dtype."""
-        folders.save_pipeline(
-            folder,
-            transformer=self.transformer,
-            image_codec=self.image_codec,
-            text_codec=self.text_codec,
-            settings=self.settings,
-            dtype=None if dtype is None else find_dtype(dtype),
-        )
-
-    def to(self, device: str | torch.device | None = None, dtype: str | torch.dtype | None = None) -> Self:
-        """Moves all parts to a device and a dtype; None leaves that one as it is."""
-        device = self.device if device is None else find_device(device)
-        dtype = self.dtype if dtype is None else find_dtype(dtype)
-        for module in (self.transformer, self.image_codec.autoencoder, self.text_codec.encoder):
-            nn.Module.to(module, device=device, dtype=dtype)  # past diffusers' own `to`, which prints
-        return self
-
-    @property
-    def device(self) -> torch.device:
-        return self.transformer.context_embedder.weight.device
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return self.transformer.context_embedder.weight.dtype
+class Pipeline(LoadedModel):
+    """The verbs: generate, inpaint and vary pictures; caption, answer, infill, score and choose texts about them."""
 
     # --- text to image ---
 
-    @torch.inference_mode()
     def generate(
-        self,
-        prompts: str | Sequence[str],
-        *,
-        seed: int = 0,
-        num_steps: int | None = None,
-        guidance_scale: float | None = None,
-        height: int | None = None,
-        width: int | None = None,
-        negative_prompt: str | Sequence[str] | None = None,
-        batch_size: int = 16,
-        on_step: StepCallback | None = None,
+        self, prompts: str | Sequence[str], *, best_of: int = 1, **options: Unpack[DrawOptions]
     ) -> list[Image.Image]:
         """Draws a picture a prompt; sample i from the noise of `seed + i`.
 
         Args:
-            num_steps, guidance_scale: by default the model's; a scale of at most 1 is no guidance.
-            height, width: in pixels, by default the model's.
-            negative_prompt: what guidance leads away from, one for all or one a prompt; by default nothing.
-            batch_size: pictures drawn at a time.
+            best_of: so many are drawn for each, read, and the one kept in which the model finds the prompt likeliest
+                (`score`). The first of them is that of best_of=1; `on_step` is told of all, by their sample's number.
+            options: see `drawing.DrawOptions`.
 
         Raises:
-            ValueError: on an empty prompt, or a size that the model cannot draw.
+            ValueError: on an empty prompt, a size that the model cannot draw, or an option out of range.
         """
-        from ddit.prompts import draw_prompt, empty_prompt
-
         texts = as_list(prompts)
-        settings, length = self.settings, self.settings.prompt_length
-        scale = settings.guidance_scale if guidance_scale is None else guidance_scale
-        num_steps = settings.num_steps if num_steps is None else num_steps
-        rows, columns = self._latent_size(height, width)
         self._warn_unknown(texts)
-        ids = draw_prompt(self.text_codec, texts, length, style=self.style)
-        if negative_prompt is None:
-            negative_ids = empty_prompt(self.text_codec, len(texts), length, style=self.style)
-        else:
-            negatives = matched(as_list(negative_prompt), len(texts), "negative prompts", "prompts")
-            negative_ids = draw_prompt(self.text_codec, negatives, length, style=self.style)
+        return draw_best(self._drawer, self._scorer, texts, best_of, DrawCall(**options))
 
-        shape = (self.image_codec.channels, rows, columns)
-        images: list[Image.Image] = []
-        for part, step in parts(len(texts), batch_size, num_steps, on_step):
-            states = self.text_codec.states(ids[part].to(self.device))
-            if scale > 1:
-                states = torch.cat([self.text_codec.states(negative_ids[part].to(self.device)), states])
-            generators = self._generators(seed, part)
-            noise = torch.stack([torch.randn(shape, generator=generator) for generator in generators])
-            latents = sample_latents(
-                self._velocity_fn(states),
-                noise.to(self.device),
-                num_steps=num_steps,
-                guidance_scale=scale,
-                shift=settings.shift,
-                on_step=step,
-            )
-            images += to_images(self.image_codec.decode(latents))
-        return images
+    def inpaint(
+        self,
+        images: ImageSource | Sequence[ImageSource],
+        masks: ImageSource | Sequence[ImageSource],
+        prompts: str | Sequence[str],
+        **options: Unpack[DrawOptions],
+    ) -> list[Image.Image]:
+        """Draws the masked part of pictures anew, each such that the whole shows what its prompt says.
 
-    def _velocity_fn(self, states: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
-        def velocity(latents: Tensor, t: Tensor) -> Tensor:
-            drawn = self.transformer(latents.to(self.dtype), t, states, num_drawn=len(latents)).velocity
-            assert drawn is not None
-            return drawn
+        One picture may go with many masks and prompts, and the reverse. Sample i takes the noise of `seed + i`.
 
-        return velocity
+        Args:
+            images: as in `caption`; resized and centre-cropped.
+            masks: each of its picture's size. What is lighter than half is redrawn, the rest and what is transparent is
+                kept, in steps of the latents' cells (8 pixels of SD3's, 4 of mini's): one that is touched is redrawn.
+            options: see `drawing.DrawOptions`.
 
-    def _latent_size(self, height: int | None, width: int | None) -> tuple[int, int]:
-        """Height and width of the latents for a picture's, after checking that the model can take them."""
-        config, downsample = self.transformer.config, self.image_codec.downsample
-        unit, largest = (
-            downsample * config.patch_size,
-            downsample * config.patch_size * config.pos_embed_max_size,
-        )
-        sizes = []
-        for name, given in (("height", height), ("width", width)):
-            pixels = self.settings.image_size if given is None else given
-            if pixels < unit or pixels % unit or pixels > largest:
-                below = min(max(pixels // unit, 1) * unit, largest)
-                near = below if below == largest else f"{below} or {below + unit}"
-                raise ValueError(
-                    f"{name} {pixels} is not a multiple of {unit} between {unit} and {largest}: try {near}"
-                )
-            sizes.append(pixels // downsample)
-        return sizes[0], sizes[1]
+        Raises:
+            ValueError: as `generate` and `caption`, and on a mask of another size or with nothing to redraw.
+        """
+        texts, call = as_list(prompts), DrawCall(**options)
+        self._warn_unknown(texts)
+        texts, originals = self._drawer.grid(call).read(texts, images, masks)
+        return self._drawer.draw(texts, call, originals)
+
+    def vary(
+        self,
+        images: ImageSource | Sequence[ImageSource],
+        prompts: str | Sequence[str],
+        *,
+        strength: float = 0.7,
+        **options: Unpack[DrawOptions],
+    ) -> list[Image.Image]:
+        """Draws variations of pictures, by their prompts: from the pictures with noise, not from noise alone.
+
+        Args:
+            images: as in `inpaint`.
+            strength: from nearly 0, which changes nothing, to 1, which is `generate`. All `num_steps` are spent on it.
+            options: see `drawing.DrawOptions`.
+
+        Raises:
+            ValueError: as `inpaint`, and on a strength out of range.
+        """
+        texts, call = as_list(prompts), DrawCall(**options)
+        self._warn_unknown(texts)
+        texts, originals = self._drawer.grid(call).read(texts, images, strength=strength)
+        return self._drawer.draw(texts, call, originals)
+
+    def decode(self, latents: Tensor) -> list[Image.Image]:
+        """Pictures of latents (B, C, H, W), such as those of a step on the way (`flow.DrawState.clean`)."""
+        return self._drawer.decode(latents)
+
+    @property
+    def _drawer(self) -> Drawer:
+        return Drawer(self.transformer, self.image_codec, self.text_codec, self.settings, self.style)
 
     # --- image to text ---
 
     @torch.inference_mode()
-    def caption(
-        self,
-        images: ImageSource | Sequence[ImageSource] | None,
-        *,
-        seed: int = 0,
-        num_steps: int | None = None,
-        height: int | None = None,
-        width: int | None = None,
-        order: Order | None = None,
-        temperature: float | None = None,
-        batch_size: int = 16,
-        on_step: StepCallback | None = None,
-    ) -> list[str]:
-        """Writes a caption for each picture; None writes one without a picture.
+    def look(self, image: ImageSource, *, height: int | None = None, width: int | None = None) -> Picture:
+        """Encodes a picture once for any number of calls: `caption`, `answer` and `infill` take it as an image.
+
+        It holds as long as the weights stay as they are, on their device.
 
         Args:
-            images: paths, encoded bytes or PIL images (`images.read_image`); resized and centre-cropped.
-            num_steps, order, temperature: by default the model's, see `masked.sample_text`.
-            height, width: of the pictures as the model reads them, by default its own.
-            batch_size: captions written at a time.
+            height, width: at which it is read, by default the model's; the calls must be told the same.
 
         Raises:
             ValueError: on a picture that cannot be read, or a size that the model cannot take.
         """
-        from ddit.prompts import caption_prompt
+        rows, columns = self._drawer.latent_size(height, width)
+        downsample = self.image_codec.downsample
+        fitted = fit_image(read_image(image), rows * downsample, columns * downsample)
+        return Picture(fitted, *encode_pictures(self.transformer, self.image_codec, [fitted]))
 
-        pictures = self._read(images, height, width)
-        count = 1 if pictures is None else len(pictures)
-        prompt = caption_prompt(self.text_codec, count, self.settings.text_length, style=self.style)
-        num_steps = self.settings.caption_steps if num_steps is None else num_steps
-        ids = self._write(prompt, pictures, seed, num_steps, order, temperature, batch_size, on_step)
-        return self._decode_answers(ids, prompt)
+    def caption(
+        self, images: PictureSource | Sequence[PictureSource] | None, **options: Unpack[ReadOptions]
+    ) -> list[str]:
+        """Writes a caption for each picture; None writes one without a picture.
 
-    @torch.inference_mode()
+        Args:
+            images: paths, encoded bytes or PIL images (`images.read_image`), resized and centre-cropped, or what `look`
+                gave. One that is given several times is read once.
+            options: see `writing.ReadOptions`.
+
+        Raises:
+            ValueError: on a picture that cannot be read, a size that the model cannot take, or an option out of range.
+        """
+        call = self._call(options, "caption")
+        return self._written(*self._caption_prompt(images, call), call)
+
     def answer(
         self,
-        images: ImageSource | Sequence[ImageSource] | None,
+        images: PictureSource | Sequence[PictureSource] | None,
         questions: str | Sequence[str],
-        *,
-        seed: int = 0,
-        num_steps: int | None = None,
-        height: int | None = None,
-        width: int | None = None,
-        order: Order | None = None,
-        temperature: float | None = None,
-        batch_size: int = 16,
-        on_step: StepCallback | None = None,
+        **options: Unpack[ReadOptions],
     ) -> list[str]:
         """Answers questions about pictures: one each, or one picture with many questions, or the reverse.
 
@@ -272,29 +153,14 @@ class Pipeline:
         Raises:
             ValueError: as `caption`, and on an empty question or numbers that do not match.
         """
-        from ddit.prompts import answer_prompt
+        call = self._call(options, "answer")
+        return self._written(*self._answer_prompt(images, questions, call), call)
 
-        texts, pictures = self._paired(questions, self._read(images, height, width), "questions")
-        self._warn_unknown(texts)
-        prompt = answer_prompt(self.text_codec, texts, self.settings.text_length, style=self.style)
-        num_steps = self.settings.answer_steps if num_steps is None else num_steps
-        ids = self._write(prompt, pictures, seed, num_steps, order, temperature, batch_size, on_step)
-        return self._decode_answers(ids, prompt)
-
-    @torch.inference_mode()
     def infill(
         self,
-        images: ImageSource | Sequence[ImageSource] | None,
+        images: PictureSource | Sequence[PictureSource] | None,
         texts: str | Sequence[str],
-        *,
-        seed: int = 0,
-        num_steps: int | None = None,
-        height: int | None = None,
-        width: int | None = None,
-        order: Order | None = None,
-        temperature: float | None = None,
-        batch_size: int = 16,
-        on_step: StepCallback | None = None,
+        **options: Unpack[ReadOptions],
     ) -> list[str]:
         """Fills blanks (two or more underscores, one token each) in texts about pictures; gives whole texts.
 
@@ -305,94 +171,180 @@ class Pipeline:
         """
         from ddit.prompts import BLANK, infill_prompt
 
-        given, pictures = self._paired(texts, self._read(images, height, width), "texts")
+        call = self._call(options, "infill")
+        given, pictures = self._paired(texts, self._read(images, call), "texts")
         self._warn_unknown([BLANK.sub(" ", text) for text in given])
         prompt = infill_prompt(self.text_codec, given, self.settings.text_length, style=self.style)
-        num_steps = self.settings.caption_steps if num_steps is None else num_steps
         special = self.text_codec.tokenizer.all_special_ids  # a blank is a word, never the end of the text
-        ids = self._write(prompt, pictures, seed, num_steps, order, temperature, batch_size, on_step, special)
+        ids = self._writer.write(prompt, pictures, call, special).input_ids
         prefix = self.text_codec.token_ids(self.style.caption_prefix)
         rows = [row[len(prefix) :] if row[: len(prefix)] == prefix else row for row in ids.tolist()]
         return [self.text_codec.decode(row) for row in rows]
 
-    def _write(
+    def reading_error(
         self,
-        prompt: "TokenizedPrompt",
-        pictures: list[Image.Image] | None,
-        seed: int,
-        num_steps: int,
-        order: Order | None,
-        temperature: float | None,
-        batch_size: int,
-        on_step: StepCallback | None,
-        banned_ids: Sequence[int] = (),
-    ) -> Tensor:
-        """Fills a prompt's answer positions, (B, L) ids, with tokens that are not banned."""
-        codec, settings = self.text_codec, self.settings
-        beyond = range(
-            codec.vocab_size, self.transformer.config.vocab_size
-        )  # rows of the head without a token
-        written = []
-        for part, step in parts(len(prompt.input_ids), batch_size, num_steps, on_step):
-            latents = None if pictures is None else self.image_codec.encode(to_tensor(pictures[part]))
-            sample = sample_text(
-                self._logits_fn(latents),
-                prompt.input_ids[part].to(self.device),
-                prompt.answer_mask[part].to(self.device),
-                num_steps=num_steps,
-                mask_token_id=codec.mask_token_id,
-                eos_token_id=codec.eos_token_id,
-                banned_ids=[*banned_ids, *beyond],
-                order=settings.text_order if order is None else order,
-                temperature=settings.temperature if temperature is None else temperature,
-                generators=self._generators(seed, part),
-                on_step=step,
-            )
-            written.append(sample.ids)
-        return torch.cat(written)
+        images: PictureSource | Sequence[PictureSource] | None,
+        questions: str | Sequence[str] | None = None,
+        **options: Unpack[ReadOptions],
+    ) -> ReadingError:
+        """How far `image_refresh` and `text_refresh` take the predictions from the exact ones, on these samples.
 
-    def _logits_fn(self, latents: Tensor | None) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
-        """Logits of noisy ids; the image side is computed once where the model allows it."""
-        cache: ImageCache | None = None
-        if latents is not None and not self.transformer.config.image_attends_text:
-            cache = self.transformer.read_image(latents)
+        Captions are written, or answers to questions, by exact predictions; each is compared with the approximate one.
+        Arguments and errors as in `caption` and `answer`.
+        """
+        if questions is None:
+            call = self._call(options, "caption")
+            return self._writer.measure(*self._caption_prompt(images, call), call)
+        call = self._call(options, "answer")
+        return self._writer.measure(*self._answer_prompt(images, questions, call), call)
 
-        def logits(noisy_ids: Tensor, at: Tensor, rows: Tensor) -> Tensor:
-            states = self.text_codec.states(noisy_ids)
-            if cache is not None:
-                return self.transformer.text_logits(states, [(k[rows], v[rows]) for k, v in cache], at)
-            t = torch.zeros(len(rows), device=states.device)
-            image = None if latents is None else latents[rows]
-            read = self.transformer(image, t, states, num_drawn=0, logit_mask=at).logits
-            assert read is not None
-            return read
+    def _call(self, options: ReadOptions, verb: Literal["caption", "answer", "infill"]) -> ReadCall:
+        settings = self.settings
+        num_steps = settings.answer_steps if verb == "answer" else settings.caption_steps
+        length = {"caption": settings.caption_length, "answer": settings.answer_length}.get(verb)
+        return ReadCall.of(options, settings.writing, num_steps=num_steps, length=length)
 
-        return logits
+    def _caption_prompt(
+        self, images: PictureSource | Sequence[PictureSource] | None, call: ReadCall
+    ) -> tuple["TokenizedPrompt", list[Image.Image | Picture] | None]:
+        from ddit.prompts import caption_prompt
 
-    def _decode_answers(self, ids: Tensor, prompt: "TokenizedPrompt") -> list[str]:
-        return [
-            self.text_codec.decode(row[mask.to(row.device)])
-            for row, mask in zip(ids, prompt.answer_mask, strict=True)
-        ]
+        pictures = self._read(images, call)
+        count = 1 if pictures is None else len(pictures)
+        return caption_prompt(self.text_codec, count, self.settings.text_length, style=self.style), pictures
+
+    def _answer_prompt(
+        self,
+        images: PictureSource | Sequence[PictureSource] | None,
+        questions: str | Sequence[str],
+        call: ReadCall,
+    ) -> tuple["TokenizedPrompt", list[Image.Image | Picture] | None]:
+        from ddit.prompts import answer_prompt
+
+        texts, pictures = self._paired(questions, self._read(images, call), "questions")
+        self._warn_unknown(texts)
+        return answer_prompt(self.text_codec, texts, self.settings.text_length, style=self.style), pictures
+
+    @property
+    def _writer(self) -> Writer:
+        return Writer(self.transformer, self.image_codec, self.text_codec)
+
+    def _written(
+        self, prompt: "TokenizedPrompt", pictures: list[Image.Image | Picture] | None, call: ReadCall
+    ) -> list[str]:
+        """The texts at a prompt's answer positions."""
+        ids, answer_mask = self._writer.write(prompt, pictures, call)
+        return [self.text_codec.decode(row[mask]) for row, mask in zip(ids, answer_mask, strict=True)]
+
+    # --- how likely texts are ---
+
+    def score(
+        self,
+        images: PictureSource | Sequence[PictureSource] | None,
+        texts: str | Sequence[str],
+        *,
+        questions: str | Sequence[str] | None = None,
+        **options: Unpack[ScoreOptions],
+    ) -> list[Score]:
+        """How likely each text is as the caption of its picture, or as the answer to its question about it.
+
+        Bounds of the log-likelihood in nats, exact for short texts (see `likelihood`). Images, texts and questions are
+        of one number, or a single one goes with all of the others; images None scores without a picture.
+
+        Args:
+            images: as in `caption`.
+            options: see `scoring.ScoreOptions`.
+
+        Raises:
+            ValueError: as `answer`, and on a text that is empty or does not fit.
+        """
+        call = ScoreCall.of(options)
+        given, asked, pictures = self._scored(texts, questions, images, call)
+        count = max(len(given), len(asked), len(pictures))
+        matches = [(given, "texts"), (asked, "questions"), (pictures, "images")]
+        given, asked, pictures = (matched(items, count, what, "samples") for items, what in matches)
+        return self._scorer.score(given, asked, pictures, call)
+
+    def choose(
+        self,
+        images: PictureSource | Sequence[PictureSource] | None,
+        candidates: Sequence[str],
+        *,
+        questions: str | Sequence[str] | None = None,
+        per_token: bool = False,
+        **options: Unpack[ScoreOptions],
+    ) -> list[Choice]:
+        """Which of the candidates fits each picture best: as its caption, or as the answer to its question.
+
+        Each picture is tried with all candidates; arguments else as in `score`.
+
+        Args:
+            per_token: compares nats a token, where lengths differ.
+
+        Raises:
+            ValueError: as `score`.
+        """
+        call = ScoreCall.of(options)
+        texts, asked, pictures = self._scored(candidates, questions, images, call)
+        count = max(len(asked), len(pictures))
+        asked, pictures = (
+            matched(asked, count, "questions", "images"),
+            matched(pictures, count, "images", "questions"),
+        )
+        scores = self._scorer.score(
+            texts * count,
+            [question for question in asked for _ in texts],
+            [picture for picture in pictures for _ in texts],
+            call,
+        )
+        parts = [scores[start : start + len(texts)] for start in range(0, len(scores), len(texts))]
+        return [Choice.among(texts, part, per_token=per_token) for part in parts]
+
+    def _scored(
+        self,
+        texts: str | Sequence[str],
+        questions: str | Sequence[str] | None,
+        images: PictureSource | Sequence[PictureSource] | None,
+        call: ScoreCall,
+    ) -> tuple[list[str], list[str | None], list[Image.Image | Picture | None]]:
+        """What is to be scored, as lists: one None stands for no question and for no picture."""
+        pictures = self._read(images, call)
+        given, asked = as_list(texts), [] if questions is None else as_list(questions)
+        self._warn_unknown([*dict.fromkeys(asked), *dict.fromkeys(given)])
+        return given, [*asked] or [None], [None] if pictures is None else [*pictures]
+
+    @property
+    def _scorer(self) -> Scorer:
+        return Scorer(self.transformer, self.image_codec, self.text_codec, self.settings, self.style)
 
     # --- what the user gives ---
 
     def _read(
-        self, images: ImageSource | Sequence[ImageSource] | None, height: int | None, width: int | None
-    ) -> list[Image.Image] | None:
+        self, images: PictureSource | Sequence[PictureSource] | None, call: ReadCall | ScoreCall
+    ) -> list[Image.Image | Picture] | None:
         """Pictures at the size that the model reads."""
-        rows, columns = self._latent_size(height, width)
+        rows, columns = self._drawer.latent_size(call.height, call.width)
         if images is None:
             return None
-        sources = [images] if isinstance(images, str | os.PathLike | bytes | Image.Image) else list(images)
+        single = isinstance(images, str | os.PathLike | bytes | Image.Image | Picture)
+        sources = [images] if single else list(images)
         if not sources:
             raise ValueError("no images given")
-        downsample = self.image_codec.downsample
-        return [fit_image(read_image(source), rows * downsample, columns * downsample) for source in sources]
+        height, width = (side * self.image_codec.downsample for side in (rows, columns))
+        return [self._fit(source, height, width) for source in sources]
+
+    def _fit(self, source: PictureSource, height: int, width: int) -> Image.Image | Picture:
+        if not isinstance(source, Picture):
+            return fit_image(read_image(source), height, width)
+        if source.image.size != (width, height):
+            raise ValueError(
+                f"the picture was looked at as {source.image.width}x{source.image.height}, not {width}x{height}"
+            )
+        return source
 
     def _paired(
-        self, texts: str | Sequence[str], pictures: list[Image.Image] | None, what: str
-    ) -> tuple[list[str], list[Image.Image] | None]:
+        self, texts: str | Sequence[str], pictures: list[Image.Image | Picture] | None, what: str
+    ) -> tuple[list[str], list[Image.Image | Picture] | None]:
         """Texts and pictures of equal number; a single one goes with all of the others."""
         given = as_list(texts)
         if pictures is None:
@@ -401,15 +353,14 @@ class Pipeline:
         return matched(given, count, what, "images"), matched(pictures, count, "images", what)
 
     def _warn_unknown(self, texts: Sequence[str]) -> None:
-        words = dict.fromkeys(word for text in texts for word in self.text_codec.unknown_words(text))
-        if words:
-            names = ", ".join(repr(word) for word in words)
-            warnings.warn(
-                f"the model does not know the word{'s' if len(words) > 1 else ''} {names}", stacklevel=3
+        """One warning for all texts, or, to a listener, a notice for each."""
+        for some in [[text] for text in texts] if is_heard() else [texts]:
+            words = dict.fromkeys(word for text in some for word in self.text_codec.unknown_words(text))
+            if not words:
+                continue
+            found = {word: " or ".join(map(repr, self.text_codec.similar_words(word))) for word in words}
+            names = ", ".join(
+                f"'{word}'" + (near and f" (did you mean {near}?)") for word, near in found.items()
             )
-
-    @staticmethod
-    def _generators(seed: int, part: slice) -> list[torch.Generator]:
-        if not 0 <= seed < 2**62:
-            raise ValueError(f"seed must be at least 0 and below 2**62, got {seed}")
-        return [torch.Generator().manual_seed(seed + i) for i in range(part.start, part.stop)]
+            plural = "s" if len(words) > 1 else ""
+            notify(f"the model does not know the word{plural} {names}", text=some[0], stacklevel=3)

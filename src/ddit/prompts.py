@@ -4,7 +4,6 @@ Padding is the end-of-text token, which is a target like any other. None sits be
 """
 
 import re
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import NamedTuple
@@ -13,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ddit.encoders import TextCodec, pad
+from ddit.notices import notify
 
 BLANK = re.compile(r"_{2,}")
 
@@ -204,6 +204,65 @@ def infill_prompt(
     return TokenizedPrompt(input_ids, input_ids == codec.mask_token_id)
 
 
+class GivenText(NamedTuple):
+    """Token ids of a text to be scored: what comes before it, the text, and the row's length with the padding."""
+
+    prompt: tuple[int, ...]
+    text: tuple[int, ...]
+    length: int
+
+
+def given_text(
+    codec: TextCodec, text: str, question: str | None, length: int, *, window: int | None, style: PromptStyle
+) -> GivenText:
+    """A text laid out as in training: as a caption, or as the answer to a question.
+
+    window: positions of the text and its padding; None is what a row of `length` leaves. Warns if the question is cut;
+    raises ValueError for an empty text or question, and for a text that does not fit with its end-of-text token.
+    """
+    if window is not None and window < 1:
+        raise ValueError(f"length must be at least 1, got {window}")
+    ids, kept = codec.token_ids(_checked(text, "text")), None
+    if question is None:
+        prompt = codec.token_ids(style.caption_prefix)
+    else:
+        prompt, kept = _question_ids(codec, _checked(question, "question"), length, style)
+        if kept is not None:
+            _warn_truncation(codec, question, kept)
+    window = length - len(prompt) if window is None else window
+    if len(ids) + 1 > window:
+        raise ValueError(f"the text has {len(ids)} tokens and only {window - 1} fit: {text!r}")
+    return GivenText(tuple(prompt), tuple(ids), len(prompt) + window)
+
+
+def set_window(
+    prompt: TokenizedPrompt, window: int | None, *, eos_token_id: int
+) -> tuple[TokenizedPrompt, list[int]]:
+    """The prompt with `window` positions after what is given of each row, and the rows' lengths.
+
+    These positions are the model's to fill where the answer runs to the end of the row, else they are padding. None
+    leaves every row at its length. Rows that end earlier than others hold end-of-text tokens from there on, which are
+    not to be shown to the model. Raises ValueError for a window of less than 1.
+    """
+    ids, mask = prompt
+    if window is None:
+        return prompt, [ids.shape[1]] * len(ids)
+    if window < 1:
+        raise ValueError(f"length must be at least 1, got {window}")
+    is_open = mask[:, -1:]
+    is_given = torch.where(is_open, ~mask, ids != eos_token_id)
+    positions = torch.arange(ids.shape[1])
+    given = torch.where(is_given, positions + 1, 0).amax(1)  # (B,)
+    length = int(given.max()) + window
+    resized = torch.full((len(ids), length), eos_token_id)
+    kept = min(length, ids.shape[1])
+    resized[:, :kept] = torch.where(positions < given[:, None], ids, eos_token_id)[:, :kept]
+    positions = torch.arange(length)
+    answer = is_open & (positions >= given[:, None]) & (positions < given[:, None] + window)
+    answer[:, :kept] |= mask[:, :kept] & ~is_open
+    return TokenizedPrompt(resized, answer), (given + window).tolist()
+
+
 def draw_prompt(codec: TextCodec, texts: Sequence[str], length: int, *, style: PromptStyle) -> Tensor:
     """Ids (B, length) of prompts to draw, each closed by an end-of-text token and padded with `draw_padding`.
 
@@ -280,7 +339,8 @@ def _checked(text: str, what: str) -> str:
 
 def _warn_truncation(codec: TextCodec, text: str, kept: int, *, ids: list[int] | None = None) -> None:
     ids = codec.token_ids(text) if ids is None else ids
-    warnings.warn(
+    notify(
         f"the text has {len(ids)} tokens and only {kept} fit: cut after {codec.decode(ids[:kept])[-40:]!r}",
+        text=text,
         stacklevel=3,
     )

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import json
 import types
 import typing
 from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
+
+from ddit.suggest import near_misses
 
 
 def to_data(config: Any) -> Any:
@@ -73,7 +74,10 @@ def narrow(hint: Any, data: Any, key: str) -> Any:
         next(f.default for f in dataclasses.fields(member) if f.name == "kind"): member for member in classes
     }
     if data.get("kind") not in kinds:
-        raise ValueError(f"{key}.kind is {data.get('kind')!r}; known: {', '.join(map(str, kinds))}")
+        raise ValueError(
+            f"{key}.kind is {data.get('kind')!r}; known: {', '.join(map(str, kinds))}"
+            f"{near_misses(str(data.get('kind')), map(str, kinds))}"
+        )
     return kinds[data["kind"]]
 
 
@@ -95,12 +99,6 @@ def list_keys(data: Any, prefix: str = "") -> list[str]:
         else:
             keys.append(f"{prefix}{name}")
     return keys
-
-
-def near_misses(key: str, known: list[str]) -> str:
-    """What might have been meant, as the end of a message."""
-    near = difflib.get_close_matches(key, known, n=3, cutoff=0.6)
-    return f"; did you mean {' or '.join(near)}?" if near else ""
 
 
 def assign(cls: Any, data: Any, key: str, text: str) -> None:

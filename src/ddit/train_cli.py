@@ -5,7 +5,9 @@ from typing import Annotated
 
 import typer
 
+from ddit import completion
 from ddit.command import claim
+from ddit.completion import among
 
 
 def register(app: typer.Typer) -> None:
@@ -19,12 +21,15 @@ def train(
         typer.Argument(
             metavar="RECIPE",
             help="a stage, or mini for its whole chain (docs/training.md); with --plot: runs",
+            autocompletion=among(*completion.RECIPES),
         ),
     ],
     root: Annotated[Path, typer.Option(help="folder that holds the runs, one folder a stage")] = Path(
         "runs/mini"
     ),
-    world: Annotated[str, typer.Option(help="preset of the small world")] = "fixed",
+    world: Annotated[
+        str, typer.Option(help="preset of the small world", autocompletion=among(*completion.PRESETS))
+    ] = "fixed",
     overrides: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="change a setting: optimizer.lr=1e-4"),

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ddit.embeddings import TIMESTEP_SCALE
-from ddit.flow import FlowConfig, flow_loss, flow_sigmas, sample_latents
+from ddit.flow import DrawConfig, FlowConfig, flow_loss, sample_latents
 from ddit.masked import (
     MaskedConfig,
     masked_loss,
@@ -23,6 +23,7 @@ from ddit.masked import (
     subs_log_probs,
 )
 from ddit.model import DualDiT
+from ddit.unmasking import Rule
 
 Tensors = dict[str, Tensor]
 
@@ -114,17 +115,10 @@ def _flow(ref: _Reference, x: Tensors) -> Tensors:
 
 
 def _t2i(ref: _Reference, x: Tensors) -> Tensors:
-    steps, shift = ref.t2i["steps"], ref.t2i["shift"]
+    cfg = DrawConfig(ref.t2i["steps"], ref.t2i["guidance_scale"], ref.t2i["shift"])
     both = torch.cat([x["negative_text_states"], x["text_states"]])
-    latents = sample_latents(
-        ref.velocity_fn(both),
-        x["noise"],
-        num_steps=steps,
-        guidance_scale=ref.t2i["guidance_scale"],
-        shift=shift,
-    )
-    sigmas = flow_sigmas(steps, shift)
-    return {"latents": latents, "sigmas": sigmas, "timesteps": sigmas[:-1] * TIMESTEP_SCALE}
+    latents = sample_latents(ref.velocity_fn(both), x["noise"], cfg=cfg)
+    return {"latents": latents, "sigmas": cfg.times, "timesteps": cfg.times[:-1] * TIMESTEP_SCALE}
 
 
 def _i2t(ref: _Reference, x: Tensors) -> Tensors:
@@ -137,8 +131,10 @@ def _i2t(ref: _Reference, x: Tensors) -> Tensors:
     p_x0[is_masked] = subs_log_probs(logits, ref.mask_token_id).exp()
     q_xs = posterior(p_x0, x["t"].item(), x["s"].item(), ref.mask_token_id)
     # One step from t = 1 leaves (almost) nothing masked, so the most likely token everywhere is the final argmax.
-    final = sample_text(logits_fn, noisy_ids, is_masked, num_steps=1, order="confidence", temperature=0.0,
-                        mask_token_id=ref.mask_token_id)  # fmt: skip
+    likeliest = Rule(order="confidence", temperature=0.0)
+    final = sample_text(
+        logits_fn, noisy_ids, is_masked, num_steps=1, mask_token_id=ref.mask_token_id, rule=likeliest
+    )
     return {"p_x0": p_x0, "q_xs": q_xs, "argmax": final.ids}
 
 

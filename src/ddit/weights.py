@@ -8,6 +8,7 @@ with `weights_only`.
 import json
 import os
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from pickle import UnpicklingError  # what torch.load raises when it refuses a file
 from typing import Any, NamedTuple
@@ -86,15 +87,24 @@ def _shapes(model: DualDiT) -> dict[str, tuple[int, ...]]:
 
 
 def load_transformer(
-    folder: str | os.PathLike[str], *, dtype: torch.dtype | None = None, device: torch.device | str = "cpu"
+    folder: str | os.PathLike[str],
+    *,
+    dtype: torch.dtype | None = None,
+    device: torch.device | str = "cpu",
+    image_attends_text: bool | None = None,
 ) -> DualDiT:
     """A `DualDiT` from a diffusers-style `transformer/` folder, in the stored dtype unless told otherwise.
+
+    Args:
+        image_attends_text: in place of the stored setting, to which no weight belongs: the start of a conversion.
 
     Raises:
         ValueError: one line; the configuration or the tensors do not fit, and the first of them are named.
     """
     folder = Path(folder)
     config = config_from_dict(read_json(folder / "config.json"), f"'{folder / 'config.json'}'")
+    if image_attends_text is not None:
+        config = replace(config, image_attends_text=image_attends_text)
     with torch.device("meta"):
         model = DualDiT(config)
     stored = StoredTensors(folder, TRANSFORMER_STEM, dtype)

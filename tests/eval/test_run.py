@@ -146,11 +146,16 @@ def test_a_limit_spreads_over_the_categories_and_keeps_pairs(model: Path, tmp_pa
 
 
 def test_decoding_is_the_models_unless_it_is_given(model: Path, tmp_path: Path) -> None:
-    options = ("--text-steps", 2, "--order", "confidence", "--temperature", 0, "--guidance-scale", 1.5)
+    options = ("--text-steps", 2, "--order", "confidence", "--temperature", 0, "--guidance-scale", 1.5,
+               "--top-p", 0.9, "--block-size", 4, "--text-guidance-scale", 1.5, "--image-refresh", 2,
+               "--sampler", "dpm", "--guidance-interval", 0.2, 0.9)  # fmt: skip
     done("eval", "caption", "--model", model, "--limit", 2, "--out", tmp_path, *SMALL, *options)
     assert summary(tmp_path, "caption")["decoding"] == {
-        "num_steps": 3, "guidance_scale": 1.5, "shift": 3.0, "prompt_length": 10, "answer_steps": 2, "caption_steps": 2,
-        "order": "confidence", "temperature": 0.0, "text_length": 12, "size": 32,
+        "num_steps": 3, "guidance_scale": 1.5, "shift": 3.0, "solver": "dpm", "guidance_interval": [0.2, 0.9],
+        "guidance_rescale": 0.0, "shift_by_size": False, "prompt_length": 10, "answer_steps": 2, "caption_steps": 2,
+        "answer_length": None, "caption_length": None, "text_length": 12, "size": 32,
+        "order": "confidence", "temperature": 0.0, "top_p": 0.9, "threshold": 0.9, "entropy_bound": 0.1,
+        "commit_above": 1.0, "block_size": 4, "text_guidance_scale": 1.5, "image_refresh": 2, "text_refresh": 1,
     }  # fmt: skip
 
 
@@ -188,7 +193,7 @@ def test_json_is_one_summary_a_line(model: Path, tmp_path: Path) -> None:
         (("gqa", "--world", "mars"), "unknown preset 'mars'"),
         (("gqa", "--split", "half"), "unknown split 'half'"),
         (("geneval", "--metadata", "none.jsonl"), "no such file: 'none.jsonl'"),
-        (("gqa", "--order", "backwards"), "unknown order 'backwards': use random or confidence"),
+        (("gqa", "--order", "backwards"), "unknown order 'backwards': use random, first-hitting"),
     ],
 )
 def test_a_mistake_gets_one_line(model: Path, tmp_path: Path, arguments: tuple[str, ...], fault: str) -> None:

@@ -13,6 +13,7 @@ from ddit.config import DualRun
 from ddit.data.config import WorldData
 from ddit.pipeline import Pipeline
 from ddit.train.checkpoint import find_newest, load_tensors, stored_shapes
+from ddit.train.log import read_log
 from ddit.train.loop import Trainer, train
 from ddit.train.parallel import join_ranks, local
 from ddit.world import enlarge
@@ -256,6 +257,19 @@ def test_another_size_of_start_is_named(plain: DualRun, tmp_path: Path) -> None:
         make_trainer(deeper)
 
 
+def test_a_joint_model_is_converted_to_one_whose_image_side_is_read_once(
+    plain: DualRun, tmp_path: Path
+) -> None:
+    out = train(plain, stop_at=1)
+    isolated = replace(
+        plain, out=str(tmp_path / "b"), init=str(out / "export"), vae=None, text=None,
+        model=replace(plain.model, image_attends_text=False),
+    )  # fmt: skip
+    converted = Pipeline.from_pretrained(train(isolated, stop_at=1) / "export").transformer
+    assert not converted.config.image_attends_text
+    assert len(converted.read_image(None)) == plain.model.depth
+
+
 @pytest.mark.slow
 def test_a_few_scenes_are_learnt_by_heart(joint: DualRun) -> None:
     config = replace(
@@ -275,3 +289,17 @@ def test_a_few_scenes_are_learnt_by_heart(joint: DualRun) -> None:
     assert mean("image", slice(-20, None)) < 0.75 * mean("image", slice(0, 5))
     assert mean("text", slice(-20, None)) < 0.3 * mean("text", slice(0, 5))
     assert mean("alignment", slice(-20, None)) < 0.3 * mean("alignment", slice(0, 5))
+
+
+def test_a_run_trains_with_the_text_encoder_in_8_bit_at_nearly_the_same_losses(joint: DualRun) -> None:
+    joint = replace(joint, max_steps=2, train_mask_embedding=True)
+
+    def losses(config: DualRun) -> list[float]:
+        return [event["total"] for event in read_log(train(config) / "log.jsonl") if "total" in event]
+
+    full = losses(joint)
+    int8 = losses(
+        replace(joint, out=f"{joint.out}-int8", parallel=replace(joint.parallel, text_encoder="int8"))
+    )
+    assert int8 == pytest.approx(full, rel=1e-2)
+    assert int8 != full

@@ -50,9 +50,12 @@ def test_the_average_soon_forgets_the_fresh_weights() -> None:
 def test_orthogonalized_matrices_have_singular_values_near_one() -> None:
     generator = torch.Generator().manual_seed(0)
     for shape in ((32, 32), (48, 16), (16, 48)):
-        values = torch.linalg.svdvals(orthogonalize(torch.randn(shape, generator=generator), 5).float())
+        matrix = torch.randn(shape, generator=generator)
+        exact, quick = (orthogonalize(matrix, 5, dtype).float() for dtype in (torch.float32, torch.bfloat16))
+        values = torch.linalg.svdvals(quick)
         assert values.min() > 0.3
         assert values.max() < 1.3
+        assert (exact - quick).norm() < 0.05 * exact.norm()
 
 
 def test_muon_takes_the_steps_of_torchs_own() -> None:
@@ -60,7 +63,7 @@ def test_muon_takes_the_steps_of_torchs_own() -> None:
     ours = [nn.Parameter(torch.randn(shape, generator=generator)) for shape in ((32, 8), (8, 32), (16, 16))]
     theirs = [nn.Parameter(p.detach().clone()) for p in ours]
     mine, reference = (
-        Muon(ours, lr=0.02, weight_decay=0.1),
+        Muon(ours, lr=0.02, weight_decay=0.1, dtype=torch.bfloat16),
         torch.optim.Muon(theirs, lr=0.02, weight_decay=0.1),
     )
     for _ in range(3):

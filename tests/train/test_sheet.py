@@ -16,6 +16,7 @@ from ddit.data.samples import Turn
 from ddit.images import read_image, to_tensor
 from ddit.pipeline import Pipeline
 from ddit.prompts import TokenizedPrompt
+from ddit.sheets import GAP
 from ddit.train.sheet import (
     Reading,
     draw_pictures,
@@ -25,6 +26,7 @@ from ddit.train.sheet import (
     save_table,
     write_table,
 )
+from ddit.writing import Writing
 
 CFG = ReportConfig(sheet_steps=3, sheet_guidance=2.0)
 TURNS = [
@@ -38,7 +40,9 @@ TURNS = [
 @pytest.fixture
 def pipeline() -> Pipeline:
     pipeline = tiny_pipeline()
-    pipeline.settings = dataclasses.replace(pipeline.settings, text_order="confidence", temperature=0.0)
+    pipeline.settings = dataclasses.replace(
+        pipeline.settings, writing=Writing(order="confidence", temperature=0.0)
+    )
     return pipeline
 
 
@@ -74,9 +78,10 @@ def test_a_sheet_shows_each_picture_at_a_comfortable_size(tmp_path: Path, side: 
     pixels[8, 0] = 1.0
     save_sheet(tmp_path / "sheets" / "s.png", pixels, [f"Bücher und 書 number {i}" for i in range(9)])
     sheet = read_image(tmp_path / "sheets" / "s.png")
-    assert sheet.size == (8 * (shown + 4), 2 * (shown + 40))
-    assert sheet.getpixel((shown // 2, shown // 2)) == (0, 0, 0)
-    assert sheet.getpixel((shown // 2, shown + 40 + shown // 2)) == (255, 0, 0)
+    assert sheet.width == 8 * (shown + GAP) + GAP
+    middle = GAP + shown // 2
+    assert sheet.getpixel((middle, middle)) == (0, 0, 0)
+    assert sheet.getpixel((middle, sheet.height // 2 + middle)) == (255, 0, 0)
 
 
 def test_a_sheet_is_drawn_and_written_in_one_call(tmp_path: Path, pipeline: Pipeline) -> None:

@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple, Unpack
 
 from ddit.eval import geneval
 from ddit.eval.captioning import read_captions, score_captions
@@ -23,8 +23,11 @@ from ddit.eval.ranks import Ranks
 from ddit.eval.report import Summary, aside_of, check_free, write_report, written_aside
 from ddit.eval.vqa import read_gqa, read_vizwiz, read_vqav2, score_gqa, score_vizwiz, score_vqav2
 from ddit.eval.yesno import read_mme, read_pope, score_mme, score_pope
+from ddit.flow import DrawConfig
 from ddit.pipeline import Pipeline
+from ddit.suggest import near_misses
 from ddit.world import Prompt
+from ddit.writing import Writing, WritingOptions
 
 Advance = Callable[[int], Any]
 """Called with the number of samples done since the last call."""
@@ -61,55 +64,54 @@ SCORER_NOTE = (
 )
 
 
-@dataclass(frozen=True)
-class Decoding:
+@dataclass(frozen=True, kw_only=True)
+class Decoding(DrawConfig):
     """Everything that decides how a model draws and writes; fixed before a run and written into its summary.
 
-    Attributes:
-        num_steps, guidance_scale, shift, prompt_length: of drawing.
-        answer_steps, caption_steps, order, temperature, text_length: of writing.
+    Attributes: those of drawing, and
+        prompt_length: of drawing.
+        answer_steps, caption_steps, answer_length, caption_length, text_length, writing: of writing.
         size: pixels a side, of pictures drawn and of pictures as they are read.
     """
 
-    num_steps: int
-    guidance_scale: float
-    shift: float
     prompt_length: int
     answer_steps: int
     caption_steps: int
-    order: Literal["random", "confidence"]
-    temperature: float
+    answer_length: int | None
+    caption_length: int | None
     text_length: int
     size: int
+    writing: Writing
 
     @classmethod
     def of(
         cls,
         pipeline: Pipeline,
+        drawing: DrawConfig | None = None,
         *,
-        num_steps: int | None = None,
-        guidance_scale: float | None = None,
         text_steps: int | None = None,
-        order: Literal["random", "confidence"] | None = None,
-        temperature: float | None = None,
         size: int | None = None,
+        length: int | None = None,
+        **writing: Unpack[WritingOptions],
     ) -> Decoding:
         """The model's own settings (`ddit.json`), but for what is given."""
         own = pipeline.settings
-        if order not in (None, "random", "confidence"):
-            raise ValueError(f"unknown order '{order}': use random or confidence")
         return cls(
-            num_steps=num_steps or own.num_steps,
-            guidance_scale=own.guidance_scale if guidance_scale is None else guidance_scale,
-            shift=own.shift,
+            **asdict(own.but(drawing)),
             prompt_length=own.prompt_length,
             answer_steps=text_steps or own.answer_steps,
             caption_steps=text_steps or own.caption_steps,
-            order=order or own.text_order,
-            temperature=own.temperature if temperature is None else temperature,
+            answer_length=length or own.answer_length,
+            caption_length=length or own.caption_length,
             text_length=own.text_length,
             size=size or own.image_size,
+            writing=own.writing.changed(writing),
         )
+
+    def to_json(self) -> dict[str, Any]:
+        """All of it, flat."""
+        values = asdict(self)
+        return values | values.pop("writing")
 
 
 @dataclass(frozen=True)
@@ -149,7 +151,8 @@ class Source:
         """`ValueError` in one line for an unknown task, or a folder or file that is not there."""
         unknown = [task for task in tasks if task not in TASKS]
         if unknown or not tasks:
-            raise ValueError(f"unknown task '{' '.join(unknown)}': use {', '.join(TASKS)}")
+            near = near_misses(unknown[0], TASKS)
+            raise ValueError(f"unknown task '{' '.join(unknown)}': use {', '.join(TASKS)}{near}")
         for path in (self.data, self.images):
             if path is not None and not path.is_dir():
                 raise ValueError(f"no such folder: '{path}'")
@@ -211,7 +214,7 @@ def evaluate(
             run = _Run(pipeline, out / task, decoding, settings, ranks)
             start, started = time.monotonic(), datetime.now(UTC).isoformat(timespec="seconds")
             made = {
-                **about, **source.to_json(task), "decoding": asdict(decoding), "settings": asdict(settings),
+                **about, **source.to_json(task), "decoding": decoding.to_json(), "settings": asdict(settings),
                 "num_ranks": ranks.size, "started": started,
             }  # fmt: skip
             first = ranks.is_first
@@ -301,8 +304,8 @@ class _Run:
         pipeline, decoding = self.pipeline, self.decoding
         images = [item.image for item in items]
         common: dict[str, Any] = {
-            "seed": seed, "order": decoding.order, "temperature": decoding.temperature,
-            "height": decoding.size, "width": decoding.size, "batch_size": len(items),
+            **asdict(decoding.writing),
+            "seed": seed, "height": decoding.size, "width": decoding.size, "batch_size": len(items),
         }  # fmt: skip
         questions = [
             pipeline.style.short_answer(item.question, unanswerable=TEXT_TASKS[task].unanswerable)
@@ -310,8 +313,10 @@ class _Run:
             if item.question is not None
         ]
         if not questions:
-            return pipeline.caption(images, num_steps=decoding.caption_steps, **common)
-        return pipeline.answer(images, questions, num_steps=decoding.answer_steps, **common)
+            steps, length = decoding.caption_steps, decoding.caption_length
+            return pipeline.caption(images, num_steps=steps, length=length, **common)
+        steps, length = decoding.answer_steps, decoding.answer_length
+        return pipeline.answer(images, questions, num_steps=steps, length=length, **common)
 
     def draw(self, prompts: list[Prompt], advance: Callable[[str, int], Advance]) -> _Result:
         """Pictures in GenEval's folders, scored by the world's detector if it knows what is asked for."""
@@ -327,8 +332,7 @@ class _Run:
             images = self.pipeline.generate(
                 [prompt.text for prompt in asked],
                 seed=settings.seed + part.start,
-                num_steps=self.decoding.num_steps,
-                guidance_scale=self.decoding.guidance_scale,
+                sampler=self.decoding,
                 height=self.decoding.size,
                 width=self.decoding.size,
                 batch_size=len(part),

@@ -12,6 +12,7 @@ from pathlib import Path
 from ddit.config import RunConfig
 from ddit.recipes.mini import ASIDE, MINI_STAGES, make_tiny
 from ddit.recipes.sd3 import SD3_STAGES, SIZES
+from ddit.suggest import near_misses
 from ddit.world import PRESETS
 
 
@@ -33,11 +34,13 @@ def build(name: str, root: str | Path, *, world: str = "fixed") -> RunConfig:
     family, _, stage = name.partition("-")
     make = MINI_STAGES.get(stage)
     if family not in ("mini", "tiny") or make is None:
+        known = ["mini", "tiny", *recipe_names()]
+        near = near_misses(name, [*known, *(f"tiny-{stage}" for stage in MINI_STAGES)])
         raise ValueError(
-            f"unknown recipe {name!r}; known: mini, tiny, {', '.join(recipe_names())} (and tiny-... of each mini-...)"
+            f"unknown recipe {name!r}; known: {', '.join(known)} (and tiny-... of each mini-...){near}"
         )
     if world not in PRESETS:
-        raise ValueError(f"unknown world {world!r}; known: {', '.join(PRESETS)}")
+        raise ValueError(f"unknown world {world!r}; known: {', '.join(PRESETS)}{near_misses(world, PRESETS)}")
     config = make(Path(root), PRESETS[world])
     return make_tiny(config) if family == "tiny" else config
 

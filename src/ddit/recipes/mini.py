@@ -225,6 +225,23 @@ def mini_stage4_128(root: Path, world: WorldConfig) -> DualRun:
     )
 
 
+def mini_isolated(root: Path, world: WorldConfig) -> DualRun:
+    """Conversion: a short tuning after which the image side of reading is computed once. Not part of the chain."""
+    stage4 = mini_stage4(root, world)
+    return replace(
+        stage4,
+        out=str(root / "mini-isolated"),
+        init=str(root / "mini-stage4/export"),
+        vae=None,  # that of `init`
+        model=replace(stage4.model, image_attends_text=False),
+        data=replace(stage4.data, read=_both_pools(root, world, 0.6, 0.5)),
+        objective=replace(stage4.objective, read_fraction=0.5),
+        optimizer=replace(stage4.optimizer, lr=3e-4, muon_lr=0.006),
+        max_steps=2000,
+        seed=6,
+    )
+
+
 MINI_STAGES: dict[str, Callable[[Path, WorldConfig], RunConfig]] = {
     "vae": mini_vae,
     "text": mini_text,
@@ -237,8 +254,9 @@ MINI_STAGES: dict[str, Callable[[Path, WorldConfig], RunConfig]] = {
     "stage3": mini_stage3,
     "stage4": mini_stage4,
     "stage4_128": mini_stage4_128,
+    "isolated": mini_isolated,
 }
-ASIDE = {"stage4_128"}
+ASIDE = {"stage4_128", "isolated"}
 """Stages that the whole chain leaves out."""
 
 

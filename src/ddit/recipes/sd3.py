@@ -52,6 +52,7 @@ def sd3_stage1(root: Path, size: Size) -> DualRun:
         global_batch_size=512,
         micro_batch_size=8,
         max_steps=60_000,
+        compute_dtype="bfloat16",
     )
 
 

@@ -15,6 +15,7 @@ from ddit.lora import add_adapters, merge_adapters, save_adapters
 from ddit.model import DualDiT
 from ddit.train.batches import STYLES
 from ddit.train.parallel import Ranks, gather_on_first
+from ddit.writing import Writing
 
 _DTYPE = torch.bfloat16
 _PREFIX = "transformer."
@@ -87,6 +88,5 @@ def settings_of(cfg: DualRun) -> ModelSettings:
         shift=report.sheet_shift,
         caption_steps=16,
         answer_steps=4,
-        text_order="confidence",
-        temperature=0.0,
+        writing=Writing(order="confidence", temperature=0.0),
     )

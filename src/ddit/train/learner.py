@@ -14,6 +14,7 @@ from torch.distributed.fsdp import register_fsdp_forward_method
 from torch.utils.checkpoint import checkpoint
 
 from ddit.config import DualRun
+from ddit.devices import compute_dtype
 from ddit.encoders import ImageCodec, TextCodec
 from ddit.folders import is_sd3_folder, resolve
 from ddit.model import DualDiT
@@ -93,7 +94,7 @@ def make_learner(
     state = _build(cfg, codec, feature_channels, with_weights=True).state_dict() if ranks.is_first else {}
     with torch.device("meta"):
         learner = _build(cfg, codec, feature_channels, with_weights=False)
-    dtype = getattr(torch, cfg.compute_dtype)
+    dtype = compute_dtype(cfg.compute_dtype, ranks.device)
     transformer = learner.transformer
     transformer.gradient_checkpointing = cfg.parallel.checkpoint_activations
     blocks = list(transformer.transformer_blocks)
@@ -122,7 +123,7 @@ def shard_text_encoder(codec: TextCodec, cfg: DualRun, ranks: Ranks) -> None:
         for block in blocks:
             block.forward = functools.partial(checkpoint, block.forward, use_reentrant=False)
     if cfg.parallel.text_encoder == "int8":
-        from ddit.train.int8 import quantize_text_encoder
+        from ddit.int8 import quantize_text_encoder
 
         quantize_text_encoder(codec)
         codec.to(device=ranks.device)
@@ -176,7 +177,9 @@ def _start(cfg: DualRun) -> DualDiT:
             generator=torch.Generator().manual_seed(cfg.seed), dtype=torch.float32,
         ).transformer  # fmt: skip
     else:
-        model = load_transformer(folder / "transformer", dtype=torch.float32)
+        model = load_transformer(
+            folder / "transformer", dtype=torch.float32, image_attends_text=cfg.model.image_attends_text
+        )
     if model.config != cfg.model:
         found, wanted = dataclasses.asdict(model.config), dataclasses.asdict(cfg.model)
         differing = [

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from ddit.config import DualRun, from_json, to_json
+from ddit.devices import compute_dtype
 from ddit.encoders import ImageCodec, TextCodec
 from ddit.folders import load_image_codec, load_text_codec, resolve
 from ddit.model import DualDiT
@@ -239,7 +240,7 @@ def load_encoders(cfg: DualRun, device: torch.device) -> tuple[ImageCodec, TextC
     vae, text = (resolve(name or cfg.init or "") for name in (cfg.vae, cfg.text))
     # A T5 that is to be sharded or quantised comes to the device in parts.
     text_device = device if cfg.parallel.text_encoder == "whole" else torch.device("cpu")
-    codec = load_text_codec(text, dtype=getattr(torch, cfg.compute_dtype), device=text_device)
+    codec = load_text_codec(text, dtype=compute_dtype(cfg.compute_dtype, device), device=text_device)
     return load_image_codec(vae, device=device), codec
 
 

@@ -14,6 +14,7 @@ from transformers import T5Config, T5EncoderModel
 
 from ddit import model as model_module
 from ddit.config import DualRun
+from ddit.devices import compute_dtype
 from ddit.model import DualDiT
 
 GIB = 2**30
@@ -71,8 +72,8 @@ def build_on_meta(cfg: DualRun) -> DualDiT:
 def saved_bytes(cfg: DualRun, micro_batch_size: int) -> tuple[int, int]:
     """Bytes kept for the backward pass of one joint block, and of its two inputs, at a micro-batch's shapes."""
     with torch.device("meta"):
-        block = model_module.JointBlock(cfg.model, 0).to(getattr(torch, cfg.compute_dtype))
-        width, dtype = cfg.model.hidden_size, getattr(torch, cfg.compute_dtype)
+        width, dtype = cfg.model.hidden_size, compute_dtype(cfg.compute_dtype, torch.device("cuda"))
+        block = model_module.JointBlock(cfg.model, 0).to(dtype)
         image = torch.empty(micro_batch_size, num_image_tokens(cfg), width, dtype=dtype, requires_grad=True)
         length = max(cfg.data.draw_length, cfg.data.read_length)
         text = torch.empty(micro_batch_size, length, width, dtype=dtype, requires_grad=True)
@@ -137,7 +138,7 @@ def memory_per_gpu(cfg: DualRun, num_gpus: int) -> MemoryReport:
         raise ValueError(f"{num_gpus} GPUs cannot make {parallel.num_replicas} equal replicas")
     shards = num_gpus // parallel.num_replicas
     model = build_on_meta(cfg)
-    width = 2 if cfg.compute_dtype == "bfloat16" else 4
+    width = compute_dtype(cfg.compute_dtype, torch.device("cuda")).itemsize
     total = sum(parameter.numel() for parameter in model.parameters())
     a_block = sum(parameter.numel() for parameter in model.transformer_blocks[0].parameters())
     outside = total - sum(parameter.numel() for parameter in model.transformer_blocks.parameters())

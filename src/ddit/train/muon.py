@@ -14,15 +14,19 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
+from ddit.devices import compute_dtype
 from ddit.train.parallel import local
 
 _COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 
 
-def orthogonalize(matrix: Tensor, num_iterations: int) -> Tensor:
-    """About U V^T of a matrix U S V^T: (m, n) -> (m, n) in bfloat16, singular values in about [0.7, 1.2]."""
+def orthogonalize(matrix: Tensor, num_iterations: int, dtype: torch.dtype = torch.bfloat16) -> Tensor:
+    """About U V^T of a matrix U S V^T: (m, n) -> (m, n) in bfloat16, singular values in about [0.7, 1.2].
+
+    dtype: of the products.
+    """
     a, b, c = _COEFFICIENTS
-    x = matrix.bfloat16()
+    x = matrix.bfloat16().to(dtype)
     tall = x.shape[0] > x.shape[1]
     if tall:
         x = x.T
@@ -30,21 +34,23 @@ def orthogonalize(matrix: Tensor, num_iterations: int) -> Tensor:
     for _ in range(num_iterations):
         gram = x @ x.T
         x = torch.addmm(x, torch.addmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
-    return x.T if tall else x
+    return (x.T if tall else x).bfloat16()
 
 
 class Muon(torch.optim.Optimizer):
     """w <- (1 - lr decay) w - lr max(1, m / n)^0.5 orthogonalize(g + momentum buffer), the buffer in float32.
 
     Matrices may be sharded by rows (FSDP2), all over the same ranks.
+
+    dtype: of the products; by default bfloat16, as in torch's, where the device is quick at it, else float32.
     """
 
     def __init__(
         self, params: Iterable[nn.Parameter], *, lr: float, weight_decay: float = 0.0, momentum: float = 0.95,
-        num_iterations: int = 5,
+        num_iterations: int = 5, dtype: torch.dtype | None = None,
     ) -> None:  # fmt: skip
         super().__init__(params, {"lr": lr, "weight_decay": weight_decay, "momentum": momentum})
-        self.num_iterations = num_iterations
+        self.num_iterations, self.dtype = num_iterations, dtype
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -73,11 +79,14 @@ class Muon(torch.optim.Optimizer):
         """This rank's rows of the orthogonalised matrices, from this rank's rows of the matrices."""
         group = _shard_group(params[0]) if params else None
         if group is None or group.size() == 1:
-            return [orthogonalize(part, self.num_iterations) for part in parts]
+            return [self._orthogonalize(part) for part in parts]
         shapes = [tuple(param.shape) for param in params]
         wholes = _collect(parts, shapes, group)
-        solved = [orthogonalize(whole, self.num_iterations) for whole in wholes]
+        solved = [self._orthogonalize(whole) for whole in wholes]
         return _distribute(solved, shapes, group, parts[0])
+
+    def _orthogonalize(self, matrix: Tensor) -> Tensor:
+        return orthogonalize(matrix, self.num_iterations, self.dtype or compute_dtype("auto", matrix.device))
 
 
 def _shard_group(param: Tensor) -> dist.ProcessGroup | None:

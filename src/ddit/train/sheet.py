@@ -7,14 +7,11 @@ from __future__ import annotations
 
 import json
 import re
-import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
-from PIL import Image, ImageDraw
 from torch import Tensor
 
 from ddit import flow, prompts
@@ -22,11 +19,13 @@ from ddit.config import ReportConfig
 from ddit.data.samples import Turn
 from ddit.encoders import ImageCodec, TextCodec
 from ddit.folders import ModelSettings
+from ddit.images import to_images
 from ddit.masked import LogitsFn, sample_text
 from ddit.model import DualDiT
 from ddit.prompts import PromptStyle, TokenizedPrompt
+from ddit.sheets import comfortable, contact_sheet
 
-_COLUMNS, _SMALLEST, _LARGEST, _CAPTION_HEIGHT = 8, 128, 256, 40
+_COLUMNS = 8
 
 
 @torch.no_grad()
@@ -62,44 +61,14 @@ def _draw(model: DualDiT, both: Tensor, noise: Tensor, cfg: ReportConfig) -> Ten
         assert drawn is not None
         return drawn
 
-    return flow.sample_latents(
-        velocity, noise.to(both.device), num_steps=cfg.sheet_steps, guidance_scale=cfg.sheet_guidance,
-        shift=cfg.sheet_shift,
-    )  # fmt: skip
+    drawing = flow.DrawConfig(cfg.sheet_steps, cfg.sheet_guidance, cfg.sheet_shift)
+    return flow.sample_latents(velocity, noise.to(both.device), cfg=drawing)
 
 
 def save_sheet(path: Path, pixels: Tensor, texts: Sequence[str]) -> None:
     """Writes the pictures (B, 3, H, W) in rows of eight, at a comfortable size, each above its text."""
-    pictures = to_pictures(pixels)
-    width, height = pictures[0].size
-    columns, rows = min(_COLUMNS, len(texts)), -(-len(texts) // _COLUMNS)
-    sheet = Image.new("RGB", (columns * (width + 4), rows * (height + _CAPTION_HEIGHT)), "white")
-    draw = ImageDraw.Draw(sheet)
-    for index, (picture, text) in enumerate(zip(pictures, texts, strict=True)):
-        left, top = index % _COLUMNS * (width + 4), index // _COLUMNS * (height + _CAPTION_HEIGHT)
-        sheet.paste(picture, (left, top))
-        lines = textwrap.wrap(text, max(width // 6, 8), max_lines=3, placeholder=" ...")
-        printable = (
-            "\n".join(lines).encode("latin-1", "replace").decode("latin-1")
-        )  # what the built-in font has
-        draw.multiline_text((left + 1, top + height), printable, fill="black", spacing=1)
     path.parent.mkdir(parents=True, exist_ok=True)
-    sheet.save(path)
-
-
-def to_pictures(pixels: Tensor) -> list[Image.Image]:
-    """Pixels (B, 3, H, W) in [-1, 1] as pictures: small ones enlarged by whole numbers, large ones reduced."""
-    values = ((pixels.clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 1).cpu().numpy()
-    pictures = [Image.fromarray(np.ascontiguousarray(picture)) for picture in values]
-    longest = max(values.shape[1:3])
-    if longest > _LARGEST:
-        return [picture.resize(_scaled(picture.size, _LARGEST / longest)) for picture in pictures]
-    factor = max(1, _SMALLEST // longest)
-    return [picture.resize(_scaled(picture.size, factor), Image.Resampling.NEAREST) for picture in pictures]
-
-
-def _scaled(size: tuple[int, int], factor: float) -> tuple[int, int]:
-    return max(1, round(size[0] * factor)), max(1, round(size[1] * factor))
+    contact_sheet(to_images(pixels), texts, columns=_COLUMNS).save(path)
 
 
 def draw_sheet(
@@ -179,8 +148,7 @@ def read_pictures(
                 mask_token_id=codec.mask_token_id,
                 eos_token_id=codec.eos_token_id,
                 banned_ids=range(codec.vocab_size, model.config.vocab_size),
-                order=settings.text_order,
-                temperature=settings.temperature,
+                rule=settings.writing,
                 generators=[torch.Generator().manual_seed(numbers[row]) for row in part.tolist()],
             )
             for row, ids in zip(part.tolist(), sample.ids.cpu(), strict=True):
@@ -250,7 +218,7 @@ def _save_thumbnails(folder: Path, pixels: Mapping[int, Tensor]) -> set[int]:
     for number, picture in pixels.items():
         folder.mkdir(exist_ok=True)
         if not (folder / f"{number}.png").exists():
-            to_pictures(picture[None])[0].save(folder / f"{number}.png")
+            comfortable(to_images(picture[None])[0]).save(folder / f"{number}.png")
     return set(pixels)
 
 

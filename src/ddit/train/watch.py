@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ddit.config import save_config
 from ddit.data.samples import Turn
+from ddit.devices import compute_dtype
 from ddit.prompts import TokenizedPrompt
 from ddit.train.batches import STYLES, ImageFacts, held_out_samples
 from ddit.train.export import settings_of
@@ -49,7 +50,7 @@ class Watch:
 
     def _open_log(self) -> RunLog:
         cfg, trainer = self.cfg, self.trainer
-        dtype = getattr(torch, cfg.compute_dtype)
+        dtype = compute_dtype(cfg.compute_dtype, trainer.ranks.device)
         peak = peak_flops(trainer.ranks.device, dtype, override=cfg.report.peak_tflops)
         return RunLog(
             trainer.out,

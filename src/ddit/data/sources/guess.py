@@ -11,6 +11,7 @@ from typing import Any, get_args
 from ddit.data.config import HuggingFaceData, JsonData, LlavaData, QuestionsData, SourceConfig, TarData
 from ddit.data.samples import BrokenSample
 from ddit.data.sources.records import LINES_SUFFIXES, Records
+from ddit.suggest import near_misses
 
 KINDS: dict[str, type[SourceConfig]] = {cls.kind: cls for cls in get_args(SourceConfig)}
 _START = 1 << 16
@@ -42,7 +43,9 @@ def guess_source(path: str, hints: Hints = Hints()) -> SourceConfig:
     if kind == "config":
         return source_from_json(Path(path).read_text())
     if kind not in KINDS:
-        raise ValueError(f"unknown kind of source {kind!r}: use {', '.join(KINDS)}")
+        raise ValueError(
+            f"unknown kind of source {kind!r}: use {', '.join(KINDS)}{near_misses(str(kind), KINDS)}"
+        )
     values: dict[str, Any] = {"kind": kind, "images": hints.images}
     if kind == "questions":
         values |= {"questions": path, "annotations": hints.annotations or ""}

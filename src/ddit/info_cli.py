@@ -1,0 +1,32 @@
+"""The verb `ddit info`."""
+
+from typing import Annotated
+
+import typer
+
+from ddit import completion
+from ddit.command import JsonOption
+
+
+def register(app: typer.Typer) -> None:
+    app.command()(info)
+
+
+def info(
+    model: Annotated[
+        str,
+        typer.Argument(
+            help="mini, a model folder, or a hub id that was downloaded", autocompletion=completion.models
+        ),
+    ] = "mini",
+    as_json: JsonOption = False,
+) -> None:
+    """Print MODEL's sizes, settings and the memory that it needs.
+
+    By its configurations and the headers of its files: nothing is loaded or downloaded.
+    """
+    from ddit.folders import resolve
+    from ddit.info import inspect_model, to_json_line, to_text
+
+    found = inspect_model(resolve(model, only_stored=True))
+    typer.echo(to_json_line(found) if as_json else to_text(found))

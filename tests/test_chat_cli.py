@@ -1,0 +1,169 @@
+"""`ddit chat`: from a pipe a line an answer, at a terminal words as they settle, and no mistake ends it."""
+
+import contextlib
+import fcntl
+import io
+import json
+import os
+import pty
+import select
+import signal
+import subprocess
+import sys
+import termios
+import time
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from tiny_models import tiny_pipeline
+
+from ddit.chat_cli import Chat, Leave
+from ddit.cli import main
+from ddit.pipeline import Pipeline
+
+QUESTION = "what color is the car?"
+
+
+@pytest.fixture(scope="module")
+def pipeline() -> Pipeline:
+    return tiny_pipeline()
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> list[Path]:
+    paths = [tmp_path / "red.png", tmp_path / "blue.png"]
+    Image.new("RGB", (32, 32), "red").save(paths[0])
+    Image.radial_gradient("L").convert("RGB").save(paths[1])
+    return paths
+
+
+@pytest.fixture
+def talk(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    """Says lines to `ddit chat` through a pipe: exit code, answers, faults."""
+    monkeypatch.setattr("ddit.chat_cli.load", lambda *_, **__: pipeline)
+
+    def call(lines: list[str], *arguments: object) -> tuple[int, list[str], list[str]]:
+        monkeypatch.setattr(sys, "argv", ["ddit", "chat", *map(str, arguments)])
+        monkeypatch.setattr(sys, "stdin", io.StringIO("\n".join([*lines, ""])))
+        code = 0
+        try:
+            main()
+        except SystemExit as end:
+            code = int(end.code or 0)
+        said = capsys.readouterr()
+        return code, said.out.splitlines(), said.err.splitlines()
+
+    return call
+
+
+def test_every_line_is_answered_as_plain_calls_would(talk, pipeline: Pipeline, pictures: list[Path]):
+    red, blue = pictures
+    lines = [QUESTION, "", "the ___ is red", "/caption", "/seed 5", "/caption", f"/image '{blue}'", QUESTION]
+    code, answers, faults = talk(lines, red, "--seed", 2)
+    assert (code, faults) == (0, [])
+    assert answers == [
+        *pipeline.answer(red, QUESTION, seed=2),
+        *pipeline.infill(red, "the ___ is red", seed=2),
+        *pipeline.caption(red, seed=2),
+        *pipeline.caption(red, seed=5),
+        *pipeline.answer(blue, QUESTION, seed=5),
+    ]
+
+
+def test_the_picture_is_encoded_once(
+    talk, pipeline: Pipeline, pictures: list[Path], monkeypatch: pytest.MonkeyPatch
+):
+    calls = []
+    encode = pipeline.image_codec.encode
+    monkeypatch.setattr(pipeline.image_codec, "encode", lambda pixels: calls.append(1) or encode(pixels))
+    talk([QUESTION, "/caption", "is there a dog"], pictures[0])
+    assert len(calls) == 1
+    talk([QUESTION, f"/image {pictures[1]}", QUESTION], pictures[0])
+    assert len(calls) == 3
+
+
+def test_mistakes_end_nothing_and_every_question_keeps_its_line(
+    talk, pipeline: Pipeline, pictures: list[Path]
+):
+    lines = ["/sed 3", "/seed x", "/image nowhere.png", "/image", "<extra_id_0>", QUESTION]
+    code, answers, faults = talk(lines, pictures[0])
+    assert code == 1
+    assert answers == ["", *pipeline.answer(pictures[0], QUESTION)]
+    assert len(faults) == 5
+    assert "unknown command '/sed'" in faults[0]
+    assert faults[0].endswith("did you mean /seed?")
+    assert "needs a whole number of at least 0, got 'x'" in faults[1]
+    assert "no such image: 'nowhere.png'" in faults[2]
+    assert "/image needs the path" in faults[3]
+    assert "reserved token <extra_id_0>" in faults[4]
+
+
+def test_quit_leaves_and_help_goes_to_stderr(talk, pictures: list[Path]):
+    code, answers, said = talk(["/help", "/quit", QUESTION], pictures[0])
+    assert (code, answers) == (0, [])
+    assert any("/image PATH" in line for line in said)
+
+
+def test_json_names_the_question(talk, pictures: list[Path]):
+    _, lines, _ = talk([QUESTION, "the ___"], pictures[0], "--json")
+    asked, filled = map(json.loads, lines)
+    assert asked["question"] == QUESTION
+    assert set(asked) == {"image", "seed", "question", "answer"}
+    assert filled["text"] == "the ___"
+
+
+def test_a_picture_that_cannot_be_read_leaves_the_old_one(pipeline: Pipeline, pictures: list[Path]):
+    chat = Chat(pipeline, pictures[0], seed=0, options={})
+    before = chat.picture
+    with pytest.raises(ValueError, match="no such image"):
+        chat.command("/image gone.png")
+    assert (chat.picture, chat.image) == (before, pictures[0])
+    with pytest.raises(Leave):
+        chat.command("/quit")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("leave", [b"\x04", b"\x03"], ids=["ctrl-d", "ctrl-c"])
+def test_at_a_terminal_it_answers_and_leaves_cleanly(pictures: list[Path], tmp_path: Path, leave: bytes):
+    tiny_pipeline().save_pretrained(tmp_path / "model")
+    master, slave = pty.openpty()
+    command = [sys.executable, "-m", "ddit", "chat", str(pictures[0]), "-m", str(tmp_path / "model")]
+    process = subprocess.Popen(command, stdin=slave, stdout=slave, stderr=slave, start_new_session=True,
+        preexec_fn=_own_terminal)  # fmt: skip
+    os.close(slave)
+    try:
+        _read_until(master, b"> ")
+        os.write(master, b"what color\n")
+        shown = _read_until(master, b"\n> ")
+        assert _press_until_it_ends(process, master, leave) == 0
+        assert b"\r\x1b[K" in shown
+        assert b"Traceback" not in shown
+    finally:
+        process.kill()
+        process.wait()
+        os.close(master)
+
+
+def _own_terminal() -> None:
+    """Makes the new session's terminal that of stdin, so that Ctrl-C reaches it, and is heard."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+
+
+def _press_until_it_ends(process: subprocess.Popen, master: int, key: bytes) -> int:
+    """Presses again after a while: Python's readline misses a signal that falls between its prompt and its wait."""
+    for _ in range(6):
+        os.write(master, key)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            return process.wait(timeout=15)
+    pytest.fail(f"{key!r} does not end the chat")
+
+
+def _read_until(master: int, mark: bytes, seconds: float = 90) -> bytes:
+    found, end = b"", time.monotonic() + seconds
+    while mark not in found.replace(b"\r\n", b"\n"):
+        assert time.monotonic() < end, found
+        if select.select([master], [], [], 1)[0]:
+            found += os.read(master, 4096)
+    return found

@@ -1,0 +1,38 @@
+"""Notices warn, unless someone listens, and a listener hears its own thread alone."""
+
+import threading
+
+import pytest
+from tiny_models import tiny_pipeline
+
+from ddit.notices import Notice, heard, is_heard, notify
+
+
+def test_without_a_listener_a_notice_is_a_warning() -> None:
+    with pytest.warns(UserWarning, match="too long"):
+        notify("too long", text="a text")
+
+
+def test_a_listener_hears_what_is_said_within_its_context_in_place_of_warnings() -> None:
+    with heard() as notices:
+        notify("too long", text="a text")
+    assert notices == [Notice("a text", "too long")]
+    assert not is_heard()
+
+
+def test_another_thread_is_not_heard() -> None:
+    found: list[bool] = []
+    with heard():
+        thread = threading.Thread(target=lambda: found.append(is_heard()))
+        thread.start()
+        thread.join()
+    assert found == [False]
+
+
+def test_the_pipeline_tells_a_listener_of_each_text_apart() -> None:
+    pipeline = tiny_pipeline()
+    with heard() as notices:
+        pipeline.generate(["a zebra", "a dog", "a hat"], num_steps=1)
+    assert [notice.text for notice in notices] == ["a zebra", "a hat"]
+    assert "'zebra'" in notices[0].message
+    assert "'hat'" in notices[1].message
