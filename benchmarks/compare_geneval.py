@@ -40,7 +40,7 @@ def score(
         out = Path(ranks.gather([folder])[0])
         runs = evaluate(
             pipeline, ["geneval"], Source(None, world), out, settings=EvalSettings(seed=seed * 10**6),
-            decoding=Decoding.of(pipeline, guidance_scale=guidance), about={}, ranks=ranks,
+            decoding=Decoding.of(pipeline, pipeline.settings.but(None, guidance_scale=guidance)), about={}, ranks=ranks,
             advance=lambda task, total: lambda done: None,
         )  # fmt: skip
         found = {figure.name: figure.value for summary in runs for figure in summary.figures}

@@ -287,9 +287,9 @@ def turn_off(switches: tuple[str, ...], transformer: DualDiT) -> None:
         whole = block.forward
 
         def forward(
-            image: Tensor, text: Tensor, cond: Tensor, n: int | None, visible: Tensor | None = None
+            image: Tensor, text: Tensor, cond: Tensor, n: int | None, *visible_and_kept: Any
         ) -> tuple[Tensor, Tensor]:
-            image, text = whole(image, text, cond, None, visible)
+            image, text = whole(image, text, cond, None, *visible_and_kept)
             return image[:n], text[n:]
 
         block.forward = forward

@@ -1,0 +1,1 @@
+"""Sampling beside the published pipeline, diffusers' SD3 and an autoregressive decoder; see `__main__.py`."""

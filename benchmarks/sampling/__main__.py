@@ -1,0 +1,240 @@
+"""Sampling beside the published pipeline, diffusers' SD3 and an autoregressive decoder, all in turns in one run.
+
+    OMP_NUM_THREADS=1 python -m benchmarks.sampling --published PATH [--quick]
+
+from the repository's root. PATH is your own checkout of github.com/zijieli-Jlee/Dual-Diffusion. Two kinds of models:
+random weights of 20 M and of 300 M parameters, whose texts take the passes that --passes gives; and a trained model,
+whose passes are what its rule needs and whose scores are measured beside the speed. Before anything is timed, the
+published model must give our logits. Writes sampling.md and sampling_*.png.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+
+from benchmarks.sampling.arms import (
+    Arm,
+    DrawTask,
+    Kind,
+    Subject,
+    TextTask,
+    draw_arms,
+    random_text,
+    text_arms,
+    world_pictures,
+    world_text,
+)
+from benchmarks.sampling.measure import Clock, measure
+from benchmarks.sampling.published import Published
+from benchmarks.sampling.report import Table, write
+from benchmarks.sampling.subjects import SIZES, random_pipeline
+from ddit.flow import DrawConfig
+from ddit.pipeline import Pipeline
+from ddit.world import PRESETS
+from ddit.writing import ReadOptions
+
+QUICK = {
+    "sizes": ["20M"], "lengths": [8, 32], "batches": [1, 4], "draw_batches": [1], "rounds": 1, "items": 4,
+    "vocab": 2048, "max_passes": [("20M", 4)], "no_compile": True, "no_memory": True,
+}  # fmt: skip
+
+
+def parse(arguments: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.sampling", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )  # fmt: skip
+    add = parser.add_argument
+    add("--published", required=True, help="your checkout of the published code")
+    add(
+        "--sizes", nargs="*", default=list(SIZES), choices=list(SIZES), help="of the models of random weights"
+    )
+    add("--lengths", nargs="+", type=int, default=[8, 32, 128, 256], help="tokens of texts by these")
+    add("--published-steps", nargs="+", type=pair, default=[(8, 16), (32, 32), (128, 64), (256, 256)],
+        metavar="TOKENS:STEPS", help="of the published rule")  # fmt: skip
+    add("--passes", nargs="+", type=pair, default=[(8, 2), (32, 12), (128, 49), (256, 98)],
+        metavar="TOKENS:PASSES", help="of ours by these models [default: 2.6 tokens a pass, as mini]")  # fmt: skip
+    add("--max-passes", nargs="+", type=limit, default=[("20M", 16), ("300M", 4)], metavar="SIZE:PASSES",
+        help="of a timed call; beyond, times and FLOPs are scaled")  # fmt: skip
+    add("--batches", nargs="+", type=int, default=[1, 8, 32], help="of texts")
+    add("--draw-batches", nargs="+", type=int, default=[1, 8], help="of pictures")
+    add("--vocab", type=int, default=32128)
+    add("--model", default="mini", help="trained, its image side not isolated; 'none' leaves it out")
+    add("--isolated", help="the same model, converted to an isolated image side")
+    add("--preset", default="fixed", choices=sorted(PRESETS), help="of the small world")
+    add("--window", type=int, help="text tokens of the published rule; by default the trained model's own")
+    add("--items", type=int, default=192, help="answers, captions and pictures of the trained model")
+    add("--trained-steps", nargs=2, type=int, default=[16, 32], metavar=("ANSWER", "CAPTION"),
+        help="of the published rule")  # fmt: skip
+    add("--answer-rule", nargs="*", type=setting, default=[], metavar="NAME=VALUE",
+        help="over the model's own settings: order, threshold, num_steps, length, ...")  # fmt: skip
+    add("--caption-rule", nargs="*", type=setting, default=[], metavar="NAME=VALUE")
+    add("--looser-rule", nargs="*", type=setting, default=[], metavar="NAME=VALUE",
+        help="a further arm, of fewer passes: over both rules")  # fmt: skip
+    add("--drawing", nargs="*", type=setting, default=[], metavar="NAME=VALUE",
+        help="over the trained model's settings, for all models: solver, num_steps, ...")  # fmt: skip
+    add("--rounds", type=int, default=5, help="of the models of random weights")
+    add("--arm-seconds", type=float, default=30, help="after which an arm of these has no further round")
+    add("--no-compile", action="store_true")
+    add("--no-memory", action="store_true")
+    add("--cpu-time", action="store_true", help="processor time: on a busy machine, with one thread")
+    add("--threads", type=int, default=1)
+    add(
+        "--quick",
+        action="store_true",
+        help="the smallest of everything, two minutes; its figures mean little",
+    )
+    add("--out", type=Path, default=Path(__file__).parents[1])
+    options = parser.parse_args(arguments)
+    if options.quick:
+        parser.set_defaults(**QUICK)
+        options = parser.parse_args(arguments)
+    options.max_passes = dict(options.max_passes)
+    for name in ("published_steps", "passes"):
+        given = dict(getattr(options, name))
+        setattr(options, name, given)
+        if missing := set(options.lengths) - set(given):
+            parser.error(f"--{name.replace('_', '-')} says nothing of {', '.join(map(str, missing))} tokens")
+    return options
+
+
+def pair(text: str) -> tuple[int, int]:
+    tokens, steps = text.split(":")
+    return int(tokens), int(steps)
+
+
+def limit(text: str) -> tuple[str, int]:
+    size, passes = text.split(":")
+    return size, int(passes)
+
+
+def setting(text: str) -> tuple[str, Any]:
+    name, _, value = text.partition("=")
+    try:
+        return name, json.loads(value)
+    except json.JSONDecodeError:
+        return name, value
+
+
+class Benchmark:
+    """The tables so far; the page is written anew after each."""
+
+    def __init__(self, options: argparse.Namespace) -> None:
+        self.options, self.tables, self.start = options, [], time.monotonic()
+        self.clock = Clock.start(cpu_time=options.cpu_time)
+
+    def table(
+        self, subject: Subject, task: TextTask | DrawTask, arms: list[Arm], note: str, rounds: int
+    ) -> None:
+        trained = task.score is not None
+        clock = Clock(self.clock.now, {})
+        results = measure(
+            arms,
+            clock,
+            rounds=rounds,
+            fresh=trained,
+            arm_seconds=self.options.arm_seconds,
+            memory=not self.options.no_memory,
+        )
+        for result in results.values():
+            if task.score is not None:
+                result.score = task.score(result.outputs)
+        self.tables.append(Table(subject.name, task.name, results, clock, note))
+        print("\n".join(self.tables[-1].lines()), flush=True)
+        write(self.tables, self.options.out, time.monotonic() - self.start)
+
+    def random_model(self, size: str, drawing: DrawConfig) -> None:
+        options = self.options
+        pipeline = random_pipeline(size, options.vocab)
+        subject = Subject.random(size, pipeline, options.published, compiles=not options.no_compile)
+        print(f"{size}: the two models' outputs differ by {subject.published.check_same():.1e}", flush=True)
+        most = options.max_passes.get(size)
+        for length in options.lengths:
+            task = random_text(
+                length, options.published_steps[length], options.passes[length], count=max(options.batches),
+                side=pipeline.settings.image_size, max_passes=most,
+            )  # fmt: skip
+            note = (
+                f"Random weights. Published: {task.published_steps} steps over a window of {task.window} tokens; "
+                f"ours: {options.passes[length]} passes, as given, over {length} tokens after the prompt."
+            )
+            self.table(subject, task, text_arms(subject, task, options.batches, None), note, options.rounds)
+        prompts = [f"w{i} w{i + 1} w{i + 2}" for i in range(max(options.draw_batches))]
+        task = DrawTask(name="pictures", prompts=prompts, ours=drawing, max_steps=most)
+        note = f"Random weights. Ours: {drawing}."
+        self.table(subject, task, draw_arms(subject, task, options.draw_batches, None), note, options.rounds)
+
+    def trained_model(self, pipeline: Pipeline, drawing: DrawConfig) -> None:
+        """Rounds of one batch of the largest size, each of samples of its own, until all items are done."""
+        options = self.options
+        tuned = (
+            None if options.isolated is None else Pipeline.from_pretrained(options.isolated, dtype="float32")
+        )
+        published = Published(options.published, pipeline)
+        print(f"trained: the two models' outputs differ by {published.check_same():.1e}", flush=True)
+        name = "mini" if options.model == "mini" else Path(options.model).name
+        subject = Subject(name, pipeline, tuned, published, rivals=False, compiles=not options.no_compile)
+        rules: tuple[tuple[Kind, list], ...] = (
+            ("gqa", options.answer_rule),
+            ("caption", options.caption_rule),
+        )
+        for (kind, rule), steps in zip(rules, options.trained_steps, strict=True):
+            chunk, rounds = parts_of(options.items, max(options.batches))
+            ours = cast(ReadOptions, dict(rule))
+            task = world_text(pipeline, kind, ours, count=chunk * rounds, preset=options.preset, steps=steps)
+            task = replace(
+                task,
+                window=options.window or task.window,
+                looser=cast(ReadOptions, dict(options.looser_rule)),
+            )
+            note = (
+                f"Small world `{options.preset}`, test split, {chunk * rounds} {task.name}. Published: {steps} steps, "
+                f"random order, temperature 1, the whole window of {task.window} tokens. Ours: "
+                f"{pipeline.settings.writing.changed(writing_of(rule))}, at most {task.ours.get('num_steps')} passes, "
+                f"{f'the looser rule {task.looser}, ' if task.looser else ''}"
+                f"{'the whole window' if task.length is None else f'{task.length} tokens after the prompt'}"
+                f"{'' if tuned is not None else '; no converted model was given, so that no image is kept'}."
+            )
+            self.table(subject, task, text_arms(subject, task, options.batches, chunk), note, rounds)
+        chunk, rounds = parts_of(options.items, max(options.draw_batches))
+        task = world_pictures(drawing, count=chunk * rounds, preset=options.preset)
+        note = f"Small world `{options.preset}`, test split, {chunk * rounds} prompts, GenEval's mean. Ours: {drawing}."
+        self.table(subject, task, draw_arms(subject, task, options.draw_batches, chunk), note, rounds)
+
+
+def writing_of(rule: list[tuple[str, Any]]) -> Any:
+    return {name: value for name, value in rule if name not in ("num_steps", "length")}
+
+
+def parts_of(items: int, largest: int) -> tuple[int, int]:
+    """Samples of a round, and rounds."""
+    return largest, max(items // largest, 1)
+
+
+def main() -> None:
+    options = parse()
+    torch.set_num_threads(options.threads)
+    benchmark = Benchmark(options)
+    trained = None if options.model == "none" else Pipeline.from_pretrained(options.model, dtype="float32")
+    own = DrawConfig() if trained is None else trained.settings
+    drawing = replace(
+        DrawConfig(**{each.name: getattr(own, each.name) for each in fields(DrawConfig)}),
+        **dict(options.drawing),
+    )
+    try:
+        if trained is not None:
+            benchmark.trained_model(trained, drawing)
+        for size in options.sizes:
+            benchmark.random_model(size, drawing)
+    except ValueError as error:
+        raise SystemExit(str(error)) from None
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,152 @@
+"""FLOPs of a step of writing at the published size, by a formula that is checked against torch's counter.
+
+    python benchmarks/text_step_cost.py
+
+Prints the tables of text_step_cost.md. Everything is on the meta device: no weights, no GPU, a minute. One picture, one
+text, all of its positions masked; two FLOPs a multiply-add, matrix products only.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import T5Config, T5EncoderModel
+
+from ddit.model import DualDiT, DualDiTConfig
+from ddit.t5_cache import T5Cache
+
+MODEL = DualDiTConfig()
+T5_XXL = T5Config(
+    vocab_size=32128, d_model=4096, d_kv=64, d_ff=10240, num_layers=24, num_heads=64, feed_forward_proj="gated-gelu"
+)  # fmt: skip
+DOWNSAMPLE, TOLERANCE = 8, 1e-3
+NUM_NEW = 4
+"""Tokens written since the last pass, where the text encoder runs at these alone."""
+
+PLANS = (
+    ("answer, published", 17, 128, False, False),
+    ("four passes", 4, 128, False, False),
+    ("image kept", 4, 128, True, False),
+    ("a window of 16 after a question of 32", 4, 48, True, False),
+    (f"T5 at {NUM_NEW} new tokens a pass", 4, 48, True, True),
+    ("caption, published", 257, 256, False, False),
+    ("64 passes", 64, 256, False, False),
+    ("image kept", 64, 256, True, False),
+    (f"T5 at {NUM_NEW} new tokens a pass", 64, 256, True, True),
+)
+"""What is done, passes, text tokens, image side kept, text encoder kept; each line adds to the one above."""
+
+
+def text_stream(config: DualDiTConfig, num_image: int, length: int) -> float:
+    """A pass of the text stream against kept keys and values, with the logits of every position."""
+    dim = config.hidden_size
+    blocks = config.depth * (length * 12 * dim**2 + 2 * dim * length * (num_image + length))
+    return 2.0 * (blocks + length * dim * (config.text_dim + config.vocab_size))
+
+
+def image_stream(config: DualDiTConfig, num_image: int, length: int) -> float:
+    """The image side of a pass, which sees `length` text tokens (0: it is isolated), and the modulation of both."""
+    dim, inner = config.hidden_size, config.depth - 1
+    blocks = config.depth * num_image * 3 * dim**2
+    blocks += inner * (num_image * 9 * dim**2 + 2 * dim * num_image * (num_image + length))
+    modulation = config.depth * 12 * dim**2 + (256 + dim) * dim
+    return 2.0 * (blocks + modulation + num_image * config.patch_size**2 * config.in_channels * dim)
+
+
+def text_encoder(config: T5Config, length: int, num_new: int | None = None) -> float:
+    """The T5 encoder at all positions, or at `num_new` of them."""
+    num_new = length if num_new is None else num_new
+    inner = config.num_heads * config.d_kv
+    layer = (
+        num_new * (4 * config.d_model * inner + 3 * config.d_model * config.d_ff)
+        + 2 * inner * num_new * length
+    )
+    return 2.0 * config.num_layers * layer
+
+
+def counted(work) -> float:
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        work()
+    return float(counter.get_total_flops())
+
+
+def check(name: str, formula: float, count: float) -> None:
+    if abs(formula - count) > TOLERANCE * count:
+        raise SystemExit(f"{name}: the formula says {formula:.4e}, torch counts {count:.4e}")
+
+
+def check_formulas(
+    model: DualDiT, isolated: DualDiT, encoder: T5EncoderModel, side: int, length: int
+) -> None:
+    """Raises SystemExit if a formula is further than a tenth of a percent from torch's count."""
+    num_image = (side // MODEL.patch_size) ** 2
+    latents, t = torch.empty(1, MODEL.in_channels, side, side, device="meta"), torch.empty(1, device="meta")
+    states = torch.empty(1, length, MODEL.text_dim, device="meta")
+    ids = torch.empty(1, length, dtype=torch.long, device="meta")
+    at = f"{num_image} image and {length} text tokens"
+    whole = image_stream(MODEL, num_image, length) + text_stream(MODEL, num_image, length)
+    check(f"whole pass, {at}", whole, counted(lambda: model(latents, t, states, num_drawn=0)))
+    cache = isolated.read_image(latents)
+    check(
+        f"reading once, {at}",
+        image_stream(MODEL, num_image, 0),
+        counted(lambda: isolated.read_image(latents)),
+    )
+    cached = counted(lambda: isolated.text_logits(states, cache))
+    check(f"cached pass, {at}", text_stream(MODEL, num_image, length), cached)
+    check(f"T5, {length} tokens", text_encoder(T5_XXL, length), counted(lambda: encoder(input_ids=ids)))
+    kept = T5Cache(encoder, 1)
+    kept._make_room(length, ids)
+    new, row = (
+        torch.empty(1, NUM_NEW, dtype=torch.long, device="meta"),
+        torch.empty(1, dtype=torch.long, device="meta"),
+    )
+    some = counted(lambda: kept._run(ids, row, new))
+    check(f"T5 at {NUM_NEW} of {length} tokens", text_encoder(T5_XXL, length, NUM_NEW), some)
+
+
+def main() -> None:
+    with torch.device("meta"):
+        model = DualDiT(MODEL).eval()
+        isolated = DualDiT(replace(MODEL, image_attends_text=False)).eval()
+        encoder = T5EncoderModel(T5_XXL).eval()
+    print(
+        "| pixels | text tokens | image stream | text stream | T5 | whole pass | image kept | T5 kept | both kept |"
+        " image kept, T5 whole | both kept |"
+    )
+    print("|" + "---|" * 11)
+    for pixels in (256, 512, 1024):
+        for length in (64, 128, 256):
+            side = pixels // DOWNSAMPLE
+            check_formulas(model, isolated, encoder, side, length)
+            num_image = (side // MODEL.patch_size) ** 2
+            image, text = image_stream(MODEL, num_image, length), text_stream(MODEL, num_image, length)
+            t5, some = text_encoder(T5_XXL, length), text_encoder(T5_XXL, length, NUM_NEW)
+            whole = image + text + t5
+            figures = (image, text, t5, whole, text + t5, image + text + some, text + some)
+            gains = (whole / (text + t5), whole / (text + some))
+            print(
+                f"| {pixels} | {length} | " + " | ".join(f"{x / 1e12:.2f}" for x in figures) + " | "
+                + " | ".join(f"{x:.1f}x" for x in gains) + " |"
+            )  # fmt: skip
+    print_plans()
+
+
+def print_plans() -> None:
+    num_image = (512 // DOWNSAMPLE // MODEL.patch_size) ** 2
+    print("\n| at 512 px | passes | text tokens | TFLOP | gain |\n|---|---|---|---|---|")
+    published = 0.0
+    for what, passes, length, keeps_image, keeps_text in PLANS:
+        reads = 1 if keeps_image else passes
+        cost = reads * image_stream(MODEL, num_image, 0 if keeps_image else length)
+        cost += passes * text_stream(MODEL, num_image, length)
+        later = text_encoder(T5_XXL, length, NUM_NEW if keeps_text else length)
+        cost += text_encoder(T5_XXL, length) + (passes - 1) * later
+        published = cost if "published" in what else published
+        print(f"| {what} | {passes} | {length} | {cost / 1e12:.1f} | {published / cost:.1f}x |")
+
+
+if __name__ == "__main__":
+    main()
