@@ -329,7 +329,7 @@ def test_a_fault_of_the_server_shows_no_detail(monkeypatch, caplog) -> None:
 # --- the page ---
 
 BUILD = """
-import json, socket
+import inspect, json, socket
 
 asked = []
 socket.getaddrinfo = lambda *given, **_: asked.append(str(given)) or []
@@ -342,34 +342,57 @@ from ddit.serve.engine import Engine
 from ddit.serve.page import build_page, mount_page
 
 engine = Engine(tiny_pipeline())
+page = build_page(engine)
 buttons = [
-    block.value
-    for block in build_page(engine).blocks.values()
-    if type(block).__name__ == "Button" and block.visible is True
+    block.value for block in page.blocks.values() if type(block).__name__ == "Button" and block.visible is True
 ]
+events = [(event.queue, inspect.isasyncgenfunction(event.fn)) for event in page.fns.values() if event.fn]
 paths = [route.path for route in mount_page(FastAPI(), engine, path="/page").routes]
-print(json.dumps({"asked": asked, "buttons": buttons, "paths": paths}))
+print(json.dumps({"asked": asked, "buttons": buttons, "events": events, "paths": paths}))
 """
+
+SHOWN_TO_MANY = """
+from threading import Thread
+
+from PIL import Image
+
+from ddit.serve.page import picture_file
+
+noise = Image.effect_noise((300, 300), 80)
+path = picture_file(noise)
+writers = [Thread(target=lambda: [picture_file(noise) for _ in range(100)]) for _ in range(2)]
+for writer in writers:
+    writer.start()
+while any(writer.is_alive() for writer in writers):
+    assert Image.open(path).tobytes() == noise.tobytes()
+assert picture_file(Image.new("L", (8, 8))) != path
+"""
+
+
+def run_apart(script: str) -> str:
+    """What a script prints, in a process of its own: Gradio leaves an event loop open."""
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=120, env=environment
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
 
 
 @pytest.mark.slow
 def test_the_page_is_built_without_asking_another_host_and_offers_no_scenes_to_a_model_that_knows_none() -> (
     None
 ):
-    # in a process of its own: Gradio leaves an event loop open
-    tests = Path(__file__).parents[1]
-    done = subprocess.run(
-        [sys.executable, "-c", BUILD],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        env={**os.environ, "PYTHONPATH": str(tests)},
-    )
-    assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout.splitlines()[-1])
+    found = json.loads(run_apart(BUILD).splitlines()[-1])
     assert found["asked"] == []
     assert "/page" in found["paths"]
     assert {"Draw", "Describe it", "Ask", "Fill in", "Draw it anew", "Show the steps"} <= set(
         found["buttons"]
     )
     assert not any("scene" in button for button in found["buttons"])
+    assert {tuple(event) for event in found["events"]} == {(True, True), (False, False)}  # runs are queued
+
+
+@pytest.mark.slow
+def test_a_picture_that_is_shown_again_can_be_read_meanwhile() -> None:
+    run_apart(SHOWN_TO_MANY)

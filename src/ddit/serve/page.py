@@ -3,15 +3,21 @@
 Everything that the browser loads comes from this server. Gradio is imported here, so import this module late.
 """
 
+import os
+from hashlib import sha256
 from html import escape
 from pathlib import Path
+from tempfile import NamedTemporaryFile
 from typing import Any
 
 import gradio as gr
 from fastapi import FastAPI
 from gradio import themes
+from gradio.utils import get_upload_folder
+from PIL import Image
 
 from ddit.serve.engine import Engine
+from ddit.serve.files import encode_picture
 from ddit.serve.page_examples import Examples, SceneSample, examples_for, scene_sample
 from ddit.serve.page_runs import Runs
 from ddit.serve.page_view import look, placeholder, truth
@@ -26,15 +32,16 @@ SECONDS_KEPT = 3600
 
 PAINTED = "document.querySelector('#painter canvas')?.toDataURL('image/png') ?? ''"
 MEASURE_TABS = (
-    "() => [0, 300, 1000].forEach(wait => setTimeout(() => dispatchEvent(new Event('resize')), wait))"
+    "() => [0, 300, 1000, 3000, 9000].forEach(wait => "
+    "setTimeout(() => dispatchEvent(new Event('resize')), wait))"
 )
 """Gradio may measure the tabs before they have their style, and then hides the last in a menu on a narrow screen."""
 REDRAW, VARY = "Draw a part anew", "Vary all of it"
-EVENT: dict[str, Any] = {
-    "show_progress": "hidden",
-    "concurrency_limit": None,  # the engine's queue is the bound
-    "api_visibility": "private",
-}
+EVENT: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
+AT_ONCE = {**EVENT, "queue": False}
+"""Of what answers at once. Gradio loses what is pressed while the last of the queued events ends and its stream of
+answers closes, so that only the model's runs are queued."""
+STREAMED = {**EVENT, "concurrency_limit": None}  # the engine's queue is the bound
 
 
 def build_page(engine: Engine, *, name: str = "mini") -> gr.Blocks:
@@ -149,7 +156,7 @@ class _Page:
                 settings = self._drawing_settings()
         inputs, outputs = [prompt, *settings], [result, self.drawn]
         _on([button.click, prompt.submit], self.runs.draw, inputs, outputs)
-        self.drawn.change(_visible_if_any, self.drawn, next_steps, **EVENT)
+        self.drawn.change(_visible_if_any, self.drawn, next_steps, **AT_ONCE)
 
     def _read_tab(self) -> gr.Image:
         with gr.Row(elem_classes="sides"):
@@ -171,7 +178,12 @@ class _Page:
 
         def show(sample: SceneSample) -> list[Any]:
             questions = [asked for asked, _ in sample.questions]
-            return [sample.image, truth(sample.caption, sample.questions), questions[0], _samples(questions)]
+            return [
+                picture_file(sample.image),
+                truth(sample.caption, sample.questions),
+                questions[0],
+                _samples(questions),
+            ]
 
         self._offer_scenes(scene_button, show, [image, facts, question, offered], first=3)
         return image
@@ -192,7 +204,7 @@ class _Page:
 
         def show(sample: SceneSample) -> list[Any]:
             texts = [sample.blank, *self.examples.blanks]
-            return [sample.image, truth(sample.caption, []), sample.blank, _samples(texts)]
+            return [picture_file(sample.image), truth(sample.caption, []), sample.blank, _samples(texts)]
 
         self._offer_scenes(scene_button, show, [image, facts, text, offered], first=6)
 
@@ -223,12 +235,12 @@ class _Page:
         inputs = [mode, strength, image, mask, prompt, *settings]
         fetch = f"(...given) => {{ given[3] = {PAINTED}; return given; }}"
         _on([button.click, prompt.submit], self._change, inputs, [result, changed], js=fetch)
-        mode.change(_tools_of, mode, [painter, strength], **EVENT)
-        image.change(self._paintable, image, painter, **EVENT)
+        mode.change(_tools_of, mode, [painter, strength], **AT_ONCE)
+        image.change(self._paintable, image, painter, **AT_ONCE)
 
         def show(sample: SceneSample) -> list[Any]:
             changes = list(sample.changes)
-            return [sample.image, truth(sample.caption, []), changes[0], _samples(changes)]
+            return [picture_file(sample.image), truth(sample.caption, []), changes[0], _samples(changes)]
 
         self._offer_scenes(scene_button, show, [image, facts, prompt, offered], first=3)
         return image
@@ -271,7 +283,7 @@ class _Page:
             alt_text="the picture that the model looks at",
         )
         button = gr.Button("Another scene of the small world", size="sm", visible=self.examples.has_world)
-        image.upload(self._as_seen, image, image, **EVENT)
+        image.upload(self._as_seen, image, image, **AT_ONCE)
         return image, button, gr.HTML(visible=self.examples.has_world)
 
     def _offer_scenes(self, button: gr.Button, show: Any, outputs: list[Any], *, first: int) -> None:
@@ -283,13 +295,13 @@ class _Page:
         def following(number: int) -> list[Any]:
             return [number + 1, *show(scene_sample(number))]
 
-        button.click(following, number, [number, *outputs], **EVENT)
-        self.blocks.load(following, number, [number, *outputs], **EVENT)
+        button.click(following, number, [number, *outputs], **AT_ONCE)
+        self.blocks.load(following, number, [number, *outputs], **AT_ONCE)
 
     def _as_seen(self, image: str | None) -> Any:
         """An uploaded picture as the model sees it, cropped and small; one that cannot be read stays."""
         try:
-            return self.runs.fitted(image)
+            return picture_file(self.runs.fitted(image))
         except ValueError:  # told when a button is pressed
             return gr.skip()
 
@@ -317,9 +329,9 @@ class _Page:
             (self.to_read, self.read_image, "read"),
             (self.to_change, self.change_image, "change"),
         ):
-            handed = button.click(lambda drawn: drawn, self.drawn, image, **EVENT)
+            handed = button.click(picture_file, self.drawn, image, **AT_ONCE)
             handed.then(
-                lambda tab=tab: gr.Tabs(selected=tab), None, self.tabs, **EVENT
+                lambda tab=tab: gr.Tabs(selected=tab), None, self.tabs, **AT_ONCE
             )  # not before it is there
 
 
@@ -329,6 +341,21 @@ PAINTER_HTML = """<div class="painter">
 aria-describedby="painter-help"></canvas><span class="cursor"></span></div>
 <button type="button" class="clear">Clear the paint</button>
 </div>"""
+
+
+def picture_file(image: Image.Image) -> str:
+    """The path of a picture among Gradio's files, by its content.
+
+    Gradio itself would write that file anew whenever a picture is shown, and whoever reads it meanwhile gets a part.
+    """
+    data = encode_picture(image, "png")
+    folder = Path(get_upload_folder()) / sha256(data).hexdigest()
+    folder.mkdir(parents=True, exist_ok=True)
+    with NamedTemporaryFile(dir=folder, delete=False) as part:
+        part.write(data)
+    path = folder / "picture.png"
+    os.replace(part.name, path)
+    return str(path)
 
 
 def _heading(name: str, size: int, has_world: bool) -> str:
@@ -345,7 +372,7 @@ def _suggestions(label: str, texts: tuple[str, ...], target: gr.Textbox) -> gr.D
     offered = gr.Dataset(
         components=[gr.Textbox(visible=False)], samples=[[text] for text in texts], label=label, type="values"
     )
-    offered.click(lambda sample: sample[0], offered, target, **EVENT)
+    offered.click(lambda sample: sample[0], offered, target, **AT_ONCE)
     return offered
 
 
@@ -379,4 +406,4 @@ def _of_verb(read: Any, verb: str) -> Any:
 
 def _on(events: list[Any], action: Any, inputs: list[Any], outputs: list[Any], js: str | None = None) -> None:
     """The same action for a button and for the enter key; of what is pressed while it runs, the last is done after."""
-    gr.on(events, action, inputs, outputs, js=js, trigger_mode="always_last", **EVENT)
+    gr.on(events, action, inputs, outputs, js=js, trigger_mode="always_last", **STREAMED)
