@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from tiny_models import tiny_pipeline
 
-from ddit.command import WritingFlags
+from ddit.commands.shared import WritingFlags
 from ddit.folders import load_settings
 from ddit.pipeline import Pipeline
 from ddit.unmasking import ORDERS

@@ -20,7 +20,7 @@ from benchmarks.serving.jobs import KINDS, Request, make_requests
 from benchmarks.serving.load import Phase, closed_loop, open_loop
 from benchmarks.serving.report import Ratio, write
 from benchmarks.serving.server import served
-from ddit.command import load
+from ddit.commands.shared import load
 
 QUICK = {"seconds": 5.0, "open_seconds": 10.0, "rounds": 1, "requests": 6}
 

@@ -18,8 +18,8 @@ import pytest
 from PIL import Image
 from tiny_models import tiny_pipeline
 
-from ddit.chat_cli import Chat, Leave
 from ddit.cli import main
+from ddit.commands.chat import Chat, Leave
 from ddit.pipeline import Pipeline
 
 QUESTION = "what color is the car?"
@@ -41,7 +41,7 @@ def pictures(tmp_path: Path) -> list[Path]:
 @pytest.fixture
 def talk(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
     """Says lines to `ddit chat` through a pipe: exit code, answers, faults."""
-    monkeypatch.setattr("ddit.chat_cli.load", lambda *_, **__: pipeline)
+    monkeypatch.setattr("ddit.commands.chat.load", lambda *_, **__: pipeline)
 
     def call(lines: list[str], *arguments: object) -> tuple[int, list[str], list[str]]:
         monkeypatch.setattr(sys, "argv", ["ddit", "chat", *map(str, arguments)])

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Unpack
 
 import typer
 
-from ddit import completion
-from ddit.command import (
+from ddit.commands import completion
+from ddit.commands.completion import among
+from ddit.commands.shared import (
     AdapterOption,
     DeviceOption,
     DtypeOption,
@@ -32,7 +33,6 @@ from ddit.command import (
     load,
     spread_flags,
 )
-from ddit.completion import among
 from ddit.suggest import near_misses
 
 if TYPE_CHECKING:

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ddit.command import (
+from ddit.commands.shared import (
     AdapterOption,
     CompileOption,
     DeviceOption,

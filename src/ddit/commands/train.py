@@ -5,9 +5,9 @@ from typing import Annotated
 
 import typer
 
-from ddit import completion
-from ddit.command import claim
-from ddit.completion import among
+from ddit.commands import completion
+from ddit.commands.completion import among
+from ddit.commands.shared import claim
 
 
 def register(app: typer.Typer) -> None:

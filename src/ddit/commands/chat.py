@@ -8,7 +8,8 @@ from typing import IO, TYPE_CHECKING, Annotated, Any, Unpack
 
 import typer
 
-from ddit.command import (
+from ddit.commands.live import CLEAR_LINE, rewrite_line
+from ddit.commands.shared import (
     AdapterOption,
     DeviceOption,
     DtypeOption,
@@ -22,7 +23,6 @@ from ddit.command import (
     load,
     spread_flags,
 )
-from ddit.live import CLEAR_LINE, rewrite_line
 from ddit.suggest import near_misses
 
 if TYPE_CHECKING:

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Annotated, Any, TypedDict, get_args, get_type_
 
 import typer
 
-from ddit import completion
-from ddit.completion import among
-from ddit.live import print_passes
+from ddit.commands import completion
+from ddit.commands.completion import among
+from ddit.commands.live import print_passes
 
 if TYPE_CHECKING:
     from ddit.batching import Step, StepCallback

@@ -5,8 +5,8 @@ from typing import Annotated, Unpack
 
 import typer
 
-from ddit.command import JsonOption, ModelOption, SeedOption, spread_flags
-from ddit.draw_command import Drawing, DrawingFlags, NumImagesOption, OutputOption
+from ddit.commands.draw import Drawing, DrawingFlags, NumImagesOption, OutputOption
+from ddit.commands.shared import JsonOption, ModelOption, SeedOption, spread_flags
 
 ImageArgument = Annotated[Path, typer.Argument(metavar="IMAGE", help="picture to change")]
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from tiny_models import tiny_pipeline
 
-from ddit.live import CLEAR_LINE, print_passes, rewrite_line, settled
+from ddit.commands.live import CLEAR_LINE, print_passes, rewrite_line, settled
 from ddit.pipeline import Pipeline
 
 

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from ddit.command import (
+from ddit.commands.shared import (
     AdapterOption,
     DeviceOption,
     DtypeOption,

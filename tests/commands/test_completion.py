@@ -8,7 +8,7 @@ from typing import get_args
 
 import pytest
 
-from ddit import completion
+from ddit.commands import completion
 from ddit.data.export import FORMS
 from ddit.devices import find_dtype
 from ddit.eval.run import TASKS

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ddit import completion
-from ddit.command import JsonOption, claim, emit
-from ddit.completion import among
+from ddit.commands import completion
+from ddit.commands.completion import among
+from ddit.commands.shared import JsonOption, claim, emit
 from ddit.suggest import near_misses
 
 if TYPE_CHECKING:

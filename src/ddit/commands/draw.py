@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypedDict
 
 import typer
 
-from ddit.command import (
+from ddit.commands.shared import (
     AdapterOption,
     CompileOption,
     DeviceOption,

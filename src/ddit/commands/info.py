@@ -4,8 +4,8 @@ from typing import Annotated
 
 import typer
 
-from ddit import completion
-from ddit.command import JsonOption
+from ddit.commands import completion
+from ddit.commands.shared import JsonOption
 
 
 def register(app: typer.Typer) -> None:

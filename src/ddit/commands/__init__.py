@@ -1,0 +1,1 @@
+"""The verbs of the command `ddit`, and what they share."""
