@@ -1,6 +1,8 @@
 """Names of dtypes and devices, checked before anything is loaded; how many threads a small model gets."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -8,6 +10,8 @@ import torch
 from ddit.suggest import near_misses
 
 SMALL_MODEL_BYTES = 100_000_000
+WIDE_BATCH = 4
+"""Samples of a small model that keep several threads busy."""
 
 DTYPES = {
     "float32": torch.float32,
@@ -69,6 +73,9 @@ def compute_dtype(name: str, device: torch.device) -> torch.dtype:
     return DTYPES[name]
 
 
+_spare_threads: int | None = None  # what `limit_threads` took away
+
+
 def limit_threads(folder: Path) -> None:
     """Runs a small model (by the size of its files) on one thread, unless OMP_NUM_THREADS says otherwise.
 
@@ -76,6 +83,21 @@ def limit_threads(folder: Path) -> None:
     beside a training run on two cores, six pictures of 64 px took 105 s on two threads and 13 s on one. For
     programs, not for libraries: the setting is the process's.
     """
+    global _spare_threads
     size = sum(path.stat().st_size for path in folder.rglob("*.safetensors"))
     if size < SMALL_MODEL_BYTES and "OMP_NUM_THREADS" not in os.environ:
+        _spare_threads = torch.get_num_threads()
+        torch.set_num_threads(1)
+
+
+@contextmanager
+def batch_threads(num_samples: int) -> Iterator[None]:
+    """Gives a call of many samples the threads that `limit_threads` took away, in the thread that calls."""
+    if _spare_threads is None or num_samples < WIDE_BATCH:
+        yield
+        return
+    torch.set_num_threads(_spare_threads)
+    try:
+        yield
+    finally:
         torch.set_num_threads(1)

@@ -4,6 +4,7 @@ import base64
 import io
 import re
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -185,17 +186,12 @@ def test_a_wrong_option_is_told_before_a_model_is_loaded(options: list[str], mes
     assert message in f"{result.exception} {result.output}"
 
 
-def test_an_address_that_is_taken_is_told(tmp_path: Any) -> None:
-    import socket
-
-    from servers import pipeline
-
-    from ddit.serve.api import create_app
-    from ddit.serve.run import serve
-
+@pytest.mark.parametrize("verb", ["serve", "demo"])
+def test_an_address_that_is_taken_is_told_before_a_model_is_loaded(verb: str) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
-        with pytest.raises(ValueError, match=f"cannot listen on 127.0.0.1:{port}"):
-            serve(create_app(pipeline()), host="127.0.0.1", port=port, grace=1, ready=lambda _: None)
+        result = CliRunner().invoke(app, [verb, "--model", "no/such/model", "--port", str(port)])
+    assert isinstance(result.exception, ValueError)
+    assert f"cannot listen on 127.0.0.1:{port}" in str(result.exception)

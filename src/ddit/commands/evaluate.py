@@ -32,6 +32,7 @@ from ddit.commands.shared import (
     emit,
     load,
     spread_flags,
+    uncollected,
 )
 from ddit.suggest import near_misses
 
@@ -179,9 +180,10 @@ def evaluate(
 
     On official files in --data, or on the small world. Under torchrun the processes share the samples.
     """
-    from ddit.eval.run import TASKS, Decoding, EvalSettings, Source
-    from ddit.eval.run import evaluate as run
-    from ddit.flow import DrawConfig
+    with uncollected():
+        from ddit.eval.run import TASKS, Decoding, EvalSettings, Source
+        from ddit.eval.run import evaluate as run
+        from ddit.flow import DrawConfig
 
     chosen = list(dict.fromkeys(tasks or TASKS))
     scenes = _world(world, split, num_scenes, num_prompts, world_seed, world_scale)

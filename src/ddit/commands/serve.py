@@ -1,7 +1,7 @@
 """The verb `ddit serve`."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
@@ -16,9 +16,6 @@ from ddit.commands.shared import (
     OffloadOption,
     load,
 )
-
-if TYPE_CHECKING:
-    from ddit.serve.config import ServeConfig
 
 API_KEY_VARIABLE = "DDIT_API_KEY"
 
@@ -117,16 +114,14 @@ def serve(
         replica = Replica(model, device, dtype, compiled=compiled, options=options, config=config)
         serve_replicas(replica, count=replicas, host=host, port=port, ready=_announce)
         return
+    from ddit.serve import run
+
+    listening = run.bind(host, port)  # an address that is taken is told before a model is loaded
     pipeline = load(
         model, device, dtype, mask_embedding=mask_embedding, adapter=adapter, int8=int8, offload=offload
     )
     if compiled:
         pipeline.compile()
-    _serve_here(pipeline, config, host=host, port=port, grace=grace, page=page)
-
-
-def _serve_here(pipeline, config: "ServeConfig", *, host: str, port: int, grace: float, page: bool) -> None:
-    from ddit.serve import run
     from ddit.serve.api import create_app
 
     app = create_app(pipeline, config)
@@ -134,7 +129,7 @@ def _serve_here(pipeline, config: "ServeConfig", *, host: str, port: int, grace:
         from ddit.serve.page import mount_page
 
         app = mount_page(app, app.state.service.engine, name=config.model_name)
-    run.serve(app, host=host, port=port, grace=grace, ready=_announce)
+    run.serve(app, listening, grace=grace, ready=_announce)
 
 
 def _announce(address: str) -> None:

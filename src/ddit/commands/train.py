@@ -7,7 +7,7 @@ import typer
 
 from ddit.commands import completion
 from ddit.commands.completion import among
-from ddit.commands.shared import claim
+from ddit.commands.shared import claim, uncollected
 
 
 def register(app: typer.Typer) -> None:
@@ -56,7 +56,8 @@ def train(
         raise ValueError(f"one recipe at a time, got {' and '.join(names)} (several runs go with --plot)")
     if out is not None:
         raise ValueError("--out is the file of --plot; the folder of a run is --set out=DIR")
-    from ddit.train.run import run_recipe
+    with uncollected():
+        from ddit.train.run import run_recipe
 
     changes = [*(overrides or []), *([] if init is None else [f"init={init}"])]
     if not dry_run:

@@ -50,15 +50,12 @@ class GracefulServer(uvicorn.Server):
                 connection.transport.close()
 
 
-def serve(app: FastAPI, *, host: str, port: int, grace: float, ready: Callable[[str], None]) -> None:
-    """Serves until SIGTERM or SIGINT, then finishes what runs within `grace` seconds and returns.
+def serve(app: FastAPI, listening: socket.socket, *, grace: float, ready: Callable[[str], None]) -> None:
+    """Serves until SIGTERM or SIGINT, then finishes what runs within `grace` seconds, closes the socket and returns.
 
-    ready: called with the address once requests are taken.
-
-    Raises:
-        ValueError: if the address cannot be had.
+    listening: of `bind`. ready: called with the address once requests are taken.
     """
-    listening = _listen(host, port)
+    host, port = listening.getsockname()[:2]
     shown = f"[{host}]" if ":" in host else host
     config = uvicorn.Config(
         app,
@@ -74,7 +71,7 @@ def serve(app: FastAPI, *, host: str, port: int, grace: float, ready: Callable[[
         while not server.started and not serving.done():
             await asyncio.sleep(0.02)
         if server.started:
-            ready(f"http://{shown}:{listening.getsockname()[1]}")
+            ready(f"http://{shown}:{port}")
         await serving
 
     # uvicorn raises the signal anew when it is done, which by default would end the process as if by a fault
@@ -91,7 +88,8 @@ def _ignore(number: int, frame: object) -> None:
     pass
 
 
-def _listen(host: str, port: int) -> socket.socket:
+def bind(host: str, port: int) -> socket.socket:
+    """A socket of that address, for `serve`; port 0 takes a free one. Raises ValueError if it cannot be had."""
     listening: socket.socket | None = None
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
