@@ -80,6 +80,7 @@ def test_the_chain_holds_every_small_stage_but_the_large_pictures():
             "stage2",
             "stage3",
             "stage4",
+            "isolated",
         )
     ]
     assert stages("sd3-medium-stage1") == ["sd3-medium-stage1"]

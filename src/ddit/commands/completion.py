@@ -19,7 +19,7 @@ _BIG = [
 ]
 _SMALL = (
     "vae", "text", "teacher", "latents", "latents_mixed", "image", "stage1", "stage2", "stage3", "stage4",
-    "stage4_128", "isolated",
+    "isolated", "stage4_128",
 )  # fmt: skip
 RECIPES = ("mini", "tiny", *_BIG, *(f"{family}-{stage}" for family in ("mini", "tiny") for stage in _SMALL))
 

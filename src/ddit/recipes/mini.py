@@ -226,7 +226,7 @@ def mini_stage4_128(root: Path, world: WorldConfig) -> DualRun:
 
 
 def mini_isolated(root: Path, world: WorldConfig) -> DualRun:
-    """Conversion: a short tuning after which the image side of reading is computed once. Not part of the chain."""
+    """Conversion: a short tuning after which the image side of reading is computed once."""
     stage4 = mini_stage4(root, world)
     return replace(
         stage4,
@@ -234,10 +234,10 @@ def mini_isolated(root: Path, world: WorldConfig) -> DualRun:
         init=str(root / "mini-stage4/export"),
         vae=None,  # that of `init`
         model=replace(stage4.model, image_attends_text=False),
-        data=replace(stage4.data, read=_both_pools(root, world, 0.6, 0.5)),
+        data=replace(stage4.data, read=_both_pools(root, world, 0.5, 0.4)),
         objective=replace(stage4.objective, read_fraction=0.5),
         optimizer=replace(stage4.optimizer, lr=3e-4, muon_lr=0.006),
-        max_steps=2000,
+        max_steps=3200,
         seed=6,
     )
 
@@ -253,10 +253,10 @@ MINI_STAGES: dict[str, Callable[[Path, WorldConfig], RunConfig]] = {
     "stage2": mini_stage2,
     "stage3": mini_stage3,
     "stage4": mini_stage4,
-    "stage4_128": mini_stage4_128,
     "isolated": mini_isolated,
+    "stage4_128": mini_stage4_128,
 }
-ASIDE = {"stage4_128", "isolated"}
+ASIDE = {"stage4_128"}
 """Stages that the whole chain leaves out."""
 
 
