@@ -3,9 +3,9 @@
     OMP_NUM_THREADS=1 python -m benchmarks.sampling --published PATH [--quick]
 
 from the repository's root. PATH is your own checkout of github.com/zijieli-Jlee/Dual-Diffusion. Two kinds of models:
-random weights of 20 M and of 300 M parameters, whose texts take the passes that --passes gives; and a trained model,
-whose passes are what its rule needs and whose scores are measured beside the speed. Before anything is timed, the
-published model must give our logits. Writes sampling.md and sampling_*.png.
+random weights of 20 M and of 300 M parameters, whose texts take the passes that --passes gives; and with --model (and
+--isolated) a trained one, whose passes are what its rule needs and whose scores are measured beside the speed. Before
+anything is timed, the published model must give our logits. Writes sampling.md and sampling_*.png.
 """
 
 from __future__ import annotations
@@ -65,8 +65,8 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--batches", nargs="+", type=int, default=[1, 8, 32], help="of texts")
     add("--draw-batches", nargs="+", type=int, default=[1, 8], help="of pictures")
     add("--vocab", type=int, default=32128)
-    add("--model", default="mini", help="trained, its image side not isolated; 'none' leaves it out")
-    add("--isolated", help="the same model, converted to an isolated image side")
+    add("--model", help="trained, its image side not isolated, such as runs/mini/mini-stage4/export")
+    add("--isolated", help="the same model, converted to an isolated image side, such as mini")
     add("--preset", default="fixed", choices=sorted(PRESETS), help="of the small world")
     add("--window", type=int, help="text tokens of the published rule; by default the trained model's own")
     add("--items", type=int, default=192, help="answers, captions and pictures of the trained model")
@@ -178,7 +178,7 @@ class Benchmark:
         )
         published = Published(options.published, pipeline)
         print(f"trained: the two models' outputs differ by {published.check_same():.1e}", flush=True)
-        name = "mini" if options.model == "mini" else Path(options.model).name
+        name = Path(options.isolated or options.model).name
         subject = Subject(name, pipeline, tuned, published, rivals=False, compiles=not options.no_compile)
         rules: tuple[tuple[Kind, list], ...] = (
             ("gqa", options.answer_rule),
@@ -221,7 +221,7 @@ def main() -> None:
     options = parse()
     torch.set_num_threads(options.threads)
     benchmark = Benchmark(options)
-    trained = None if options.model == "none" else Pipeline.from_pretrained(options.model, dtype="float32")
+    trained = None if options.model is None else Pipeline.from_pretrained(options.model, dtype="float32")
     own = DrawConfig() if trained is None else trained.settings
     drawing = replace(
         DrawConfig(**{each.name: getattr(own, each.name) for each in fields(DrawConfig)}),
