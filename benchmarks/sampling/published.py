@@ -107,7 +107,7 @@ class Published:
         ours = self.ours
         codec, length, side = ours.text_codec, ours.settings.prompt_length, ours.settings.image_size
         rows = side // ours.image_codec.downsample
-        generators = sample_generators(seed, range(len(prompts)))
+        generators = sample_generators(range(seed, seed + len(prompts)))
         shape = (ours.image_codec.channels, rows, rows)
         with _quiet():
             self.pipe.set_sampling_mode("t2i")
