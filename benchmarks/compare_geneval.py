@@ -63,7 +63,7 @@ def draw(rows: list[Row], out: Path) -> None:
         places = [k + (index - (len(models) - 1) / 2) * width for k in range(len(own))]
         axis.bar(places, [r.mean for r in own], width, yerr=[r.sd for r in own], capsize=3, label=model)
     axis.set(ylabel="share right", ylim=(0, 1.05))
-    axis.set_xticks(range(len(categories)), categories)
+    axis.set_xticks(range(len(categories)), list(map(str, categories)))
     axis.grid(axis="y", alpha=0.25)
     axis.set_axisbelow(True)
     figure.legend(loc="outside upper center", ncols=len(models), frameon=False)

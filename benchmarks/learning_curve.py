@@ -66,8 +66,10 @@ def read_stages(named: list[str], folder: Path | None, before: float) -> list[St
 
 
 def read_scores(name: str, folder: Path | None) -> dict[tuple[str, str], float]:
-    found = {}
-    for task in () if folder is None else dict.fromkeys(task for task, _ in SCORES):
+    found: dict[tuple[str, str], float] = {}
+    if folder is None:
+        return found
+    for task in dict.fromkeys(task for task, _ in SCORES):
         path = folder / name.replace(" ", "") / task / "summary.json"
         if path.is_file():
             figures = json.loads(path.read_text())["figures"]

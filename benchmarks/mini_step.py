@@ -65,7 +65,7 @@ def run_arm(options: argparse.Namespace) -> None:
         if precision == "copy":  # gradients to float32, masters back to bf16
             [g.float() for g in grads]
             with torch.no_grad():
-                torch._foreach_copy_(list(model.parameters()), masters)
+                torch._foreach_copy_(list(model.parameters()), masters)  # pyright: ignore[reportPrivateImportUsage]
         model.zero_grad(set_to_none=True)
 
     start = time.perf_counter()

@@ -101,9 +101,9 @@ def counting(pipeline: Pipeline) -> Iterator[list[int]]:
     """Collects how many texts each call of the text encoder has."""
     states, rows = pipeline.text_codec.states, list[int]()
 
-    def counted(ids: torch.Tensor) -> torch.Tensor:
-        rows.append(len(ids))
-        return states(ids)
+    def counted(input_ids: torch.Tensor) -> torch.Tensor:
+        rows.append(len(input_ids))
+        return states(input_ids)
 
     pipeline.text_codec.states = counted
     try:

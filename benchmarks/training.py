@@ -33,7 +33,7 @@ from ddit.config import DualRun, ObjectiveConfig, OptimizerConfig
 from ddit.data.config import DataConfig
 from ddit.encoders import TextCodec
 from ddit.flow import FlowConfig
-from ddit.model import DualDiT, DualDiTConfig, JointBlock
+from ddit.model import DualDiT, DualDiTConfig, ImageCache, JointBlock
 from ddit.train.batch import Batch, Drawn, Pictures, Read
 
 TEXT_DIM, LENGTH, SIDE, CHANNELS = 256, 32, 16, 16  # patches of 2 x 2: 64 image tokens
@@ -230,7 +230,8 @@ class Ours:
         gradients = [p.grad for p in self.trained.values() if p.grad is not None]
         norm = self.parallel.total_norm(gradients)
         if norm > MAX_NORM:
-            torch._foreach_mul_([self.parallel.local(g) for g in gradients], MAX_NORM / norm)
+            own = [self.parallel.local(g) for g in gradients]
+            torch._foreach_mul_(own, MAX_NORM / norm)  # pyright: ignore[reportPrivateImportUsage]
         self.optimizer.step()
         self.ema.update(self.trained, step)
         for parameter in self.trained.values():
@@ -287,9 +288,14 @@ def turn_off(switches: tuple[str, ...], transformer: DualDiT) -> None:
         whole = block.forward
 
         def forward(
-            image: Tensor, text: Tensor, cond: Tensor, n: int | None, *visible_and_kept: Any
+            image: Tensor,
+            text: Tensor,
+            cond: Tensor,
+            n: int | None,
+            visible: Tensor | None = None,
+            kept: ImageCache | None = None,
         ) -> tuple[Tensor, Tensor]:
-            image, text = whole(image, text, cond, None, *visible_and_kept)
+            image, text = whole(image, text, cond, None, visible, kept)
             return image[:n], text[n:]
 
         block.forward = forward

@@ -66,9 +66,13 @@ def svg(package: dict, name: str) -> str:
     )
 
 
+def _visible(alpha: int) -> int:
+    return 255 if alpha > 24 else 0
+
+
 def fit(image: Image.Image) -> np.ndarray:
     """Crop to the drawing, scale its longer side to the tile less one pixel a side, centre."""
-    image = image.crop(image.getchannel("A").point(lambda a: 255 * (a > 24)).getbbox())
+    image = image.crop(image.getchannel("A").point(_visible).getbbox())
     scale = (TILE - 2) / max(image.size)
     size = [max(2, 2 * round(side * scale / 2)) for side in image.size]
     small = image.convert("RGBa").resize((size[0], size[1]), Image.Resampling.LANCZOS).convert("RGBA")
