@@ -6,6 +6,7 @@ import math
 import pytest
 import torch
 
+from ddit import masked
 from ddit.masked import (
     MaskedConfig,
     mask_tokens,
@@ -41,10 +42,10 @@ def generators(*seeds: int) -> list[torch.Generator]:
 
 
 def fill(ids: torch.Tensor, answer_mask: torch.Tensor, **changes):
-    """`order` and `temperature` go to the rule, the rest to `sample_text`."""
+    """`order`, `temperature` and `top_p` go to the rule, the rest to `sample_text`."""
     logits_fn = changes.pop("logits_fn", context_logits)
     changes["rule"] = Rule(
-        **{name: changes.pop(name) for name in ("order", "temperature") if name in changes}
+        **{name: changes.pop(name) for name in ("order", "temperature", "top_p") if name in changes}
     )
     settings = {"num_steps": 5, "mask_token_id": MASK, "generators": generators(*range(len(ids)))} | changes
     return sample_text(logits_fn, ids, answer_mask, **settings)
@@ -174,6 +175,24 @@ def test_a_batch_gives_what_single_calls_give(order: str) -> None:
         )  # fmt: skip
         assert torch.equal(single.ids[0], batch.ids[row])
         assert single.num_passes[0] == batch.num_passes[row]
+
+
+@pytest.mark.parametrize("order", ["first-hitting", "confidence", "margin", "entropy"])
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_distributions_in_parts_give_the_same_text(
+    order: str, temperature: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ids, answer_mask = ids_and_answer(4, 9)
+    options = {"order": order, "temperature": temperature, "top_p": 0.9, "eos_token_id": EOS}
+    states = [[], []]
+    for num_bytes, kept in zip((2**30, 1), states, strict=True):
+        monkeypatch.setattr(masked, "CACHE_BYTES", num_bytes)
+
+        def keep(done, total, state, kept=kept):
+            kept += [state.ids, state.confidence]
+
+        fill(ids, answer_mask, generators=generators(1, 2, 3, 4), on_step=keep, **options)
+    torch.testing.assert_close(states[0], states[1])
 
 
 def test_the_same_seed_gives_the_same_text_and_another_another() -> None:

@@ -21,6 +21,8 @@ from ddit.unmasking import Rule, all_sure, answer_blocks, choose_positions, draw
 
 MASK_EPS = 1e-3
 FINAL_TIME = 1e-5
+CACHE_BYTES, PART_BYTES = 2**21, 2**28
+"""Of distributions at a time: on a CPU, whose cache is to hold them, and elsewhere."""
 
 LogitsFn = Callable[[Tensor, Tensor, Tensor], Tensor]
 
@@ -243,6 +245,19 @@ def sample_text(
     return TextSample(sampler.ids, sampler.num_passes)
 
 
+class _Choices(NamedTuple):
+    """What a pass would write at M masked positions, each (M,).
+
+    tokens, probs: and their probabilities. sure: see `unmasking.sureness`. best, best_probs: the likeliest tokens.
+    """
+
+    tokens: Tensor
+    probs: Tensor
+    sure: Tensor
+    best: Tensor
+    best_probs: Tensor
+
+
 class _TextSampler:
     """State of `sample_text`: the ids and, for ancestral sampling, predictions that are still good."""
 
@@ -276,14 +291,43 @@ class _TextSampler:
     def _unfinished(self) -> list[int]:
         return self._at().any(1).nonzero().flatten().tolist()
 
-    def _predict(self, rows: Tensor, at: Tensor) -> Tensor:
-        """A pass of the samples `rows` (b,): distributions (M, V) at their masked positions `at` (b, L)."""
-        logits = self.logits_fn(self.ids[rows], at, rows).float()
+    def _pass(self, rows: Tensor, at: Tensor) -> Tensor:
+        """A pass of the samples `rows` (b,): logits (M, V) at their masked positions `at` (b, L)."""
+        self.num_passes[rows.cpu()] += 1
+        return self.logits_fn(self.ids[rows], at, rows)
+
+    def _distributions(self, logits: Tensor) -> Tensor:
+        """(M, V) -> (M, V) in float32, by the rule's temperature and without what is banned."""
+        logits = logits.float()
         logits[:, self.banned_ids] = -math.inf
         if self.rule.temperature not in (0, 1):
             logits = logits / self.rule.temperature
-        self.num_passes[rows.cpu()] += 1
         return subs_log_probs(logits, self.mask_token_id).exp()
+
+    def _choices(self, logits: Tensor, uniform: Tensor | None) -> _Choices:
+        """What would be written at M positions, (M, V) and random numbers (M,) if tokens are drawn.
+
+        A part of the positions at a time: with a large vocabulary all their distributions would not fit the cache.
+        """
+        num_bytes = CACHE_BYTES if logits.device.type == "cpu" else PART_BYTES
+        size = max(num_bytes // (4 * logits.shape[-1]), 1)
+        parts: list[_Choices] = []
+        for first in range(0, len(logits), size):
+            part = slice(first, first + size)
+            probs = self._distributions(logits[part])
+            tokens = best = probs.argmax(-1)
+            if uniform is not None:
+                tokens = draw(nucleus(probs, self.rule.top_p), uniform[part])
+            parts.append(
+                _Choices(
+                    tokens,
+                    probs.gather(1, tokens[:, None]).flatten(),
+                    sureness(self.rule.order, probs, tokens),
+                    best,
+                    probs.gather(1, best[:, None]).flatten(),
+                )
+            )
+        return _Choices(*map(torch.cat, zip(*parts, strict=True)))
 
     def _uniform(self, row: int, count: int, dtype: torch.dtype = torch.float32) -> Tensor:
         """Random numbers (count,) in [0, 1) of a sample's own generator."""
@@ -323,26 +367,23 @@ class _TextSampler:
         at = self._at()
         rows = at.any(1).nonzero().flatten()
         at = at[rows]
-        probs, counts = self._predict(rows, at), at.sum(1)
-        tokens = best = probs.argmax(-1)
+        counts, uniform = at.sum(1), None
         if self.rule.temperature != 0:
             drawn = zip(rows.tolist(), counts.tolist(), strict=True)
             uniform = torch.cat([self._uniform(row, count) for row, count in drawn])
-            tokens = draw(nucleus(probs, self.rule.top_p), uniform)
+        tokens, probs, sure, best, best_probs = self._choices(self._pass(rows, at), uniform)
         if hits is not None:
             step = torch.where(at, hits[rows], num_steps + 1)
             chosen = at & (step == step.amin(1, keepdim=True))
-            tokens = torch.where(step[at] == num_steps, best, tokens)  # left over by the last step
+            is_left = step[at] == num_steps  # over, by the last step
+            tokens, probs = torch.where(is_left, best, tokens), torch.where(is_left, best_probs, probs)
         else:
-            sure = sureness(self.rule.order, probs, tokens)
             least = (counts + steps_left - 1) // steps_left
             chosen = choose_positions(self.rule, sure, at, self.blocks[rows], least)
-        chosen |= at & all_sure(probs, at, self.rule.commit_above)[:, None]
-        ids = self.ids[rows]
+        chosen |= at & all_sure(best_probs, at, self.rule.commit_above)[:, None]
+        ids, confidence = self.ids[rows], self.confidence[rows]
         self.ids[rows] = torch.where(chosen, ids.masked_scatter(at, tokens), ids)
-        confidence = self.confidence[rows]
-        sure = confidence.masked_scatter(at, probs.gather(1, tokens[:, None]))
-        self.confidence[rows] = torch.where(chosen, sure, confidence)
+        self.confidence[rows] = torch.where(chosen, confidence.masked_scatter(at, probs), confidence)
 
     def _hitting_steps(self, num_steps: int) -> Tensor:
         """The ancestral step that writes each position, (B, L) in 0..N; N is the argmax at the end.
@@ -380,13 +421,13 @@ class _TextSampler:
         if stale:
             rows = torch.tensor(stale, device=self.ids.device)
             at = self._at()[rows]
-            parts = self._predict(rows, at).split(at.sum(1).tolist())
+            parts = self._distributions(self._pass(rows, at)).split(at.sum(1).tolist())
             self.probs.update(zip(stale, parts, strict=True))
         return unfinished
 
     def _write_ancestral(self, row: int, t: float, s: float) -> None:
         probs = self.probs[row]
-        if all_sure(probs, self._at()[row : row + 1], self.rule.commit_above):
+        if all_sure(probs.amax(-1), self._at()[row : row + 1], self.rule.commit_above):
             t, s = 1.0, 0.0
         if self.rule.temperature == 0:
             probs = F.one_hot(probs.argmax(-1), probs.shape[-1]).to(probs)

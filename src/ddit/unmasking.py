@@ -96,7 +96,8 @@ def sureness(order: Order, probs: Tensor, tokens: Tensor) -> Tensor:
         best = probs.topk(2, dim=-1).values
         return best[:, 0] - best[:, 1]
     if order == "entropy":
-        return torch.special.xlogy(probs, probs).sum(-1)
+        tiny = torch.finfo(probs.dtype).tiny  # x log x by itself is not vectorised on a CPU
+        return torch.linalg.vecdot(probs, probs.clamp(min=tiny).log())
     return probs.gather(1, tokens[:, None]).flatten()
 
 
@@ -124,11 +125,11 @@ def choose_positions(rule: Rule, sure: Tensor, at: Tensor, blocks: Tensor, least
     return torch.zeros_like(at).scatter(1, ranks, chosen) & at
 
 
-def all_sure(probs: Tensor, at: Tensor, commit_above: float) -> Tensor:
-    """Samples whose every masked position (probs (M, V) at (b, L)) has a token above `commit_above`: (b,) bool."""
+def all_sure(best: Tensor, at: Tensor, commit_above: float) -> Tensor:
+    """Samples whose likeliest tokens at masked positions (their probabilities (M,) at (b, L)) are all above
+    `commit_above`: (b,) bool."""
     if commit_above == 1:
         return torch.zeros(len(at), dtype=torch.bool, device=at.device)
-    best = probs.amax(-1)
     return (torch.ones(at.shape, device=best.device).masked_scatter(at, best) > commit_above).all(1)
 
 
