@@ -112,7 +112,7 @@ def test_shutting_down_finishes_what_runs_and_what_waits() -> None:
 
     def draw(address: str) -> None:
         found.append(
-            httpx.post(address + GENERATE, json={"prompt": "a dog", "num_steps": 60}, timeout=60).status_code
+            httpx.post(address + GENERATE, json={"prompt": "a dog", "num_steps": 300}, timeout=60).status_code
         )
 
     with running(app) as address:

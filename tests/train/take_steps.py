@@ -8,7 +8,6 @@ import sys
 from pathlib import Path
 
 import torch
-import torch.distributed as dist
 from safetensors.torch import save_file
 from stepping import make_trainer, take_steps
 
@@ -33,8 +32,6 @@ def main() -> None:
         out.mkdir(parents=True, exist_ok=True)
         (out / "values.json").write_text(json.dumps(values))
         save_file(weights, out / "state.safetensors")
-    if dist.is_initialized():
-        dist.destroy_process_group()  # its threads, left alone, can abort the interpreter as it exits
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -41,6 +42,9 @@ class Ranks:
     def leave(self) -> None:
         if self.size > 1:
             dist.destroy_process_group()
+            time.sleep(
+                0.5
+            )  # gloo's threads let go of the last tensors, which they cannot once Python is ending
 
 
 def join_ranks() -> Ranks:

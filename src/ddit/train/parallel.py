@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import atexit
 import os
+import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -23,6 +24,8 @@ from ddit.config import ParallelConfig
 from ddit.devices import find_device
 
 Value = TypeVar("Value")
+
+SECONDS_TO_LET_GO = 0.5
 
 
 @dataclass(frozen=True)
@@ -89,8 +92,14 @@ def join_ranks() -> Ranks:
 
 
 def _leave() -> None:
-    if dist.is_initialized():
-        dist.destroy_process_group()
+    """At exit. A thread of gloo's may still hold tensors of the last exchange, and would abort the process if it let go
+    of them when there is no interpreter any more."""
+    if not dist.is_initialized():
+        return
+    is_alone = dist.get_world_size() == 1
+    dist.destroy_process_group()
+    if not is_alone:
+        time.sleep(SECONDS_TO_LET_GO)
 
 
 def make_mesh(ranks: Ranks, num_replicas: int) -> DeviceMesh:
