@@ -167,12 +167,13 @@ def load(
 
 @contextmanager
 def uncollected() -> Iterator[None]:
-    """Makes objects that stay, as imports do: looking for cycles among them would take a quarter of that time."""
+    """For what makes objects that stay, as imports do: they are not searched for cycles, now or later, which would take
+    a quarter of a command's start."""
     gc.disable()
     try:
         yield
     finally:
-        # gc.freeze()
+        gc.freeze()
         gc.enable()
 
 

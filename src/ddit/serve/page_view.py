@@ -1,13 +1,14 @@
 """What the page shows, as HTML: pictures, words with confidences, a drawing's steps, a text's passes."""
 
 import base64
-import io
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from html import escape
 from typing import TYPE_CHECKING, Literal
 
 from PIL import Image
+
+from ddit.serve.files import encode_picture
 
 if TYPE_CHECKING:
     from ddit.encoders import TextCodec
@@ -97,11 +98,9 @@ def look(size: tuple[int, int]) -> str:
 
 def data_uri(image: Image.Image, *, final: bool = True) -> str:
     """The picture as a `data:` address; a large one that is not final loses a little."""
-    buffer = io.BytesIO()
-    lossless = final or look(image.size) == "crisp"
-    image.save(buffer, "PNG" if lossless else "JPEG", **({} if lossless else {"quality": 85}))
-    kind = "png" if lossless else "jpeg"
-    return f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}"
+    kind = "png" if final or look(image.size) == "crisp" else "jpeg"
+    data = encode_picture(image, kind, quality=85)
+    return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
 
 
 def note(text: str, *, fault: bool = False) -> str:
