@@ -17,7 +17,7 @@ help: ## list the targets
 setup: $(VENV)/dev.stamp ## install ddit and the development tools into .venv
 
 demo: $(VENV)/run.stamp ## draw six prompts, caption them, ask about them: demo/index.html
-	@$(BIN)/python -m ddit.demo demo
+	@$(BIN)/python tools/demo_page.py demo
 
 eval: $(VENV)/run.stamp ## the shipped model's headline table, by two processes (ten minutes): runs/eval
 	@$(EVAL) --out runs/eval/test

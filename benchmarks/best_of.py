@@ -21,7 +21,7 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
-from ddit.eval.geneval import judge_pictures
+from ddit.eval.geneval import judge_images
 from ddit.eval.report import code_version
 from ddit.pipeline import Pipeline
 from ddit.world import PRESETS, TAGS, Prompt, geneval_prompts
@@ -63,7 +63,7 @@ def try_prompts(
 ) -> list[Trial]:
     trials = []
     for prompt, images in tqdm(list(zip(prompts, drawn, strict=True)), desc="reading", unit="prompt"):
-        right = [judged.correct for judged in judge_pictures([prompt] * len(images), images)]
+        right = [judged.correct for judged in judge_images([prompt] * len(images), images)]
         scores = pipeline.score(images, prompt.text, num_samples=num_samples)
         trials.append(Trial(prompt, np.array(right), np.array([score.log_prob for score in scores])))
     return trials

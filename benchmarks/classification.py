@@ -23,8 +23,8 @@ from PIL import Image
 
 from ddit.eval.items import Figure
 from ddit.eval.report import code_version
+from ddit.inference.scoring import Score
 from ddit.pipeline import Pipeline
-from ddit.scoring import Score
 from ddit.world import CLASSES, COLORS, PRESETS, Scene, make_scene, question, render
 from ddit.world.captions import NUMBERS, RELATIONS, phrase, scene_relation
 

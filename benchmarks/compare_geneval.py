@@ -15,9 +15,9 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import NamedTuple
 
-from ddit.eval.export import WorldSplit
+from ddit.eval.evaluate import Decoding, EvalSettings, Source, evaluate
 from ddit.eval.ranks import Ranks, join_ranks
-from ddit.eval.run import Decoding, EvalSettings, Source, evaluate
+from ddit.eval.world_tasks import WorldSplit
 from ddit.pipeline import Pipeline
 from ddit.world import PRESETS
 

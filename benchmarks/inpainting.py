@@ -22,12 +22,12 @@ import torch
 from PIL import Image
 
 from ddit.devices import limit_threads
-from ddit.editing import Grid, box_mask
 from ddit.eval.report import code_version
-from ddit.folders import resolve
 from ddit.images import to_images, to_tensor
+from ddit.inference.editing import Grid, box_mask
+from ddit.inference.image_grid import strip
+from ddit.model.folders import resolve
 from ddit.pipeline import Pipeline
-from ddit.sheets import strip
 from ddit.world import (
     PRESETS,
     Detection,

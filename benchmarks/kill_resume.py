@@ -20,12 +20,12 @@ from pathlib import Path
 
 import torch
 
-from ddit.config import DualRun, from_json, save_config
+from ddit.config.runs import DualRun, from_json, save_config
 from ddit.recipes import build
 from ddit.train.checkpoint import find_newest, load_tensors, stored_shapes
 from ddit.train.loop import train
 from ddit.train.parallel import join_ranks
-from ddit.train.run import run_stage
+from ddit.train.stages import run_stage
 
 
 def make_config(root: Path, num_steps: int, checkpoint_steps: int) -> DualRun:
@@ -39,9 +39,9 @@ def make_config(root: Path, num_steps: int, checkpoint_steps: int) -> DualRun:
         log_every=10, evaluate_every=10**9, sheet_every=10**9,
     )  # fmt: skip
     plain = [
-        tuple(replace(s, latents=None) for s in sources) for sources in (config.data.draw, config.data.read)
+        tuple(replace(s, latents=None) for s in sources) for sources in (config.data.t2i, config.data.i2t)
     ]
-    data = replace(config.data, draw=plain[0], read=plain[1], held_out=(), num_workers=1)
+    data = replace(config.data, t2i=plain[0], i2t=plain[1], held_out=(), num_workers=1)
     objective = replace(config.objective, alignment_weight=0.0)
     return replace(
         config, init=None, data=data, objective=objective, report=report, max_steps=num_steps, compute_dtype="bfloat16"

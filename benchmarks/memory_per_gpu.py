@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from dataclasses import fields, replace
 
-from ddit.config import DualRun
+from ddit.config.runs import DualRun
 from ddit.recipes import build
 from ddit.train.memory import GIB, MemoryReport, memory_per_gpu
 

@@ -53,7 +53,7 @@ def run_arm(options: argparse.Namespace) -> None:
 
     def step() -> None:
         with torch.autocast("cpu", torch.bfloat16, enabled=precision == "autocast"):
-            out = model(latents, t, states, num_drawn=drawn, logit_mask=None if options.image_only else mask)
+            out = model(latents, t, states, num_t2i=drawn, logit_mask=None if options.image_only else mask)
         loss = (out.velocity.float() - target).square().mean()
         if out.logits is not None:
             loss = loss + out.logits.float().logsumexp(-1).mean()

@@ -23,10 +23,10 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import ScalarFormatter
 
-from ddit.eval.geneval import geneval_figures, judge_pictures
+from ddit.diffusion.flow import ImageSampling, Solver
+from ddit.eval.geneval import geneval_figures, judge_images
 from ddit.eval.report import code_version, model_hash
-from ddit.flow import DrawConfig, Solver
-from ddit.folders import resolve
+from ddit.model.folders import resolve
 from ddit.pipeline import Pipeline
 from ddit.world import PRESETS, TAGS, Prompt, geneval_prompts
 
@@ -72,19 +72,19 @@ def interval(text: str) -> tuple[float, float]:
     return low, high
 
 
-def settings(options: argparse.Namespace) -> list[DrawConfig]:
+def settings(options: argparse.Namespace) -> list[ImageSampling]:
     grid = product(
         options.solvers, options.steps, options.guidance, options.shifts, options.intervals, options.rescales
     )
     found = [
-        DrawConfig(steps, guidance, shift, solver, ends, rescale)
+        ImageSampling(steps, guidance, shift, solver, ends, rescale)
         for solver, steps, guidance, shift, ends, rescale in grid
     ]
-    return list(dict.fromkeys(found if options.no_paper else [DrawConfig(), *found]))
+    return list(dict.fromkeys(found if options.no_paper else [ImageSampling(), *found]))
 
 
 def measure(
-    pipeline: Pipeline, cfg: DrawConfig, prompts: list[Prompt], options: argparse.Namespace
+    pipeline: Pipeline, cfg: ImageSampling, prompts: list[Prompt], options: argparse.Namespace
 ) -> dict[str, Any]:
     """Shares of right pictures of one setting, each category's and their mean, and the seconds of drawing."""
     tags, right, seconds = [], [], 0.0
@@ -97,18 +97,18 @@ def measure(
             batch_size=options.batch_size,
         )
         seconds += time.perf_counter() - start
-        right += [judged.correct for judged in judge_pictures(prompts, images)]
+        right += [judged.correct for judged in judge_images(prompts, images)]
         tags += [prompt.tag for prompt in prompts]
     figures = {figure.name: figure.value for figure in geneval_figures(tags, right)}
     return {"shares": figures, "pictures": len(tags), "seconds": seconds}
 
 
-def key_of(cfg: DrawConfig, weights: str, options: argparse.Namespace) -> str:
+def key_of(cfg: ImageSampling, weights: str, options: argparse.Namespace) -> str:
     of = ("prompts", "seeds", "preset", "split")
     return json.dumps([asdict(cfg), weights, {name: getattr(options, name) for name in of}], sort_keys=True)
 
 
-def run(options: argparse.Namespace) -> list[tuple[DrawConfig, dict[str, Any]]]:
+def run(options: argparse.Namespace) -> list[tuple[ImageSampling, dict[str, Any]]]:
     options.results.parent.mkdir(parents=True, exist_ok=True)
     lines = options.results.read_text().splitlines() if options.results.is_file() else []
     done = {entry["key"]: entry for entry in map(json.loads, lines)}
@@ -127,8 +127,8 @@ def run(options: argparse.Namespace) -> list[tuple[DrawConfig, dict[str, Any]]]:
     return rows
 
 
-def name_of(cfg: DrawConfig) -> str:
-    return "paper" if cfg == DrawConfig() else cfg.solver
+def name_of(cfg: ImageSampling) -> str:
+    return "paper" if cfg == ImageSampling() else cfg.solver
 
 
 def half_width(entry: dict[str, Any]) -> float:
@@ -138,7 +138,7 @@ def half_width(entry: dict[str, Any]) -> float:
     return 1.96 * math.sqrt(sum(share * (1 - share) / each for share in shares)) / len(shares)
 
 
-def cells(cfg: DrawConfig, entry: dict[str, Any]) -> list[str]:
+def cells(cfg: ImageSampling, entry: dict[str, Any]) -> list[str]:
     low, high = cfg.guidance_interval
     return [
         name_of(cfg), f"{cfg.num_steps}", f"{cfg.guidance_scale:g}", f"{cfg.shift:g}", f"{low:g} to {high:g}",
@@ -147,7 +147,7 @@ def cells(cfg: DrawConfig, entry: dict[str, Any]) -> list[str]:
     ]  # fmt: skip
 
 
-def frontier(rows: Iterable[tuple[DrawConfig, dict[str, Any]]]) -> list[tuple[int, float]]:
+def frontier(rows: Iterable[tuple[ImageSampling, dict[str, Any]]]) -> list[tuple[int, float]]:
     """Evaluations and scores of the settings that none of as few evaluations beats."""
     best: list[tuple[int, float]] = []
     for cfg, entry in sorted(rows, key=lambda row: (row[0].num_evaluations, -row[1]["shares"]["overall"])):
@@ -156,7 +156,7 @@ def frontier(rows: Iterable[tuple[DrawConfig, dict[str, Any]]]) -> list[tuple[in
     return best
 
 
-def plot(rows: list[tuple[DrawConfig, dict[str, Any]]], path: Path) -> None:
+def plot(rows: list[tuple[ImageSampling, dict[str, Any]]], path: Path) -> None:
     figure = Figure(figsize=(7, 4.2), layout="constrained")
     FigureCanvasAgg(figure)
     axis = figure.subplots()
@@ -177,7 +177,7 @@ def plot(rows: list[tuple[DrawConfig, dict[str, Any]]], path: Path) -> None:
     figure.savefig(path, dpi=110)
 
 
-def write(rows: list[tuple[DrawConfig, dict[str, Any]]], options: argparse.Namespace) -> None:
+def write(rows: list[tuple[ImageSampling, dict[str, Any]]], options: argparse.Namespace) -> None:
     plot(rows, options.out / "picture_sweep.png")
     command = " ".join(["python benchmarks/picture_sweep.py", *sys.argv[1:]])
     pictures = rows[0][1]["pictures"]

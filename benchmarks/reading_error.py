@@ -12,9 +12,9 @@ import random
 
 from PIL import Image
 
+from ddit.inference.text_generator import WritingOptions
 from ddit.pipeline import Pipeline
 from ddit.world import PRESETS, make_scene, question, render
-from ddit.writing import WritingOptions
 
 NUM_SCENES = 32
 KEPT: tuple[WritingOptions, ...] = (

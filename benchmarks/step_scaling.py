@@ -20,11 +20,11 @@ from typing import NamedTuple, cast
 
 import torch
 
-from ddit import masked
-from ddit.config import DualRun
-from ddit.data.config import DataConfig
-from ddit.encoders import TextCodec
+from ddit.config.data import DataConfig
+from ddit.config.runs import DualRun
+from ddit.diffusion import masked
 from ddit.model import DualDiT, DualDiTConfig
+from ddit.model.encoders import TextCodec
 from ddit.train.batch import Batch, Drawn, Pictures, Read
 
 VOCAB, TEXT_DIM, CHANNELS = 2048, 256, 16

@@ -15,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import T5Config, T5EncoderModel
 
 from ddit.model import DualDiT, DualDiTConfig
-from ddit.t5_cache import T5Cache
+from ddit.model.t5_cache import T5Cache
 
 MODEL = DualDiTConfig()
 T5_XXL = T5Config(
@@ -87,7 +87,7 @@ def check_formulas(
     ids = torch.empty(1, length, dtype=torch.long, device="meta")
     at = f"{num_image} image and {length} text tokens"
     whole = image_stream(MODEL, num_image, length) + text_stream(MODEL, num_image, length)
-    check(f"whole pass, {at}", whole, counted(lambda: model(latents, t, states, num_drawn=0)))
+    check(f"whole pass, {at}", whole, counted(lambda: model(latents, t, states, num_t2i=0)))
     cache = isolated.read_image(latents)
     check(
         f"reading once, {at}",

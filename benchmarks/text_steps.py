@@ -19,9 +19,9 @@ from typing import Any, Literal, NamedTuple
 
 from tqdm import tqdm
 
-from ddit.eval.export import WorldSplit
+from ddit.eval.evaluate import Decoding, EvalSettings, Source, evaluate
 from ddit.eval.ranks import Ranks
-from ddit.eval.run import Decoding, EvalSettings, Source, evaluate
+from ddit.eval.world_tasks import WorldSplit
 from ddit.pipeline import Pipeline
 from ddit.world import PRESETS
 
@@ -36,7 +36,7 @@ PANELS = {
 }
 
 
-class Rule(NamedTuple):
+class UnmaskingRule(NamedTuple):
     order: Literal["random", "confidence"]
     temperature: float
 
@@ -45,10 +45,10 @@ class Rule(NamedTuple):
         return f"{self.order} order, temperature {self.temperature:g}"
 
 
-RULES = (Rule("random", 1.0), Rule("random", 0.0), Rule("confidence", 0.0))
+RULES = (UnmaskingRule("random", 1.0), UnmaskingRule("random", 0.0), UnmaskingRule("confidence", 0.0))
 
 
-def score(pipeline: Pipeline, rule: Rule, steps: int, *, seed: int, limit: int) -> dict[str, float]:
+def score(pipeline: Pipeline, rule: UnmaskingRule, steps: int, *, seed: int, limit: int) -> dict[str, float]:
     """The figures of `PANELS` by title, of one rule with so many steps."""
     world = WorldSplit(PRESETS["fixed"], num=limit, seed=seed)
     decoding = Decoding.of(pipeline, text_steps=steps, order=rule.order, temperature=rule.temperature)

@@ -24,9 +24,9 @@ from PIL import Image
 from tqdm import tqdm
 
 from ddit.eval.report import code_version
+from ddit.inference.text_generator import WritingOptions
 from ddit.pipeline import Pipeline
 from ddit.world import PRESETS, Scene, caption_is_right, make_scene, question, render
-from ddit.writing import WritingOptions
 
 HERE = Path(__file__).parent
 LONGEST = 16  # passes: every position has one of its own

@@ -28,12 +28,12 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from ddit import masked
-from ddit.config import DualRun, ObjectiveConfig, OptimizerConfig
-from ddit.data.config import DataConfig
-from ddit.encoders import TextCodec
-from ddit.flow import FlowConfig
-from ddit.model import DualDiT, DualDiTConfig, ImageCache, JointBlock
+from ddit.config.data import DataConfig
+from ddit.config.runs import DualRun, ObjectiveConfig, OptimizerConfig
+from ddit.diffusion import masked
+from ddit.diffusion.flow import FlowConfig
+from ddit.model.dual_dit import DualDiT, DualDiTConfig, ImageKV, JointBlock
+from ddit.model.encoders import TextCodec
 from ddit.train.batch import Batch, Drawn, Pictures, Read
 
 TEXT_DIM, LENGTH, SIDE, CHANNELS = 256, 32, 16, 16  # patches of 2 x 2: 64 image tokens
@@ -272,7 +272,7 @@ SWITCHES = {
 
 def turn_off(switches: tuple[str, ...], transformer: DualDiT) -> None:
     """Undoes parts of our step (the losses stay, but for "masked", of which only the cost is meant)."""
-    from ddit import attention
+    from ddit.model import attention
     from ddit.train import objective
 
     if "joint" in switches:
@@ -293,7 +293,7 @@ def turn_off(switches: tuple[str, ...], transformer: DualDiT) -> None:
             cond: Tensor,
             n: int | None,
             visible: Tensor | None = None,
-            kept: ImageCache | None = None,
+            kept: ImageKV | None = None,
         ) -> tuple[Tensor, Tensor]:
             image, text = whole(image, text, cond, None, visible, kept)
             return image[:n], text[n:]

@@ -5,11 +5,11 @@ import random
 import numpy as np
 from PIL import Image
 
-from ddit.data.samples import BrokenSample, Sample, Turn
+from ddit.data.samples import CorruptSample, Sample, Turn
 
 
 class ListSource:
-    """Plain pictures whose colour tells the index; those in `broken` are unusable, those in `without` have none.
+    """Plain pictures whose colour tells the index; those in `corrupt` are unusable, those in `without` have none.
 
     `sizes` are width and height of the pictures, all alike if there is but one.
     """
@@ -19,11 +19,11 @@ class ListSource:
         num: int,
         *,
         sizes: list[tuple[int, int]] | tuple[int, int] = (32, 32),
-        broken: frozenset[int] = frozenset(),
+        corrupt: frozenset[int] = frozenset(),
         without: frozenset[int] = frozenset(),
         tag: str = "red",
     ) -> None:
-        self.num, self.broken, self.without, self.tag = num, broken, without, tag
+        self.num, self.corrupt, self.without, self.tag = num, corrupt, without, tag
         self.all_sizes = sizes if isinstance(sizes, list) else [sizes] * num
         self.asked: list[int] = []
 
@@ -35,8 +35,8 @@ class ListSource:
 
     def sample(self, index: int, rng: random.Random, *, reading: bool, with_picture: bool = True) -> Sample:
         self.asked.append(index)
-        if index in self.broken:
-            raise BrokenSample("not a picture", self.name(index))
+        if index in self.corrupt:
+            raise CorruptSample("not a picture", self.name(index))
         picture = None
         if with_picture and index not in self.without:
             picture = Image.new("RGB", self.all_sizes[index], (index % 256, index // 256, 7))

@@ -19,7 +19,7 @@ from tiny_models import tiny_pipeline
 
 from ddit.pipeline import Pipeline
 from ddit.serve.api import create_app
-from ddit.serve.config import ServeConfig
+from ddit.serve.options import ServeConfig
 
 
 @cache

@@ -1,6 +1,6 @@
 """A trainer of a run and its first steps, for the tests of the loop; all ranks call these together."""
 
-from ddit.config import DualRun
+from ddit.config.runs import DualRun
 from ddit.train.loader import step_loader
 from ddit.train.loop import StepResult, Trainer
 from ddit.train.parallel import join_ranks

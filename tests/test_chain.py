@@ -108,7 +108,7 @@ def test_from_raw_files_to_a_folder_that_answers(tmp_path: Path):
 
 
 def mask_row(export: Path) -> list[float]:
-    from ddit.encoders import TextCodec
+    from ddit.model.encoders import TextCodec
 
     codec = TextCodec.from_pretrained(export / "tokenizer", export / "text_encoder")
     return codec.encoder.get_input_embeddings().weight[codec.mask_token_id].tolist()

@@ -20,7 +20,7 @@ from tiny_models import tiny_pipeline
 import ddit
 from ddit.cli import main
 from ddit.images import read_image
-from ddit.lora import add_adapters, save_adapters
+from ddit.model.adapters import add_adapters, save_adapters
 
 REFERENCE = Path(__file__).parent / "data" / "tiny"
 

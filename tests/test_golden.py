@@ -38,18 +38,18 @@ from tiny_models import tiny_pipeline
 from torch import Tensor
 from typer.testing import CliRunner
 
-from ddit.batching import Step
 from ddit.cli import app
-from ddit.config import DualRun, save_config
-from ddit.editing import box_mask
-from ddit.flow import DrawConfig
+from ddit.config.runs import DualRun, save_config
+from ddit.diffusion.flow import ImageSampling
+from ddit.diffusion.unmasking import ORDERS
+from ddit.inference.batching import Step
+from ddit.inference.editing import box_mask
+from ddit.inference.scoring import Score
 from ddit.pipeline import Pipeline
 from ddit.recipes import build
-from ddit.scoring import Score
 from ddit.serve.api import create_app
-from ddit.train.run import run_stage
+from ddit.train.stages import run_stage
 from ddit.train.teacher import TEACHER_FILE
-from ddit.unmasking import ORDERS
 from ddit.world import (
     PRESETS,
     QUESTION_KINDS,
@@ -264,7 +264,7 @@ def generate_by_each_sampler() -> dict[str, Any]:
 @case
 def generate_by_draw_configs() -> dict[str, Any]:
     configs = {
-        f"{solver}_{name}": DrawConfig(num_steps=6, guidance_scale=3.0, solver=solver, **changes)
+        f"{solver}_{name}": ImageSampling(num_steps=6, guidance_scale=3.0, solver=solver, **changes)
         for solver in ("euler", "dpm", "adams")
         for name, changes in {
             "interval": {"guidance_interval": (0.3, 0.9)},
@@ -280,7 +280,7 @@ def generate_by_draw_configs() -> dict[str, Any]:
 
 @case
 def generate_at_other_sizes() -> dict[str, Any]:
-    by_size = DrawConfig(num_steps=4, guidance_scale=2.0, solver="dpm", shift_by_size=True)
+    by_size = ImageSampling(num_steps=4, guidance_scale=2.0, solver="dpm", shift_by_size=True)
     return {
         "wide": drawn("generate", PROMPTS[:2], height=48, width=96, num_steps=4),
         "large": drawn("generate", PROMPTS[:2], height=128, width=128, num_steps=4),
@@ -321,7 +321,7 @@ def codecs_and_model() -> dict[str, Any]:
         latents = model.image_codec.encode(to_tensor(pictures()))
         ids = torch.tensor([[*model.text_codec.token_ids(text), *[1] * 16][:16] for text in PROMPTS])
         states = model.text_codec.states(ids)
-        out = model.transformer(latents[:3], torch.tensor([0.4, 1.0, 0.0]), states, num_drawn=2)
+        out = model.transformer(latents[:3], torch.tensor([0.4, 1.0, 0.0]), states, num_t2i=2)
         other = joint_model()
         small = torch.arange(3 * 12).reshape(3, 12) % 20
         mixed = other.transformer(

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ddit.folders import resolve
+from ddit.model.folders import resolve
 from ddit.pipeline import Pipeline
 from ddit.world import (
     PRESETS,

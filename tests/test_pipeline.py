@@ -12,9 +12,9 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from tiny_models import SD3_SIZES, SD35_SIZES, publish, save_sd3_folder, tiny_pipeline
 
-from ddit.flow import DrawConfig, Solver
-from ddit.folders import ModelSettings, load_settings, resolve
+from ddit.diffusion.flow import ImageSampling, Solver
 from ddit.model import DualDiT
+from ddit.model.folders import ModelSettings, load_settings, resolve
 from ddit.pipeline import Pipeline
 
 PROMPTS = ["a photo of the red dog", "a cat", "two car"]
@@ -74,7 +74,7 @@ def test_guidance_and_negative_prompt_matter(pipeline: Pipeline):
 
 @pytest.mark.parametrize("solver", ["adams", "dpm"])
 def test_a_batch_of_pictures_is_the_single_calls_with_every_option_on(pipeline: Pipeline, solver: Solver):
-    sampler = DrawConfig(6, 4.0, 2.0, solver, (0.3, 0.9), 0.5, shift_by_size=True)
+    sampler = ImageSampling(6, 4.0, 2.0, solver, (0.3, 0.9), 0.5, shift_by_size=True)
     batch = pipeline.generate(PROMPTS, seed=5, sampler=sampler, width=24)
     for i, prompt in enumerate(PROMPTS):
         alone = pipeline.generate(prompt, seed=5 + i, sampler=sampler, width=24)[0]
@@ -83,7 +83,7 @@ def test_a_batch_of_pictures_is_the_single_calls_with_every_option_on(pipeline: 
 
 def test_guidance_that_is_off_is_no_guidance(pipeline: Pipeline):
     unguided = pipeline.generate(PROMPTS, guidance_scale=1)
-    for off in (DrawConfig(3, guidance_scale=0.5), DrawConfig(3, guidance_interval=(0.0, 0.0))):
+    for off in (ImageSampling(3, guidance_scale=0.5), ImageSampling(3, guidance_interval=(0.0, 0.0))):
         for image, other in zip(unguided, pipeline.generate(PROMPTS, sampler=off), strict=True):
             assert difference(image, other) == 0
 
@@ -100,12 +100,14 @@ def test_a_prompt_is_encoded_once_a_batch_and_the_empty_one_only_for_guidance(
 
 
 def test_the_shift_follows_the_size_where_that_is_asked_for(pipeline: Pipeline):
-    by_size = DrawConfig(3, shift=2.0, shift_by_size=True)
+    by_size = ImageSampling(3, shift=2.0, shift_by_size=True)
     for side, shift in ((16, 1.0), (32, 2.0)):
         image = pipeline.generate("a cat", sampler=by_size, height=side, width=side)[0]
-        shifted = pipeline.generate("a cat", sampler=DrawConfig(3, shift=shift), height=side, width=side)[0]
+        shifted = pipeline.generate("a cat", sampler=ImageSampling(3, shift=shift), height=side, width=side)[
+            0
+        ]
         assert difference(image, shifted) == 0
-    assert difference(image, pipeline.generate("a cat", sampler=DrawConfig(3, shift=1.0))[0]) > 0
+    assert difference(image, pipeline.generate("a cat", sampler=ImageSampling(3, shift=1.0))[0]) > 0
 
 
 def test_rectangular_pictures(pipeline: Pipeline):
@@ -417,7 +419,7 @@ def test_parts_that_do_not_fit_each_other(pipeline: Pipeline):
 
 def test_settings_without_a_way_of_drawing_are_drawn_as_they_were(folder: Path):
     (folder / "ddit.json").write_text(json.dumps({"num_steps": 20, "guidance_scale": 3.0, "shift": 2.0}))
-    assert load_settings(folder).but() == DrawConfig(20, 3.0, 2.0, "euler", (0.0, 1.0), 0.0, False)
+    assert load_settings(folder).but() == ImageSampling(20, 3.0, 2.0, "euler", (0.0, 1.0), 0.0, False)
 
 
 def test_settings_of_drawing_are_kept(folder: Path, pipeline: Pipeline, tmp_path: Path):

@@ -5,7 +5,7 @@ import pytest
 import torch
 from text_models import published_codec, word_codec
 
-from ddit.encoders import TextCodec, pad
+from ddit.model.encoders import TextCodec, pad
 from ddit.prompts import (
     MINI,
     PUBLISHED,
@@ -13,9 +13,9 @@ from ddit.prompts import (
     TokenizedPrompt,
     answer_prompt,
     caption_prompt,
-    draw_prompt,
     empty_prompt,
     infill_prompt,
+    t2i_prompt,
     training_caption,
     training_conversation,
     training_prompt,
@@ -52,7 +52,7 @@ def test_mini_token_ids():
         "caption": caption_prompt(codec, 1, 5, style=style).input_ids,
         "answer": answer_prompt(codec, question["questions"], 12, style=style).input_ids,
         "infill": infill_prompt(codec, ["a ___ dog."], 8, style=style).input_ids,
-        "draw": draw_prompt(codec, ["A blue car"], 6, style=style),
+        "draw": t2i_prompt(codec, ["A blue car"], 6, style=style),
         "empty": empty_prompt(codec, 1, 4, style=style),
     }
     assert {name: ids[0].tolist() for name, ids in prompts.items()} == {
@@ -137,7 +137,7 @@ def test_training_and_use_see_the_same_prompt(setting):
     trained = training_question(codec, questions, ["two", "a"], 32, style=style)
     assert torch.equal(asked.answer_mask, trained.answer_mask)
     assert torch.equal(asked.input_ids[~asked.answer_mask], trained.input_ids[~asked.answer_mask])
-    drawn = draw_prompt(codec, ["a red dog"], 16, style=style)
+    drawn = t2i_prompt(codec, ["a red dog"], 16, style=style)
     assert torch.equal(drawn, training_prompt(codec, ["a red dog"], 16, style=style))
 
 
@@ -149,7 +149,7 @@ def test_a_batch_is_its_singles(setting):
         lambda given: answer_prompt(codec, given, 32, style=style),
         lambda given: training_question(codec, given, given, 32, style=style),
         lambda given: training_caption(codec, given, 32, style=style),
-        lambda given: (draw_prompt(codec, given, 32, style=style),),
+        lambda given: (t2i_prompt(codec, given, 32, style=style),),
     )
     for make in makers:
         batch, singles = make(texts), [make([text]) for text in texts]
@@ -190,14 +190,14 @@ def test_blanks_that_are_cut_off_are_an_error():
 def test_drawing_prompts_are_closed_and_padded_with_the_end_of_text():
     codec, style = CODECS["published"]
     a, dog = codec.token_ids("a dog")
-    assert draw_prompt(codec, ["a dog"], 5, style=style).tolist() == [[a, dog, 1, 1, 1]]
+    assert t2i_prompt(codec, ["a dog"], 5, style=style).tolist() == [[a, dog, 1, 1, 1]]
     assert empty_prompt(codec, 2, 3, style=style).tolist() == [[1, 1, 1]] * 2
 
 
 def test_drawing_padding_is_part_of_the_style():
     codec, style = CODECS["published"]
-    style = PromptStyle(draw_padding="<pad>")
-    assert draw_prompt(codec, ["a dog"], 5, style=style)[0, 2:].tolist() == [1, 0, 0]
+    style = PromptStyle(prompt_padding="<pad>")
+    assert t2i_prompt(codec, ["a dog"], 5, style=style)[0, 2:].tolist() == [1, 0, 0]
     assert empty_prompt(codec, 1, 3, style=style).tolist() == [[1, 0, 0]]
 
 
@@ -208,7 +208,7 @@ def test_drawing_padding_is_part_of_the_style():
 def test_empty_texts_are_one_clear_error(setting, text):
     codec, style = setting
     with pytest.raises(ValueError, match=r"^the prompt is empty$"):
-        draw_prompt(codec, ["a dog", text], 8, style=style)
+        t2i_prompt(codec, ["a dog", text], 8, style=style)
     with pytest.raises(ValueError, match=r"^the question is empty$"):
         answer_prompt(codec, [text], 32, style=style)
     with pytest.raises(ValueError, match=r"^the text to fill in is empty$"):
@@ -218,7 +218,7 @@ def test_empty_texts_are_one_clear_error(setting, text):
 def test_truncation_warns_and_says_where(setting):
     codec, style = setting
     with pytest.warns(UserWarning, match=re.escape("has 7 tokens and only 4 fit: cut after 'a red dog a'")):
-        ids = draw_prompt(codec, ["a red dog a blue dog two"], 5, style=style)
+        ids = t2i_prompt(codec, ["a red dog a blue dog two"], 5, style=style)
     assert codec.decode(ids[0]) == "a red dog a"
     assert ids[0, -1] == codec.eos_token_id
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from ddit.config import DualRun, from_json, to_json
+from ddit.config.runs import DualRun, from_json, to_json
 from ddit.model import DualDiTConfig
 from ddit.recipes import SD3_STAGES, SIZES, build, recipe_names, stages
 from ddit.world import PRESETS, enlarge, make_scene, render
@@ -35,11 +35,11 @@ def test_the_published_values_are_the_defaults_of_the_big_sizes(size):
         assert config.objective.text.normalizer == "all"
     assert [c.max_steps for c in (first, second, large, third)] == [60_000, 200_000, 80_000, 50_000]
     assert [c.data.image_size for c in (first, second, large, third)] == [256, 256, 512, 512]
-    assert [c.data.read_length for c in (first, second, large, third)] == [64, 256, 256, 128]
+    assert [c.data.i2t_length for c in (first, second, large, third)] == [64, 256, 256, 128]
     assert [c.objective.lambda_text for c in (first, second, large, third)] == [0.2, 0.2, 0.2, 1.0]
     assert [c.train_mask_embedding for c in (first, second, large, third)] == [False, True, True, False]
     assert third.global_batch_size == 512
-    assert third.data.draw == first.data.draw
+    assert third.data.t2i == first.data.t2i
 
 
 def test_the_variant_of_sd3_5_has_its_own_switches():
@@ -90,7 +90,7 @@ def test_the_conversion_changes_what_image_tokens_see_and_no_size():
     before, after = dual("mini-stage4"), dual("mini-isolated")
     assert after.init == f"{before.out}/export"
     assert after.model == replace(before.model, image_attends_text=False)
-    assert after.data.draw == before.data.draw
+    assert after.data.t2i == before.data.t2i
     assert (after.vae, after.text) == (None, None)
     assert after.max_steps < before.max_steps
 

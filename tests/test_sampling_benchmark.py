@@ -11,8 +11,8 @@ from benchmarks.sampling.arms import DrawTask, Subject, ancestral_passes, random
 from benchmarks.sampling.measure import Arm, Clock, PassCounter, Result, Score, measure, peak_memory
 from benchmarks.sampling.published import Published
 from benchmarks.sampling.report import Table, target_rows
-from ddit.flow import DrawConfig
-from ddit.masked import sample_text
+from ddit.diffusion.flow import ImageSampling
+from ddit.diffusion.masked import sample_text
 from ddit.pipeline import Pipeline
 
 
@@ -75,13 +75,13 @@ def test_expected_passes_are_those_of_the_sampler(steps, positions):
         num_steps=steps, mask_token_id=3,
         generators=[torch.Generator().manual_seed(row) for row in range(count)],
     )  # fmt: skip
-    assert sample.num_passes.float().mean().item() == pytest.approx(
+    assert sample.num_steps_taken.float().mean().item() == pytest.approx(
         ancestral_passes(steps, positions), rel=0.03
     )
 
 
 def test_a_call_cut_short_is_scaled_by_evaluations():
-    cfg = DrawConfig(num_steps=10, guidance_interval=(0.5, 1.0))
+    cfg = ImageSampling(num_steps=10, guidance_interval=(0.5, 1.0))
     shorter, scale = DrawTask(name="pictures", prompts=["w1"], ours=cfg, max_steps=3).cut(cfg)
     assert shorter.num_steps == 3
     assert scale * shorter.num_evaluations == cfg.num_evaluations

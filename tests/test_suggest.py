@@ -1,6 +1,6 @@
 """Near misses: the likest names first, none where nothing is like the word."""
 
-from ddit.suggest import near_misses, nearest
+from ddit.errors import near_misses, nearest
 
 ORDERS = ["random", "first-hitting", "confidence", "margin", "threshold", "entropy"]
 

@@ -5,7 +5,7 @@ from tokenizers import Tokenizer, decoders, pre_tokenizers, processors
 from tokenizers.models import Unigram
 from transformers import PreTrainedTokenizerFast
 
-from ddit.encoders import TextCodec, build_tokenizer, tiny_t5
+from ddit.model.encoders import TextCodec, build_tokenizer, tiny_t5
 from ddit.prompts import MINI
 
 WORDS = [*MINI.words, "a", "red", "dog", "blue", "car", "how", "many", "two", "three", "photo", "of", "is"]

@@ -7,9 +7,9 @@ import torch
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from diffusers.models.transformers.transformer_sd3 import SD3Transformer2DModel
 
-from ddit.encoders import ImageCodec, TextCodec, build_tokenizer, tiny_t5
-from ddit.folders import ModelSettings
 from ddit.model import DualDiT, DualDiTConfig
+from ddit.model.encoders import ImageCodec, TextCodec, build_tokenizer, tiny_t5
+from ddit.model.folders import ModelSettings
 from ddit.pipeline import Pipeline
 from ddit.prompts import MINI
 

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from ddit.world.config import CLASSES, STYLES
+from ddit.world.presets import CLASSES, STYLES
 
 TILE = 64
 PACKAGES = {"noto": "noto", "twemoji": "twemoji", "fluent": "fluent-emoji-flat"}

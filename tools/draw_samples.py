@@ -6,8 +6,8 @@ python tools/draw_samples.py docs/images/samples.png
 import argparse
 from pathlib import Path
 
+from ddit.inference.image_grid import image_grid
 from ddit.pipeline import Pipeline
-from ddit.sheets import contact_sheet
 from ddit.world import PRESETS, geneval_prompts
 
 
@@ -20,7 +20,7 @@ def main() -> None:
     options = parser.parse_args()
     texts = [prompt.text for prompt in geneval_prompts(PRESETS[options.world], 4, seed=options.seed)]
     images = Pipeline.from_pretrained(options.model).generate(texts, seed=options.seed)
-    contact_sheet(images, texts, columns=8).save(options.out)
+    image_grid(images, texts, columns=8).save(options.out)
 
 
 if __name__ == "__main__":

@@ -35,10 +35,10 @@ from benchmarks.sampling.measure import Clock, measure
 from benchmarks.sampling.published import Published
 from benchmarks.sampling.report import Table, write
 from benchmarks.sampling.subjects import SIZES, random_pipeline
-from ddit.flow import DrawConfig
+from ddit.diffusion.flow import ImageSampling
+from ddit.inference.text_generator import ReadOptions
 from ddit.pipeline import Pipeline
 from ddit.world import PRESETS
-from ddit.writing import ReadOptions
 
 QUICK = {
     "sizes": ["20M"], "lengths": [8, 32], "batches": [1, 4], "draw_batches": [1], "rounds": 1, "items": 4,
@@ -149,7 +149,7 @@ class Benchmark:
         print("\n".join(self.tables[-1].lines()), flush=True)
         write(self.tables, self.options.out, time.monotonic() - self.start)
 
-    def random_model(self, size: str, drawing: DrawConfig) -> None:
+    def random_model(self, size: str, drawing: ImageSampling) -> None:
         options = self.options
         pipeline = random_pipeline(size, options.vocab)
         subject = Subject.random(size, pipeline, options.published, compiles=not options.no_compile)
@@ -170,7 +170,7 @@ class Benchmark:
         note = f"Random weights. Ours: {drawing}."
         self.table(subject, task, draw_arms(subject, task, options.draw_batches, None), note, options.rounds)
 
-    def trained_model(self, pipeline: Pipeline, drawing: DrawConfig) -> None:
+    def trained_model(self, pipeline: Pipeline, drawing: ImageSampling) -> None:
         """Rounds of one batch of the largest size, each of samples of its own, until all items are done."""
         options = self.options
         tuned = (
@@ -222,9 +222,9 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     benchmark = Benchmark(options)
     trained = None if options.model is None else Pipeline.from_pretrained(options.model, dtype="float32")
-    own = DrawConfig() if trained is None else trained.settings
+    own = ImageSampling() if trained is None else trained.settings
     drawing = replace(
-        DrawConfig(**{each.name: getattr(own, each.name) for each in fields(DrawConfig)}),
+        ImageSampling(**{each.name: getattr(own, each.name) for each in fields(ImageSampling)}),
         **dict(options.drawing),
     )
     try:

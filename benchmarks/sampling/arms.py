@@ -21,13 +21,13 @@ from benchmarks.sampling.subjects import (
     isolated,
     noise_pictures,
 )
-from ddit.eval.export import WorldSplit
-from ddit.eval.geneval import geneval_figures, judge_pictures
-from ddit.eval.run import TEXT_TASKS, Source
-from ddit.flow import DrawConfig
+from ddit.diffusion.flow import ImageSampling
+from ddit.eval.evaluate import TEXT_TASKS, Source
+from ddit.eval.geneval import geneval_figures, judge_images
+from ddit.eval.world_tasks import WorldSplit
+from ddit.inference.text_generator import ReadOptions
 from ddit.pipeline import Pipeline
 from ddit.world import PRESETS, geneval_prompts
-from ddit.writing import ReadOptions
 
 RIVAL = ""
 
@@ -236,11 +236,11 @@ class DrawTask:
 
     name: str
     prompts: list[str]
-    ours: DrawConfig
+    ours: ImageSampling
     max_steps: int | None = None
     score: Callable[[list], Score] | None = None
 
-    def cut(self, cfg: DrawConfig) -> tuple[DrawConfig, float]:
+    def cut(self, cfg: ImageSampling) -> tuple[ImageSampling, float]:
         """The way of a call, and the whole's evaluations over the call's."""
         steps = cfg.num_steps if self.max_steps is None else min(cfg.num_steps, self.max_steps)
         shorter = replace(cfg, num_steps=steps)
@@ -268,7 +268,7 @@ def draw_arms(subject: Subject, task: DrawTask, batches: Sequence[int], chunk: i
     """At each batch: the published pipeline, diffusers' SD3, and ours, one thing at a time."""
     arms: list[Arm] = []
     joint, half = subject.joint, subject.bfloat16
-    (paper, scale), (own, own_scale) = task.cut(DrawConfig()), task.cut(task.ours)
+    (paper, scale), (own, own_scale) = task.cut(ImageSampling()), task.cut(task.ours)
     for batch in batches:
         common: dict[str, Any] = {"batch": batch, "count": chunk or batch}
 
@@ -348,7 +348,7 @@ def world_text(
     )  # fmt: skip
 
 
-def world_pictures(ours: DrawConfig, *, count: int, preset: str) -> DrawTask:
+def world_pictures(ours: ImageSampling, *, count: int, preset: str) -> DrawTask:
     """GenEval's prompts in the small world, `count` in all, its categories in turns, with the world's judge."""
     each = -(-count // 6)
     made = geneval_prompts(PRESETS[preset], each)
@@ -356,7 +356,7 @@ def world_pictures(ours: DrawConfig, *, count: int, preset: str) -> DrawTask:
 
     def score(outputs: list) -> Score:
         chosen = prompts[: len(outputs)]
-        right = [judged.correct for judged in judge_pictures(chosen, outputs[: len(chosen)])]
+        right = [judged.correct for judged in judge_images(chosen, outputs[: len(chosen)])]
         mean = geneval_figures([prompt.tag for prompt in chosen], right)[0].value
         return Score(mean, 1.96 * sqrt(mean * (1 - mean) / len(right)))
 

@@ -16,12 +16,12 @@ from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchE
 from PIL import Image
 from torch import Tensor
 
-from ddit.batching import sample_generators
-from ddit.encoders import ImageCodec
-from ddit.flow import DrawConfig
+from ddit.diffusion.flow import ImageSampling
 from ddit.images import fit_image, to_images, to_tensor
+from ddit.inference.batching import sample_generators
+from ddit.model.encoders import ImageCodec
 from ddit.pipeline import Pipeline
-from ddit.prompts import answer_prompt, caption_prompt, draw_prompt, empty_prompt
+from ddit.prompts import answer_prompt, caption_prompt, empty_prompt, t2i_prompt
 
 TOLERANCE = 1e-4
 
@@ -73,7 +73,7 @@ class Published:
         with _quiet():
             self.pipe = DualDiffSD3Pipeline(
                 transformer=self.model,
-                scheduler=FlowMatchEulerDiscreteScheduler(shift=DrawConfig().shift),
+                scheduler=FlowMatchEulerDiscreteScheduler(shift=ImageSampling().shift),
                 vae=Vae(pipeline.image_codec),
                 text_encoder=codec.encoder,
                 tokenizer=codec.tokenizer,
@@ -101,7 +101,7 @@ class Published:
 
     @torch.no_grad()
     def draw(
-        self, prompts: Sequence[str], *, seed: int, num_steps: int = DrawConfig().num_steps
+        self, prompts: Sequence[str], *, seed: int, num_steps: int = ImageSampling().num_steps
     ) -> list[Image.Image]:
         """Pictures in their setting, all in one batch, of our prompts' ids and our noise."""
         ours = self.ours
@@ -113,8 +113,8 @@ class Published:
             self.pipe.set_sampling_mode("t2i")
             images = self.pipe(
                 height=side, width=side, num_inference_steps=num_steps,
-                guidance_scale=DrawConfig().guidance_scale, prompt=None,
-                prompt_embeds=codec.states(draw_prompt(codec, prompts, length, style=ours.style)),
+                guidance_scale=ImageSampling().guidance_scale, prompt=None,
+                prompt_embeds=codec.states(t2i_prompt(codec, prompts, length, style=ours.style)),
                 negative_prompt_embeds=codec.states(
                     empty_prompt(codec, len(prompts), length, style=ours.style)
                 ),
@@ -141,7 +141,7 @@ class Published:
                 theirs = self.model(
                     hidden_states=latents, timestep=1000 * times, encoder_hidden_states=states
                 )[index]
-            out = model(latents, times, states, num_drawn=0 if index else 2)
+            out = model(latents, times, states, num_t2i=0 if index else 2)
             ours = out.logits if index else out.velocity
             worst = max(worst, ((ours - theirs).abs() / (1 + theirs.abs())).max().item())
         if not worst <= TOLERANCE:

@@ -16,14 +16,14 @@ from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from benchmarks.sampling.published import Vae
-from ddit.autoencoder import PatchAutoencoder
-from ddit.encoders import ImageCodec, TextCodec, build_tokenizer, tiny_t5
-from ddit.flow import DrawConfig
-from ddit.folders import ModelSettings
+from ddit.diffusion.flow import ImageSampling
 from ddit.images import fit_image, to_tensor
 from ddit.model import DualDiT, DualDiTConfig
+from ddit.model.autoencoder import PatchAutoencoder
+from ddit.model.encoders import ImageCodec, TextCodec, build_tokenizer, tiny_t5
+from ddit.model.folders import ModelSettings
 from ddit.pipeline import Pipeline
-from ddit.prompts import MINI, answer_prompt, caption_prompt, draw_prompt, empty_prompt
+from ddit.prompts import MINI, answer_prompt, caption_prompt, empty_prompt, t2i_prompt
 
 SIDE, CHANNELS, PROMPT_LENGTH = 16, 16, 64  # patches of 2 x 2: 64 image tokens
 SIZES: dict[str, tuple[int, int, int, int]] = {"20M": (256, 8, 256, 4), "300M": (1024, 8, 512, 8)}
@@ -134,7 +134,7 @@ class StableDiffusion3:
         )
         parts |= {
             "transformer": self.model, "vae": Vae(pipeline.image_codec),
-            "scheduler": FlowMatchEulerDiscreteScheduler(shift=DrawConfig().shift),
+            "scheduler": FlowMatchEulerDiscreteScheduler(shift=ImageSampling().shift),
         }  # fmt: skip
         self.pipe: Any = StableDiffusion3Pipeline(**parts)
         self.pipe.set_progress_bar_config(disable=True)
@@ -146,8 +146,8 @@ class StableDiffusion3:
         side = ours.settings.image_size
         found = self.pipe(
             height=side, width=side, num_inference_steps=num_steps,
-            guidance_scale=DrawConfig().guidance_scale,
-            prompt_embeds=codec.states(draw_prompt(codec, prompts, length, style=ours.style)),
+            guidance_scale=ImageSampling().guidance_scale,
+            prompt_embeds=codec.states(t2i_prompt(codec, prompts, length, style=ours.style)),
             negative_prompt_embeds=codec.states(empty_prompt(codec, n, length, style=ours.style)),
             pooled_prompt_embeds=torch.zeros(n, self.pooled),
             negative_pooled_prompt_embeds=torch.zeros(n, self.pooled),

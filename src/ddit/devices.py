@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from ddit.suggest import near_misses
+from ddit.errors import near_misses
 
 SMALL_MODEL_BYTES = 100_000_000
 WIDE_BATCH = 4

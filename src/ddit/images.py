@@ -13,7 +13,7 @@ from typing import IO, TYPE_CHECKING
 import numpy as np
 from PIL import Image, ImageOps
 
-from ddit.suggest import near_misses
+from ddit.errors import near_misses
 
 if TYPE_CHECKING:  # torch takes seconds to import, and a bad picture should be reported at once
     from torch import Tensor

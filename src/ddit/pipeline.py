@@ -12,22 +12,22 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ddit.batching import as_list, matched
-from ddit.best_of import draw_best
-from ddit.drawing import DrawCall, Drawer, DrawOptions
-from ddit.gallery import Picture, PictureSource, encode_pictures
+from ddit.errors import is_collecting, warn_user
 from ddit.images import ImageSource, fit_image, read_image
-from ddit.loading import LoadedModel
-from ddit.notices import is_heard, notify
-from ddit.reading import ReadingError
-from ddit.scoring import Choice, Score, ScoreCall, ScoreOptions, Scorer
-from ddit.writing import ReadCall, ReadOptions, Writer
+from ddit.inference.batching import as_list, matched
+from ddit.inference.best_of import draw_best
+from ddit.inference.callables import ApproximationError
+from ddit.inference.image_cache import EncodedImage, ImageInput, encode_images
+from ddit.inference.image_generator import DrawCall, DrawOptions, ImageGenerator
+from ddit.inference.scoring import Choice, Score, ScoreCall, ScoreOptions, Scorer
+from ddit.inference.text_generator import ReadCall, ReadOptions, TextGenerator
+from ddit.model.bundle import ModelBundle
 
 if TYPE_CHECKING:  # transformers and diffusers take seconds to import
     from ddit.prompts import TokenizedPrompt
 
 
-class Pipeline(LoadedModel):
+class Pipeline(ModelBundle):
     """The verbs: generate, inpaint and vary pictures; caption, answer, infill, score and choose texts about them."""
 
     # --- text to image ---
@@ -98,17 +98,19 @@ class Pipeline(LoadedModel):
         return self._drawer.draw(texts, call, originals)
 
     def decode(self, latents: Tensor) -> list[Image.Image]:
-        """Pictures of latents (B, C, H, W), such as those of a step on the way (`flow.DrawState.clean`)."""
+        """Pictures of latents (B, C, H, W), such as those of a step on the way (`flow.ImageState.clean`)."""
         return self._drawer.decode(latents)
 
     @property
-    def _drawer(self) -> Drawer:
-        return Drawer(self.transformer, self.image_codec, self.text_codec, self.settings, self.style)
+    def _drawer(self) -> ImageGenerator:
+        return ImageGenerator(self.transformer, self.image_codec, self.text_codec, self.settings, self.style)
 
     # --- image to text ---
 
     @torch.inference_mode()
-    def look(self, image: ImageSource, *, height: int | None = None, width: int | None = None) -> Picture:
+    def look(
+        self, image: ImageSource, *, height: int | None = None, width: int | None = None
+    ) -> EncodedImage:
         """Encodes a picture once for any number of calls: `caption`, `answer` and `infill` take it as an image.
 
         It holds as long as the weights stay as they are, on their device.
@@ -122,10 +124,10 @@ class Pipeline(LoadedModel):
         rows, columns = self._drawer.latent_size(height, width)
         downsample = self.image_codec.downsample
         fitted = fit_image(read_image(image), rows * downsample, columns * downsample)
-        return Picture(fitted, *encode_pictures(self.transformer, self.image_codec, [fitted]))
+        return EncodedImage(fitted, *encode_images(self.transformer, self.image_codec, [fitted]))
 
     def caption(
-        self, images: PictureSource | Sequence[PictureSource] | None, **options: Unpack[ReadOptions]
+        self, images: ImageInput | Sequence[ImageInput] | None, **options: Unpack[ReadOptions]
     ) -> list[str]:
         """Writes a caption for each picture; None writes one without a picture.
 
@@ -142,7 +144,7 @@ class Pipeline(LoadedModel):
 
     def answer(
         self,
-        images: PictureSource | Sequence[PictureSource] | None,
+        images: ImageInput | Sequence[ImageInput] | None,
         questions: str | Sequence[str],
         **options: Unpack[ReadOptions],
     ) -> list[str]:
@@ -158,7 +160,7 @@ class Pipeline(LoadedModel):
 
     def infill(
         self,
-        images: PictureSource | Sequence[PictureSource] | None,
+        images: ImageInput | Sequence[ImageInput] | None,
         texts: str | Sequence[str],
         **options: Unpack[ReadOptions],
     ) -> list[str]:
@@ -183,10 +185,10 @@ class Pipeline(LoadedModel):
 
     def reading_error(
         self,
-        images: PictureSource | Sequence[PictureSource] | None,
+        images: ImageInput | Sequence[ImageInput] | None,
         questions: str | Sequence[str] | None = None,
         **options: Unpack[ReadOptions],
-    ) -> ReadingError:
+    ) -> ApproximationError:
         """How far `image_refresh` and `text_refresh` take the predictions from the exact ones, on these samples.
 
         Captions are written, or answers to questions, by exact predictions; each is compared with the approximate one.
@@ -205,8 +207,8 @@ class Pipeline(LoadedModel):
         return ReadCall.of(options, settings.writing, num_steps=num_steps, length=length)
 
     def _caption_prompt(
-        self, images: PictureSource | Sequence[PictureSource] | None, call: ReadCall
-    ) -> tuple["TokenizedPrompt", list[Image.Image | Picture] | None]:
+        self, images: ImageInput | Sequence[ImageInput] | None, call: ReadCall
+    ) -> tuple["TokenizedPrompt", list[Image.Image | EncodedImage] | None]:
         from ddit.prompts import caption_prompt
 
         pictures = self._read(images, call)
@@ -215,10 +217,10 @@ class Pipeline(LoadedModel):
 
     def _answer_prompt(
         self,
-        images: PictureSource | Sequence[PictureSource] | None,
+        images: ImageInput | Sequence[ImageInput] | None,
         questions: str | Sequence[str],
         call: ReadCall,
-    ) -> tuple["TokenizedPrompt", list[Image.Image | Picture] | None]:
+    ) -> tuple["TokenizedPrompt", list[Image.Image | EncodedImage] | None]:
         from ddit.prompts import answer_prompt
 
         texts, pictures = self._paired(questions, self._read(images, call), "questions")
@@ -226,11 +228,11 @@ class Pipeline(LoadedModel):
         return answer_prompt(self.text_codec, texts, self.settings.text_length, style=self.style), pictures
 
     @property
-    def _writer(self) -> Writer:
-        return Writer(self.transformer, self.image_codec, self.text_codec)
+    def _writer(self) -> TextGenerator:
+        return TextGenerator(self.transformer, self.image_codec, self.text_codec)
 
     def _written(
-        self, prompt: "TokenizedPrompt", pictures: list[Image.Image | Picture] | None, call: ReadCall
+        self, prompt: "TokenizedPrompt", pictures: list[Image.Image | EncodedImage] | None, call: ReadCall
     ) -> list[str]:
         """The texts at a prompt's answer positions."""
         ids, answer_mask = self._writer.write(prompt, pictures, call)
@@ -240,7 +242,7 @@ class Pipeline(LoadedModel):
 
     def score(
         self,
-        images: PictureSource | Sequence[PictureSource] | None,
+        images: ImageInput | Sequence[ImageInput] | None,
         texts: str | Sequence[str],
         *,
         questions: str | Sequence[str] | None = None,
@@ -267,7 +269,7 @@ class Pipeline(LoadedModel):
 
     def choose(
         self,
-        images: PictureSource | Sequence[PictureSource] | None,
+        images: ImageInput | Sequence[ImageInput] | None,
         candidates: Sequence[str],
         *,
         questions: str | Sequence[str] | None = None,
@@ -304,9 +306,9 @@ class Pipeline(LoadedModel):
         self,
         texts: str | Sequence[str],
         questions: str | Sequence[str] | None,
-        images: PictureSource | Sequence[PictureSource] | None,
+        images: ImageInput | Sequence[ImageInput] | None,
         call: ScoreCall,
-    ) -> tuple[list[str], list[str | None], list[Image.Image | Picture | None]]:
+    ) -> tuple[list[str], list[str | None], list[Image.Image | EncodedImage | None]]:
         """What is to be scored, as lists: one None stands for no question and for no picture."""
         pictures = self._read(images, call)
         given, asked = as_list(texts), [] if questions is None else as_list(questions)
@@ -320,21 +322,21 @@ class Pipeline(LoadedModel):
     # --- what the user gives ---
 
     def _read(
-        self, images: PictureSource | Sequence[PictureSource] | None, call: ReadCall | ScoreCall
-    ) -> list[Image.Image | Picture] | None:
+        self, images: ImageInput | Sequence[ImageInput] | None, call: ReadCall | ScoreCall
+    ) -> list[Image.Image | EncodedImage] | None:
         """Pictures at the size that the model reads."""
         rows, columns = self._drawer.latent_size(call.height, call.width)
         if images is None:
             return None
-        single = isinstance(images, str | os.PathLike | bytes | Image.Image | Picture)
+        single = isinstance(images, str | os.PathLike | bytes | Image.Image | EncodedImage)
         sources = [images] if single else list(images)
         if not sources:
             raise ValueError("no images given")
         height, width = (side * self.image_codec.downsample for side in (rows, columns))
         return [self._fit(source, height, width) for source in sources]
 
-    def _fit(self, source: PictureSource, height: int, width: int) -> Image.Image | Picture:
-        if not isinstance(source, Picture):
+    def _fit(self, source: ImageInput, height: int, width: int) -> Image.Image | EncodedImage:
+        if not isinstance(source, EncodedImage):
             return fit_image(read_image(source), height, width)
         if source.image.size != (width, height):
             raise ValueError(
@@ -343,8 +345,8 @@ class Pipeline(LoadedModel):
         return source
 
     def _paired(
-        self, texts: str | Sequence[str], pictures: list[Image.Image | Picture] | None, what: str
-    ) -> tuple[list[str], list[Image.Image | Picture] | None]:
+        self, texts: str | Sequence[str], pictures: list[Image.Image | EncodedImage] | None, what: str
+    ) -> tuple[list[str], list[Image.Image | EncodedImage] | None]:
         """Texts and pictures of equal number; a single one goes with all of the others."""
         given = as_list(texts)
         if pictures is None:
@@ -354,7 +356,7 @@ class Pipeline(LoadedModel):
 
     def _warn_unknown(self, texts: Sequence[str]) -> None:
         """One warning for all texts, or, to a listener, a notice for each."""
-        for some in [[text] for text in texts] if is_heard() else [texts]:
+        for some in [[text] for text in texts] if is_collecting() else [texts]:
             words = dict.fromkeys(word for text in some for word in self.text_codec.unknown_words(text))
             if not words:
                 continue
@@ -363,4 +365,4 @@ class Pipeline(LoadedModel):
                 f"'{word}'" + (near and f" (did you mean {near}?)") for word, near in found.items()
             )
             plural = "s" if len(words) > 1 else ""
-            notify(f"the model does not know the word{plural} {names}", text=some[0], stacklevel=3)
+            warn_user(f"the model does not know the word{plural} {names}", text=some[0], stacklevel=3)

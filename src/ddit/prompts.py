@@ -11,8 +11,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ddit.encoders import TextCodec, pad
-from ddit.notices import notify
+from ddit.errors import warn_user
+from ddit.model.encoders import TextCodec, pad
 
 BLANK = re.compile(r"_{2,}")
 
@@ -28,7 +28,7 @@ class PromptStyle:
         short_answer_suffix: what a question of a short-answer benchmark ends with.
         unanswerable_suffix: what it ends with besides where questions may have no answer (VizWiz).
         empty_prompt: stands in for a caption that is dropped, for guidance.
-        draw_padding: the token that fills up a drawing prompt. The published training replaces T5's own padding
+        prompt_padding: the token that fills up a drawing prompt. The published training replaces T5's own padding
             by the end-of-text token in both directions.
         min_answer_tokens: the room that a long question is cut to leave.
     """
@@ -38,14 +38,14 @@ class PromptStyle:
     short_answer_suffix: str = "Answer the question using a single word or phrase."
     unanswerable_suffix: str = "Reply unanswerable if information is not present in the image."
     empty_prompt: str = " "
-    draw_padding: str = "</s>"
+    prompt_padding: str = "</s>"
     min_answer_tokens: int = 16
 
     def __post_init__(self):
         if self.question_template.count("{question}") != 1:
             raise ValueError(f"question_template must hold {{question}} once, got {self.question_template!r}")
-        if self.draw_padding not in ("</s>", "<pad>"):
-            raise ValueError(f"draw_padding must be </s> or <pad>, got {self.draw_padding!r}")
+        if self.prompt_padding not in ("</s>", "<pad>"):
+            raise ValueError(f"prompt_padding must be </s> or <pad>, got {self.prompt_padding!r}")
         if self.min_answer_tokens < 1:
             raise ValueError(f"min_answer_tokens must be at least 1, got {self.min_answer_tokens}")
 
@@ -263,8 +263,8 @@ def set_window(
     return TokenizedPrompt(resized, answer), (given + window).tolist()
 
 
-def draw_prompt(codec: TextCodec, texts: Sequence[str], length: int, *, style: PromptStyle) -> Tensor:
-    """Ids (B, length) of prompts to draw, each closed by an end-of-text token and padded with `draw_padding`.
+def t2i_prompt(codec: TextCodec, texts: Sequence[str], length: int, *, style: PromptStyle) -> Tensor:
+    """Ids (B, length) of prompts to draw, each closed by an end-of-text token and padded with `prompt_padding`.
 
     Warns if a prompt is cut; raises ValueError for an empty one (`empty_prompt` is what guidance needs).
     """
@@ -283,12 +283,12 @@ def empty_prompt(codec: TextCodec, n: int, length: int, *, style: PromptStyle) -
 
 
 def training_prompt(codec: TextCodec, captions: Sequence[str], length: int, *, style: PromptStyle) -> Tensor:
-    """As `draw_prompt`, for captions in training: long ones are cut without a warning."""
+    """As `t2i_prompt`, for captions in training: long ones are cut without a warning."""
     return torch.tensor([_closed(codec, codec.token_ids(caption), length, style) for caption in captions])
 
 
 def _closed(codec: TextCodec, ids: list[int], length: int, style: PromptStyle) -> list[int]:
-    filler = codec.tokenizer.convert_tokens_to_ids(style.draw_padding)
+    filler = codec.tokenizer.convert_tokens_to_ids(style.prompt_padding)
     assert isinstance(filler, int)
     return pad([*ids[: length - 1], codec.eos_token_id], length, filler)
 
@@ -339,7 +339,7 @@ def _checked(text: str, what: str) -> str:
 
 def _warn_truncation(codec: TextCodec, text: str, kept: int, *, ids: list[int] | None = None) -> None:
     ids = codec.token_ids(text) if ids is None else ids
-    notify(
+    warn_user(
         f"the text has {len(ids)} tokens and only {kept} fit: cut after {codec.decode(ids[:kept])[-40:]!r}",
         text=text,
         stacklevel=3,

@@ -9,12 +9,12 @@ from typing import get_args
 import pytest
 
 from ddit.commands import completion
-from ddit.data.export import FORMS
+from ddit.data.world_files import FORMS
 from ddit.devices import find_dtype
-from ddit.eval.run import TASKS
-from ddit.flow import Sampler
+from ddit.diffusion.flow import Sampler
+from ddit.diffusion.unmasking import ORDERS
+from ddit.eval.evaluate import TASKS
 from ddit.recipes import build, recipe_names
-from ddit.unmasking import ORDERS
 from ddit.world import PRESETS, SPLITS
 
 

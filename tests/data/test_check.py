@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from ddit.cli import main
+from ddit.config.data import JsonData, TarData, WorldData
 from ddit.data.check import check_source
-from ddit.data.config import JsonData, TarData, WorldData
-from ddit.data.export import WorldScenes, _add, write_world
+from ddit.data.world_files import WorldScenes, _add, write_world
 from ddit.world import PRESETS
 
 NUM = 400
@@ -48,15 +48,15 @@ def tar_path(json_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_broken_json_entries_are_counted_by_cause(json_path: Path) -> None:
     report = check_source(JsonData(str(json_path)))
-    assert {cause: broken.num for cause, broken in report.broken.items()} == dict.fromkeys(BROKEN, 1)
-    assert report.broken["missing file"].first == (f"{json_path}[222]",)
-    assert (report.num_samples, report.num_broken, report.broken_share) == (NUM, 4, 0.01)
+    assert {cause: corrupt.num for cause, corrupt in report.corrupt.items()} == dict.fromkeys(BROKEN, 1)
+    assert report.corrupt["missing file"].first == (f"{json_path}[222]",)
+    assert (report.num_samples, report.num_corrupt, report.corrupt_share) == (NUM, 4, 0.01)
 
 
 def test_broken_members_of_a_tar_are_counted_by_cause(tar_path: Path) -> None:
     report = check_source(TarData(str(tar_path)))
     expected = {("no picture" if cause == "missing file" else cause): 1 for cause in BROKEN}
-    assert {cause: broken.num for cause, broken in report.broken.items()} == expected
+    assert {cause: corrupt.num for cause, corrupt in report.corrupt.items()} == expected
     assert report.num_samples == NUM
 
 
@@ -74,7 +74,7 @@ def test_several_processes_find_what_one_finds(json_path: Path, monkeypatch: pyt
 
 def test_a_limit_reads_samples_spread_over_the_source() -> None:
     report = check_source(WorldData(num_scenes=1_000_000), limit=10)
-    assert (report.num_samples, report.num_checked, report.num_broken) == (1_000_000, 10, 0)
+    assert (report.num_samples, report.num_checked, report.num_corrupt) == (1_000_000, 10, 0)
     assert report.width == (64, 64, 64)
     assert report.words is not None
     assert report.words.least >= 1

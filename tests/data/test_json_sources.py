@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ddit.data.config import JsonData, LlavaData, QuestionsData
-from ddit.data.samples import BrokenSample, Turn
+from ddit.config.data import JsonData, LlavaData, QuestionsData
+from ddit.data.samples import CorruptSample, Turn
 from ddit.data.sources import JsonSource, LlavaSource, QuestionsSource, open_source
 from ddit.data.sources.records import Records
 
@@ -26,7 +26,7 @@ def write(path: Path, value: Any) -> str:
 
 
 def cause_of(source: Any, index: int, *, reading: bool = True) -> str:
-    with pytest.raises(BrokenSample) as caught:
+    with pytest.raises(CorruptSample) as caught:
         source.sample(index, rng(), reading=reading)
     return caught.value.cause
 

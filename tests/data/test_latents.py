@@ -8,7 +8,7 @@ import pytest
 import torch
 from list_source import ListSource
 
-from ddit.data.config import JsonData
+from ddit.config.data import JsonData
 from ddit.data.latents import (
     BROKEN,
     NO_PICTURE,
@@ -19,7 +19,7 @@ from ddit.data.latents import (
     shard_path,
     write_shard,
 )
-from ddit.data.samples import BrokenSample, Latents
+from ddit.data.samples import CorruptSample, Latents
 
 CONFIG = JsonData("metadata.json")
 BUCKETS = [0, 1, NO_PICTURE, 0, BROKEN, 1, 0]
@@ -47,8 +47,8 @@ def write(folder: Path) -> Path:
         numbers = range(4 * shard, min(4 * shard + 4, 7))
         buckets = np.array([BUCKETS[i] for i in numbers])
         entries = {i - 4 * shard: latents(i, BUCKETS[i]) for i in numbers if BUCKETS[i] >= 0}
-        broken = {i - 4 * shard: "not a picture: torn" for i in numbers if BUCKETS[i] == BROKEN}
-        write_shard(folder, shard, buckets, entries, broken)
+        corrupt = {i - 4 * shard: "not a picture: torn" for i in numbers if BUCKETS[i] == BROKEN}
+        write_shard(folder, shard, buckets, entries, corrupt)
     return folder
 
 
@@ -56,7 +56,7 @@ def test_what_was_written_is_read(tmp_path: Path) -> None:
     folder = pickle.loads(pickle.dumps(LatentFolder(write(tmp_path))))
     for index, bucket in enumerate(BUCKETS):
         if bucket == BROKEN:
-            with pytest.raises(BrokenSample, match="not a picture: torn") as raised:
+            with pytest.raises(CorruptSample, match="not a picture: torn") as raised:
                 folder.get(index)
             assert raised.value.cause == "not a picture"
         elif bucket == NO_PICTURE:
@@ -115,7 +115,7 @@ def test_a_cached_source_gives_latents_and_never_opens_a_picture(tmp_path: Path)
     assert sample.turns == inner.sample(5, random.Random(0), reading=True).turns
     with_features = CachedSource(inner, CONFIG, folder, with_features=True)
     assert with_features.sample(5, random.Random(0), reading=False).picture.features.dtype == torch.float32
-    with pytest.raises(BrokenSample, match="torn"):
+    with pytest.raises(CorruptSample, match="torn"):
         cached.sample(4, random.Random(0), reading=False)
     assert cached.sample(2, random.Random(0), reading=True).picture is None
 

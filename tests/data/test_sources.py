@@ -1,6 +1,6 @@
 import numpy as np
 
-from ddit.data.config import WorldData
+from ddit.config.data import WorldData
 from ddit.data.sampler import batch_indices, sample_rng
 from ddit.data.sources import WorldSource
 from ddit.world import PRESETS

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ddit.data.config import TarData
-from ddit.data.samples import BrokenSample
+from ddit.config.data import TarData
+from ddit.data.samples import CorruptSample
 from ddit.data.sources import TarSource, open_source
 from ddit.data.sources.tar import expand_braces, find_shards
 from ddit.data.sources.tar_index import load_index, split_name
@@ -133,17 +133,17 @@ def causes(source: TarSource) -> list[str]:
     for index in range(len(source)):
         try:
             source.sample(index, random.Random(0), reading=True)
-        except BrokenSample as error:
+        except CorruptSample as error:
             found.append(error.cause)
     return found
 
 
 def test_faults_of_members_have_their_causes(tmp_path: Path) -> None:
-    broken = {
+    corrupt = {
         "1.txt": b"no picture", "2.png": png(0), "3.png": png(0), "3.txt": b"\xff\xfe", "4.jpg": b"text", "4.txt": b"x",
         "5.jpg": b"", "5.txt": b"x",
     }  # fmt: skip
-    source = open_source(TarData(str(write_tar(tmp_path / "x.tar", broken))))
+    source = open_source(TarData(str(write_tar(tmp_path / "x.tar", corrupt))))
     assert causes(source) == ["no picture", "no caption", "bad text", "not a picture", "empty file"]
     assert source.sizes().tolist() == [[0, 0], [10, 20], [10, 20], [0, 0], [0, 0]]
     with_key = open_source(

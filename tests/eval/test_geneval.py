@@ -9,7 +9,7 @@ from PIL import Image
 from ddit.eval.geneval import (
     geneval_figures,
     is_in_world,
-    judge_pictures,
+    judge_images,
     read_prompts,
     write_grid,
     write_metadata,
@@ -89,7 +89,7 @@ def test_the_world_is_judged_as_it_is_drawn() -> None:
     right = Prompt("?", "counting", [{"class": group.class_name, "count": group.count}])
     wrong = Prompt("?", "counting", [{"class": group.class_name, "count": group.count + 1}])
     large = image.resize((256, 256), Image.Resampling.BICUBIC)  # a larger model's picture is brought to size
-    assert [j.correct for j in judge_pictures([right, wrong, right], [image, image, large])] == [
+    assert [j.correct for j in judge_images([right, wrong, right], [image, image, large])] == [
         True,
         False,
         True,

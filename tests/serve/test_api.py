@@ -23,8 +23,8 @@ from servers import (
 )
 
 from ddit.serve.api import create_app
-from ddit.serve.config import ServeConfig
 from ddit.serve.jobs import Limits
+from ddit.serve.options import ServeConfig
 
 GENERATE, EDIT, VARY = "/v1/images/generations", "/v1/images/edits", "/v1/images/variations"
 CHAT = "/v1/chat/completions"

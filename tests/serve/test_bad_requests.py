@@ -14,7 +14,7 @@ from PIL import Image
 from servers import ask, data_url, encoded, picture, pipeline, running
 
 from ddit.serve.api import create_app
-from ddit.serve.config import ServeConfig
+from ddit.serve.options import ServeConfig
 
 GENERATE, EDIT, VARY = "/v1/images/generations", "/v1/images/edits", "/v1/images/variations"
 CHAT, FILES = "/v1/chat/completions", "/v1/files"

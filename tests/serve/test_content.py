@@ -11,10 +11,10 @@ import pytest
 from servers import ask, encoded, picture, pipeline, with_client
 
 from ddit.serve import fetching
-from ddit.serve.config import ServeConfig
 from ddit.serve.errors import ApiError
 from ddit.serve.fetching import fetch, is_public
 from ddit.serve.files import FileStore
+from ddit.serve.options import ServeConfig
 
 PRIVATE = [
     "127.0.0.1", "127.8.8.8", "10.0.0.1", "172.16.0.1", "192.168.1.1", "169.254.169.254", "100.64.0.1", "0.0.0.0",

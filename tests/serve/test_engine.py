@@ -86,7 +86,7 @@ def test_jobs_at_once_go_in_one_call_and_each_gets_what_a_call_of_its_own_gives(
         own = pipeline().generate(prompt, seed=10 * row)[0]
         assert level_difference(results[row].value, own) <= 1
     assert [report.size for report in reports] == [len(PROMPTS)]
-    assert reports[0].num_passes == 3
+    assert reports[0].num_steps_taken == 3
 
 
 def test_jobs_of_different_kinds_do_not_go_together_and_the_oldest_goes_first() -> None:
@@ -243,13 +243,13 @@ def test_what_is_wrong_with_one_sample_fails_that_job_alone() -> None:
 def test_a_fault_of_the_model_fails_its_batch_and_the_next_one_is_run(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    broken = tiny_pipeline()
+    corrupt = tiny_pipeline()
 
     async def run() -> list:
-        engine = Engine(broken, Limits(max_wait=0.3))
+        engine = Engine(corrupt, Limits(max_wait=0.3))
         await engine.start()
         with monkeypatch.context() as patch:
-            patch.setattr(broken, "generate", lambda *_, **__: 1 / 0)
+            patch.setattr(corrupt, "generate", lambda *_, **__: 1 / 0)
             faults = await asyncio.gather(engine.run(draw()), engine.run(draw()), return_exceptions=True)
         after = await engine.run(draw())
         await engine.stop()

@@ -16,7 +16,7 @@ import pytest
 from PIL import Image, ImageDraw
 from tiny_models import tiny_pipeline, tiny_text_codec
 
-from ddit.encoders import TextCodec, build_tokenizer, tiny_t5
+from ddit.model.encoders import TextCodec, build_tokenizer, tiny_t5
 from ddit.serve import page_view as view
 from ddit.serve.engine import Engine
 from ddit.serve.jobs import Job, Limits
@@ -316,10 +316,10 @@ def test_a_full_queue_is_told_as_busy() -> None:
 
 
 def test_a_fault_of_the_server_shows_no_detail(monkeypatch, caplog) -> None:
-    def broken(*_: Any, **__: Any) -> None:
+    def corrupt(*_: Any, **__: Any) -> None:
         raise RuntimeError("secret")
 
-    monkeypatch.setattr(type(PIPELINE), "caption", broken)
+    monkeypatch.setattr(type(PIPELINE), "caption", corrupt)
     html = act(lambda runs: runs.read("caption", RED, "", False))[-1]
     assert fault(html) == "Something went wrong on the server; its log says what."
     assert "secret" not in html

@@ -12,9 +12,9 @@ import uvicorn
 from servers import ask, client_of, picture, pipeline, running
 
 from ddit.serve.api import create_app
-from ddit.serve.config import ServeConfig
 from ddit.serve.jobs import Limits
-from ddit.serve.run import GracefulServer
+from ddit.serve.options import ServeConfig
+from ddit.serve.server import GracefulServer
 
 GENERATE, CHAT = "/v1/images/generations", "/v1/chat/completions"
 

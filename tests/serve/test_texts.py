@@ -5,7 +5,7 @@ from typing import Any, cast
 import pytest
 from servers import picture, pipeline
 
-from ddit.batching import Step
+from ddit.inference.batching import Step
 from ddit.serve.jobs import Verb
 from ddit.serve.ray_app import build
 from ddit.serve.texts import TextView

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import save_file
 from stepping import make_trainer, take_steps
 
-from ddit.config import DualRun, from_json
+from ddit.config.runs import DualRun, from_json
 from ddit.train.checkpoint import find_newest
 from ddit.train.parallel import gather_on_first
 

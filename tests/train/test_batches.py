@@ -11,15 +11,15 @@ import torch
 from list_source import ListSource
 from tiny_models import tiny_image_codec, tiny_text_codec
 
-from ddit.config import DataConfig, DualRun, LatentsRun, ObjectiveConfig, ReportConfig
-from ddit.data.config import JsonData, LlavaData, SourceConfig, TarData, WorldData
-from ddit.data.export import WorldScenes, write_world
+from ddit.config.data import JsonData, LlavaData, SourceConfig, TarData, WorldData
+from ddit.config.runs import DataConfig, DualRun, LatentsRun, ObjectiveConfig, ReportConfig
 from ddit.data.samples import Source
+from ddit.data.world_files import WorldScenes, write_world
 from ddit.model import DualDiTConfig
 from ddit.train import precompute as making
 from ddit.train.batch import Batch, Drawn, Pictures, Read
 from ddit.train.batches import ImageFacts, StepData, held_out_samples
-from ddit.train.loader import BrokenCounter, step_loader
+from ddit.train.loader import CorruptCounter, step_loader
 from ddit.world import PRESETS
 
 CODEC = tiny_text_codec()
@@ -36,7 +36,7 @@ def sources() -> dict[SourceConfig, Source]:
 
 
 def config(**changes) -> DualRun:
-    data = DataConfig(draw=(DRAWN,), read=(DRAWN, TALKED), image_size=32, draw_length=10, read_length=32)
+    data = DataConfig(t2i=(DRAWN,), i2t=(DRAWN, TALKED), image_size=32, t2i_length=10, i2t_length=32)
     settings = {"data": data, "prompts": "mini", "global_batch_size": 16, "seed": 3}
     return DualRun(out="run", vae="vae", text="text", model=MODEL, **(settings | changes))
 
@@ -137,7 +137,7 @@ def test_settings_that_do_not_fit_are_named() -> None:
         ValueError, match="8 pictures to draw and 8 to read cannot be shared equally by 3 ranks"
     ):
         steps(config(), 0, 3)
-    with pytest.raises(ValueError, match=r"data\.draw names no source"):
+    with pytest.raises(ValueError, match=r"data\.t2i names no source"):
         steps(config(data=DataConfig(image_size=32)))
     wide = replace(config().data, image_size=64, num_buckets=5)
     with pytest.raises(ValueError, match=r"sides of up to 88 pixels, but the model's positions end at 64"):
@@ -145,7 +145,7 @@ def test_settings_that_do_not_fit_are_named() -> None:
     with pytest.raises(ValueError, match="alignment_weight is above 0, which needs cached latents"):
         steps(config(objective=ObjectiveConfig(alignment_weight=0.5, alignment_block=0)))
     with pytest.raises(ValueError, match="leaves no room"):
-        steps(config(data=replace(config().data, read_length=4)))
+        steps(config(data=replace(config().data, i2t_length=4)))
 
 
 def test_a_wide_picture_is_seen_whole_with_buckets() -> None:
@@ -158,7 +158,7 @@ def test_a_wide_picture_is_seen_whole_with_buckets() -> None:
         return found
 
     wide.sample = sample
-    data = DataConfig(draw=(DRAWN,), image_size=32, draw_length=10, read_length=32)
+    data = DataConfig(t2i=(DRAWN,), image_size=32, t2i_length=10, i2t_length=32)
     for num_buckets, is_seen in ((1, False), (5, True)):
         cfg = config(data=replace(data, num_buckets=num_buckets))
         pixels = flat(steps(cfg, found={DRAWN: wide})[0][0].drawn)["pictures.pixels"]
@@ -183,14 +183,14 @@ def test_each_half_of_a_batch_has_one_shape() -> None:
 
 
 def test_broken_samples_are_replaced_and_counted() -> None:
-    broken = frozenset(range(0, 400, 100))
-    found = {DRAWN: ListSource(400, broken=broken), TALKED: ListSource(20)}
+    corrupt = frozenset(range(0, 400, 100))
+    found = {DRAWN: ListSource(400, corrupt=corrupt), TALKED: ListSource(20)}
     cfg = config(global_batch_size=40)
-    data, counter = steps(cfg, found=found), BrokenCounter(0.02)
+    data, counter = steps(cfg, found=found), CorruptCounter(0.02)
     clean = steps(cfg, found={DRAWN: ListSource(400), TALKED: ListSource(20)})
     for step in range(20):  # an epoch of the drawn half
         batch, expected = data[step], clean[step]
-        counter.add(batch[0].broken, 40)
+        counter.add(batch[0].corrupt, 40)
         for half in ("drawn", "read"):
             one, other = flat(getattr(batch[0], half)), flat(getattr(expected[0], half))
             for name in one.keys() & {"noise", "t", "pictures.sampling_noise"}:
@@ -201,19 +201,19 @@ def test_broken_samples_are_replaced_and_counted() -> None:
         assert (pixels != 0).any(1).all()
     drawn, read = 4, 400 * 2 / 3 / 100  # of an epoch drawn, and two thirds of one read
     assert counter.causes.keys() == {"not a picture"}
-    assert drawn + read - 2.7 <= counter.num_broken <= drawn + read + 3
+    assert drawn + read - 2.7 <= counter.num_corrupt <= drawn + read + 3
     assert counter.num_samples == 800
 
 
 def test_too_many_broken_samples_stop_the_run_with_their_causes() -> None:
-    counter = BrokenCounter(0.02)
+    counter = CorruptCounter(0.02)
     counter.add({"not a picture": 50}, 100)  # too early to tell
     with pytest.raises(ValueError, match=r"51 of 251 samples .* \(no file: 1, not a picture: 50\)"):
         counter.add({"no file": 1}, 100)
 
 
 def test_a_source_without_a_usable_sample_is_an_error_of_one_line() -> None:
-    found = sources() | {DRAWN: ListSource(50, broken=frozenset(range(50)))}
+    found = sources() | {DRAWN: ListSource(50, corrupt=frozenset(range(50)))}
     with pytest.raises(ValueError, match=r"100 samples in a row .* list\[\d+\]: not a picture"):
         steps(config(), found=found)[0]
 
@@ -233,7 +233,7 @@ def test_the_loader_gives_the_batches_of_its_steps_in_order(
 
 @pytest.mark.parametrize("num_workers", [0, 1])
 def test_an_error_of_a_worker_is_one_line(num_workers: int) -> None:
-    found = sources() | {DRAWN: ListSource(50, broken=frozenset(range(50)))}
+    found = sources() | {DRAWN: ListSource(50, corrupt=frozenset(range(50)))}
     with pytest.raises(ValueError, match=r"^100 samples in a row") as raised:
         next(step_loader(steps(config(), found=found), 0, 2, num_workers))
     assert "\n" not in str(raised.value)
@@ -271,7 +271,7 @@ def with_latents(cfg: DualRun, root: Path) -> DualRun:
     def named(sources: tuple) -> tuple:
         return tuple(replace(source, latents=str(root / source.kind)) for source in sources)
 
-    data = replace(cfg.data, draw=named(cfg.data.draw), read=named(cfg.data.read))
+    data = replace(cfg.data, t2i=named(cfg.data.t2i), i2t=named(cfg.data.i2t))
     return replace(cfg, data=data)
 
 
@@ -303,16 +303,16 @@ def test_latents_that_do_not_fit_the_run_are_refused(tmp_path: Path, monkeypatch
     with pytest.raises(ValueError, match="are of pictures of 32x32, but the run wants 64x64"):
         make(replace(cfg, data=replace(cfg.data, image_size=64)), facts)
     with pytest.raises(
-        ValueError, match=r"either all sources of data\.read have cached latents or none: 1 of 2"
+        ValueError, match=r"either all sources of data\.i2t have cached latents or none: 1 of 2"
     ):
-        make(replace(cfg, data=replace(cfg.data, read=(cfg.data.read[0], TALKED))), facts)
+        make(replace(cfg, data=replace(cfg.data, i2t=(cfg.data.i2t[0], TALKED))), facts)
     with pytest.raises(ValueError, match="holds no teacher's features"):
         make(replace(cfg, objective=ObjectiveConfig(alignment_weight=1.0, alignment_block=0)), facts)
 
 
 def test_held_out_samples_have_all_their_texts() -> None:
     world = WorldData(split="val", num_scenes=30, question_fraction=1.0)
-    data = DataConfig(held_out=(world,), image_size=32, draw_length=10, read_length=32)
+    data = DataConfig(held_out=(world,), image_size=32, t2i_length=10, i2t_length=32)
     cfg = config(data=data, report=ReportConfig(num_held_out=12))
     held = held_out_samples(cfg, CODEC, FACTS)
     assert flat_pictures(held.pictures).shape == (12, 3, 32, 32)
@@ -327,13 +327,13 @@ def test_held_out_samples_have_all_their_texts() -> None:
 def test_held_out_conversations_need_no_caption() -> None:
     class Talks(ListSource):
         def sample(self, index, rng, *, reading, with_picture=True):
-            from ddit.data.samples import BrokenSample
+            from ddit.data.samples import CorruptSample
 
             if not reading:
-                raise BrokenSample("no caption", "")
+                raise CorruptSample("no caption", "")
             return super().sample(index, rng, reading=reading, with_picture=with_picture)
 
-    data = DataConfig(held_out=(TALKED,), image_size=32, draw_length=10, read_length=32)
+    data = DataConfig(held_out=(TALKED,), image_size=32, t2i_length=10, i2t_length=32)
     cfg = config(data=data, report=ReportConfig(num_held_out=50))
     held = held_out_samples(cfg, CODEC, FACTS, open_with=lambda _: Talks(8, without=frozenset({1})))
     assert len(held.captions) == 8
@@ -361,11 +361,11 @@ def test_training_goes_on_over_one_percent_of_corrupt_pictures(form: str, tmp_pa
                 file.seek(pictures[number].offset_data)
                 file.write(b"\0" * pictures[number].size)
         source = TarData(str(tar))
-    data = DataConfig(draw=(source,), image_size=64, draw_length=10, read_length=32)
-    cfg = config(data=data, global_batch_size=20, objective=ObjectiveConfig(read_fraction=0.0))
-    counter, made = BrokenCounter(0.02), StepData(cfg, CODEC, FACTS)
+    data = DataConfig(t2i=(source,), image_size=64, t2i_length=10, i2t_length=32)
+    cfg = config(data=data, global_batch_size=20, objective=ObjectiveConfig(i2t_fraction=0.0))
+    counter, made = CorruptCounter(0.02), StepData(cfg, CODEC, FACTS)
     for _, (batch,) in step_loader(made, 0, 10, 1):
-        counter.add(batch.broken, 20)
+        counter.add(batch.corrupt, 20)
         assert len(flat(batch.drawn)["pictures.pixels"]) == 20
     assert counter.causes == {"not a picture": 2}  # each met once in the epoch
     assert counter.num_samples == 200
@@ -373,7 +373,7 @@ def test_training_goes_on_over_one_percent_of_corrupt_pictures(form: str, tmp_pa
 
 def test_halves_of_the_same_sources_share_their_shape() -> None:
     sizes = [(64, 64), (96, 48), (48, 96)] * 20
-    data = DataConfig(draw=(DRAWN,), image_size=32, num_buckets=5, draw_length=10, read_length=32)
+    data = DataConfig(t2i=(DRAWN,), image_size=32, num_buckets=5, t2i_length=10, i2t_length=32)
     made = steps(config(data=data, global_batch_size=8), found={DRAWN: ListSource(60, sizes=sizes)})
     for step in range(12):
         drawn, read = flat(made[step][0].drawn), flat(made[step][0].read)

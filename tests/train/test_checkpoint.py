@@ -9,7 +9,7 @@ import pytest
 import torch
 from stepping import make_trainer, take_steps
 
-from ddit.config import DualRun
+from ddit.config.runs import DualRun
 from ddit.train.checkpoint import find_newest, load_tensors, save_checkpoint, stored_shapes
 from ddit.train.parallel import Ranks, join_ranks
 

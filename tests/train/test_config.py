@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from ddit.config import DualRun, from_json, to_json
+from ddit.config.runs import DualRun, from_json, to_json
 from ddit.recipes import ASIDE, MINI_STAGES, build, recipe_names, stages
 
 
@@ -19,10 +19,10 @@ def test_a_stored_configuration_with_an_unknown_key_is_refused() -> None:
     ):
         from_json(text.replace('"warmup_steps"', '"warmup"'))
     with pytest.raises(
-        ValueError, match=r"unknown key 'data\.draw\.0\.slit'; did you mean data\.draw\.0\.split"
+        ValueError, match=r"unknown key 'data\.t2i\.0\.slit'; did you mean data\.t2i\.0\.split"
     ):
         from_json(text.replace('"split"', '"slit"', 1))
-    with pytest.raises(ValueError, match=r"data\.draw\.0\.kind is 'word'; known: world, json, tar"):
+    with pytest.raises(ValueError, match=r"data\.t2i\.0\.kind is 'word'; known: world, json, tar"):
         from_json(text.replace('"kind": "world"', '"kind": "word"', 1))
     with pytest.raises(ValueError, match="missing key 'model'"):
         from_json('{"kind": "dual", "out": "x", "data": {}}')

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from ddit.lora import add_adapters
 from ddit.model import DualDiT, DualDiTConfig
+from ddit.model.adapters import add_adapters
 from ddit.train.flops import known_peak, measure_peak, peak_flops, step_flops
 
 SIZES = {"hidden_size": 64, "depth": 3, "num_heads": 2, "text_dim": 40, "vocab_size": 300}
@@ -18,19 +18,19 @@ CONFIGS = {
 }
 
 
-def counted(config: DualDiTConfig, num_drawn: int, num_read: int, rank: int) -> float:
+def counted(config: DualDiTConfig, num_t2i: int, num_read: int, rank: int) -> float:
     """FLOPs of one joint step as torch sees them: 64 image tokens, 24 of text, every second one masked."""
     model = DualDiT(config)
     if rank:
         add_adapters(model, rank=rank, alpha=1.0)
-    batch = num_drawn + num_read
+    batch = num_t2i + num_read
     mask = torch.arange(24).expand(num_read, 24) % 2 == 0
     with FlopCounterMode(display=False) as counter:
         output = model(
             torch.randn(batch, config.in_channels, 16, 16),
             torch.rand(batch),
             torch.randn(batch, 24, config.text_dim),
-            num_drawn=num_drawn,
+            num_t2i=num_t2i,
             logit_mask=mask,
         )
         sum(part.sum() for part in (output.velocity, output.logits) if part is not None).backward()
@@ -38,12 +38,12 @@ def counted(config: DualDiTConfig, num_drawn: int, num_read: int, rank: int) -> 
 
 
 @pytest.mark.parametrize("rank", [0, 4])
-@pytest.mark.parametrize(("num_drawn", "num_read"), [(4, 4), (4, 0), (0, 4)])
+@pytest.mark.parametrize(("num_t2i", "num_read"), [(4, 4), (4, 0), (0, 4)])
 @pytest.mark.parametrize("name", CONFIGS)
-def test_the_work_of_a_step_is_what_torch_counts(name: str, num_drawn: int, num_read: int, rank: int) -> None:
-    expected = counted(CONFIGS[name], num_drawn, num_read, rank)
+def test_the_work_of_a_step_is_what_torch_counts(name: str, num_t2i: int, num_read: int, rank: int) -> None:
+    expected = counted(CONFIGS[name], num_t2i, num_read, rank)
     found = step_flops(
-        CONFIGS[name], num_drawn=num_drawn, num_read=num_read, image_tokens=64, draw_length=24, read_length=24,
+        CONFIGS[name], num_t2i=num_t2i, num_read=num_read, image_tokens=64, t2i_length=24, i2t_length=24,
         num_logits=12 * num_read, lora_rank=rank,
     )  # fmt: skip
     assert found == pytest.approx(expected, rel=0.05 if rank else 0.03)

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from ddit.config import ReportConfig
+from ddit.config.runs import ReportConfig
 from ddit.train.log import RunLog, read_log
 
 QUIET = ReportConfig(tensorboard=False)

@@ -9,8 +9,8 @@ from safetensors.torch import load_file
 from stepping import make_trainer, take_steps
 from torch import Tensor
 
-from ddit.config import DualRun
-from ddit.data.config import WorldData
+from ddit.config.data import WorldData
+from ddit.config.runs import DualRun
 from ddit.pipeline import Pipeline
 from ddit.train.checkpoint import find_newest, load_tensors, stored_shapes
 from ddit.train.log import read_log
@@ -53,7 +53,7 @@ def test_a_run_leaves_two_models_that_load_a_log_and_sheets(joint: DualRun) -> N
     assert (out / "config.json").exists()
     for name in ("export", "export_raw"):
         pipeline = Pipeline.from_pretrained(out / name)
-        assert pipeline.settings.text_length == joint.data.read_length
+        assert pipeline.settings.text_length == joint.data.i2t_length
         assert len(pipeline.generate(["a red dog"], num_steps=1, seed=0)) == 1
     averaged, raw = (
         load_file(out / name / "transformer" / "diffusion_pytorch_model.safetensors")
@@ -128,15 +128,15 @@ def test_skips_and_broken_samples_are_counted_across_a_restart(plain: DualRun) -
     config = replace(plain, non_finite="skip")
     trainer = make_trainer(config)
     trainer.skipped, trainer.skipped_in_row = 4, 2
-    trainer.broken.add({"not a picture": 1}, 100)
+    trainer.corrupt.add({"not a picture": 1}, 100)
     trainer.save()
     checkpoint = find_newest(Path(config.out))
     assert checkpoint is not None
     again = make_trainer(config)
     again.resume(checkpoint)
     assert (again.skipped, again.skipped_in_row) == (4, 2)
-    assert again.broken.causes == {"not a picture": 1}
-    assert again.broken.num_samples == 100
+    assert again.corrupt.causes == {"not a picture": 1}
+    assert again.corrupt.num_samples == 100
 
 
 def test_a_signal_saves_and_ends_the_run_which_then_goes_on(
@@ -206,10 +206,10 @@ def test_a_stage_starts_from_its_predecessors_export(plain: DualRun, tmp_path: P
 
 def test_a_model_of_64_pixels_goes_on_at_128(plain: DualRun, tmp_path: Path) -> None:
     out = train(plain, stop_at=1)
-    (source,) = plain.data.draw
+    (source,) = plain.data.t2i
     assert isinstance(source, WorldData)
     large = WorldData(enlarge(source.world, 2), num_scenes=8)
-    data = replace(plain.data, draw=(large,), read=(), held_out=(), image_size=128)
+    data = replace(plain.data, t2i=(large,), i2t=(), held_out=(), image_size=128)
     objective = replace(plain.objective, alignment_weight=0.0)
     after = replace(
         plain, out=str(tmp_path / "128"), init=str(out / "export"), data=data, objective=objective

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from ddit.config import DualRun
+from ddit.config.runs import DualRun
 from ddit.recipes import SD3_STAGES, SIZES, build
 from ddit.train.memory import GIB, MemoryReport, build_on_meta, memory_per_gpu, saved_bytes
 
@@ -57,7 +57,7 @@ def test_what_a_block_keeps_grows_with_the_batch_alone():
 
 def test_a_block_keeps_what_its_backward_pass_is_seen_to_keep():
     """The same count on real tensors, where plain attention keeps its weights besides."""
-    from ddit.model import JointBlock
+    from ddit.model.dual_dit import JointBlock
 
     config = stage("sd3-medium-stage1")
     small = replace(

@@ -7,13 +7,13 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from ddit import flow, masked
-from ddit.config import ObjectiveConfig
-from ddit.cross_entropy import CHUNK_ELEMENTS
-from ddit.flow import FlowConfig
-from ddit.masked import MaskedConfig
+from ddit.config.runs import ObjectiveConfig
+from ddit.diffusion import flow, masked
+from ddit.diffusion.flow import FlowConfig
+from ddit.diffusion.masked import MaskedConfig
 from ddit.model import DualDiT, DualDiTConfig
 from ddit.train.batch import Batch, Drawn, Pictures, Read
+from ddit.train.cross_entropy import CHUNK_ELEMENTS
 from ddit.train.objective import AlignmentHead, Losses, alignment_loss, step_losses
 
 VOCAB, MASK, LENGTH = 53, 52, 6
@@ -42,28 +42,28 @@ def make_model(**changes) -> DualDiT:
 
 
 def make_inputs(
-    num_drawn: int = 3, num_read: int = 5, *, read_size: int = 8, read_length: int = LENGTH
+    num_t2i: int = 3, num_read: int = 5, *, read_size: int = 8, i2t_length: int = LENGTH
 ) -> tuple[Batch, list[Tensor]]:
     """A batch, and clean latents and text states of both halves."""
     g = torch.Generator().manual_seed(2)
     drawn = Drawn(
         NO_PICTURES,
-        prompt_ids=torch.zeros(num_drawn, LENGTH, dtype=torch.long),
-        t=torch.rand(num_drawn, generator=g),
-        noise=torch.randn(num_drawn, 4, 8, 8, generator=g),
-        features=torch.randn(num_drawn, 7, 4, 4, generator=g),
+        prompt_ids=torch.zeros(num_t2i, LENGTH, dtype=torch.long),
+        t=torch.rand(num_t2i, generator=g),
+        noise=torch.randn(num_t2i, 4, 8, 8, generator=g),
+        features=torch.randn(num_t2i, 7, 4, 4, generator=g),
     )
-    ids = torch.randint(0, MASK, (num_read, read_length), generator=g)
+    ids = torch.randint(0, MASK, (num_read, i2t_length), generator=g)
     answer_mask = torch.ones_like(ids, dtype=torch.bool)
     answer_mask[:, 0] = False
     t = torch.rand(num_read, generator=g) * 0.7 + 0.3
     noisy_ids = masked.mask_tokens(ids, answer_mask, t, mask_token_id=MASK, generator=g)
     read = Read(NO_PICTURES, ids, answer_mask, noisy_ids, t)
     tensors = [
-        torch.randn(num_drawn, 4, 8, 8, generator=g),
+        torch.randn(num_t2i, 4, 8, 8, generator=g),
         torch.randn(num_read, 4, 8, read_size, generator=g),
-        torch.randn(num_drawn, LENGTH, 24, generator=g),
-        torch.randn(num_read, read_length, 24, generator=g),
+        torch.randn(num_t2i, LENGTH, 24, generator=g),
+        torch.randn(num_read, i2t_length, 24, generator=g),
     ]
     return Batch(drawn, read, {}), tensors
 
@@ -110,7 +110,7 @@ class _Forwards:
 
 
 @pytest.mark.parametrize(
-    ("changes", "sizes"), [({}, [8]), ({"read_size": 12}, [3, 5]), ({"read_length": 4}, [3, 5])]
+    ("changes", "sizes"), [({}, [8]), ({"read_size": 12}, [3, 5]), ({"i2t_length": 4}, [3, 5])]
 )
 def test_one_forward_where_shapes_agree_and_two_where_they_differ(changes: dict, sizes: list[int]) -> None:
     model, (batch, tensors) = make_model(), make_inputs(**changes)
@@ -132,11 +132,11 @@ def test_the_losses_are_those_of_the_two_processes(text_cfg: MaskedConfig, weigh
     cfg = ObjectiveConfig(lambda_text=0.3, flow=FlowConfig(weighting=weighting), text=text_cfg)
     losses = losses_of(model, batch, tensors, cfg)
     image = flow.flow_loss(
-        lambda x, t: model(x, t, tensors[2], num_drawn=3).velocity,
+        lambda x, t: model(x, t, tensors[2], num_t2i=3).velocity,
         tensors[0], cfg=cfg.flow, t=batch.drawn.t, noise=batch.drawn.noise,
     )  # fmt: skip
     text = masked.masked_loss(
-        lambda ids, at, rows: model(tensors[1], torch.zeros(5), tensors[3], num_drawn=0, logit_mask=at).logits,
+        lambda ids, at, rows: model(tensors[1], torch.zeros(5), tensors[3], num_t2i=0, logit_mask=at).logits,
         batch.read.input_ids, batch.read.answer_mask, mask_token_id=MASK, cfg=text_cfg,
         t=batch.read.t, noisy_ids=batch.read.noisy_ids,
     )  # fmt: skip

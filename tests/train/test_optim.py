@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from ddit.config import OptimizerConfig
+from ddit.config.runs import OptimizerConfig
 from ddit.model import DualDiT, DualDiTConfig
 from ddit.train.muon import Muon, orthogonalize
 from ddit.train.optim import Ema, build_optimizers, lr_factor, make_room, optimizer_state

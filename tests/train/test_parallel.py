@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from ddit.config import DualRun
+from ddit.config.runs import DualRun
 from ddit.train.parallel import Ranks, make_mesh
 
 HERE = Path(__file__).parent
@@ -114,7 +114,7 @@ def test_replicas_that_do_not_divide_the_ranks_are_named() -> None:
 
 
 def test_samples_that_cannot_be_shared_are_named(plain: DualRun) -> None:
-    from ddit.encoders import TextCodec
+    from ddit.model.encoders import TextCodec
     from ddit.train.batches import ImageFacts, StepData
 
     codec = TextCodec.from_pretrained(f"{plain.text}/tokenizer", f"{plain.text}/text_encoder")
@@ -132,7 +132,7 @@ def test_ranks_share_figures_sheets_and_exports(
         out = tmp_path / str(num_ranks)
         report = replace(joint.report, num_held_out=5)
         file = config_file(replace(plain, out=str(out), report=report, train_mask_embedding=True))
-        code = "from ddit.config import from_json; from ddit.train.loop import train; "
+        code = "from ddit.config.runs import from_json; from ddit.train.loop import train; "
         code += f"train(from_json(open({str(file)!r}).read()))"
         launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(num_ranks)]
         command = [sys.executable, *launcher, "--no-python", sys.executable, "-c", code]

@@ -14,9 +14,9 @@ from tiny_models import tiny_image_codec
 from typer.testing import CliRunner
 
 from ddit.cli import app
-from ddit.config import LatentsRun, save_config
+from ddit.config.data import WorldData
+from ddit.config.runs import LatentsRun, save_config
 from ddit.data.buckets import assign_buckets
-from ddit.data.config import WorldData
 from ddit.data.latents import CachedSource, LatentFolder, shard_path
 from ddit.data.sources import WorldSource
 from ddit.train import precompute as making
@@ -27,7 +27,7 @@ from ddit.world.detector import DetectorNet, load_detector
 RUN = """
 import sys
 from pathlib import Path
-from ddit.config import from_json
+from ddit.config.runs import from_json
 from ddit.train.precompute import precompute
 precompute(from_json(Path(sys.argv[1]).read_text()), num_workers=0)
 """
@@ -127,7 +127,7 @@ def test_buckets_broken_pictures_and_texts_alone_are_told_apart(
     run: LatentsRun, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sizes = [(64, 64), (128, 64), (64, 128), (70, 64), (64, 64)] * 6
-    source = ListSource(30, sizes=sizes, broken=frozenset({7, 29}), without=frozenset({2, 5}))
+    source = ListSource(30, sizes=sizes, corrupt=frozenset({7, 29}), without=frozenset({2, 5}))
     monkeypatch.setattr(making, "open_source", lambda _: source)
     run = replace(run, teacher=None, image_size=32, num_buckets=5, bucket_unit=8)
     folder = LatentFolder(precompute(run))
@@ -138,7 +138,7 @@ def test_buckets_broken_pictures_and_texts_alone_are_told_apart(
         if index in source.without:
             assert found[index].tolist() == [0, 0]
             assert folder.get(index) is None
-        elif index in source.broken:
+        elif index in source.corrupt:
             with pytest.raises(Exception, match="not a picture"):
                 folder.get(index)
         else:

@@ -3,8 +3,8 @@
 import json
 from dataclasses import replace
 
-from ddit.config import DualRun
-from ddit.data.config import WorldData
+from ddit.config.data import WorldData
+from ddit.config.runs import DualRun
 from ddit.images import read_image
 from ddit.train.log import read_log
 from ddit.train.loop import train
@@ -34,7 +34,7 @@ def test_a_run_shows_its_rate_its_pictures_and_its_texts(joint: DualRun) -> None
 
 def test_a_run_that_only_draws_writes_no_table_and_without_held_out_sources_nothing(joint: DualRun) -> None:
     assert isinstance(joint.data.held_out[0], WorldData)
-    only_drawing = replace(joint, max_steps=1, objective=replace(joint.objective, read_fraction=0.0))
+    only_drawing = replace(joint, max_steps=1, objective=replace(joint.objective, i2t_fraction=0.0))
     assert [path.name for path in (train(only_drawing) / "sheets").iterdir()] == ["0000001.png"]
     blind = replace(joint, out=f"{joint.out}-blind", max_steps=1, data=replace(joint.data, held_out=()))
     assert not (train(blind) / "sheets").exists()

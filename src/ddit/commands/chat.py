@@ -23,10 +23,10 @@ from ddit.commands.shared import (
     load,
     spread_flags,
 )
-from ddit.suggest import near_misses
+from ddit.errors import near_misses
 
 if TYPE_CHECKING:
-    from ddit.batching import StepCallback
+    from ddit.inference.batching import StepCallback
     from ddit.pipeline import Pipeline
 
 PROMPT = "> "

@@ -12,8 +12,8 @@ import typer
 
 from ddit.commands import completion
 from ddit.commands.completion import among
-from ddit.commands.shared import JsonOption, claim, emit
-from ddit.suggest import near_misses
+from ddit.commands.shared import JsonOption, check_writable, emit
+from ddit.errors import near_misses
 
 if TYPE_CHECKING:
     from ddit.data.sources.guess import Hints
@@ -72,7 +72,7 @@ def check(
     num_workers: Annotated[
         int | None, typer.Option(min=0, help="processes that read [default: one a core, 8 at most]")
     ] = None,
-    max_broken_share: Annotated[
+    max_corrupt_share: Annotated[
         float, typer.Option(min=0, max=1, help="the exit code is 1 above this share of broken samples")
     ] = 0.02,
     as_json: JsonOption = False,
@@ -87,9 +87,9 @@ def check(
     with sample_bar("reading") as advance:
         report = check_source(source, limit=limit, num_workers=workers, on_progress=advance)
     typer.echo(json.dumps(report.to_json(), ensure_ascii=False) if as_json else "\n".join(report.lines()))
-    if report.broken_share > max_broken_share:
+    if report.corrupt_share > max_corrupt_share:
         typer.echo(
-            f"ddit: {100 * report.broken_share:.2f} % of the samples are broken, {100 * max_broken_share:g} % may be",
+            f"ddit: {100 * report.corrupt_share:.2f} % of the samples are broken, {100 * max_corrupt_share:g} % may be",
             err=True,
         )
         raise typer.Exit(1)
@@ -133,7 +133,7 @@ def precompute(
     Goes on where an interrupted run stopped. Under torchrun (`torchrun --nproc-per-node 8 -m ddit data precompute ...`)
     the processes share the work.
     """
-    from ddit.config import LatentsRun
+    from ddit.config.runs import LatentsRun
     from ddit.data.latents import LatentFolder
     from ddit.data.sources.guess import guess_source
     from ddit.train.precompute import precompute as make
@@ -192,13 +192,13 @@ def world(
     """
     from tqdm import tqdm
 
-    from ddit.data.export import FORMS, WorldScenes, write_world
+    from ddit.data.world_files import FORMS, WorldScenes, write_world
     from ddit.world import PRESETS, SPLITS
 
     for name, value, known in (("preset", preset, PRESETS), ("split", split, SPLITS), ("form", form, FORMS)):
         if value not in known:
             raise ValueError(f"unknown {name} '{value}': use {', '.join(known)}{near_misses(value, known)}")
-    claim(folder)
+    check_writable(folder)
     scenes = WorldScenes(PRESETS[preset], split, num, seed=seed, upscale=upscale, jpeg=jpeg)
     with tqdm(total=num, desc="drawing", unit="scene", file=sys.stderr, leave=False) as bar:
         path = write_world(folder, scenes, form, on_scene=bar.update)

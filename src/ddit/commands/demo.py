@@ -36,15 +36,15 @@ def demo(
     """
     if find_spec("gradio") is None:
         raise ValueError("the page needs Gradio: pip install 'ddit[page]'")
-    from ddit.serve import run
+    from ddit.serve import server
 
-    listening = run.bind("127.0.0.1", port)  # a port that is taken is told before a model is loaded
+    listening = server.bind("127.0.0.1", port)  # a port that is taken is told before a model is loaded
     pipeline = load(model, device, dtype, adapter=adapter, int8=int8, offload=offload)
     from ddit.serve.api import create_app
-    from ddit.serve.config import ServeConfig
+    from ddit.serve.options import ServeConfig
     from ddit.serve.page import mount_page
 
     config = ServeConfig(model_name=Path(model).name)
     app = create_app(pipeline, config)
     mount_page(app, app.state.service.engine, name=config.model_name)
-    run.serve(app, listening, grace=1, ready=typer.echo)
+    server.serve(app, listening, grace=1, ready=typer.echo)

@@ -25,8 +25,8 @@ from ddit.commands.shared import (
     ShiftBySizeOption,
     ShiftOption,
     StepsOption,
-    claim,
-    claim_picture,
+    check_image_path,
+    check_writable,
     emit,
     filmed,
     load,
@@ -36,8 +36,8 @@ from ddit.commands.shared import (
 if TYPE_CHECKING:
     from PIL import Image
 
-    from ddit.batching import StepCallback
-    from ddit.drawing import DrawOptions
+    from ddit.inference.batching import StepCallback
+    from ddit.inference.image_generator import DrawOptions
     from ddit.pipeline import Pipeline
 
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp"}
@@ -94,13 +94,13 @@ class Drawing:
         cls, prompts: list[str], output: Path, seed: int, flags: DrawingFlags, *, num_images: int = 1
     ) -> "Drawing":
         """Finds faults before a model is loaded: raises ValueError."""
-        from ddit.flow import DrawConfig
+        from ddit.diffusion.flow import ImageSampling
 
-        DrawConfig().but(**_sampling(flags))
+        ImageSampling().but(**_sampling(flags))
         texts = [prompt for prompt in prompts for _ in range(num_images)]
-        paths = picture_paths(output, texts, seed)
-        claim_picture(flags.get("sheet"), IMAGE_SUFFIXES)
-        claim_picture(flags.get("watch"), {".png", ".gif"})
+        paths = image_paths(output, texts, seed)
+        check_image_path(flags.get("sheet"), IMAGE_SUFFIXES)
+        check_image_path(flags.get("watch"), {".png", ".gif"})
         return cls(texts, paths, seed, flags)
 
     def spare(self, image: Path) -> None:
@@ -120,7 +120,7 @@ class Drawing:
     ) -> None:
         """Loads the model, has the verb draw, saves the pictures and prints where they are; `about` goes into JSON."""
         from ddit.images import upscale_image
-        from ddit.sheets import Film, contact_sheet
+        from ddit.inference.image_grid import Film, image_grid
 
         flags, film = self.flags, Film(self.texts)
         sheet, watch = flags.get("sheet"), flags.get("watch")
@@ -129,7 +129,7 @@ class Drawing:
             step = step if watch is None else filmed(film, pipeline, step)
             images = verb(pipeline, self._options(pipeline, step))
         if sheet is not None:
-            contact_sheet(images, self.texts).save(sheet)
+            image_grid(images, self.texts).save(sheet)
         if watch is not None:
             film.finish(images)
             film.save(watch, self._times(pipeline, strength))
@@ -170,14 +170,14 @@ def _sampling(flags: DrawingFlags) -> dict[str, Any]:
     return {name: flags.get(name) for name in (*names, "guidance_rescale")}
 
 
-def picture_paths(output: Path, prompts: Sequence[str], seed: int) -> list[Path]:
+def image_paths(output: Path, prompts: Sequence[str], seed: int) -> list[Path]:
     """Where the pictures go: the file itself, or `prompt-seed.png` in a folder; made sure that it can be written."""
     if output.suffix.lower() in IMAGE_SUFFIXES and not output.is_dir():
         if len(prompts) > 1:
             raise ValueError(f"'{output}' is one file for {len(prompts)} pictures: give a folder")
-        claim(output.parent)
+        check_writable(output.parent)
         return [output]
-    claim(output)
+    check_writable(output)
     slugs = [re.sub(r"\W+", "-", prompt.lower()).strip("-")[:60] or "picture" for prompt in prompts]
     return [output / f"{slug}-{seed + i}.png" for i, slug in enumerate(slugs)]
 

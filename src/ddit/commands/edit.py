@@ -38,8 +38,8 @@ def inpaint(
     **flags: Unpack[DrawingFlags],
 ) -> None:
     """Draw a part of IMAGE anew, for each PROMPT, and print where the picture is."""
-    from ddit.editing import box_mask, check_mask
     from ddit.images import read_image, read_mask
+    from ddit.inference.editing import box_mask, check_mask
 
     picture = read_image(image)
     if mask is not None and box is None:
@@ -74,8 +74,8 @@ def vary(
     **flags: Unpack[DrawingFlags],
 ) -> None:
     """Draw a variation of IMAGE for each PROMPT and print where it is."""
-    from ddit.editing import check_strength
     from ddit.images import read_image
+    from ddit.inference.editing import check_strength
 
     picture = read_image(image)
     check_strength(strength)

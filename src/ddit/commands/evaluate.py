@@ -28,16 +28,16 @@ from ddit.commands.shared import (
     ShiftOption,
     StepsOption,
     WritingFlags,
-    claim,
+    check_writable,
     emit,
     load,
     spread_flags,
     uncollected,
 )
-from ddit.suggest import near_misses
+from ddit.errors import near_misses
 
 if TYPE_CHECKING:
-    from ddit.eval.export import WorldSplit
+    from ddit.eval.world_tasks import WorldSplit
     from ddit.pipeline import Pipeline
 
 WorldOption = Annotated[
@@ -98,7 +98,7 @@ def register(app: typer.Typer) -> None:
 
 
 def _world(preset: str, split: str, num: int, num_prompts: int, seed: int, scale: int) -> "WorldSplit":
-    from ddit.eval.export import WorldSplit
+    from ddit.eval.world_tasks import WorldSplit
     from ddit.world import PRESETS, SPLITS, enlarge
 
     for name, value, known in (("preset", preset, PRESETS), ("split", split, SPLITS)):
@@ -128,10 +128,10 @@ def eval_data(
     """
     from tqdm import tqdm
 
-    from ddit.eval.export import write_eval_data
+    from ddit.eval.world_tasks import write_eval_data
 
     world = _world(preset, split, num_scenes, num_prompts, seed, scale)
-    claim(folder)
+    check_writable(folder)
     with tqdm(total=num_scenes, desc="drawing", unit="scene", file=sys.stderr, leave=False) as bar:
         counts = write_eval_data(folder, world, on_scene=bar.update)
     for task, count in counts.items():
@@ -181,20 +181,20 @@ def evaluate(
     On official files in --data, or on the small world. Under torchrun the processes share the samples.
     """
     with uncollected():
-        from ddit.eval.run import TASKS, Decoding, EvalSettings, Source
-        from ddit.eval.run import evaluate as run
-        from ddit.flow import DrawConfig
+        from ddit.diffusion.flow import ImageSampling
+        from ddit.eval.evaluate import TASKS, Decoding, EvalSettings, Source
+        from ddit.eval.evaluate import evaluate as run
 
     chosen = list(dict.fromkeys(tasks or TASKS))
     scenes = _world(world, split, num_scenes, num_prompts, world_seed, world_scale)
     source = Source(data, scenes, images, metadata)
     source.check(chosen)
-    claim(out)
+    check_writable(out)
     drawing: dict[str, Any] = {
         "sampler": sampler, "num_steps": num_steps, "guidance_scale": guidance_scale, "shift": shift,
         "shift_by_size": shift_by_size, "guidance_interval": guidance_interval, "guidance_rescale": guidance_rescale,
     }  # fmt: skip
-    DrawConfig().but(**drawing)  # faults, before a model is loaded
+    ImageSampling().but(**drawing)  # faults, before a model is loaded
     decoded: dict[str, Any] = {"text_steps": text_steps, "size": size, **flags}
     settings = EvalSettings(seed, limit, batch_size, num_samples, grid)
     with _ranks() as ranks, _bars(is_quiet=not ranks.is_first) as advance:
@@ -238,7 +238,7 @@ def _about(
     import torch
 
     from ddit.eval.report import code_version, model_hash
-    from ddit.folders import resolve
+    from ddit.model.folders import resolve
 
     extra = {"adapter": adapter, "mask_embedding": mask_embedding}
     return {

@@ -25,8 +25,8 @@ def info(
 
     By its configurations and the headers of its files: nothing is loaded or downloaded.
     """
-    from ddit.folders import resolve
-    from ddit.info import inspect_model, to_json_line, to_text
+    from ddit.model.folders import resolve
+    from ddit.model.info import inspect_model, to_json_line, to_text
 
     found = inspect_model(resolve(model, only_stored=True))
     typer.echo(to_json_line(found) if as_json else to_text(found))

@@ -8,8 +8,8 @@ from typing import IO, TYPE_CHECKING, Any
 if TYPE_CHECKING:  # imported by the command, which must start quickly
     from torch import Tensor
 
-    from ddit.batching import Step, StepCallback
-    from ddit.encoders import TextCodec
+    from ddit.inference.batching import Step, StepCallback
+    from ddit.model.encoders import TextCodec
 
 UNWRITTEN = "_"
 CLEAR_LINE = "\r\x1b[K"

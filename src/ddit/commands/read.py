@@ -18,7 +18,7 @@ from ddit.commands.shared import (
     SheetOption,
     StepsOption,
     WritingFlags,
-    claim_picture,
+    check_image_path,
     emit,
     load,
     passes,
@@ -55,15 +55,15 @@ def caption(
 
     With several, every line begins with the picture's path and a tab.
     """
-    from ddit.sheets import contact_sheet
+    from ddit.inference.image_grid import image_grid
 
     pictures = _read_images(images)
-    claim_picture(sheet, IMAGE_SUFFIXES)
+    check_image_path(sheet, IMAGE_SUFFIXES)
     pipeline = load(model, device, dtype, mask_embedding=mask_embedding, adapter=adapter)
     with passes(pipeline, watch) as step:
         texts = pipeline.caption(pictures, seed=seed, num_steps=num_steps, on_step=step, **_options(flags))
     if sheet is not None:
-        contact_sheet(pictures, texts).save(sheet)
+        image_grid(pictures, texts).save(sheet)
     for path, text in zip(images, texts, strict=True):
         emit(as_json, text if len(images) == 1 else f"{path}\t{text}", image=str(path), caption=text)
 

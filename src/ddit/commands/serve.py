@@ -75,8 +75,8 @@ def serve(
     The API is at /v1, its document at /docs; /healthz and /metrics tell how it is. SIGTERM finishes what runs.
     """
     _check_extra()
-    from ddit.serve.config import ServeConfig
     from ddit.serve.jobs import Limits
+    from ddit.serve.options import ServeConfig
 
     config = ServeConfig(
         model_name=Path(model).name,
@@ -114,9 +114,9 @@ def serve(
         replica = Replica(model, device, dtype, compiled=compiled, options=options, config=config)
         serve_replicas(replica, count=replicas, host=host, port=port, ready=_announce)
         return
-    from ddit.serve import run
+    from ddit.serve import server
 
-    listening = run.bind(host, port)  # an address that is taken is told before a model is loaded
+    listening = server.bind(host, port)  # an address that is taken is told before a model is loaded
     pipeline = load(
         model, device, dtype, mask_embedding=mask_embedding, adapter=adapter, int8=int8, offload=offload
     )
@@ -129,7 +129,7 @@ def serve(
         from ddit.serve.page import mount_page
 
         app = mount_page(app, app.state.service.engine, name=config.model_name)
-    run.serve(app, listening, grace=grace, ready=_announce)
+    server.serve(app, listening, grace=grace, ready=_announce)
 
 
 def _announce(address: str) -> None:

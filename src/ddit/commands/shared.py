@@ -17,9 +17,9 @@ from ddit.commands.completion import among
 from ddit.commands.live import print_passes
 
 if TYPE_CHECKING:
-    from ddit.batching import Step, StepCallback
+    from ddit.inference.batching import Step, StepCallback
+    from ddit.inference.image_grid import Film
     from ddit.pipeline import Pipeline
-    from ddit.sheets import Film
 
 ModelOption = Annotated[
     str,
@@ -152,7 +152,7 @@ def load(
     """The model of the options --model, --device, --dtype, --mask-embedding, --adapter, --int8 and --offload."""
     with uncollected():
         from ddit.devices import find_device, find_dtype, limit_threads
-        from ddit.folders import resolve
+        from ddit.model.folders import resolve
 
         found = find_device(device)
         torch_dtype, folder = find_dtype(dtype, found), resolve(model)
@@ -222,16 +222,16 @@ def emit(as_json: bool, line: str, **values: object) -> None:
     typer.echo(json.dumps(values, ensure_ascii=False) if as_json else line)
 
 
-def claim_picture(file: Path | None, suffixes: Collection[str]) -> None:
+def check_image_path(file: Path | None, suffixes: Collection[str]) -> None:
     """Checks that a picture of one of these forms can be written there, if one is asked for."""
     if file is None:
         return
     if file.suffix.lower() not in suffixes:
         raise ValueError(f"'{file}' should end in {' or '.join(sorted(suffixes))}")
-    claim(file.parent)
+    check_writable(file.parent)
 
 
-def claim(folder: Path) -> None:
+def check_writable(folder: Path) -> None:
     """Makes a folder and tries to write there, before any work is done."""
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -7,7 +7,7 @@ import typer
 
 from ddit.commands import completion
 from ddit.commands.completion import among
-from ddit.commands.shared import claim, uncollected
+from ddit.commands.shared import check_writable, uncollected
 
 
 def register(app: typer.Typer) -> None:
@@ -57,11 +57,11 @@ def train(
     if out is not None:
         raise ValueError("--out is the file of --plot; the folder of a run is --set out=DIR")
     with uncollected():
-        from ddit.train.run import run_recipe
+        from ddit.train.stages import run_recipe
 
     changes = [*(overrides or []), *([] if init is None else [f"init={init}"])]
     if not dry_run:
-        claim(root)
+        check_writable(root)
     run_recipe(names[0], root, world=world, overrides=changes, dry_run=dry_run)
 
 
@@ -76,7 +76,7 @@ def merge(
     """Write BASE with the adapters of ADAPTER merged into its weights to OUT, a model folder."""
     from ddit.pipeline import Pipeline
 
-    claim(out.absolute().parent)
+    check_writable(out.absolute().parent)
     merged = Pipeline.from_pretrained(base, adapter=adapter, device="cpu", dtype="float32")
     merged.save_pretrained(out, dtype=dtype)
     typer.echo(out)

@@ -29,7 +29,7 @@ def verify(
     from safetensors import SafetensorError
 
     from ddit.devices import find_device, find_dtype
-    from ddit.verify import verify as compare
+    from ddit.inference.verify import verify as compare
 
     torch_device, torch_dtype = find_device(device), find_dtype(dtype)
     total, failed = 0, 0

@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
-from ddit.data.config import SourceConfig
-from ddit.data.samples import BrokenSample, Source
+from ddit.config.data import SourceConfig
+from ddit.data.samples import CorruptSample, Source
 from ddit.data.sources import open_source
 
 NUM_NAMES = 5
@@ -47,7 +47,7 @@ class Report:
 
     num_samples: int
     num_checked: int
-    broken: dict[str, Broken]
+    corrupt: dict[str, Broken]
     num_without_picture: int
     width: Spread | None
     height: Spread | None
@@ -56,30 +56,30 @@ class Report:
     num_turns: Spread | None
 
     @property
-    def num_broken(self) -> int:
-        return sum(broken.num for broken in self.broken.values())
+    def num_corrupt(self) -> int:
+        return sum(corrupt.num for corrupt in self.corrupt.values())
 
     @property
-    def broken_share(self) -> float:
-        return self.num_broken / max(self.num_checked, 1)
+    def corrupt_share(self) -> float:
+        return self.num_corrupt / max(self.num_checked, 1)
 
     def to_json(self) -> dict[str, Any]:
         values = asdict(self)
         for key, value in values.items():
             if isinstance(value, Spread):
                 values[key] = value._asdict()
-        values["broken"] = {cause: broken._asdict() for cause, broken in self.broken.items()}
-        return {**values, "broken_share": self.broken_share}
+        values["broken"] = {cause: corrupt._asdict() for cause, corrupt in self.corrupt.items()}
+        return {**values, "broken_share": self.corrupt_share}
 
     def lines(self) -> Iterator[str]:
         """The report for people."""
         checked = "" if self.num_checked == self.num_samples else f", {self.num_checked:,} of them read"
         yield f"samples      {self.num_samples:,}{checked}"
-        usable = self.num_checked - self.num_broken
-        yield f"usable       {usable:,} ({100 * (1 - self.broken_share):.2f} %)"
-        yield f"broken       {self.num_broken:,}"
-        for cause, broken in self.broken.items():
-            yield f"  {broken.num:>8,}  {cause}: {', '.join(broken.first)}"
+        usable = self.num_checked - self.num_corrupt
+        yield f"usable       {usable:,} ({100 * (1 - self.corrupt_share):.2f} %)"
+        yield f"broken       {self.num_corrupt:,}"
+        for cause, corrupt in self.corrupt.items():
+            yield f"  {corrupt.num:>8,}  {cause}: {', '.join(corrupt.first)}"
         if self.num_without_picture:
             yield f"text only    {self.num_without_picture:,}"
         rows = {
@@ -156,7 +156,7 @@ def _look_at_chunk(indices: list[int]) -> list[_Found]:
 def _look(source: Source, index: int) -> _Found:
     try:
         sample = source.sample(index, random.Random(index), reading=True)
-    except BrokenSample as error:
+    except CorruptSample as error:
         return _Found(error.cause, source.name(index), None, (), 0)
     size = sample.picture.size if isinstance(sample.picture, Image.Image) else None
     words = tuple(len(turn.answer.split()) for turn in sample.turns if turn.question is None)
@@ -165,7 +165,7 @@ def _look(source: Source, index: int) -> _Found:
 
 def _report(num_samples: int, found: list[_Found]) -> Report:
     counts = Counter(item.cause for item in found if item.cause is not None)
-    broken = {
+    corrupt = {
         cause: Broken(num, tuple(item.name for item in found if item.cause == cause)[:NUM_NAMES])
         for cause, num in counts.most_common()
     }
@@ -174,7 +174,7 @@ def _report(num_samples: int, found: list[_Found]) -> Report:
     return Report(
         num_samples,
         len(found),
-        broken,
+        corrupt,
         num_without_picture=len(whole) - len(sizes),
         width=_spread([width for width, _ in sizes]),
         height=_spread([height for _, height in sizes]),

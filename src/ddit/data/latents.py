@@ -24,9 +24,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from ddit.config.data import SourceConfig
 from ddit.data.buckets import Shape
-from ddit.data.config import SourceConfig
-from ddit.data.samples import BrokenSample, Latents, Sample, Source
+from ddit.data.samples import CorruptSample, Latents, Sample, Source
 
 NO_PICTURE, BROKEN = -1, -2
 _DESCRIPTION = "latents.json"
@@ -116,9 +116,9 @@ def write_aside(path: Path, write: Any) -> None:
 
 
 def write_shard(
-    folder: Path, shard: int, buckets: np.ndarray, entries: Mapping[int, Latents], broken: Mapping[int, str]
+    folder: Path, shard: int, buckets: np.ndarray, entries: Mapping[int, Latents], corrupt: Mapping[int, str]
 ) -> None:
-    """Writes one shard; `entries` are its pictures by place in the shard, and `broken` what is wrong with others."""
+    """Writes one shard; `entries` are its pictures by place in the shard, and `corrupt` what is wrong with others."""
     tensors: dict[str, Tensor] = {"bucket": torch.from_numpy(buckets.astype(np.int16))}
     for bucket in sorted(set(buckets[buckets >= 0].tolist())):
         own = [entries[int(place)] for place in np.flatnonzero(buckets == bucket)]
@@ -126,7 +126,7 @@ def write_shard(
             parts = [getattr(entry, name) for entry in own]
             if parts[0] is not None:
                 tensors[f"{name}.{bucket}"] = torch.stack(parts).to(torch.float16).contiguous()
-    metadata = {"broken": json.dumps({str(place): reason for place, reason in broken.items()})}
+    metadata = {"broken": json.dumps({str(place): reason for place, reason in corrupt.items()})}
     write_aside(shard_path(folder, shard), lambda aside: save_file(tensors, aside, metadata))
 
 
@@ -136,7 +136,7 @@ class _Shard(NamedTuple):
     buckets: list[int]
     rows: list[int]
     tensors: dict[str, Tensor]
-    broken: dict[str, str]
+    corrupt: dict[str, str]
 
 
 class LatentFolder:
@@ -171,14 +171,14 @@ class LatentFolder:
         try:
             with safe_open(path, "pt") as file:
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-                broken = json.loads((file.metadata() or {}).get("broken", "{}"))
+                corrupt = json.loads((file.metadata() or {}).get("broken", "{}"))
         except (OSError, SafetensorError) as error:
             raise ValueError(f"{path} cannot be read ({error}): remove it and precompute it again") from None
         buckets = tensors.pop("bucket").numpy()
         rows = np.zeros(len(buckets), dtype=np.int64)
         for bucket in np.unique(buckets):
             rows[buckets == bucket] = np.arange((buckets == bucket).sum())
-        shard = _Shard(buckets.tolist(), rows.tolist(), tensors, broken)
+        shard = _Shard(buckets.tolist(), rows.tolist(), tensors, corrupt)
         self._shards[number] = shard
         if len(self._shards) > _MAX_OPEN_SHARDS:
             self._shards.popitem(last=False)
@@ -194,8 +194,8 @@ class LatentFolder:
         shard = self._shard(number)
         bucket, row = shard.buckets[place], shard.rows[place]
         if bucket == BROKEN:
-            cause, _, detail = shard.broken[str(place)].partition(": ")
-            raise BrokenSample(cause, detail)
+            cause, _, detail = shard.corrupt[str(place)].partition(": ")
+            raise CorruptSample(cause, detail)
         if bucket == NO_PICTURE:
             return None
         features = shard.tensors.get(f"features.{bucket}")

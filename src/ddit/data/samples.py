@@ -43,7 +43,7 @@ class Sample(NamedTuple):
     unanswerable: bool = False
 
 
-class BrokenSample(Exception):
+class CorruptSample(Exception):
     """A sample that cannot be used; `cause` is a short, countable reason such as "not a picture"."""
 
     def __init__(self, cause: str, detail: str) -> None:
@@ -57,7 +57,7 @@ class Source(Protocol):
     def __len__(self) -> int: ...
 
     def sample(self, index: int, rng: random.Random, *, reading: bool, with_picture: bool = True) -> Sample:
-        """Sample `index`, with its turns if `reading`, else with its caption; `BrokenSample` if it is unusable.
+        """Sample `index`, with its turns if `reading`, else with its caption; `CorruptSample` if it is unusable.
 
         Without `with_picture` the picture is neither opened nor decoded, and is None; the texts are the same.
         """

@@ -9,9 +9,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from ddit.eval.export import read_world
 from ddit.eval.items import Figure, Item, Outcome, Pictures, find_file, mean, read_json, wanted
-from ddit.eval.vqa import picture_folder
+from ddit.eval.vqa import image_folder
+from ddit.eval.world_tasks import read_world
 from ddit.world import caption_is_right
 
 _LONGEST = 4
@@ -112,7 +112,7 @@ def read_captions(folder: Path, images: Path | None = None) -> list[Item]:
     references: dict[object, list[str]] = {}
     for entry in wanted(data, "annotations", path):
         references.setdefault(wanted(entry, "image_id", path), []).append(wanted(entry, "caption", path))
-    pictures = Pictures(picture_folder(folder, images))
+    pictures = Pictures(image_folder(folder, images))
     items = []
     for entry in wanted(data, "images", path):
         name, number = wanted(entry, "file_name", path), wanted(entry, "id", path)

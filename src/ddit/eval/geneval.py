@@ -78,7 +78,7 @@ def write_grid(folder: Path, index: int) -> None:
     grid.save(at / "grid.png")
 
 
-def judge_pictures(prompts: Sequence[Prompt], images: Sequence[Image.Image]) -> list[Judged]:
+def judge_images(prompts: Sequence[Prompt], images: Sequence[Image.Image]) -> list[Judged]:
     """Each picture against its prompt; a picture of another size than the world's is brought to that first."""
     size = WorldConfig().size
     pixels = [np.asarray(fit_image(image, size, size)) for image in images]

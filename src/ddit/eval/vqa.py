@@ -108,7 +108,7 @@ def read_vqav2(folder: Path, images: Path | None = None) -> list[Item]:
         wanted(entry, "question_id", annotations_path): entry
         for entry in wanted(annotated, "annotations", annotations_path)
     }
-    pictures = Pictures(picture_folder(folder, images))
+    pictures = Pictures(image_folder(folder, images))
     subtype = asked.get("data_subtype", "")
     items = []
     for entry in wanted(asked, "questions", path):
@@ -137,7 +137,7 @@ def score_vqav2(items: Sequence[Item], texts: Sequence[str]) -> Outcome:
 def read_vizwiz(folder: Path, images: Path | None = None) -> list[Item]:
     """Items of VizWiz' `val.json` or `annotations.json`: a list with image, question, answers, answerable."""
     path = find_file(folder, "*annotations*.json", "val*.json", "*.json")
-    pictures = Pictures(picture_folder(folder, images))
+    pictures = Pictures(image_folder(folder, images))
     items = []
     for number, entry in enumerate(read_json(path)):
         answers = [answer["answer"] for answer in wanted(entry, "answers", path)]
@@ -190,7 +190,7 @@ def read_gqa(folder: Path, images: Path | None = None) -> list[Item]:
     Pictures are named by their id. The kind is `types.structural`: verify, query, choose, logical, compare.
     """
     path = find_file(folder, "*[Qq]uestions*.json")
-    pictures = Pictures(picture_folder(folder, images))
+    pictures = Pictures(image_folder(folder, images))
     items = []
     for number, entry in read_json(path).items():
         types: dict[str, Any] = entry.get("types") or {}
@@ -257,7 +257,7 @@ def _share(name: str, group: list[tuple[Item, float]], score: Callable[[Item, st
     return Figure(name, mean(value for _, value in group), len(group), baseline)
 
 
-def picture_folder(folder: Path, images: Path | None) -> Path:
+def image_folder(folder: Path, images: Path | None) -> Path:
     """Where a task's pictures are: as given, or images/ in its folder or beside it, or its folder itself."""
     if images is not None:
         return images

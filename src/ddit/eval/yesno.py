@@ -20,7 +20,7 @@ from ddit.eval.items import (
     read_json_lines,
     wanted,
 )
-from ddit.eval.vqa import picture_folder
+from ddit.eval.vqa import image_folder
 
 POPE_FILES = ("random", "popular", "adversarial")
 COARSE = ("existence", "count", "position", "color")
@@ -43,7 +43,7 @@ def is_unclear(text: str) -> bool:
 
 def read_pope(folder: Path, images: Path | None = None) -> list[Item]:
     """Items of three files of JSON lines, `*random*.json` and so on: question_id, image, text, label."""
-    pictures = Pictures(picture_folder(folder, images))
+    pictures = Pictures(image_folder(folder, images))
     items = []
     for kind in POPE_FILES:
         path = find_file(folder, f"*pope*{kind}*.json*", f"{kind}*.json*")

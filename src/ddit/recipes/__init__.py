@@ -9,10 +9,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ddit.config import RunConfig
+from ddit.config.runs import RunConfig
+from ddit.errors import near_misses
 from ddit.recipes.mini import ASIDE, MINI_STAGES, make_tiny
 from ddit.recipes.sd3 import SD3_STAGES, SIZES
-from ddit.suggest import near_misses
 from ddit.world import PRESETS
 
 

@@ -6,7 +6,8 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from ddit.config import (
+from ddit.config.data import DataConfig, WorldData
+from ddit.config.runs import (
     AutoencoderRun,
     DualRun,
     LatentsRun,
@@ -18,15 +19,14 @@ from ddit.config import (
     TeacherRun,
     TextEncoderRun,
 )
-from ddit.data.config import DataConfig, WorldData
-from ddit.encoders import build_tokenizer
-from ddit.flow import FlowConfig
-from ddit.masked import MaskedConfig
+from ddit.diffusion.flow import FlowConfig
+from ddit.diffusion.masked import MaskedConfig
 from ddit.model import DualDiTConfig
+from ddit.model.encoders import build_tokenizer
 from ddit.prompts import MINI
 from ddit.train.teacher import TEACHER_FILE
 from ddit.world import WorldConfig, enlarge, vocabulary
-from ddit.world.config import Kind
+from ddit.world.presets import Kind
 
 TEXT_LENGTH, TEXT_DIM, LATENT_CHANNELS, LATENT_SIZE = 16, 192, 8, 16  # no text of the world exceeds 14 tokens
 NUM_SCENES = 150_000
@@ -100,17 +100,17 @@ def mini_image(root: Path, world: WorldConfig) -> DualRun:
             pos_embed_max_size=8,
         ),
         data=DataConfig(
-            draw=(_trained(world, latents=root / "mini-latents"),),
+            t2i=(_trained(world, latents=root / "mini-latents"),),
             held_out=(WorldData(world, split="val", num_scenes=2000, question_fraction=0.5),),
             image_size=world.size,
-            draw_length=TEXT_LENGTH,
-            read_length=TEXT_LENGTH,
+            t2i_length=TEXT_LENGTH,
+            i2t_length=TEXT_LENGTH,
             sample_latents=False,
             num_workers=0,
         ),
         prompts="mini",
         objective=ObjectiveConfig(
-            read_fraction=0.0,
+            i2t_fraction=0.0,
             flow=FlowConfig(logit_mean=0.6, logit_std=1.1),
             text=MaskedConfig(normalizer="answer", max_weight=10.0),
             alignment_weight=0.5,
@@ -140,8 +140,8 @@ def mini_stage1(root: Path, world: WorldConfig) -> DualRun:
         image,
         out=str(root / "mini-stage1"),
         init=str(root / "mini-image/export"),
-        data=replace(image.data, read=(_trained(world, latents=root / "mini-latents", questions=0.5),)),
-        objective=replace(image.objective, read_fraction=0.5, lambda_text=2.0),
+        data=replace(image.data, i2t=(_trained(world, latents=root / "mini-latents", questions=0.5),)),
+        objective=replace(image.objective, i2t_fraction=0.5, lambda_text=2.0),
         optimizer=replace(image.optimizer, lr=7e-4, muon_lr=0.014),
         max_steps=1760,
         seed=1,
@@ -162,7 +162,7 @@ def mini_stage2(root: Path, world: WorldConfig) -> DualRun:
         stage1,
         out=str(root / "mini-stage2"),
         init=str(root / "mini-stage1/export"),
-        data=replace(stage1.data, read=_both_pools(root, world, 0.4, 0.3)),
+        data=replace(stage1.data, i2t=_both_pools(root, world, 0.4, 0.3)),
         train_mask_embedding=True,
         max_steps=2260,
         seed=2,
@@ -177,7 +177,7 @@ def mini_stage3(root: Path, world: WorldConfig) -> DualRun:
         out=str(root / "mini-stage3"),
         init=str(root / "mini-stage2/export"),
         text=None,  # that of stage 2, which trained the mask token's embedding
-        data=replace(stage2.data, read=_both_pools(root, world, 0.55, 0.4)),
+        data=replace(stage2.data, i2t=_both_pools(root, world, 0.55, 0.4)),
         objective=replace(stage2.objective, alignment_weight=0.0),
         optimizer=replace(stage2.optimizer, schedule="linear", decay_fraction=1.0),
         train_mask_embedding=False,
@@ -193,8 +193,8 @@ def mini_stage4(root: Path, world: WorldConfig) -> DualRun:
         stage3,
         out=str(root / "mini-stage4"),
         init=str(root / "mini-stage3/export"),
-        data=replace(stage3.data, read=_both_pools(root, world, 0.25, 0.25)),
-        objective=replace(stage3.objective, read_fraction=0.375),
+        data=replace(stage3.data, i2t=_both_pools(root, world, 0.25, 0.25)),
+        objective=replace(stage3.objective, i2t_fraction=0.375),
         optimizer=replace(stage3.optimizer, lr=5e-4, muon_lr=0.01),
         max_steps=6400,
         seed=7,
@@ -211,15 +211,15 @@ def mini_stage4_128(root: Path, world: WorldConfig) -> DualRun:
         init=str(root / "mini-stage4/export"),
         data=replace(
             stage4.data,
-            draw=(_trained(large),),
-            read=tuple(
+            t2i=(_trained(large),),
+            i2t=tuple(
                 replace(source, world=enlarge(source.world, 2), latents=None)
                 for source in _both_pools(root, world, 0.5, 0.4)
             ),
             held_out=(replace(stage4.data.held_out[0], world=large),),
             image_size=large.size,
         ),
-        objective=replace(stage4.objective, read_fraction=0.5),
+        objective=replace(stage4.objective, i2t_fraction=0.5),
         max_steps=1000,
         seed=5,
     )
@@ -234,8 +234,8 @@ def mini_isolated(root: Path, world: WorldConfig) -> DualRun:
         init=str(root / "mini-stage4/export"),
         vae=None,  # that of `init`
         model=replace(stage4.model, image_attends_text=False),
-        data=replace(stage4.data, read=_both_pools(root, world, 0.5, 0.4)),
-        objective=replace(stage4.objective, read_fraction=0.5),
+        data=replace(stage4.data, i2t=_both_pools(root, world, 0.5, 0.4)),
+        objective=replace(stage4.objective, i2t_fraction=0.5),
         optimizer=replace(stage4.optimizer, lr=3e-4, muon_lr=0.006),
         max_steps=3200,
         seed=6,
@@ -277,8 +277,8 @@ def make_tiny(config: RunConfig) -> RunConfig:
         model=replace(config.model, hidden_size=32, depth=2, num_heads=2),
         data=replace(
             data,
-            draw=tuple(replace(source, num_scenes=48) for source in data.draw),
-            read=tuple(replace(source, num_scenes=48) for source in data.read),
+            t2i=tuple(replace(source, num_scenes=48) for source in data.t2i),
+            i2t=tuple(replace(source, num_scenes=48) for source in data.i2t),
         ),
         objective=replace(config.objective, alignment_block=0),
         optimizer=replace(config.optimizer, warmup_steps=2),

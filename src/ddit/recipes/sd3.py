@@ -7,8 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
-from ddit.config import DualRun, LoraConfig, ParallelConfig, ReportConfig
-from ddit.data.config import DataConfig, JsonData, LlavaData, QuestionsData, TarData
+from ddit.config.data import DataConfig, JsonData, LlavaData, QuestionsData, TarData
+from ddit.config.runs import DualRun, LoraConfig, ParallelConfig, ReportConfig
 from ddit.model import DualDiTConfig
 
 
@@ -38,12 +38,10 @@ def sd3_stage1(root: Path, size: Size) -> DualRun:
         init=size.start,
         model=size.model,
         data=DataConfig(
-            draw=(
-                TarData(str(root / "data/pretrain"), caption_key="re_caption", original_key="org_caption"),
-            ),
+            t2i=(TarData(str(root / "data/pretrain"), caption_key="re_caption", original_key="org_caption"),),
             image_size=256,
-            draw_length=64,
-            read_length=64,
+            t2i_length=64,
+            i2t_length=64,
         ),
         parallel=ParallelConfig(checkpoint_activations=True, compile_blocks=True, text_encoder="sharded"),
         report=ReportConfig(
@@ -66,14 +64,14 @@ def sd3_stage2(root: Path, size: Size) -> DualRun:
         init=f"{stage1.out}/export",
         data=replace(
             stage1.data,
-            read=(
+            i2t=(
                 JsonData(
                     str(data / "sharegpt4v_pretrain.json"), images=str(data / "images"), original_share=0.0
                 ),
                 TarData(str(data / "openimages"), caption_key="re_caption"),
             ),
-            draw_length=256,
-            read_length=256,
+            t2i_length=256,
+            i2t_length=256,
         ),
         train_mask_embedding=True,
         max_steps=200_000,
@@ -104,7 +102,7 @@ def sd3_stage3(root: Path, size: Size) -> DualRun:
         init=f"{stage2.out}/export",
         data=replace(
             stage2.data,
-            read=(
+            i2t=(
                 LlavaData(str(data / "llava_v1_5_mix665k.json"), images=images, weight=0.7),
                 QuestionsData(
                     str(data / "v2_OpenEnded_mscoco_train2014_questions.json"),
@@ -113,7 +111,7 @@ def sd3_stage3(root: Path, size: Size) -> DualRun:
                     weight=0.3,
                 ),
             ),
-            read_length=128,
+            i2t_length=128,
         ),
         objective=replace(stage2.objective, lambda_text=1.0),
         train_mask_embedding=False,

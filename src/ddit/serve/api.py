@@ -14,14 +14,14 @@ from starlette.routing import Match
 
 import ddit
 from ddit.serve.chat import add_chat_routes
-from ddit.serve.config import ServeConfig
-from ddit.serve.content import PictureReader
+from ddit.serve.content import ImageReader
 from ddit.serve.engine import Engine
 from ddit.serve.errors import ApiError, add_error_handlers
 from ddit.serve.files import FileStore
 from ddit.serve.guard import Guard
+from ddit.serve.images import add_picture_routes
 from ddit.serve.metrics import Metrics
-from ddit.serve.pictures import add_picture_routes
+from ddit.serve.options import ServeConfig
 from ddit.serve.service import FAULTS, Service
 from ddit.serve.uploads import add_file_routes
 
@@ -48,7 +48,7 @@ def create_app(engine: "Engine | Pipeline", config: ServeConfig | None = None) -
     store = FileStore(config.files, max_files=config.max_files, max_bytes=config.max_files_bytes)
     metrics = Metrics()
     metrics.watch(engine)
-    service = Service(engine, config, store, PictureReader(config, store), metrics)
+    service = Service(engine, config, store, ImageReader(config, store), metrics)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:

@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from ddit.batching import StepCallback
 from ddit.devices import batch_threads
-from ddit.notices import heard
+from ddit.errors import collect_warnings
+from ddit.inference.batching import StepCallback
 from ddit.prompts import BLANK
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ def call_pipeline(
         options["negative_prompt"] = [job.sample["negative_prompt"] for job in jobs]
     candidates = len(jobs) * options.get("best_of", 1)
     batch_size = max(len(jobs), min(candidates, MAX_CANDIDATES))
-    with heard() as notices, batch_threads(candidates):
+    with collect_warnings() as notices, batch_threads(candidates):
         values = getattr(pipeline, verb)(
             *inputs, seed=[job.seed for job in jobs], batch_size=batch_size, on_step=on_step, **options
         )

@@ -10,15 +10,15 @@ from fastapi import FastAPI
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from ddit.batching import Step
+from ddit.inference.batching import Step
+from ddit.inference.text_generator import WRITING_FIELDS
 from ddit.prompts import BLANK
 from ddit.serve.errors import ApiError
 from ddit.serve.jobs import Job, Result, Verb, make_options
-from ddit.serve.running import event_stream, merge, run_jobs, sse, started
+from ddit.serve.responses import event_stream, merge, run_jobs, sse, started
 from ddit.serve.schemas import ChatRequest, ContentPart, Message
 from ddit.serve.service import FAULTS, Service, distinct, random_seed
 from ddit.serve.texts import TextView
-from ddit.writing import WRITING_FIELDS
 
 CHAT_ANSWER: dict[str, Any] = {
     "description": "The text; with `stream`, server-sent events",

@@ -12,9 +12,9 @@ from starlette.datastructures import UploadFile
 from starlette.requests import Request
 
 from ddit.images import FORMATS, image_size, read_image
-from ddit.serve.config import ServeConfig
 from ddit.serve.errors import ApiError
 from ddit.serve.files import FileStore, StoredFile
+from ddit.serve.options import ServeConfig
 
 DATA_URL = re.compile(
     r"data:([\w.+-]+/[\w.+-]+)?((?:;[\w.+-]+=[\w.+-]+)*)(;base64)?,", re.ASCII | re.IGNORECASE
@@ -22,7 +22,7 @@ DATA_URL = re.compile(
 OWN_FILE = re.compile(r"(?:https?://[^/?#]+)?/v1/files/(file-[0-9a-f]{32})/content")
 
 
-class PictureReader:
+class ImageReader:
     """Reads clients' pictures, one at a time in a thread of its own, so that their memory is bounded."""
 
     def __init__(self, config: ServeConfig, store: FileStore) -> None:

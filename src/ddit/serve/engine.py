@@ -15,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Self
 
-from ddit.batching import Step
+from ddit.inference.batching import Step
 from ddit.serve.jobs import BatchReport, Job, Limits, Overloaded, Preview, Result, Stopping, TimedOut
 
 if TYPE_CHECKING:  # torch takes seconds to import

@@ -129,7 +129,7 @@ class FileStore:
                 count, size = count - 1, size - num_bytes
 
 
-def encode_picture(image, output_format: str, quality: int | None = None) -> bytes:
+def encode_image_file(image, output_format: str, quality: int | None = None) -> bytes:
     """A PIL image as a PNG, JPEG or WebP file; quality (0 to 100) is of the latter two."""
     buffer = io.BytesIO()
     options = {} if output_format == "png" or quality is None else {"quality": quality}

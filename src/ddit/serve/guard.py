@@ -10,9 +10,9 @@ from typing import Any
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from ddit.serve.config import ServeConfig
 from ddit.serve.errors import ApiError
 from ddit.serve.metrics import Metrics
+from ddit.serve.options import ServeConfig
 
 log = logging.getLogger(__name__)
 

@@ -63,7 +63,7 @@ class Result:
 
     Attributes:
         value: the picture, or the text.
-        state: after the last step, of one sample: a `flow.DrawState` or a `masked.WriteState`.
+        state: after the last step, of one sample: a `flow.ImageState` or a `masked.TextState`.
         notices: what the model could not make use of, such as words that it does not know.
         seconds: in the queue and in the model together.
     """
@@ -125,5 +125,5 @@ class BatchReport:
 
     verb: Verb
     size: int
-    num_passes: int
+    num_steps_taken: int
     seconds: float

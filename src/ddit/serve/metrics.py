@@ -53,7 +53,7 @@ class Metrics:
     def count_batch(self, report: BatchReport) -> None:
         self.batch_size.labels(report.verb).observe(report.size)
         self.batch_seconds.labels(report.verb).observe(report.seconds)
-        self.passes.labels(report.verb).inc(report.num_passes)
+        self.passes.labels(report.verb).inc(report.num_steps_taken)
         self.jobs.labels(report.verb).inc(report.size)
 
     def count_request(self, route: str, status: int, seconds: float) -> None:

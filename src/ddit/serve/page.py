@@ -17,7 +17,7 @@ from gradio.utils import get_upload_folder
 from PIL import Image
 
 from ddit.serve.engine import Engine
-from ddit.serve.files import encode_picture
+from ddit.serve.files import encode_image_file
 from ddit.serve.page_examples import Examples, SceneSample, examples_for, scene_sample
 from ddit.serve.page_runs import Runs
 from ddit.serve.page_view import look, placeholder, truth
@@ -179,7 +179,7 @@ class _Page:
         def show(sample: SceneSample) -> list[Any]:
             questions = [asked for asked, _ in sample.questions]
             return [
-                picture_file(sample.image),
+                image_file(sample.image),
                 truth(sample.caption, sample.questions),
                 questions[0],
                 _samples(questions),
@@ -204,7 +204,7 @@ class _Page:
 
         def show(sample: SceneSample) -> list[Any]:
             texts = [sample.blank, *self.examples.blanks]
-            return [picture_file(sample.image), truth(sample.caption, []), sample.blank, _samples(texts)]
+            return [image_file(sample.image), truth(sample.caption, []), sample.blank, _samples(texts)]
 
         self._offer_scenes(scene_button, show, [image, facts, text, offered], first=6)
 
@@ -240,7 +240,7 @@ class _Page:
 
         def show(sample: SceneSample) -> list[Any]:
             changes = list(sample.changes)
-            return [picture_file(sample.image), truth(sample.caption, []), changes[0], _samples(changes)]
+            return [image_file(sample.image), truth(sample.caption, []), changes[0], _samples(changes)]
 
         self._offer_scenes(scene_button, show, [image, facts, prompt, offered], first=3)
         return image
@@ -272,7 +272,7 @@ class _Page:
 
     def _picture_input(self, *looks: str) -> tuple[gr.Image, gr.Button, gr.HTML]:
         image = gr.Image(
-            label="Picture",
+            label="EncodedImage",
             show_label=False,  # it would lie on the picture
             sources=["upload", "clipboard"],
             type="filepath",  # read by `images.read_image`, which checks it before decoding
@@ -301,7 +301,7 @@ class _Page:
     def _as_seen(self, image: str | None) -> Any:
         """An uploaded picture as the model sees it, cropped and small; one that cannot be read stays."""
         try:
-            return picture_file(self.runs.fitted(image))
+            return image_file(self.runs.fitted(image))
         except ValueError:  # told when a button is pressed
             return gr.skip()
 
@@ -329,7 +329,7 @@ class _Page:
             (self.to_read, self.read_image, "read"),
             (self.to_change, self.change_image, "change"),
         ):
-            handed = button.click(picture_file, self.drawn, image, **AT_ONCE)
+            handed = button.click(image_file, self.drawn, image, **AT_ONCE)
             handed.then(
                 lambda tab=tab: gr.Tabs(selected=tab), None, self.tabs, **AT_ONCE
             )  # not before it is there
@@ -343,12 +343,12 @@ aria-describedby="painter-help"></canvas><span class="cursor"></span></div>
 </div>"""
 
 
-def picture_file(image: Image.Image) -> str:
+def image_file(image: Image.Image) -> str:
     """The path of a picture among Gradio's files, by its content.
 
     Gradio itself would write that file anew whenever a picture is shown, and whoever reads it meanwhile gets a part.
     """
-    data = encode_picture(image, "png")
+    data = encode_image_file(image, "png")
     folder = Path(get_upload_folder()) / sha256(data).hexdigest()
     folder.mkdir(parents=True, exist_ok=True)
     with NamedTemporaryFile(dir=folder, delete=False) as part:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from PIL import Image
 
 if TYPE_CHECKING:
-    from ddit.encoders import TextCodec
+    from ddit.model.encoders import TextCodec
     from ddit.world import Scene
 
 LARGEST_SMALL_VOCABULARY = 1000

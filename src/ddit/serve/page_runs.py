@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from PIL import Image
 
-from ddit.batching import Step
 from ddit.images import fit_image, read_image
+from ddit.inference.batching import Step
 from ddit.serve import page_view as view
 from ddit.serve.engine import Engine
 from ddit.serve.jobs import Job, Overloaded, Preview, Result, Stopping, TimedOut, make_options

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Literal
 
 from PIL import Image
 
-from ddit.serve.files import encode_picture
+from ddit.serve.files import encode_image_file
 
 if TYPE_CHECKING:
-    from ddit.encoders import TextCodec
+    from ddit.model.encoders import TextCodec
 
 LARGEST_SMALL = 256
 """Pixels a side up to which a picture is enlarged with crisp pixels, and is a PNG on the way. A larger one is a JPEG
@@ -52,7 +52,7 @@ class Settling:
     def add(self, ids: Sequence[int], answer_mask: Sequence[bool], confidence: Sequence[float]) -> bool:
         """Takes the text's ids, where the answer is, and confidences after a pass; whether that wrote anything.
 
-        All are of one length (L,), as in `masked.WriteState`.
+        All are of one length (L,), as in `masked.TextState`.
         """
         if not self.frames:
             self._numbers = [0] * len(ids)
@@ -99,7 +99,7 @@ def look(size: tuple[int, int]) -> str:
 def data_uri(image: Image.Image, *, final: bool = True) -> str:
     """The picture as a `data:` address; a large one that is not final loses a little."""
     kind = "png" if final or look(image.size) == "crisp" else "jpeg"
-    data = encode_picture(image, kind, quality=85)
+    data = encode_image_file(image, kind, quality=85)
     return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
 
 

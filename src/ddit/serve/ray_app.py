@@ -19,9 +19,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ddit.serve.config import ServeConfig
+from ddit.errors import near_misses
 from ddit.serve.jobs import Limits
-from ddit.suggest import near_misses
+from ddit.serve.options import ServeConfig
 
 if TYPE_CHECKING:  # seconds to import
     from fastapi import FastAPI
@@ -50,7 +50,7 @@ class Replica:
     def make_app(self) -> "FastAPI":
         """Loads the model and makes the application; run in the replica's process."""
         from ddit.devices import limit_threads
-        from ddit.folders import resolve
+        from ddit.model.folders import resolve
         from ddit.pipeline import Pipeline
         from ddit.serve.api import create_app
 

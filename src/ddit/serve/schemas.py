@@ -8,9 +8,9 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from ddit.flow import Sampler
-from ddit.suggest import near_misses
-from ddit.unmasking import Order
+from ddit.diffusion.flow import Sampler
+from ddit.diffusion.unmasking import Order
+from ddit.errors import near_misses
 
 Seed = Annotated[int, Field(ge=0, lt=2**62)]
 

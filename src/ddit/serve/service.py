@@ -8,12 +8,12 @@ from typing import Any
 
 from starlette.requests import Request
 
-from ddit.serve.config import ServeConfig
-from ddit.serve.content import PictureReader
+from ddit.serve.content import ImageReader
 from ddit.serve.engine import Engine
 from ddit.serve.errors import ApiError
 from ddit.serve.files import FileStore
 from ddit.serve.metrics import Metrics
+from ddit.serve.options import ServeConfig
 from ddit.serve.schemas import ErrorBody
 
 FAULTS: dict[int | str, dict[str, Any]] = {
@@ -40,7 +40,7 @@ class Service:
     engine: Engine
     config: ServeConfig
     store: FileStore
-    reader: PictureReader
+    reader: ImageReader
     metrics: Metrics
     created: int = field(default_factory=lambda: int(time.time()))
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # torch takes seconds to import
-    from ddit.masked import WriteState
+    from ddit.diffusion.masked import TextState
     from ddit.pipeline import Pipeline
     from ddit.serve.jobs import Verb
 
@@ -37,7 +37,7 @@ class TextView:
         self.verb = verb
         self.sent = ""
 
-    def advance(self, state: "WriteState") -> str:
+    def advance(self, state: "TextState") -> str:
         """What is new, after a pass of this sample (a state of one row)."""
         ids, _ = self._shown(state)
         masked = self.codec.mask_token_id
@@ -56,7 +56,7 @@ class TextView:
         new, self.sent = text[len(self.sent) :], text
         return new
 
-    def tokens(self, state: "WriteState") -> list[Token]:
+    def tokens(self, state: "TextState") -> list[Token]:
         """The positions of the text, up to its end where that is known."""
         ids, confidence = self._shown(state)
         if self.codec.eos_token_id in ids:
@@ -69,16 +69,16 @@ class TextView:
             found.append(Token(None if token == masked else shown, sure))
         return found
 
-    def is_cut(self, state: "WriteState") -> bool:
+    def is_cut(self, state: "TextState") -> bool:
         """Whether a whole text has no end within its positions."""
         return self.verb != "infill" and self.codec.eos_token_id not in self._shown(state)[0]
 
-    def num_written(self, state: "WriteState") -> int:
+    def num_written(self, state: "TextState") -> int:
         """Tokens that the model wrote, its end-of-text token apart."""
         written = state.ids[0][state.answer_mask[0]].tolist()
         return written.index(self.codec.eos_token_id) if self.codec.eos_token_id in written else len(written)
 
-    def _shown(self, state: "WriteState") -> tuple[list[int], list[float]]:
+    def _shown(self, state: "TextState") -> tuple[list[int], list[float]]:
         """Ids and confidences of the positions that the client sees."""
         ids, answer_mask, confidence = (part[0].cpu() for part in state)
         if self.verb != "infill":

@@ -8,12 +8,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ddit.autoencoder import PatchAutoencoder, autoencoder_loss
-from ddit.config import AutoencoderRun, OptimizerConfig, save_config
-from ddit.data.config import WorldData
+from ddit.config.data import WorldData
+from ddit.config.runs import AutoencoderRun, OptimizerConfig, save_config
 from ddit.data.sampler import batch_indices
 from ddit.data.sources import WorldSource
-from ddit.encoders import ImageCodec
+from ddit.model.autoencoder import PatchAutoencoder, autoencoder_loss
+from ddit.model.encoders import ImageCodec
 from ddit.train.log import RunLog
 from ddit.train.optim import lr_factor
 

@@ -48,19 +48,19 @@ class Read(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """One micro-batch of one rank; a half that a run does not train is None. `broken`: samples replaced, by cause."""
+    """One micro-batch of one rank; a half that a run does not train is None. `corrupt`: samples replaced, by cause."""
 
     drawn: Drawn | None
     read: Read | None
-    broken: dict[str, int]
+    corrupt: dict[str, int]
 
 
 def split(batch: Batch, num_parts: int) -> list[Batch]:
-    """The micro-batches of a rank's batch, in order and of equal size (views); `broken` stays with the first."""
+    """The micro-batches of a rank's batch, in order and of equal size (views); `corrupt` stays with the first."""
     parts = []
     for i in range(num_parts):
-        broken = batch.broken if i == 0 else {}
-        parts.append(Batch(_cut(batch.drawn, i, num_parts), _cut(batch.read, i, num_parts), broken))
+        corrupt = batch.corrupt if i == 0 else {}
+        parts.append(Batch(_cut(batch.drawn, i, num_parts), _cut(batch.read, i, num_parts), corrupt))
     return parts
 
 

@@ -12,16 +12,17 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from ddit import flow, masked, prompts
-from ddit.config import DualRun
+from ddit import prompts
+from ddit.config.data import LlavaData, SourceConfig
+from ddit.config.runs import DualRun
 from ddit.data.buckets import Shape, bucket_shapes
-from ddit.data.config import LlavaData, SourceConfig
 from ddit.data.latents import CachedSource, LatentFolder
 from ddit.data.mixture import HalfBatches, Place
 from ddit.data.sampler import noise_rng, sample_rng
-from ddit.data.samples import BrokenSample, Sample, Source, Turn
+from ddit.data.samples import CorruptSample, Sample, Source, Turn
 from ddit.data.sources import open_source
-from ddit.encoders import ImageCodec, TextCodec
+from ddit.diffusion import flow, masked
+from ddit.model.encoders import ImageCodec, TextCodec
 from ddit.prompts import MINI, PUBLISHED, TokenizedPrompt
 from ddit.train.batch import Batch, Drawn, Pictures, Read, split
 from ddit.train.rows import (
@@ -29,10 +30,10 @@ from ddit.train.rows import (
     Row,
     caption_ids,
     conversation_ids,
-    fit_picture,
+    fit_sample_image,
     normals,
     row_latents,
-    stack_pictures,
+    stack_images,
 )
 
 DRAW, READ = 0, 1
@@ -70,7 +71,7 @@ class _Half:
 class StepData(Dataset[list[Batch]]):
     """Item `step` is the list of this rank's micro-batches of global batch `step`.
 
-    A global batch has round(B * read_fraction) samples to read and the rest to draw. Everything random about sample
+    A global batch has round(B * i2t_fraction) samples to read and the rest to draw. Everything random about sample
     `position` (caption, dropout, times, noise, masks) comes from (seed, step, position), so that the global batch is
     the same for any number of ranks, workers and micro-batches.
 
@@ -96,43 +97,43 @@ class StepData(Dataset[list[Batch]]):
     ) -> None:
         self.cfg, self.facts, self.style = cfg, facts, STYLES[cfg.prompts]
         self.codec = codec.without_encoder()
-        self.num_read = round(cfg.global_batch_size * cfg.objective.read_fraction)
-        self.num_drawn = cfg.global_batch_size - self.num_read
-        self.num_micro_batches = _num_micro_batches(cfg, num_ranks, self.num_drawn, self.num_read)
+        self.num_read = round(cfg.global_batch_size * cfg.objective.i2t_fraction)
+        self.num_t2i = cfg.global_batch_size - self.num_read
+        self.num_micro_batches = _num_micro_batches(cfg, num_ranks, self.num_t2i, self.num_read)
         self._check_settings()
         self._shapes = _shapes(cfg, facts)
         draw, read = self._open(open_with)
-        self._drawn = self._half(DRAW, draw, 0, self.num_drawn, rank, num_ranks)
-        self._read = self._half(READ, read, self.num_drawn, self.num_read, rank, num_ranks)
+        self._drawn = self._half(DRAW, draw, 0, self.num_t2i, rank, num_ranks)
+        self._read = self._half(READ, read, self.num_t2i, self.num_read, rank, num_ranks)
 
     def _check_settings(self) -> None:
         cfg = self.cfg
         if cfg.seed < 0:
             raise ValueError(f"seed must not be negative, got {cfg.seed}")
-        if not cfg.data.draw and (self.num_drawn or not cfg.data.read):
-            raise ValueError("data.draw names no source")
-        self._empty_prompt = prompts.empty_prompt(self.codec, 1, cfg.data.draw_length, style=self.style)[0]
+        if not cfg.data.t2i and (self.num_t2i or not cfg.data.i2t):
+            raise ValueError("data.t2i names no source")
+        self._empty_prompt = prompts.empty_prompt(self.codec, 1, cfg.data.t2i_length, style=self.style)[0]
         # A template that leaves no room is the fault of a setting, not of every sample.
-        prompts.training_conversation(self.codec, [[("?", "?")]], cfg.data.read_length, style=self.style)
+        prompts.training_conversation(self.codec, [[("?", "?")]], cfg.data.i2t_length, style=self.style)
 
     def _open(self, open_with: Callable[[SourceConfig], Source]) -> tuple[list[OpenSource], list[OpenSource]]:
-        data, align = self.cfg.data, self.cfg.objective.alignment_weight > 0 and self.num_drawn > 0
-        draw = [(_open_one(c, open_with, self.facts, align), c) for c in data.draw]
+        data, align = self.cfg.data, self.cfg.objective.alignment_weight > 0 and self.num_t2i > 0
+        draw = [(_open_one(c, open_with, self.facts, align), c) for c in data.t2i]
         if align and not all(isinstance(source, CachedSource) for source, _ in draw):
             raise ValueError(
                 "objective.alignment_weight is above 0, which needs cached latents with a teacher's features "
-                "for every source of data.draw"
+                "for every source of data.t2i"
             )
-        if not data.read:
+        if not data.i2t:
             return draw, [(s.without_features() if isinstance(s, CachedSource) else s, c) for s, c in draw]
-        return draw, [(_open_one(c, open_with, self.facts, False), c) for c in data.read]
+        return draw, [(_open_one(c, open_with, self.facts, False), c) for c in data.i2t]
 
     def _half(
         self, kind: int, sources: list[OpenSource], first: int, size: int, rank: int, num_ranks: int
     ) -> _Half | None:
         if not size:
             return None
-        name = "data.read" if kind == READ and self.cfg.data.read else "data.draw"
+        name = "data.i2t" if kind == READ and self.cfg.data.i2t else "data.t2i"
         is_cached = _all_cached(sources, name, self.facts, self._shapes)
         plan = HalfBatches(
             [(source, cfg.weight) for source, cfg in sources], size, shapes=self._shapes, seed=self.cfg.seed,
@@ -146,13 +147,13 @@ class StepData(Dataset[list[Batch]]):
 
     def rank_batch(self, step: int) -> Batch:
         """This rank's whole part of global batch `step`; `ValueError` if no usable sample can be found."""
-        broken: Counter[str] = Counter()
-        drawn = None if self._drawn is None else self._make_drawn(self._drawn, step, broken)
-        read = None if self._read is None else self._make_read(self._read, step, broken)
-        return Batch(drawn, read, dict(broken))
+        corrupt: Counter[str] = Counter()
+        drawn = None if self._drawn is None else self._make_drawn(self._drawn, step, corrupt)
+        read = None if self._read is None else self._make_read(self._read, step, corrupt)
+        return Batch(drawn, read, dict(corrupt))
 
-    def _make_drawn(self, half: _Half, step: int, broken: Counter[str]) -> Drawn:
-        cfg, rows = self.cfg, self._rows(half, step, broken)
+    def _make_drawn(self, half: _Half, step: int, corrupt: Counter[str]) -> Drawn:
+        cfg, rows = self.cfg, self._rows(half, step, corrupt)
         rngs = [noise_rng(cfg.seed, step, half.first + i) for i in half.mine]
         dropped = torch.tensor([rng.random() < cfg.objective.caption_dropout for rng in rngs])
         normal = torch.tensor([rng.standard_normal() for rng in rngs], dtype=torch.float32)
@@ -170,15 +171,15 @@ class StepData(Dataset[list[Batch]]):
             features,
         )
 
-    def _make_read(self, half: _Half, step: int, broken: Counter[str]) -> Read:
-        cfg, rows = self.cfg, self._rows(half, step, broken)
+    def _make_read(self, half: _Half, step: int, corrupt: Counter[str]) -> Read:
+        cfg, rows = self.cfg, self._rows(half, step, corrupt)
         rngs = [noise_rng(cfg.seed, step, half.first + i) for i in half.mine]
         # Times are stratified over the half; which sample gets which slice is permuted, so that no rank always has the
         # late ones, which have the most masked tokens.
         slices = np.random.default_rng([cfg.seed, step]).permutation(self.num_read)[half.mine]
         u = torch.tensor([rng.random() for rng in rngs], dtype=torch.float64)
         t = masked.time_of_uniform((torch.from_numpy(slices) + u) / self.num_read).float()
-        uniform = torch.from_numpy(np.stack([rng.random(cfg.data.read_length, np.float32) for rng in rngs]))
+        uniform = torch.from_numpy(np.stack([rng.random(cfg.data.i2t_length, np.float32) for rng in rngs]))
         input_ids = torch.stack([row.input_ids for row in rows])
         masks = [row.answer_mask for row in rows]
         answer_mask = torch.stack([mask for mask in masks if mask is not None])
@@ -187,10 +188,10 @@ class StepData(Dataset[list[Batch]]):
         )
         return Read(self._pictures(half, rows, rngs, step), input_ids, answer_mask, noisy_ids, t)
 
-    def _rows(self, half: _Half, step: int, broken: Counter[str]) -> list[Row]:
-        return [self._row(half, step, i, broken) for i in half.mine]
+    def _rows(self, half: _Half, step: int, corrupt: Counter[str]) -> list[Row]:
+        return [self._row(half, step, i, corrupt) for i in half.mine]
 
-    def _row(self, half: _Half, step: int, i: int, broken: Counter[str]) -> Row:
+    def _row(self, half: _Half, step: int, i: int, corrupt: Counter[str]) -> Row:
         """Sample `i` of a half; a broken one is counted and replaced by another of its source and bucket."""
         position, place = half.first + i, half.plan.place(step, i)
         shape, error = half.plan.shape(step), None
@@ -200,9 +201,9 @@ class StepData(Dataset[list[Batch]]):
                 rng = sample_rng(self.cfg.seed, step, position)
                 sample = source.sample(place.index, rng, reading=half.kind == READ)
                 return self._made(half, sample, shape)
-            except BrokenSample as broken_sample:
+            except CorruptSample as broken_sample:
                 error = broken_sample
-                broken[broken_sample.cause] += 1
+                corrupt[broken_sample.cause] += 1
                 place = half.plan.replacement(place, step, position, attempt)
         raise ValueError(
             f"{_MAX_ATTEMPTS} samples in a row could not be used, the last being {_name(half, place)}: {error}"
@@ -210,11 +211,11 @@ class StepData(Dataset[list[Batch]]):
 
     def _made(self, half: _Half, sample: Sample, shape: Shape) -> Row:
         if sample.picture is None and not half.may_lack_pictures:
-            raise BrokenSample("no picture", "the sample has a text alone")
-        picture, data = fit_picture(sample.picture, shape), self.cfg.data
+            raise CorruptSample("no picture", "the sample has a text alone")
+        picture, data = fit_sample_image(sample.picture, shape), self.cfg.data
         if half.kind == DRAW:
-            return Row(picture, caption_ids(self.codec, sample, data.draw_length, self.style))
-        return Row(picture, *conversation_ids(self.codec, sample, data.read_length, self.style))
+            return Row(picture, caption_ids(self.codec, sample, data.t2i_length, self.style))
+        return Row(picture, *conversation_ids(self.codec, sample, data.i2t_length, self.style))
 
     def _latent_shape(self, shape: Shape) -> LatentShape:
         height, width = (side // self.facts.downsample for side in shape)
@@ -224,19 +225,19 @@ class StepData(Dataset[list[Batch]]):
         shape = half.plan.shape(step)
         noise = normals(rngs, self._latent_shape(shape)) if self.cfg.data.sample_latents else None
         is_null = torch.tensor([row.picture is None for row in rows]) if half.may_lack_pictures else None
-        return stack_pictures(rows, shape, self._latent_shape(shape), half.is_cached, noise, is_null)
+        return stack_images(rows, shape, self._latent_shape(shape), half.is_cached, noise, is_null)
 
 
-def _num_micro_batches(cfg: DualRun, num_ranks: int, num_drawn: int, num_read: int) -> int:
+def _num_micro_batches(cfg: DualRun, num_ranks: int, num_t2i: int, num_read: int) -> int:
     size, micro = cfg.global_batch_size, cfg.micro_batch_size
     if size < 1 or (micro is not None and micro < 1):
         raise ValueError(f"global_batch_size={size} and micro_batch_size={micro} must be at least 1")
     num_micro = 1 if micro is None else -(-size // (num_ranks * micro))
-    if num_drawn % (num_ranks * num_micro) or num_read % (num_ranks * num_micro):
+    if num_t2i % (num_ranks * num_micro) or num_read % (num_ranks * num_micro):
         raise ValueError(
-            f"a global batch of {num_drawn} pictures to draw and {num_read} to read cannot be shared equally by "
+            f"a global batch of {num_t2i} pictures to draw and {num_read} to read cannot be shared equally by "
             f"{num_ranks} ranks with {num_micro} micro-batches each (global_batch_size={size}, "
-            f"micro_batch_size={micro}, objective.read_fraction={cfg.objective.read_fraction})"
+            f"micro_batch_size={micro}, objective.i2t_fraction={cfg.objective.i2t_fraction})"
         )
     return num_micro
 
@@ -292,7 +293,7 @@ def _name(half: _Half, place: Place) -> str:
 class HeldOutSamples(NamedTuple):
     """The fixed samples by which a run is watched, n of them, cut to squares; modes, not samples, of their latents.
 
-    prompt_ids (n, draw_length) and caption_texts (n, read_length) are of the captions, turn_texts of the conversations;
+    prompt_ids (n, t2i_length) and caption_texts (n, i2t_length) are of the captions, turn_texts of the conversations;
     where has_caption or has_question (n,) is False these rows mean nothing.
     """
 
@@ -335,7 +336,7 @@ def held_out_samples(
     is_null = torch.tensor([row.picture is None for row in rows])
     size = side // facts.downsample
     return HeldOutSamples(
-        stack_pictures(
+        stack_images(
             rows, shapes[0], (facts.channels, size, size), is_cached, None, is_null if is_null.any() else None
         ),
         torch.stack([entry.row.input_ids for entry in found]),
@@ -365,20 +366,20 @@ class _HeldOut(NamedTuple):
 def _held_out(source: Source, index: int, cfg: DualRun, codec: TextCodec, shape: Shape) -> _HeldOut | None:
     """Sample `index` with all the texts that it has; None if it has none, or is broken."""
     data, style = cfg.data, STYLES[cfg.prompts]
-    nothing = prompts.empty_prompt(codec, 1, data.draw_length, style=style)[0]
-    no_text = prompts.training_caption(codec, [""], data.read_length, style=style)
+    nothing = prompts.empty_prompt(codec, 1, data.t2i_length, style=style)[0]
+    no_text = prompts.training_caption(codec, [""], data.i2t_length, style=style)
     drawn = read = None
     text = turn_text = (no_text.input_ids[0], no_text.answer_mask[0])
-    with contextlib.suppress(BrokenSample):
+    with contextlib.suppress(CorruptSample):
         sample = source.sample(index, sample_rng(0, 0, index), reading=False)
-        nothing = caption_ids(codec, sample, data.draw_length, style)
+        nothing = caption_ids(codec, sample, data.t2i_length, style)
         as_text = sample._replace(turns=(Turn(None, sample.caption or ""),))
-        text, drawn = conversation_ids(codec, as_text, data.read_length, style), sample
-    with contextlib.suppress(BrokenSample):
+        text, drawn = conversation_ids(codec, as_text, data.i2t_length, style), sample
+    with contextlib.suppress(CorruptSample):
         sample = source.sample(index, sample_rng(0, 0, index), reading=True, with_picture=drawn is None)
-        turn_text, read = conversation_ids(codec, sample, data.read_length, style), sample
+        turn_text, read = conversation_ids(codec, sample, data.i2t_length, style), sample
     first = drawn or read
     if first is None:
         return None
-    row = Row(fit_picture(first.picture, shape), nothing)
+    row = Row(fit_sample_image(first.picture, shape), nothing)
     return _HeldOut(row, drawn.caption if drawn else None, text, read.turns if read else (), turn_text)

@@ -9,13 +9,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ddit.config import DualRun
-from ddit.folders import ModelSettings, load_image_codec, load_text_codec, resolve, save_pipeline
-from ddit.lora import add_adapters, merge_adapters, save_adapters
+from ddit.config.runs import DualRun
+from ddit.inference.text_generator import TextSampling
 from ddit.model import DualDiT
+from ddit.model.adapters import add_adapters, merge_adapters, save_adapters
+from ddit.model.folders import ModelSettings, load_image_codec, load_text_codec, resolve, save_pipeline
 from ddit.train.batches import STYLES
 from ddit.train.parallel import Ranks, gather_on_first
-from ddit.writing import Writing
 
 _DTYPE = torch.bfloat16
 _PREFIX = "transformer."
@@ -75,8 +75,8 @@ def settings_of(cfg: DualRun) -> ModelSettings:
     settings = {
         "prompt_style": style.to_dict(),
         "image_size": data.image_size,
-        "prompt_length": data.draw_length,
-        "text_length": data.read_length,
+        "prompt_length": data.t2i_length,
+        "text_length": data.i2t_length,
     }
     if cfg.prompts == "published":
         return ModelSettings(**settings)
@@ -88,5 +88,5 @@ def settings_of(cfg: DualRun) -> ModelSettings:
         shift=report.sheet_shift,
         caption_steps=16,
         answer_steps=4,
-        writing=Writing(order="confidence", temperature=0.0),
+        writing=TextSampling(order="confidence", temperature=0.0),
     )

@@ -10,7 +10,7 @@ import time
 
 import torch
 
-from ddit.config import DualRun
+from ddit.config.runs import DualRun
 from ddit.model import DualDiTConfig
 
 # bf16 matrix products without sparsity, TFLOP/s, from the vendors' data sheets; the longest name that fits counts
@@ -66,11 +66,11 @@ def measure_peak(device: torch.device, dtype: torch.dtype, *, seconds: float = 0
 def step_flops(
     config: DualDiTConfig,
     *,
-    num_drawn: int,
+    num_t2i: int,
     num_read: int,
     image_tokens: int,
-    draw_length: int,
-    read_length: int,
+    t2i_length: int,
+    i2t_length: int,
     num_logits: float,
     lora_rank: int = 0,
 ) -> float:
@@ -78,15 +78,15 @@ def step_flops(
 
     Args:
         num_drawn, num_read: pictures drawn and read, of `image_tokens` tokens each.
-        draw_length, read_length: text tokens of each.
+        t2i_length, i2t_length: text tokens of each.
         num_logits: positions of the whole batch at which logits are computed.
         lora_rank: above 0, weights outside the adapters and the text head get no gradient, nor do the inputs of the
             first block.
     """
     dim, patch = config.hidden_size, config.patch_size**2 * config.in_channels
-    batch, images = num_drawn + num_read, (num_drawn + num_read) * image_tokens
-    texts = num_drawn * draw_length + num_read * read_length
-    last_images, last_texts = num_drawn * image_tokens, num_read * read_length  # what the last block finishes
+    batch, images = num_t2i + num_read, (num_t2i + num_read) * image_tokens
+    texts = num_t2i * t2i_length + num_read * i2t_length
+    last_images, last_texts = num_t2i * image_tokens, num_read * i2t_length  # what the last block finishes
 
     qkv, out_and_mlp = 3 * dim * dim, 9 * dim * dim  # multiply-adds a token
     inner = config.depth - 1
@@ -96,14 +96,14 @@ def step_flops(
     own = sum(images if finished else last_images for finished in duals)
     linears += own * 4 * dim * dim
 
-    drawn_seen, read_seen = image_tokens + draw_length, image_tokens + read_length
+    drawn_seen, read_seen = image_tokens + t2i_length, image_tokens + i2t_length
     image_seen = read_seen if config.image_attends_text else image_tokens
-    drawn = num_drawn * (inner * drawn_seen + image_tokens) * drawn_seen
-    read = num_read * (inner * image_tokens * image_seen + config.depth * read_length * read_seen)
+    drawn = num_t2i * (inner * drawn_seen + image_tokens) * drawn_seen
+    read = num_read * (inner * image_tokens * image_seen + config.depth * i2t_length * read_seen)
     attention = 2 * dim * (drawn + read + own * image_tokens)  # queries x keys, then weights x values
 
     chunks = sum(12 + 3 * (layer in config.dual_attention_layers) for layer in range(config.depth))
-    modulation = batch * dim * dim * chunks + num_drawn * 2 * dim * dim
+    modulation = batch * dim * dim * chunks + num_t2i * 2 * dim * dim
     time_embed = batch * (256 + dim) * dim
     embed = images * patch * dim + texts * config.text_dim * dim  # their inputs need no gradient
     image_head, text_head = last_images * patch * dim, num_logits * dim * config.vocab_size
@@ -122,15 +122,15 @@ def run_flops(cfg: DualRun, downsample: int) -> float:
 
     downsample: pixels a side of one latent.
     """
-    num_read = round(cfg.global_batch_size * cfg.objective.read_fraction)
+    num_read = round(cfg.global_batch_size * cfg.objective.i2t_fraction)
     side = cfg.data.image_size // downsample // cfg.model.patch_size
     return step_flops(
         cfg.model,
-        num_drawn=cfg.global_batch_size - num_read,
+        num_t2i=cfg.global_batch_size - num_read,
         num_read=num_read,
         image_tokens=side**2,
-        draw_length=cfg.data.draw_length,
-        read_length=cfg.data.read_length,
-        num_logits=0.5 * num_read * cfg.data.read_length,
+        t2i_length=cfg.data.t2i_length,
+        i2t_length=cfg.data.i2t_length,
+        num_logits=0.5 * num_read * cfg.data.i2t_length,
         lora_rank=cfg.lora.rank,
     )

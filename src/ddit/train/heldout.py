@@ -8,10 +8,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ddit import flow, masked
-from ddit.config import DualRun
-from ddit.encoders import ImageCodec, TextCodec
+from ddit.config.runs import DualRun
+from ddit.diffusion import flow, masked
 from ddit.model import DualDiT
+from ddit.model.encoders import ImageCodec, TextCodec
 from ddit.prompts import TokenizedPrompt
 from ddit.train.batch import Pictures
 from ddit.train.batches import HeldOutSamples
@@ -48,7 +48,7 @@ class HeldOut:
         A measure for which no sample has the text is left out.
         """
         found: dict[str, float] = {}
-        samples, fraction = self.samples, self.cfg.objective.read_fraction
+        samples, fraction = self.samples, self.cfg.objective.i2t_fraction
         if fraction < 1 and samples.has_caption.any():
             found |= self._uptake(model)
         if fraction > 0:
@@ -95,7 +95,7 @@ class HeldOut:
             for name, texts in (("true", rows), ("shuffled", shuffled[rows])):
                 states = self.codec.states(self.samples.prompt_ids[texts])
                 dtype = next(model.parameters()).dtype
-                out = model(noisy.to(dtype), t, states.to(dtype), num_drawn=len(rows))
+                out = model(noisy.to(dtype), t, states.to(dtype), num_t2i=len(rows))
                 assert out.velocity is not None
                 error = (out.velocity.float() - (noise - latents)).square().flatten(1).mean(1)
                 sums[name] += error.cpu()[counts].sum().item()
@@ -134,7 +134,7 @@ class HeldOut:
         t = torch.zeros(len(rows), device=latents.device)
         out = model(
             latents.to(dtype), t, states.to(dtype),
-            num_drawn=0, logit_mask=answer.to(latents.device), null_rows=null_rows,
+            num_t2i=0, logit_mask=answer.to(latents.device), null_rows=null_rows,
         )  # fmt: skip
         assert out.logits is not None
         return out.logits

@@ -13,15 +13,15 @@ from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_
 from torch.distributed.fsdp import register_fsdp_forward_method
 from torch.utils.checkpoint import checkpoint
 
-from ddit.config import DualRun
+from ddit.config.runs import DualRun
 from ddit.devices import compute_dtype
-from ddit.encoders import ImageCodec, TextCodec
-from ddit.folders import is_sd3_folder, resolve
 from ddit.model import DualDiT
+from ddit.model.encoders import ImageCodec, TextCodec
+from ddit.model.folders import is_sd3_folder, resolve
+from ddit.model.weights import from_sd3, load_transformer
 from ddit.train.batch import Batch, Pictures
 from ddit.train.objective import AlignmentHead, Losses, step_losses
 from ddit.train.parallel import Ranks, make_mesh, shard_blocks, shard_frozen
-from ddit.weights import from_sd3, load_transformer
 
 Result = TypeVar("Result")
 
@@ -123,7 +123,7 @@ def shard_text_encoder(codec: TextCodec, cfg: DualRun, ranks: Ranks) -> None:
         for block in blocks:
             block.forward = functools.partial(checkpoint, block.forward, use_reentrant=False)
     if cfg.parallel.text_encoder == "int8":
-        from ddit.int8 import quantize_text_encoder
+        from ddit.model.int8 import quantize_text_encoder
 
         quantize_text_encoder(codec)
         codec.to(device=ranks.device)
@@ -135,7 +135,7 @@ def _build(cfg: DualRun, codec: TextCodec, feature_channels: int | None, *, with
     """The whole learner on this process; without weights it has the right names and shapes only."""
     transformer = _start(cfg) if with_weights else DualDiT(cfg.model)
     if cfg.lora.rank > 0:
-        from ddit.lora import add_adapters  # peft is an extra
+        from ddit.model.adapters import add_adapters  # peft is an extra
 
         add_adapters(
             transformer,

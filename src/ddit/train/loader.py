@@ -109,7 +109,7 @@ def _start_worker(worker: int) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
-class BrokenCounter:
+class CorruptCounter:
     """Adds up the samples that had to be replaced, and stops a run that has too many of them."""
 
     def __init__(self, max_share: float) -> None:
@@ -118,22 +118,22 @@ class BrokenCounter:
         self.causes: dict[str, int] = {}
 
     @property
-    def num_broken(self) -> int:
+    def num_corrupt(self) -> int:
         return sum(self.causes.values())
 
-    def add(self, broken: dict[str, int], num_samples: int) -> None:
-        """`broken` (see `Batch.broken`; of all ranks, if summed) were replaced in making `num_samples` good ones.
+    def add(self, corrupt: dict[str, int], num_samples: int) -> None:
+        """`corrupt` (see `Batch.corrupt`; of all ranks, if summed) were replaced in making `num_samples` good ones.
 
         Raises:
             ValueError: if of the samples tried so far, 200 or more, a larger share than `max_share` was broken.
         """
         self.num_samples += num_samples
-        for cause, count in broken.items():
+        for cause, count in corrupt.items():
             self.causes[cause] = self.causes.get(cause, 0) + count
-        tried = self.num_samples + self.num_broken
-        if tried >= _MIN_SAMPLES and self.num_broken > self.max_share * tried:
+        tried = self.num_samples + self.num_corrupt
+        if tried >= _MIN_SAMPLES and self.num_corrupt > self.max_share * tried:
             causes = ", ".join(f"{cause}: {count}" for cause, count in sorted(self.causes.items()))
             raise ValueError(
-                f"{self.num_broken} of {tried} samples could not be used, "
-                f"more than data.max_broken_share={self.max_share} allows ({causes})"
+                f"{self.num_corrupt} of {tried} samples could not be used, "
+                f"more than data.max_corrupt_share={self.max_share} allows ({causes})"
             )

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 
 from tqdm import tqdm
 
-from ddit.config import ReportConfig
+from ddit.config.runs import ReportConfig
 
 LOG_FILE, TENSORBOARD_FOLDER, WANDB_ID_FILE = "log.jsonl", "tensorboard", "wandb_id"
 _SHOWN = {"total": "loss", "image": "image", "text": "text", "pairs_per_second": "pairs/s", "mfu": "mfu"}

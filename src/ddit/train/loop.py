@@ -15,17 +15,17 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
-from ddit.config import DualRun, from_json, to_json
+from ddit.config.runs import DualRun, from_json, to_json
 from ddit.devices import compute_dtype
-from ddit.encoders import ImageCodec, TextCodec
-from ddit.folders import load_image_codec, load_text_codec, resolve
 from ddit.model import DualDiT
+from ddit.model.encoders import ImageCodec, TextCodec
+from ddit.model.folders import load_image_codec, load_text_codec, resolve
 from ddit.train.batch import Batch
 from ddit.train.batches import ImageFacts, StepData
 from ddit.train.checkpoint import Checkpoint, find_newest, load_tensors, save_checkpoint, stored_shapes
 from ddit.train.export import export_run
 from ddit.train.learner import clean_latents, make_learner, shard_text_encoder
-from ddit.train.loader import BrokenCounter, step_loader
+from ddit.train.loader import CorruptCounter, step_loader
 from ddit.train.optim import Ema, build_optimizers, lr_factor, make_room, optimizer_state, set_lr
 from ddit.train.parallel import Ranks, free_gathered, join_ranks, local, sync_gradients, total_norm
 from ddit.train.watch import Watch
@@ -55,7 +55,7 @@ class Trainer:
     def __init__(self, cfg: DualRun, ranks: Ranks) -> None:
         self.cfg, self.ranks, self.out, self.step = cfg, ranks, Path(cfg.out), 0
         self.skipped = self.skipped_in_row = 0
-        self.broken = BrokenCounter(cfg.data.max_broken_share)
+        self.corrupt = CorruptCounter(cfg.data.max_corrupt_share)
         self.images, self.codec = load_encoders(cfg, ranks.device)
         _check_sizes(cfg, self.images, self.codec)
         self.data = StepData(cfg, self.codec, ImageFacts.of(self.images), ranks.index, ranks.size)
@@ -89,8 +89,8 @@ class Trainer:
         named = self._backward(batches)
         gradients = [p.grad for p in self.trained.values() if p.grad is not None]
         norm = total_norm(gradients)
-        num_broken = sum(sum(batch.broken.values()) for batch in batches)
-        shared = self.ranks.mean([*named.values(), float(num_broken), float(stop), float(save)])
+        num_corrupt = sum(sum(batch.corrupt.values()) for batch in batches)
+        shared = self.ranks.mean([*named.values(), float(num_corrupt), float(stop), float(save)])
         values = dict(zip(named, shared, strict=False)) | {"grad_norm": norm}
         bad = [f"{name} of step {self.step} is {v}" for name, v in values.items() if not math.isfinite(v)]
         if bad:
@@ -144,9 +144,9 @@ class Trainer:
     def _count_broken(self, batches: Sequence[Batch], *, is_any: bool) -> None:
         own: dict[str, int] = {}
         for batch in batches:
-            for cause, count in batch.broken.items():
+            for cause, count in batch.corrupt.items():
                 own[cause] = own.get(cause, 0) + count
-        self.broken.add(self.ranks.sum_counts(own) if is_any else {}, self.cfg.global_batch_size)
+        self.corrupt.add(self.ranks.sum_counts(own) if is_any else {}, self.cfg.global_batch_size)
 
     def _state(self) -> dict[str, Tensor]:
         """Every tensor of a checkpoint by name; the very tensors, so that loading into them restores the run."""
@@ -161,8 +161,8 @@ class Trainer:
         """Writes a checkpoint of the steps done; all ranks together. `OSError` in one line if that fails."""
         description = {
             "config": to_json(self.cfg),
-            "num_samples": self.broken.num_samples,
-            "broken": self.broken.causes,
+            "num_samples": self.corrupt.num_samples,
+            "broken": self.corrupt.causes,
             "skipped": self.skipped,
             "skipped_in_row": self.skipped_in_row,
             "num_ranks": self.ranks.size,
@@ -191,7 +191,7 @@ class Trainer:
             said["skipped"],
             said["skipped_in_row"],
         )
-        self.broken.num_samples, self.broken.causes = said["num_samples"], dict(said["broken"])
+        self.corrupt.num_samples, self.corrupt.causes = said["num_samples"], dict(said["broken"])
 
     def _announce_changes(self, checkpoint: Checkpoint) -> None:
         before = _flatten(dataclasses.asdict(from_json(checkpoint.description["config"])))

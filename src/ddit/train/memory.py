@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx
 from transformers import T5Config, T5EncoderModel
 
-from ddit import model as model_module
-from ddit.config import DualRun
+from ddit.config.runs import DualRun
 from ddit.devices import compute_dtype
 from ddit.model import DualDiT
+from ddit.model import dual_dit as model_module
 
 GIB = 2**30
 T5_XXL: dict[str, Any] = {
@@ -75,7 +75,7 @@ def saved_bytes(cfg: DualRun, micro_batch_size: int) -> tuple[int, int]:
         width, dtype = cfg.model.hidden_size, compute_dtype(cfg.compute_dtype, torch.device("cuda"))
         block = model_module.JointBlock(cfg.model, 0).to(dtype)
         image = torch.empty(micro_batch_size, num_image_tokens(cfg), width, dtype=dtype, requires_grad=True)
-        length = max(cfg.data.draw_length, cfg.data.read_length)
+        length = max(cfg.data.t2i_length, cfg.data.i2t_length)
         text = torch.empty(micro_batch_size, length, width, dtype=dtype, requires_grad=True)
         cond = torch.empty(micro_batch_size, width, dtype=dtype, requires_grad=True)
     with mock.patch.object(model_module, "attend", _attend):
@@ -104,8 +104,8 @@ def text_encoder_bytes(cfg: DualRun, shards: int, micro_batch_size: int) -> int:
         encoder = T5EncoderModel(T5Config(**T5_XXL)).requires_grad_(False)
         nn.Module.to(encoder, torch.bfloat16)
         layer = encoder.encoder.block[0]
-        num_read = round(micro_batch_size * cfg.objective.read_fraction)
-        states = torch.empty(num_read, cfg.data.read_length, 4096, dtype=torch.bfloat16, requires_grad=True)
+        num_read = round(micro_batch_size * cfg.objective.i2t_fraction)
+        states = torch.empty(num_read, cfg.data.i2t_length, 4096, dtype=torch.bfloat16, requires_grad=True)
     total, depth = _bytes_of(encoder), T5_XXL["num_layers"]
     kept = 0
     if cfg.train_mask_embedding:

@@ -8,12 +8,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ddit import flow, masked
-from ddit.config import ObjectiveConfig
-from ddit.cross_entropy import weighted_nll
-from ddit.masked import MaskedConfig
-from ddit.model import DualDiT, DualOutput
+from ddit.config.runs import ObjectiveConfig
+from ddit.diffusion import flow, masked
+from ddit.diffusion.masked import MaskedConfig
+from ddit.model.dual_dit import DualDiT, DualOutput
 from ddit.train.batch import Batch, Drawn, Read
+from ddit.train.cross_entropy import weighted_nll
 
 
 class Losses(NamedTuple):
@@ -84,7 +84,7 @@ class _Half(NamedTuple):
     latents: Tensor | None
     t: Tensor
     states: Tensor
-    num_drawn: int = 0
+    num_t2i: int = 0
     null_rows: Tensor | None = None
     at: Tensor | None = None
 
@@ -92,7 +92,7 @@ class _Half(NamedTuple):
 def _drawn_half(drawn: Drawn, latents: Tensor | None, states: Tensor | None) -> _Half:
     assert latents is not None
     assert states is not None
-    return _Half(flow.add_noise(latents, drawn.noise, drawn.t), drawn.t, states, num_drawn=len(drawn.t))
+    return _Half(flow.add_noise(latents, drawn.noise, drawn.t), drawn.t, states, num_t2i=len(drawn.t))
 
 
 def _read_half(read: Read, latents: Tensor | None, states: Tensor | None, mask_token_id: int) -> _Half:
@@ -115,7 +115,7 @@ def _forward(transformer: DualDiT, halves: list[_Half], features_after: int | No
         None if half.latents is None else half.latents.to(dtype),
         half.t,
         half.states.to(dtype),
-        num_drawn=half.num_drawn,
+        num_t2i=half.num_t2i,
         null_rows=half.null_rows,
         logit_mask=half.at,
         text_hidden=True,
@@ -137,8 +137,8 @@ def _join(drawn: _Half, read: _Half) -> _Half:
         torch.cat([drawn.latents, read.latents]),
         torch.cat([drawn.t, read.t]),
         torch.cat([drawn.states, read.states]),
-        drawn.num_drawn,
-        None if read.null_rows is None else F.pad(read.null_rows, (drawn.num_drawn, 0)),
+        drawn.num_t2i,
+        None if read.null_rows is None else F.pad(read.null_rows, (drawn.num_t2i, 0)),
         read.at,
     )
 

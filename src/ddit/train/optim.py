@@ -9,7 +9,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from ddit.config import OptimizerConfig
+from ddit.config.runs import OptimizerConfig
 from ddit.train.muon import Muon
 from ddit.train.parallel import local
 

@@ -20,7 +20,7 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 
-from ddit.config import ParallelConfig
+from ddit.config.runs import ParallelConfig
 from ddit.devices import find_device
 
 Value = TypeVar("Value")

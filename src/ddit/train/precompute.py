@@ -17,15 +17,15 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from ddit.config import LatentsRun, save_config
+from ddit.config.runs import LatentsRun, save_config
 from ddit.data.buckets import Shape, assign_buckets, bucket_shapes
 from ddit.data.latents import BROKEN, NO_PICTURE, LatentsInfo, describe_source, write_shard
-from ddit.data.samples import BrokenSample, Latents, Sample, Source
+from ddit.data.samples import CorruptSample, Latents, Sample, Source
 from ddit.data.sources import open_source
 from ddit.devices import find_device
-from ddit.folders import load_image_codec, resolve
+from ddit.model.folders import load_image_codec, resolve
 from ddit.train.loader import worker_settings
-from ddit.train.rows import fit_picture
+from ddit.train.rows import fit_sample_image
 from ddit.world.detector import DetectorNet, load_detector
 
 _WORTH_PROCESSES = 2000  # samples; starting a process takes as long as reading some hundreds
@@ -94,13 +94,13 @@ def _describe(cfg: LatentsRun, num_samples: int, encoder: _Encoder) -> LatentsIn
 class _Chunk(NamedTuple):
     """Consecutive samples as a worker hands them over.
 
-    `buckets`: of each sample, or why it has none; `pixels`: of each bucket, uint8 (n, 3, H, W); `broken`: reasons by
+    `buckets`: of each sample, or why it has none; `pixels`: of each bucket, uint8 (n, 3, H, W); `corrupt`: reasons by
     place. (One tensor a bucket: each that a worker sends takes an open file.)
     """
 
     buckets: list[int]
     pixels: dict[int, Tensor]
-    broken: dict[int, str]
+    corrupt: dict[int, str]
 
 
 class _Pictures(Dataset[_Chunk]):
@@ -121,7 +121,7 @@ class _Pictures(Dataset[_Chunk]):
     def __getitem__(self, number: int) -> _Chunk:
         buckets: list[int] = []
         pixels: dict[int, list[Tensor]] = {}
-        broken: dict[int, str] = {}
+        corrupt: dict[int, str] = {}
         for place, index in enumerate(self.places[number][1]):
             bucket = 0 if self.buckets is None else int(self.buckets[index])
             try:
@@ -130,22 +130,22 @@ class _Pictures(Dataset[_Chunk]):
                     bucket = NO_PICTURE
                 else:
                     pixels.setdefault(bucket, []).append(made)
-            except BrokenSample as error:
+            except CorruptSample as error:
                 bucket = BROKEN
-                broken[place] = str(error)
+                corrupt[place] = str(error)
             buckets.append(bucket)
-        return _Chunk(buckets, {bucket: torch.stack(rows) for bucket, rows in pixels.items()}, broken)
+        return _Chunk(buckets, {bucket: torch.stack(rows) for bucket, rows in pixels.items()}, corrupt)
 
     def _sample(self, index: int) -> Sample:
         """The sample in whichever way it can be used: some have no caption, some no text to read."""
         try:
             return self.source.sample(index, random.Random(0), reading=True)
-        except BrokenSample:
+        except CorruptSample:
             return self.source.sample(index, random.Random(0), reading=False)
 
 
 def _pixels(sample: Sample, shape: Shape) -> Tensor | None:
-    pixels = fit_picture(sample.picture, shape)
+    pixels = fit_sample_image(sample.picture, shape)
     assert not isinstance(pixels, Latents), "a source gives pictures, or none"
     return pixels
 
@@ -156,16 +156,16 @@ def _encoded(
     """Whole shards: (shard, bucket of each sample, latents by place, reasons by place)."""
     buckets: list[int] = []
     latents: dict[int, Latents] = {}
-    broken: dict[int, str] = {}
+    corrupt: dict[int, str] = {}
     for number, chunk in enumerate(chunks):
         offset = len(buckets)
         latents |= {offset + place: found for place, found in encoder(chunk)}
-        broken |= {offset + place: reason for place, reason in chunk.broken.items()}
+        corrupt |= {offset + place: reason for place, reason in chunk.corrupt.items()}
         buckets += chunk.buckets
         shard = pictures.places[number][0]
         if number + 1 == len(pictures) or pictures.places[number + 1][0] != shard:
-            yield shard, np.array(buckets, dtype=np.int64), latents, broken
-            buckets, latents, broken = [], {}, {}
+            yield shard, np.array(buckets, dtype=np.int64), latents, corrupt
+            buckets, latents, corrupt = [], {}, {}
 
 
 class _Encoder:

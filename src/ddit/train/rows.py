@@ -12,9 +12,9 @@ from torch import Tensor
 
 from ddit import prompts
 from ddit.data.buckets import Shape
-from ddit.data.samples import BrokenSample, Latents, Sample
-from ddit.encoders import TextCodec
+from ddit.data.samples import CorruptSample, Latents, Sample
 from ddit.images import fit_image
+from ddit.model.encoders import TextCodec
 from ddit.prompts import PromptStyle
 from ddit.train.batch import Pictures
 
@@ -30,7 +30,7 @@ class Row(NamedTuple):
     answer_mask: Tensor | None = None
 
 
-def fit_picture(picture: Image.Image | Latents | None, shape: Shape) -> Tensor | Latents | None:
+def fit_sample_image(picture: Image.Image | Latents | None, shape: Shape) -> Tensor | Latents | None:
     """A picture resized and cropped to `shape`, uint8 (3, H, W); latents and what is no picture as they are."""
     if picture is None or isinstance(picture, Latents):
         return picture
@@ -38,19 +38,19 @@ def fit_picture(picture: Image.Image | Latents | None, shape: Shape) -> Tensor |
 
 
 def caption_ids(codec: TextCodec, sample: Sample, length: int, style: PromptStyle) -> Tensor:
-    """Ids (L,) of the prompt to draw from; `BrokenSample` if there is no usable caption."""
+    """Ids (L,) of the prompt to draw from; `CorruptSample` if there is no usable caption."""
     caption = sample.caption
     if not caption:
-        raise BrokenSample("no caption", "the sample has nothing to draw from")
+        raise CorruptSample("no caption", "the sample has nothing to draw from")
     return guarded(lambda: prompts.training_prompt(codec, [caption], length, style=style)[0])
 
 
 def conversation_ids(
     codec: TextCodec, sample: Sample, length: int, style: PromptStyle
 ) -> tuple[Tensor, Tensor]:
-    """Ids and answer mask (L,) of all turns, worded as the benchmark asks. `BrokenSample`: no usable text."""
+    """Ids and answer mask (L,) of all turns, worded as the benchmark asks. `CorruptSample`: no usable text."""
     if not sample.turns:
-        raise BrokenSample("no text", "the sample has nothing to read")
+        raise CorruptSample("no text", "the sample has nothing to read")
     turns = list(sample.turns)
     if sample.short_answers:
         turns = [
@@ -65,7 +65,7 @@ def guarded(tokenize: Callable[[], Made]) -> Made:
     try:
         return tokenize()
     except ValueError as error:
-        raise BrokenSample("unusable text", str(error)) from None
+        raise CorruptSample("unusable text", str(error)) from None
 
 
 def normals(rngs: Sequence[np.random.Generator], shape: LatentShape) -> Tensor:
@@ -81,7 +81,7 @@ def row_latents(row: Row) -> Latents:
     return row.picture
 
 
-def stack_pictures(
+def stack_images(
     rows: list[Row],
     shape: Shape,
     latent_shape: LatentShape,

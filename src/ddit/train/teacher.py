@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ddit.config import LatentsRun, TeacherRun, save_config
+from ddit.config.runs import LatentsRun, TeacherRun, save_config
 from ddit.train.precompute import precompute
 from ddit.world.train_detector import train_detector
 

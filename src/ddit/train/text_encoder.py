@@ -10,11 +10,11 @@ from torch import Tensor
 from transformers import T5EncoderModel
 
 from ddit import prompts
-from ddit.config import OptimizerConfig, TextEncoderRun, save_config
-from ddit.data.config import WorldData
+from ddit.config.data import WorldData
+from ddit.config.runs import OptimizerConfig, TextEncoderRun, save_config
 from ddit.data.sampler import sample_rng
 from ddit.data.sources import WorldSource
-from ddit.encoders import TextCodec, build_tokenizer, tiny_t5
+from ddit.model.encoders import TextCodec, build_tokenizer, tiny_t5
 from ddit.prompts import MINI
 from ddit.train.log import RunLog
 from ddit.train.optim import lr_factor

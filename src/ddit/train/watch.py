@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from ddit.config import save_config
+from ddit.config.runs import save_config
 from ddit.data.samples import Turn
 from ddit.devices import compute_dtype
 from ddit.prompts import TokenizedPrompt
@@ -23,7 +23,7 @@ from ddit.train.flops import peak_flops, run_flops
 from ddit.train.heldout import HeldOut
 from ddit.train.log import RunLog
 from ddit.train.optim import lr_factor
-from ddit.train.sheet import Reading, draw_pictures, read_pictures, save_sheet, save_table
+from ddit.train.sample_grid import Reading, draw_images, read_images, save_sheet, save_table
 
 if TYPE_CHECKING:  # the loop calls this module
     from ddit.train.loop import StepResult, Trainer
@@ -102,7 +102,7 @@ class Watch:
         lr = cfg.optimizer.lr * lr_factor(trainer.step - 1, cfg.max_steps, cfg.optimizer)
         self.sums, self.count = {}, 0
         self._restart_clock()
-        counts = {"broken": trainer.broken.num_broken, "skipped": trainer.skipped}
+        counts = {"broken": trainer.corrupt.num_corrupt, "skipped": trainer.skipped}
         return mean | {"pairs_per_second": rate, "lr": lr} | {k: v for k, v in counts.items() if v}
 
     def _restart_clock(self) -> None:
@@ -113,17 +113,17 @@ class Watch:
         if self.held_out is None or self.shown == self.trainer.step:
             return
         self.shown = self.trainer.step
-        if self.cfg.objective.read_fraction < 1 and self.held_out.captions:
+        if self.cfg.objective.i2t_fraction < 1 and self.held_out.captions:
             self._draw_sheet(self.held_out)
-        if self.cfg.objective.read_fraction > 0:
+        if self.cfg.objective.i2t_fraction > 0:
             self._write_table(self.held_out)
 
     def _draw_sheet(self, held_out: HeldOut) -> None:
         trainer, texts = self.trainer, held_out.captions[: self.cfg.report.num_sheet]
         pixels = trainer.evaluate(
-            lambda model: draw_pictures(
+            lambda model: draw_images(
                 model, trainer.images, trainer.codec, texts, self.cfg.report, style=self.style,
-                length=self.cfg.data.draw_length, latent_size=self.cfg.data.image_size // trainer.images.downsample,
+                length=self.cfg.data.t2i_length, latent_size=self.cfg.data.image_size // trainer.images.downsample,
                 batch_size=held_out.chunk,
             )
         )  # fmt: skip
@@ -161,7 +161,7 @@ class Watch:
     ) -> list[Reading]:
         is_null = held_out.samples.pictures.is_null
         return self.trainer.evaluate(
-            lambda model: read_pictures(
+            lambda model: read_images(
                 model, self.trainer.codec, held_out.latents(rows), texts,
                 [turn for row in rows.tolist() if (turn := turns[row]) is not None], settings_of(self.cfg),
                 null_rows=None if is_null is None else is_null[rows], numbers=rows.tolist(),

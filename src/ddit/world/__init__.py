@@ -1,7 +1,9 @@
 """The small world: 64 px scenes of emoji, their captions and questions, and a detector that judges."""
 
 from .captions import Description, caption, caption_is_right, captions, parse_caption, vocabulary
-from .config import (
+from .detector import DetectorNet, detect, load_detector
+from .geneval import TAGS, Detection, Prompt, geneval_prompts, judge
+from .presets import (
     CLASSES,
     COLORS,
     HELD_OUT_CLASSES,
@@ -13,8 +15,6 @@ from .config import (
     enlarge,
     held_out,
 )
-from .detector import DetectorNet, detect, load_detector
-from .geneval import TAGS, Detection, Prompt, geneval_prompts, judge
 from .questions import QUESTION_KINDS, UNANSWERABLE, Question, question
 from .scenes import Group, Scene, SceneObject, make_scene, relative_position, render
 

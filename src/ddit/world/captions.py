@@ -7,7 +7,7 @@ import random
 from itertools import product
 from typing import NamedTuple
 
-from .config import CLASSES, COLORS
+from .presets import CLASSES, COLORS
 from .scenes import Group, Scene, relative_position
 
 NUMBERS = ("zero", "one", "two", "three", "four")

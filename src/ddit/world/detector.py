@@ -18,8 +18,8 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from .config import CLASSES, COLORS
 from .geneval import Detection
+from .presets import CLASSES, COLORS
 from .scenes import Box, Scene
 
 CELL = 4

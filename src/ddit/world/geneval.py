@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from .captions import RELATIONS, phrase
-from .config import HELD_OUT_CLASSES, HELD_OUT_COLORS, SPLITS, WorldConfig, held_out
+from .presets import HELD_OUT_CLASSES, HELD_OUT_COLORS, SPLITS, WorldConfig, held_out
 from .scenes import Box, relative_position
 
 TAGS = ("single_object", "two_object", "counting", "colors", "position", "color_attr")

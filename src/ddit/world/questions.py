@@ -5,7 +5,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from .captions import NUMBERS, OPPOSITE, RELATIONS, phrase, plural, scene_relation
-from .config import WorldConfig, held_out
+from .presets import WorldConfig, held_out
 from .scenes import Group, Scene
 
 UNANSWERABLE = "unanswerable"

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from .config import HELD_OUT_CLASSES, HELD_OUT_COLORS, SPLITS, Kind, WorldConfig, held_out
+from .presets import HELD_OUT_CLASSES, HELD_OUT_COLORS, SPLITS, Kind, WorldConfig, held_out
 from .sprites import extent, has_natural_color, sprite
 
 Box = tuple[float, float, float, float]

@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..devices import multiplies_bfloat16
-from .config import CLASSES, PRESETS, SPLITS, WorldConfig
 from .detector import BOX_UNIT, CELL, PALETTE, DetectorNet, DetectorOutput, detect, scene_is_right, to_tensor
+from .presets import CLASSES, PRESETS, SPLITS, WorldConfig
 from .scenes import Scene, make_scene, render
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ddit.data.config import (
+from ddit.config.data import (
     HuggingFaceData,
     JsonData,
     LlavaData,

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
 
-from ddit.data.config import HuggingFaceData, JsonData, LlavaData, QuestionsData, SourceConfig, TarData
-from ddit.data.samples import BrokenSample
+from ddit.config.data import HuggingFaceData, JsonData, LlavaData, QuestionsData, SourceConfig, TarData
+from ddit.data.samples import CorruptSample
 from ddit.data.sources.records import LINES_SUFFIXES, Records
-from ddit.suggest import near_misses
+from ddit.errors import near_misses
 
 KINDS: dict[str, type[SourceConfig]] = {cls.kind: cls for cls in get_args(SourceConfig)}
 _START = 1 << 16
@@ -135,7 +135,7 @@ def _first_entry(path: Path) -> dict[str, Any]:
     for index in range(min(len(records), 100)):
         try:
             return records[index]
-        except BrokenSample:
+        except CorruptSample:
             continue
     return {}
 

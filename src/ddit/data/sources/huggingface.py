@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from ddit.data.config import HuggingFaceData
-from ddit.data.samples import BrokenSample, Sample, Turn
+from ddit.config.data import HuggingFaceData
+from ddit.data.samples import CorruptSample, Sample, Turn
+from ddit.data.sources.images import all_sizes, decode_image, file_size, image_size_of, load_image
 from ddit.data.sources.json_list import stated_size
-from ddit.data.sources.pictures import all_sizes, decode_picture, file_size, load_picture, picture_size
 from ddit.data.sources.sidecar import Arrays, kept_beside
 from ddit.data.sources.texts import captioned, refuse_drawing, text_of
 
@@ -45,11 +45,11 @@ class HuggingFaceSource:
         if cfg.caption_key:
             caption = text_of(row[cfg.caption_key], rng)
             if not caption:
-                raise BrokenSample("no caption", f"{name}: no text under {cfg.caption_key}")
+                raise CorruptSample("no caption", f"{name}: no text under {cfg.caption_key}")
             return captioned(self._picture(row, name) if with_picture else None, caption, reading=reading)
         question, answer = text_of(row[cfg.question_key], rng), text_of(row[cfg.answer_key], rng)
         if not question or not answer:
-            raise BrokenSample("no answer" if question else "no question", name)
+            raise CorruptSample("no answer" if question else "no question", name)
         picture = self._picture(row, name) if with_picture else None
         return Sample(picture, None, (Turn(question, answer),), short_answers=True)
 
@@ -71,16 +71,16 @@ class HuggingFaceSource:
         if stated is not None:
             return stated
         if data is not None:
-            return picture_size(lambda count: data if count < 0 else data[:count])
+            return image_size_of(lambda count: data if count < 0 else data[:count])
         return (0, 0) if path is None else file_size(Path(path))
 
     def _picture(self, row: dict[str, Any], name: str) -> Any:
         data, path = _content(row[self.cfg.image_key])
         if data is not None:
-            return decode_picture(data, name)
+            return decode_image(data, name)
         if path is None:
-            raise BrokenSample("no picture", name)
-        return load_picture(Path(path))
+            raise CorruptSample("no picture", name)
+        return load_image(Path(path))
 
 
 def _content(value: Any) -> tuple[bytes | None, str | None]:

@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from ddit.data.config import JsonData
-from ddit.data.samples import BrokenSample, Sample
-from ddit.data.sources.pictures import all_sizes, file_size, load_picture
+from ddit.config.data import JsonData
+from ddit.data.samples import CorruptSample, Sample
+from ddit.data.sources.images import all_sizes, file_size, load_image
 from ddit.data.sources.records import Records, existing_folder
 from ddit.data.sources.sidecar import Arrays, kept_beside
 from ddit.data.sources.texts import captioned, choose_caption
@@ -33,7 +33,7 @@ class JsonSource:
     def sample(self, index: int, rng: random.Random, *, reading: bool, with_picture: bool = True) -> Sample:
         entry, cfg, name = self.records[index], self.cfg, self.name(index)
         caption = choose_caption(entry, cfg.caption_key, cfg.original_key, cfg.original_share, rng, name)
-        picture = load_picture(self.images / image_name(entry, cfg.image_key, name)) if with_picture else None
+        picture = load_image(self.images / image_name(entry, cfg.image_key, name)) if with_picture else None
         return captioned(picture, caption, reading=reading)
 
     def sizes(self) -> np.ndarray:
@@ -43,15 +43,15 @@ class JsonSource:
         try:
             entry = self.records[index]
             return stated_size(entry) or file_size(self.images / image_name(entry, self.cfg.image_key, ""))
-        except BrokenSample:
+        except CorruptSample:
             return 0, 0
 
 
 def image_name(entry: dict[str, Any], key: str, name: str) -> str:
-    """The picture's path within the folder of pictures; `BrokenSample` ("no picture") if the entry names none."""
+    """The picture's path within the folder of pictures; `CorruptSample` ("no picture") if the entry names none."""
     value = entry.get(key)
     if not isinstance(value, str) or not value:
-        raise BrokenSample("no picture", f"{name}: no path under {key}")
+        raise CorruptSample("no picture", f"{name}: no path under {key}")
     return value
 
 

@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from ddit.data.config import LlavaData
-from ddit.data.samples import BrokenSample, Sample, Turn
+from ddit.config.data import LlavaData
+from ddit.data.samples import CorruptSample, Sample, Turn
+from ddit.data.sources.images import file_size, load_image
 from ddit.data.sources.json_list import image_name, recorded_sizes, stated_size
-from ddit.data.sources.pictures import file_size, load_picture
 from ddit.data.sources.records import Records, existing_folder
 from ddit.data.sources.texts import refuse_drawing
 
@@ -40,7 +40,7 @@ class LlavaSource:
         turns = conversation_turns(entry.get("conversations"), name)
         if not with_picture or not entry.get("image"):
             return Sample(None, None, turns)
-        return Sample(load_picture(self.images / image_name(entry, "image", name)), None, turns)
+        return Sample(load_image(self.images / image_name(entry, "image", name)), None, turns)
 
     def sizes(self) -> np.ndarray:
         return recorded_sizes(self.records, self._size, str(self.images))
@@ -51,7 +51,7 @@ class LlavaSource:
             if not entry.get("image"):
                 return 0, 0
             return stated_size(entry) or file_size(self.images / image_name(entry, "image", ""))
-        except BrokenSample:
+        except CorruptSample:
             return 0, 0
 
 
@@ -64,14 +64,14 @@ def conversation_turns(conversation: Any, name: str) -> tuple[Turn, ...]:
         BrokenSample: "bad conversation": empty, or people and model do not take turns.
     """
     if not isinstance(conversation, list):
-        raise BrokenSample("bad conversation", f"{name}: no list under conversations")
+        raise CorruptSample("bad conversation", f"{name}: no list under conversations")
     messages = [_message(item, name) for item in conversation]
     messages = [(role, text) for role, text in messages if role != "system"]
     roles = [role for role, _ in messages]
     if not messages or len(messages) % 2 or any(r not in HUMAN for r in roles[::2]):
-        raise BrokenSample("bad conversation", f"{name}: people and model do not take turns")
+        raise CorruptSample("bad conversation", f"{name}: people and model do not take turns")
     if any(role not in MODEL for role in roles[1::2]) or not all(text for _, text in messages[1::2]):
-        raise BrokenSample("bad conversation", f"{name}: a question has no answer")
+        raise CorruptSample("bad conversation", f"{name}: a question has no answer")
     return tuple(
         Turn(asked or None, said) for (_, asked), (_, said) in zip(messages[::2], messages[1::2], strict=True)
     )
@@ -79,5 +79,5 @@ def conversation_turns(conversation: Any, name: str) -> tuple[Turn, ...]:
 
 def _message(item: Any, name: str) -> tuple[str, str]:
     if not isinstance(item, dict) or not isinstance(item.get("value"), str):
-        raise BrokenSample("bad conversation", f"{name}: a message without from and value")
+        raise CorruptSample("bad conversation", f"{name}: a message without from and value")
     return str(item.get("from")), item["value"].replace(IMAGE_TAG, "").strip()

@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from ddit.data.config import QuestionsData
-from ddit.data.samples import BrokenSample, Sample, Turn
-from ddit.data.sources.pictures import all_sizes, file_size, load_picture
+from ddit.config.data import QuestionsData
+from ddit.data.samples import CorruptSample, Sample, Turn
+from ddit.data.sources.images import all_sizes, file_size, load_image
 from ddit.data.sources.records import existing_file, existing_folder
 from ddit.data.sources.sidecar import Arrays, kept_beside
 from ddit.data.sources.texts import refuse_drawing
@@ -45,11 +45,11 @@ class QuestionsSource:
             raise refuse_drawing(name)
         image, question, answers = self._entry(index)
         if not isinstance(question, str) or not question.strip():
-            raise BrokenSample("no question", name)
+            raise CorruptSample("no question", name)
         if not answers:
-            raise BrokenSample("no answer", f"{name}: {question}")
+            raise CorruptSample("no answer", f"{name}: {question}")
         turn = Turn(question.strip(), rng.choice(answers))
-        picture = load_picture(self._image(image, name)) if with_picture else None
+        picture = load_image(self._image(image, name)) if with_picture else None
         return Sample(picture, None, (turn,), short_answers=True, unanswerable=self.cfg.unanswerable)
 
     def sizes(self) -> np.ndarray:
@@ -68,7 +68,7 @@ class QuestionsSource:
     def _size(self, image: Any) -> tuple[int, int]:
         try:
             return file_size(self._image(image, ""))
-        except BrokenSample:
+        except CorruptSample:
             return 0, 0
 
     def _image(self, image: Any, name: str) -> Path:
@@ -78,7 +78,7 @@ class QuestionsSource:
         try:
             return self.images / self.cfg.image_pattern.format(image_id=image)
         except (ValueError, TypeError):
-            raise BrokenSample(
+            raise CorruptSample(
                 "no picture", f"{name}: no file name can be made of image_id {image!r}"
             ) from None
 

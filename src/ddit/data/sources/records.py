@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from ddit.data.samples import BrokenSample
+from ddit.data.samples import CorruptSample
 from ddit.data.sources.sidecar import Arrays, kept_beside
 
 _CHUNK = 1 << 24
@@ -39,7 +39,7 @@ class Records:
         return len(self.spans)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        """Entry `index`; `BrokenSample` ("bad JSON") if it cannot be parsed or is no object."""
+        """Entry `index`; `CorruptSample` ("bad JSON") if it cannot be parsed or is no object."""
         offset, size = self.spans[index].tolist()
         with self.path.open("rb") as file:
             file.seek(offset)
@@ -47,9 +47,9 @@ class Records:
         try:
             entry = json.loads(data)
         except ValueError as error:
-            raise BrokenSample("bad JSON", f"{self.name(index)}: {error}") from None
+            raise CorruptSample("bad JSON", f"{self.name(index)}: {error}") from None
         if not isinstance(entry, dict):
-            raise BrokenSample("bad JSON", f"{self.name(index)}: not an object")
+            raise CorruptSample("bad JSON", f"{self.name(index)}: not an object")
         return entry
 
     def name(self, index: int) -> str:

@@ -17,10 +17,10 @@ from typing import Any, TypeVar
 import numpy as np
 from tqdm import tqdm
 
-from ddit.data.config import TarData
-from ddit.data.samples import BrokenSample, Sample
+from ddit.config.data import TarData
+from ddit.data.samples import CorruptSample, Sample
+from ddit.data.sources.images import all_sizes, decode_image, image_size_of
 from ddit.data.sources.json_list import stated_size
-from ddit.data.sources.pictures import all_sizes, decode_picture, picture_size
 from ddit.data.sources.sidecar import Arrays, kept_beside
 from ddit.data.sources.tar_index import load_index
 from ddit.data.sources.texts import captioned, choose_caption
@@ -60,9 +60,9 @@ class TarSource:
         shard, place = self._locate(index)
         found, name, cfg = self._indices[shard], self.name(index), self.cfg
         if place == len(found.stems):
-            raise BrokenSample(found.end, f"{self.shards[shard]}: what follows its last sample is lost")
+            raise CorruptSample(found.end, f"{self.shards[shard]}: what follows its last sample is lost")
         if not found.pictures[place, 1] and not found.pictures[place, 0]:
-            raise BrokenSample("no picture", name)
+            raise CorruptSample("no picture", name)
         if cfg.caption_key is None:
             entry, key = {"txt": self._text(shard, found.texts[place], name)}, "txt"
             if cfg.original_key is not None:
@@ -72,7 +72,7 @@ class TarSource:
         caption = choose_caption(entry, key, cfg.original_key, cfg.original_share, rng, name)
         if not with_picture:
             return captioned(None, caption, reading=reading)
-        picture = decode_picture(self._read(shard, found.pictures[place], name), name)
+        picture = decode_image(self._read(shard, found.pictures[place], name), name)
         return captioned(picture, caption, reading=reading)
 
     def sizes(self) -> np.ndarray:
@@ -89,10 +89,10 @@ class TarSource:
                     if size is not None:
                         return size
                 offset, count = found.pictures[place].tolist()
-                return picture_size(
+                return image_size_of(
                     lambda n: self._read(shard, (offset, min(n, count) if n >= 0 else count), "")
                 )
-            except BrokenSample:
+            except CorruptSample:
                 return 0, 0
 
         def build() -> Arrays:
@@ -114,22 +114,22 @@ class TarSource:
                 file.seek(offset)
                 return file.read(size)
         except OSError as error:
-            raise BrokenSample("unreadable file", f"{name}: {error.strerror}") from None
+            raise CorruptSample("unreadable file", f"{name}: {error.strerror}") from None
 
     def _text(self, shard: int, span: Any, name: str) -> str:
         try:
             return self._read(shard, span, name).decode("utf-8")
         except UnicodeDecodeError as error:
-            raise BrokenSample("bad text", f"{name}: {error}") from None
+            raise CorruptSample("bad text", f"{name}: {error}") from None
 
     def _metadata(self, shard: int, span: Any, name: str) -> dict[str, Any]:
         text = self._text(shard, span, name)
         try:
             entry = json.loads(text) if text else {}
         except ValueError as error:
-            raise BrokenSample("bad JSON", f"{name}: {error}") from None
+            raise CorruptSample("bad JSON", f"{name}: {error}") from None
         if not isinstance(entry, dict):
-            raise BrokenSample("bad JSON", f"{name}: not an object")
+            raise CorruptSample("bad JSON", f"{name}: not an object")
         return entry
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from typing import Any
 
-from ddit.data.samples import BrokenSample, Sample, Turn
+from ddit.data.samples import CorruptSample, Sample, Turn
 
 
 def text_of(value: Any, rng: random.Random) -> str:
@@ -38,7 +38,7 @@ def choose_caption(
     text = next((text for text in texts if text), "")
     if not text:
         keys = key if original_key is None else f"{key} or {original_key}"
-        raise BrokenSample("no caption", f"{name}: no text under {keys}")
+        raise CorruptSample("no caption", f"{name}: no text under {keys}")
     return text
 
 
@@ -47,8 +47,8 @@ def captioned(picture: Any, caption: str, *, reading: bool) -> Sample:
     return Sample(picture, caption, (Turn(None, caption),) if reading else ())
 
 
-def refuse_drawing(name: str) -> BrokenSample:
+def refuse_drawing(name: str) -> CorruptSample:
     """Of a sample that has turns only."""
-    return BrokenSample(
-        "no caption", f"{name} has no caption to draw from: use this source in data.read only"
+    return CorruptSample(
+        "no caption", f"{name} has no caption to draw from: use this source in data.i2t only"
     )

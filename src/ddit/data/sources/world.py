@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from ddit.data.config import WorldData
+from ddit.config.data import WorldData
 from ddit.data.samples import Sample, Turn
 from ddit.world import Scene, caption, make_scene, question, render
 from ddit.world.detector import to_tensor

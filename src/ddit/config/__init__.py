@@ -1,0 +1,1 @@
+"""Configurations of training runs and their data: declared, parsed, overridden."""

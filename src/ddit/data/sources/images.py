@@ -1,0 +1,82 @@
+"""Pictures of training samples: whatever is wrong with one becomes a `CorruptSample` with a countable cause."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from ddit.data.samples import CorruptSample
+from ddit.images import ImageTooLarge, NotAnImage, image_size, read_image
+
+HEADER_SIZE = 65_536
+"""Bytes that hold the size of nearly every picture; where they do not, the whole file is read."""
+
+NUM_THREADS = 16  # headers wait for the disk or the network, not for the processor
+
+
+def decode_image(data: bytes, name: str) -> Image.Image:
+    """An encoded picture as upright 8-bit RGB.
+
+    Raises:
+        BrokenSample: "empty file", "not a picture", "too large", "truncated picture" or "broken picture".
+    """
+    if not data:
+        raise CorruptSample("empty file", name)
+    try:
+        return read_image(data)
+    except ImageTooLarge as error:
+        raise CorruptSample("too large", f"{name}: {error}") from None
+    except NotAnImage:
+        raise CorruptSample("not a picture", name) from None
+    except ValueError as error:
+        cause = "truncated picture" if "truncated" in str(error).lower() else "broken picture"
+        raise CorruptSample(cause, f"{name}: {error}") from None
+
+
+def load_image(path: Path) -> Image.Image:
+    """The picture of a file; `CorruptSample` as `decode_image`, or "missing file" or "unreadable file"."""
+    try:
+        data = path.read_bytes()
+    except (
+        FileNotFoundError,
+        NotADirectoryError,
+        IsADirectoryError,
+        ValueError,
+    ):  # a name may hold a zero byte
+        raise CorruptSample("missing file", str(path)) from None
+    except OSError as error:
+        raise CorruptSample("unreadable file", f"{path}: {error.strerror}") from None
+    return decode_image(data, str(path))
+
+
+def image_size_of(read: Callable[[int], bytes]) -> tuple[int, int]:
+    """Width and height from `read(n)`, which gives a file's first n bytes (-1: all); (0, 0) if they cannot be told."""
+    try:
+        data = read(HEADER_SIZE)
+        size = image_size(data)
+        if size is None and len(data) == HEADER_SIZE:
+            size = image_size(read(-1))
+    except (OSError, ValueError):
+        return 0, 0
+    return size or (0, 0)
+
+
+def file_size(path: Path) -> tuple[int, int]:
+    """Width and height of the picture in a file; (0, 0) if they cannot be told."""
+
+    def read(count: int) -> bytes:
+        with path.open("rb") as file:
+            return file.read(count)
+
+    return image_size_of(read)
+
+
+def all_sizes(size_of: Callable[[int], tuple[int, int]], indices: Sequence[int]) -> np.ndarray:
+    """`size_of` each index, in threads: (len(indices), 2) int32."""
+    with ThreadPoolExecutor(NUM_THREADS) as threads:
+        found = list(threads.map(size_of, indices))
+    return np.array(found, np.int32).reshape(-1, 2)

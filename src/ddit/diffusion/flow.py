@@ -1,0 +1,324 @@
+"""The image process: rectified flow. Time density, noising, loss, schedule, samplers, guidance.
+
+t in [0, 1]; t = 1 is pure noise. x_t = (1 - t) x + t e with e ~ N(0, I); the velocity to regress is e - x.
+Nothing here knows a model: a `VelocityFn` maps noisy latents (B, C, H, W) and times (B,) to a velocity.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, fields, replace
+from typing import Any, Literal, NamedTuple, get_args
+
+import torch
+from torch import Tensor
+
+from ddit.errors import near_misses
+
+NUM_TRAIN_LEVELS = 1000
+
+VelocityFn = Callable[[Tensor, Tensor], Tensor]
+
+
+class ImageState(NamedTuple):
+    """What drawing has come to: latents (B, C, H, W) after a step, and the clean ones predicted before it."""
+
+    latents: Tensor
+    clean: Tensor
+
+
+StepCallback = Callable[[int, int, ImageState], None]
+"""Called after every step with (steps done, number of steps, state)."""
+
+
+@dataclass(frozen=True)
+class FlowConfig:
+    """Training objective of the image process.
+
+    Attributes:
+        weighting: "velocity" regresses the velocity, as in the paper; "x0" is the published code's loss on
+            x_t - t v, which is the velocity loss times t^2.
+        logit_mean, logit_std: logit-normal density of t, on 1000 discrete levels (SD3: 0, 1).
+    """
+
+    weighting: Literal["velocity", "x0"] = "velocity"
+    logit_mean: float = 0.0
+    logit_std: float = 1.0
+
+
+def sample_t(
+    batch_size: int,
+    cfg: FlowConfig,
+    *,
+    generator: torch.Generator | None = None,
+    device: torch.device | str = "cpu",
+) -> Tensor:
+    """Times (B,) in {0.001, 0.002, ..., 1}: logit-normal u, on SD3's 1000 levels (u = 0 is the noisiest)."""
+    normal = torch.randn(batch_size, generator=generator, device=generator.device if generator else device)
+    return time_of_normal(normal, cfg).to(device)
+
+
+def time_of_normal(normal: Tensor, cfg: FlowConfig) -> Tensor:
+    """The times of `sample_t` for standard normal numbers (B,) drawn elsewhere."""
+    u = torch.sigmoid(cfg.logit_mean + cfg.logit_std * normal)
+    level = (u * NUM_TRAIN_LEVELS).floor().clamp(max=NUM_TRAIN_LEVELS - 1)
+    # The published code indexes timesteps that descend from 1000; by symmetry of the density at mean 0 either
+    # direction serves, and here a larger mean means more noise.
+    return (level + 1) / NUM_TRAIN_LEVELS
+
+
+def add_noise(latents: Tensor, noise: Tensor, t: Tensor) -> Tensor:
+    """x_t = (1 - t) x + t e: (B, C, H, W), (B, C, H, W), (B,) -> (B, C, H, W)."""
+    t = t.view(-1, 1, 1, 1).to(latents.dtype)
+    return (1 - t) * latents + t * noise
+
+
+def flow_loss(
+    velocity_fn: VelocityFn,
+    latents: Tensor,
+    *,
+    cfg: FlowConfig,
+    generator: torch.Generator | None = None,
+    t: Tensor | None = None,
+    noise: Tensor | None = None,
+) -> Tensor:
+    """Mean squared error of the predicted velocity, (B,) in float32.
+
+    Args:
+        latents: (B, C, H, W), clean.
+        t, noise: drawn from `generator` unless given.
+    """
+    if t is None:
+        t = sample_t(len(latents), cfg, generator=generator, device=latents.device)
+    if noise is None:
+        draw_on = generator.device if generator else latents.device
+        noise = torch.randn(latents.shape, generator=generator, device=draw_on).to(latents)
+    velocity = velocity_fn(add_noise(latents, noise, t), t)
+    squared_error = (velocity.float() - (noise.float() - latents.float())).square().flatten(1).mean(1)
+    return squared_error * t.float().square() if cfg.weighting == "x0" else squared_error
+
+
+# Own solvers, not diffusers' schedulers: they are a line or two each, those take seconds to import.
+Solver = Literal["euler", "adams", "dpm"]
+Sampler = Literal["paper", "euler", "adams", "dpm"]
+"""A solver, or the published setting as a whole."""
+
+
+@dataclass(frozen=True)
+class ImageSampling:
+    """How latents are drawn; the defaults are the published setting, the sampler "paper".
+
+    Attributes:
+        num_steps: of the solver, each with one evaluation of the velocity.
+        guidance_scale: g of v_0 + g (v_c - v_0); at most 1 is no guidance.
+        shift: s of the times s t / (1 + (s - 1) t), which spends more steps near noise.
+        solver: "euler", or of second order: "adams" (Adams-Bashforth on the velocity) or "dpm" (DPM-Solver++ 2M, arXiv
+            2211.01095, on the predicted clean latents).
+        guidance_interval: lowest and highest time at which guidance is on (arXiv 2404.07724); elsewhere the
+            unconditional half is not computed.
+        guidance_rescale: from 0 to 1, how far the guided velocity gets the conditional one's standard deviation
+            (arXiv 2305.08891, equations 14 to 16).
+        shift_by_size: for pictures of another size than the model's own, the shift times the square root of the
+            pixels' ratio (SD3, arXiv 2403.03206, section 5.3.2); see `at_size`.
+
+    Raises:
+        ValueError: for a value out of range.
+    """
+
+    num_steps: int = 28
+    guidance_scale: float = 7.0
+    shift: float = 3.0
+    solver: Solver = "euler"
+    guidance_interval: tuple[float, float] = (0.0, 1.0)
+    guidance_rescale: float = 0.0
+    shift_by_size: bool = False
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "guidance_interval", tuple(self.guidance_interval))  # a list, if from JSON
+        if self.num_steps < 1:
+            raise ValueError(f"num_steps must be at least 1, got {self.num_steps}")
+        if not self.shift > 0:
+            raise ValueError(f"shift must be above 0, got {self.shift}")
+        if self.solver not in get_args(Solver):
+            raise ValueError(f"solver must be one of {', '.join(get_args(Solver))}, got {self.solver!r}")
+        if (
+            len(self.guidance_interval) != 2
+            or not 0 <= self.guidance_interval[0] <= self.guidance_interval[1] <= 1
+        ):
+            raise ValueError(
+                f"guidance_interval must be two rising times in 0 to 1, got {self.guidance_interval}"
+            )
+        if not 0 <= self.guidance_rescale <= 1:
+            raise ValueError(f"guidance_rescale must be from 0 to 1, got {self.guidance_rescale}")
+
+    def but(self, sampler: "Sampler | ImageSampling | None" = None, **given: Any) -> "ImageSampling":
+        """This configuration, or the sampler's of that name, with the values that are given (None is not given).
+
+        "paper" is the published setting; a solver's name changes the solver alone.
+        """
+        if (
+            sampler is not None
+            and not isinstance(sampler, ImageSampling)
+            and sampler not in get_args(Sampler)
+        ):
+            known = get_args(Sampler)
+            raise ValueError(
+                f"unknown sampler '{sampler}': use {', '.join(known)}{near_misses(str(sampler), known)}"
+            )
+        base = (
+            sampler if isinstance(sampler, ImageSampling) else ImageSampling() if sampler == "paper" else self
+        )
+        own = {
+            item.name: getattr(base, item.name) for item in fields(ImageSampling)
+        }  # `self` may be a wider class
+        if isinstance(sampler, str) and sampler != "paper":
+            own["solver"] = sampler
+        return ImageSampling(**own | {name: value for name, value in given.items() if value is not None})
+
+    def at_size(self, num_pixels: int, own_pixels: int) -> "ImageSampling":
+        """With the shift for pictures of so many pixels, by a model whose shift was set at `own_pixels`."""
+        if not self.shift_by_size:
+            return self
+        return replace(self, shift=self.shift * math.sqrt(num_pixels / own_pixels), shift_by_size=False)
+
+    @property
+    def times(self) -> Tensor:
+        """Times of the steps, (num_steps + 1,) in float32, from 1 down to 0."""
+        return self.times_from(1.0)
+
+    def times_from(self, strength: float) -> Tensor:
+        """The same from the level `strength`, which the shift takes to a time, down to 0."""
+        published = self.solver == "euler"
+        return flow_sigmas(self.num_steps, self.shift, from_published_levels=published, start=strength)
+
+    def is_guided(self, t: float) -> bool:
+        """Whether the velocity at time t is a guided one, of two evaluations."""
+        return self.guidance_scale > 1 and self.guidance_interval[0] <= t <= self.guidance_interval[1]
+
+    @property
+    def num_evaluations(self) -> int:
+        """Evaluations of the model for one picture: one a step, two where guidance is on."""
+        return sum(1 + self.is_guided(t) for t in self.times[:-1].tolist())
+
+
+def flow_sigmas(
+    num_steps: int, shift: float, *, from_published_levels: bool = True, start: float = 1.0
+) -> Tensor:
+    """Times of the steps, (num_steps + 1,) in float32, from 1 down to 0; or from the shifted level `start`.
+
+    As diffusers' FlowMatchEulerDiscreteScheduler with a static shift: evenly spaced between the two ends of the
+    shifted training levels, shifted by s t / (1 + (s - 1) t), and a final 0. That makes the last step a very short
+    one; without `from_published_levels` the times are evenly spaced down to 0, then shifted.
+    """
+    if num_steps < 1:
+        raise ValueError(f"num_steps must be at least 1, got {num_steps}")
+
+    def shifted(level: Tensor) -> Tensor:
+        return shift * level / (1 + (shift - 1) * level)
+
+    if not from_published_levels:
+        return shifted(torch.linspace(start, 0.0, num_steps + 1, dtype=torch.float64)).float()
+    last = shifted(torch.tensor(1 / NUM_TRAIN_LEVELS, dtype=torch.float64)).item()
+    levels = torch.linspace(start, min(last, start), num_steps, dtype=torch.float64)
+    return torch.cat([shifted(levels), levels.new_zeros(1)]).float()
+
+
+class _Evaluation(NamedTuple):
+    """What one evaluation found: at time t, in latents (B, C, H, W), a velocity of their shape."""
+
+    t: float
+    latents: Tensor
+    velocity: Tensor
+    guided: bool
+
+    @property
+    def clean(self) -> Tensor:
+        return self.latents - self.t * self.velocity
+
+
+class Known(NamedTuple):
+    """What is given of the latents to draw.
+
+    latents: (B, C, H, W), clean.
+    keep: (B, 1, H, W), True where they are to stay; None nowhere.
+    strength: level that drawing starts from, above 0 and at most 1. Below 1 it starts from these latents and noise,
+        at the time s strength / (1 + (s - 1) strength) with the configuration's shift s.
+    """
+
+    latents: Tensor
+    keep: Tensor | None = None
+    strength: float = 1.0
+
+
+def sample_latents(
+    velocity_fn: VelocityFn,
+    noise: Tensor,
+    *,
+    cfg: ImageSampling,
+    known: Known | None = None,
+    on_step: StepCallback | None = None,
+) -> Tensor:
+    """Integrates from noise (t = 1) to latents (t = 0): (B, C, H, W) -> the same.
+
+    Where guidance is on, `velocity_fn` gets a doubled batch, the unconditional half first; elsewhere it gets B rows,
+    to be taken as the conditional ones. The state is kept in float32.
+
+    What is known and to be kept moves on the straight line from its noise to its latents, so that `velocity_fn` sees
+    all of a picture at one time; it ends there exactly.
+    """
+    times = cfg.times_from(1.0 if known is None else known.strength)
+    latents, before = noise.float() if known is None else _noised_at(times[0], known.latents, noise), None
+
+    def held(x: Tensor, t: Tensor) -> Tensor:
+        """`x` with what is kept as it is at time t."""
+        if known is None or known.keep is None:
+            return x
+        return torch.where(known.keep, _noised_at(t, known.latents, noise), x)
+
+    for step in range(cfg.num_steps):
+        now = _evaluate(velocity_fn, latents, times[step], cfg, noise.dtype)
+        velocity = now.velocity
+        # Guided and unguided velocities belong to different flows: where one follows the other, the step is Euler's.
+        if before is not None and cfg.solver != "euler" and before.guided == now.guided:
+            velocity = velocity + _second_order(cfg.solver, now, before, times[step + 1].item())
+        latents = held(latents + (times[step + 1] - times[step]).item() * velocity, times[step + 1])
+        before = now
+        if on_step is not None:
+            on_step(step + 1, cfg.num_steps, ImageState(latents, held(now.clean, times[-1])))
+    return latents.to(noise.dtype)
+
+
+def _noised_at(t: Tensor, latents: Tensor, noise: Tensor) -> Tensor:
+    return add_noise(latents.float(), noise.float(), t.to(noise.device).expand(len(noise)))
+
+
+def _evaluate(
+    velocity_fn: VelocityFn, latents: Tensor, t: Tensor, cfg: ImageSampling, dtype: torch.dtype
+) -> _Evaluation:
+    guided = cfg.is_guided(t.item())
+    x = torch.cat([latents, latents]) if guided else latents
+    velocity = velocity_fn(x.to(dtype), t.to(x.device).expand(len(x))).float()
+    if guided:
+        unconditional, conditional = velocity.chunk(2)
+        velocity = unconditional + cfg.guidance_scale * (conditional - unconditional)
+        if cfg.guidance_rescale > 0:
+            ratio = conditional.flatten(1).std(1) / velocity.flatten(1).std(1)
+            velocity = velocity * (1 + cfg.guidance_rescale * (ratio - 1)).view(-1, 1, 1, 1)
+    return _Evaluation(t.item(), latents, velocity, guided)
+
+
+def _second_order(solver: Solver, now: _Evaluation, before: _Evaluation, until: float) -> Tensor:
+    """What to add to the velocity so that the step from `now` to the time `until` is of second order."""
+    if solver == "adams":
+        ratio = (until - now.t) / (now.t - before.t)
+        return ratio / 2 * (now.velocity - before.velocity)
+    # DPM-Solver++ 2M steps to (t'/t) x + (1 - t'/t) D, which is Euler's step with the velocity (x - D) / t, where D is
+    # the clean latents extrapolated in log((1 - t) / t). That is infinite at both ends: there D is as predicted, and
+    # the error of N steps falls like log(N) / N^2.
+    if before.t >= 1 or until <= 0:
+        return torch.zeros_like(now.velocity)
+    ratio = (_log_snr(until) - _log_snr(now.t)) / (_log_snr(now.t) - _log_snr(before.t))
+    return ratio / (2 * now.t) * (before.clean - now.clean)
+
+
+def _log_snr(t: float) -> float:
+    return math.log((1 - t) / t)

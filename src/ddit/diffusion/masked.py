@@ -1,0 +1,460 @@
+"""The text process: absorbing-state masked diffusion (MDLM). Time, masking, NELBO, posterior, sampler, guidance.
+
+t in [0, 1]; t = 1 is all masked. At time t each token of the answer is masked independently with probability
+(1 - eps) t. The text stream sees no time: what is masked tells it. SUBS parameterisation: the mask token is never
+predicted, an unmasked token is carried over.
+
+Nothing here knows a model: a `LogitsFn` maps (noisy_ids (b, L), at (b, L) bool, rows (b,)) to logits
+(at.sum(), V) at the positions asked for; `rows` tells which samples of the batch these are.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ddit.diffusion.unmasking import (
+    UnmaskingRule,
+    all_confident,
+    answer_blocks,
+    choose_positions,
+    confidence_of,
+    draw,
+    top_p_filter,
+)
+
+MASK_EPS = 1e-3
+FINAL_TIME = 1e-5
+CACHE_BYTES, PART_BYTES = 2**21, 2**28
+"""Of distributions at a time: on a CPU, whose cache is to hold them, and elsewhere."""
+
+LogitsFn = Callable[[Tensor, Tensor, Tensor], Tensor]
+
+
+class TextState(NamedTuple):
+    """What writing has come to after a pass, (B, L) each.
+
+    ids: mask tokens where nothing is written yet.
+    answer_mask: bool, what is written or to be written; the rest is given.
+    confidence: float32, the probability of a token when it was written; 1 where it is given or follows the end of the
+        text, 0 where nothing is written.
+    """
+
+    ids: Tensor
+    answer_mask: Tensor
+    confidence: Tensor
+
+
+StepCallback = Callable[[int, int, TextState], None]
+"""Called after every pass with (passes done, the most that are taken, state)."""
+
+
+@dataclass(frozen=True)
+class MaskedConfig:
+    """Training objective of the text process.
+
+    Attributes:
+        normalizer: "all" divides a sample's loss by all L positions, as published; "answer" by the positions that
+            are ours to fill.
+        max_weight: upper bound of the 1/t weight; None leaves it at up to 1000.
+    """
+
+    normalizer: Literal["all", "answer"] = "all"
+    max_weight: float | None = None
+
+
+class TextSample(NamedTuple):
+    """What `sample_text` returns: ids (B, L) without mask tokens, and passes (predictions) a sample took, (B,)."""
+
+    ids: Tensor
+    num_steps_taken: Tensor
+
+
+def sample_t(
+    batch_size: int,
+    *,
+    generator: torch.Generator | None = None,
+    offset: int = 0,
+    total: int | None = None,
+    device: torch.device | str = "cpu",
+) -> Tensor:
+    """Stratified times (batch_size,) in [eps, 1): one in each of `total` equal slices of the global batch.
+
+    Args:
+        offset: index of the first of these samples in the global batch.
+        total: size of the global batch, by default this batch.
+    """
+    total = batch_size if total is None else total
+    u = torch.rand(batch_size, generator=generator, device=generator.device if generator else device)
+    return time_of_uniform((torch.arange(offset, offset + batch_size, device=device) + u.to(device)) / total)
+
+
+def time_of_uniform(u: Tensor) -> Tensor:
+    """Times in [eps, 1) of numbers (B,) that are uniform (or stratified) in [0, 1)."""
+    return MASK_EPS + (1 - MASK_EPS) * (u % 1)
+
+
+def mask_tokens(
+    input_ids: Tensor,
+    answer_mask: Tensor,
+    t: Tensor,
+    *,
+    mask_token_id: int,
+    generator: torch.Generator | None = None,
+    uniform: Tensor | None = None,
+) -> Tensor:
+    """q(x_t | x_0): masks each position of `answer_mask` (B, L) with probability (1 - eps) t.
+
+    uniform: (B, L), by which it is decided; drawn from `generator` unless given.
+    """
+    if uniform is None:
+        draw_on = generator.device if generator else input_ids.device
+        uniform = torch.rand(input_ids.shape, generator=generator, device=draw_on)
+    u = uniform.to(input_ids.device)
+    return torch.where((u < (1 - MASK_EPS) * t[:, None]) & answer_mask, mask_token_id, input_ids)
+
+
+def subs_log_probs(logits: Tensor, mask_token_id: int) -> Tensor:
+    """Log-probabilities (..., V) in float32 at masked positions: softmax with the mask token ruled out."""
+    logits = logits.float()
+    ruled_out = torch.zeros(logits.shape[-1], device=logits.device)
+    ruled_out[mask_token_id] = -math.inf
+    return F.log_softmax(logits + ruled_out, dim=-1)
+
+
+def masked_loss(
+    logits_fn: LogitsFn,
+    input_ids: Tensor,
+    answer_mask: Tensor,
+    *,
+    mask_token_id: int,
+    cfg: MaskedConfig,
+    generator: torch.Generator | None = None,
+    t: Tensor | None = None,
+    noisy_ids: Tensor | None = None,
+) -> Tensor:
+    """Continuous-time NELBO of the answer, (B,) in float32: sum of -(1/t) log p(x_0 | x_t) over masked positions.
+
+    Args:
+        input_ids: (B, L), clean, with its padding of end-of-text tokens.
+        answer_mask: (B, L) bool, the positions that are masked and scored; the rest stays visible.
+        t, noisy_ids: drawn from `generator` unless given.
+    """
+    if t is None:
+        t = sample_t(len(input_ids), generator=generator, device=input_ids.device)
+    if noisy_ids is None:
+        noisy_ids = mask_tokens(input_ids, answer_mask, t, mask_token_id=mask_token_id, generator=generator)
+    nll = masked_token_nll(logits_fn, input_ids, noisy_ids, answer_mask, mask_token_id=mask_token_id)
+    return nll_weights(answer_mask, t, cfg) * nll.sum(1)
+
+
+def nll_weights(answer_mask: Tensor, t: Tensor, cfg: MaskedConfig) -> Tensor:
+    """What a sample's -log p of its masked positions are multiplied with: (B, L), (B,) -> (B,) in float32."""
+    weight = 1 / t.float()
+    if cfg.max_weight is not None:
+        weight = weight.clamp(max=cfg.max_weight)
+    if cfg.normalizer == "all":
+        return weight / answer_mask.shape[1]
+    return weight / answer_mask.sum(1).clamp(min=1)
+
+
+def masked_token_nll(
+    logits_fn: LogitsFn, input_ids: Tensor, noisy_ids: Tensor, answer_mask: Tensor, *, mask_token_id: int
+) -> Tensor:
+    """-log p(x_0 | x_t) of each masked answer position, (B, L) in float32; 0 elsewhere."""
+    is_masked = (noisy_ids == mask_token_id) & answer_mask
+    logits = logits_fn(noisy_ids, is_masked, torch.arange(len(input_ids), device=input_ids.device))
+    nll = F.nll_loss(subs_log_probs(logits, mask_token_id), input_ids[is_masked], reduction="none")
+    return torch.zeros(input_ids.shape, device=nll.device).masked_scatter(is_masked, nll)
+
+
+def posterior(p_x0: Tensor, t: float | Tensor, s: float | Tensor, mask_token_id: int) -> Tensor:
+    """Unnormalised q(x_s | x_t, x_0 ~ p_x0), (..., V) -> (..., V): token v with p(v) (t - s), still masked with s.
+
+    t, s: one for all, or one a distribution (...).
+    """
+    lapse = t - s
+    q_xs = p_x0 * (lapse[..., None] if isinstance(lapse, Tensor) else lapse)
+    q_xs[..., mask_token_id] = s
+    return q_xs
+
+
+def guided_logits(logits_fn: LogitsFn, null_logits_fn: LogitsFn, guidance_scale: float) -> LogitsFn:
+    """Guidance against the null image: log p + (g - 1) (log p - log p_null), up to a constant a position.
+
+    A scale of 1 is `logits_fn` itself, and the null image is never asked; otherwise a pass is two forwards.
+
+    Raises:
+        ValueError: on a negative scale.
+    """
+    if not 0 <= guidance_scale < math.inf:
+        raise ValueError(f"text_guidance_scale must be at least 0 and finite, got {guidance_scale}")
+    if guidance_scale == 1:
+        return logits_fn
+
+    def guided(noisy_ids: Tensor, is_masked: Tensor, rows: Tensor) -> Tensor:
+        logits = logits_fn(noisy_ids, is_masked, rows).float()
+        return logits + (guidance_scale - 1) * (logits - null_logits_fn(noisy_ids, is_masked, rows).float())
+
+    return guided
+
+
+def sample_text(
+    logits_fn: LogitsFn,
+    input_ids: Tensor,
+    answer_mask: Tensor,
+    *,
+    num_steps: int,
+    mask_token_id: int,
+    eos_token_id: int | None = None,
+    banned_ids: Sequence[int] = (),
+    rule: UnmaskingRule | None = None,
+    generators: Sequence[torch.Generator] | None = None,
+    on_step: StepCallback | None = None,
+) -> TextSample:
+    """Fills the answer positions, from all masked to none; each sample has its own state and its own randomness.
+
+    A sample's prediction is reused while nothing in it changed, and a batch gives what single calls give. A finished
+    sample takes no more passes.
+
+    Args:
+        input_ids: (B, L); positions outside `answer_mask` are pinned and never change.
+        answer_mask: (B, L) bool; True is ours to fill.
+        num_steps: N, the most passes a sample takes ("random" and "first-hitting" may take one more, see there).
+        eos_token_id: where everything before a sample's first end-of-text token is written, the rest is filled
+            with it. None switches this off.
+        banned_ids: tokens never written, beside the mask token.
+        rule: which positions a pass writes, and how their tokens are drawn; by default the published sampling.
+        generators: one a sample, on the device of the logits or the CPU; None: the default generator.
+
+    Raises:
+        ValueError: if num_steps is less than 1.
+    """
+    if num_steps < 1:
+        raise ValueError(f"num_steps must be at least 1, got {num_steps}")
+    sampler = _TextSampler(
+        logits_fn,
+        input_ids,
+        answer_mask,
+        mask_token_id,
+        eos_token_id,
+        list(banned_ids),
+        rule or UnmaskingRule(),
+        generators,
+    )
+    if sampler.rule.order == "random":
+        sampler.write_ancestrally(num_steps, on_step)
+    else:
+        sampler.write_in_passes(num_steps, on_step)
+    return TextSample(sampler.ids, sampler.num_steps_taken)
+
+
+class _Choices(NamedTuple):
+    """What a pass would write at M masked positions, each (M,).
+
+    tokens, probs: and their probabilities. sure: see `unmasking.confidence_of`. best, best_probs: the likeliest tokens.
+    """
+
+    tokens: Tensor
+    probs: Tensor
+    sure: Tensor
+    best: Tensor
+    best_probs: Tensor
+
+
+class _TextSampler:
+    """State of `sample_text`: the ids and, for ancestral sampling, predictions that are still good."""
+
+    def __init__(
+        self,
+        logits_fn: LogitsFn,
+        input_ids: Tensor,
+        answer_mask: Tensor,
+        mask_token_id: int,
+        eos_token_id: int | None,
+        banned_ids: list[int],
+        rule: UnmaskingRule,
+        generators: Sequence[torch.Generator] | None,
+    ) -> None:
+        self.logits_fn, self.answer_mask = logits_fn, answer_mask
+        self.mask_token_id, self.eos_token_id, self.banned_ids = mask_token_id, eos_token_id, banned_ids
+        self.rule, self.generators = rule, generators
+        self.ids = torch.where(answer_mask, mask_token_id, input_ids)
+        self.confidence = (~answer_mask).float()  # (B, L)
+        self.num_steps_taken = torch.zeros(len(input_ids), dtype=torch.long)
+        self.blocks = answer_blocks(answer_mask, rule.block_size)  # (B, L)
+        self.probs: dict[int, Tensor] = {}  # row -> (masked positions, V), until the row changes
+
+    def _is_masked(self) -> Tensor:
+        return (self.ids == self.mask_token_id) & self.answer_mask  # (B, L)
+
+    @property
+    def state(self) -> TextState:
+        return TextState(self.ids.clone(), self.answer_mask, self.confidence.clone())
+
+    def _unfinished(self) -> list[int]:
+        return self._is_masked().any(1).nonzero().flatten().tolist()
+
+    def _pass(self, rows: Tensor, is_masked: Tensor) -> Tensor:
+        """A pass of the samples `rows` (b,): logits (M, V) at their masked positions `is_masked` (b, L)."""
+        self.num_steps_taken[rows.cpu()] += 1
+        return self.logits_fn(self.ids[rows], is_masked, rows)
+
+    def _distributions(self, logits: Tensor) -> Tensor:
+        """(M, V) -> (M, V) in float32, by the rule's temperature and without what is banned."""
+        logits = logits.float()
+        logits[:, self.banned_ids] = -math.inf
+        if self.rule.temperature not in (0, 1):
+            logits = logits / self.rule.temperature
+        return subs_log_probs(logits, self.mask_token_id).exp()
+
+    def _choices(self, logits: Tensor, uniform: Tensor | None) -> _Choices:
+        """What would be written at M positions, (M, V) and random numbers (M,) if tokens are drawn.
+
+        A part of the positions at a time: with a large vocabulary all their distributions would not fit the cache.
+        """
+        num_bytes = CACHE_BYTES if logits.device.type == "cpu" else PART_BYTES
+        size = max(num_bytes // (4 * logits.shape[-1]), 1)
+        parts: list[_Choices] = []
+        for first in range(0, len(logits), size):
+            part = slice(first, first + size)
+            probs = self._distributions(logits[part])
+            tokens = best = probs.argmax(-1)
+            if uniform is not None:
+                tokens = draw(top_p_filter(probs, self.rule.top_p), uniform[part])
+            parts.append(
+                _Choices(
+                    tokens,
+                    probs.gather(1, tokens[:, None]).flatten(),
+                    confidence_of(self.rule.order, probs, tokens),
+                    best,
+                    probs.gather(1, best[:, None]).flatten(),
+                )
+            )
+        return _Choices(*map(torch.cat, zip(*parts, strict=True)))
+
+    def _uniform(self, row: int, count: int, dtype: torch.dtype = torch.float32) -> Tensor:
+        """Random numbers (count,) in [0, 1) of a sample's own generator."""
+        generator = self.generators[row] if self.generators is not None else None
+        device = generator.device if generator is not None else "cpu"
+        return torch.rand(count, generator=generator, device=device, dtype=dtype).to(self.ids.device)
+
+    def _stop_at_end_of_text(self) -> None:
+        """Fills what is masked after an answer's first end-of-text token before which nothing is masked."""
+        if self.eos_token_id is None:
+            return
+        is_masked = self._is_masked()
+        is_end = (
+            self.ids == self.eos_token_id
+        ) & self.answer_mask  # not one that is given, as after an earlier turn
+        written_before = is_end.cumsum(1) > 0
+        masked_before = (is_masked & ~written_before).any(1)
+        fill = is_masked & written_before & ~masked_before[:, None]
+        self.ids = torch.where(fill, self.eos_token_id, self.ids)
+        self.confidence = torch.where(fill, 1.0, self.confidence)
+
+    # --- a pass writes what a rule chooses ---
+
+    def write_in_passes(self, num_steps: int, on_step: StepCallback | None) -> None:
+        hits = self._hitting_steps(num_steps) if self.rule.order == "first-hitting" else None
+        done = 0
+        while self._is_masked().any():
+            self._write_pass(max(num_steps - done, 1), hits, num_steps)
+            self._stop_at_end_of_text()
+            done += 1
+            if on_step is not None and done < num_steps:
+                on_step(done, num_steps, self.state)
+        if on_step is not None:
+            on_step(num_steps, num_steps, self.state)
+
+    def _write_pass(self, steps_left: int, hits: Tensor | None, num_steps: int) -> None:
+        is_masked = self._is_masked()
+        rows = is_masked.any(1).nonzero().flatten()
+        is_masked = is_masked[rows]
+        counts, uniform = is_masked.sum(1), None
+        if self.rule.temperature != 0:
+            drawn = zip(rows.tolist(), counts.tolist(), strict=True)
+            uniform = torch.cat([self._uniform(row, count) for row, count in drawn])
+        tokens, probs, sure, best, best_probs = self._choices(self._pass(rows, is_masked), uniform)
+        if hits is not None:
+            step = torch.where(is_masked, hits[rows], num_steps + 1)
+            chosen = is_masked & (step == step.amin(1, keepdim=True))
+            is_left = step[is_masked] == num_steps  # over, by the last step
+            tokens, probs = torch.where(is_left, best, tokens), torch.where(is_left, best_probs, probs)
+        else:
+            least = (counts + steps_left - 1) // steps_left
+            chosen = choose_positions(self.rule, sure, is_masked, self.blocks[rows], least)
+        chosen |= is_masked & all_confident(best_probs, is_masked, self.rule.commit_above)[:, None]
+        ids, confidence = self.ids[rows], self.confidence[rows]
+        self.ids[rows] = torch.where(chosen, ids.masked_scatter(is_masked, tokens), ids)
+        self.confidence[rows] = torch.where(chosen, confidence.masked_scatter(is_masked, probs), confidence)
+
+    def _hitting_steps(self, num_steps: int) -> Tensor:
+        """The ancestral step that writes each position, (B, L) in 0..N; N is the argmax at the end.
+
+        A position is written at a uniform time; with blocks, uniform in its block's slice of [0, 1].
+        """
+        u = torch.zeros(self.ids.shape, dtype=torch.float64, device=self.ids.device)
+        for row, mask in enumerate(self.answer_mask):
+            u[row, mask] = self._uniform(row, int(mask.sum()), torch.float64)
+        u = (self._num_blocks()[:, None] - 1 - self.blocks + u) / self._num_blocks()[:, None]
+        return ((1 - u) / (1 - FINAL_TIME) * num_steps).long().clamp(0, num_steps)
+
+    def _num_blocks(self) -> Tensor:
+        return torch.where(self.answer_mask, self.blocks, 0).amax(1) + 1  # (B,)
+
+    # --- ancestral ---
+
+    def write_ancestrally(self, num_steps: int, on_step: StepCallback | None) -> None:
+        times = torch.linspace(1.0, FINAL_TIME, num_steps + 1).tolist()
+        for step in range(num_steps):
+            for row in self._refresh():
+                self._write_ancestral(row, times[step], times[step + 1])
+            self._stop_at_end_of_text()
+            if step + 1 == num_steps:
+                for row in self._refresh():
+                    self._write(row, self.probs[row].argmax(-1))
+                self._stop_at_end_of_text()
+            if on_step is not None:
+                on_step(step + 1, num_steps, self.state)
+
+    def _refresh(self) -> list[int]:
+        """The unfinished samples, after a pass of those that changed since their last."""
+        unfinished = self._unfinished()
+        stale = [row for row in unfinished if row not in self.probs]
+        if stale:
+            rows = torch.tensor(stale, device=self.ids.device)
+            is_masked = self._is_masked()[rows]
+            parts = self._distributions(self._pass(rows, is_masked)).split(is_masked.sum(1).tolist())
+            self.probs.update(zip(stale, parts, strict=True))
+        return unfinished
+
+    def _write_ancestral(self, row: int, t: float, s: float) -> None:
+        probs = self.probs[row]
+        if all_confident(probs.amax(-1), self._is_masked()[row : row + 1], self.rule.commit_above):
+            t, s = 1.0, 0.0
+        if self.rule.temperature == 0:
+            probs = F.one_hot(probs.argmax(-1), probs.shape[-1]).to(probs)
+        probs = top_p_filter(probs, self.rule.top_p)
+        is_masked, (begin, end) = self._is_masked()[row], (t, s)
+        if self.rule.block_size > 0 and s > 0:
+            begin, end = (self._block_times(row, time)[is_masked] for time in (t, s))
+        weights = posterior(probs, begin, end, self.mask_token_id)
+        self._write(row, draw(weights, self._uniform(row, len(weights))))
+
+    def _block_times(self, row: int, t: float) -> Tensor:
+        """The time of each position's block (L,), when the blocks share [0, 1] evenly, left to right from 1."""
+        count = self._num_blocks()[row]
+        return (t * count - (count - 1 - self.blocks[row])).clamp(0, 1)
+
+    def _write(self, row: int, tokens: Tensor) -> None:
+        is_masked = self._is_masked()[row]
+        sure = self.probs[row].gather(1, tokens[:, None]).flatten()
+        self.confidence[row, is_masked] = torch.where(tokens == self.mask_token_id, 0.0, sure)
+        self.ids[row, is_masked] = tokens
+        if (tokens != self.mask_token_id).any():
+            del self.probs[row]

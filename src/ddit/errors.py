@@ -1,0 +1,63 @@
+"""What a user's mistake is answered with: near misses of a name, and warnings about a text.
+
+Warnings go through Python's `warnings`, unless the caller collects them, as a server does for each of its clients:
+`warnings.catch_warnings` changes the whole process, `collect_warnings` one thread or task alone.
+"""
+
+import warnings
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from difflib import SequenceMatcher
+from typing import NamedTuple
+
+LEAST_RATIO, MARGIN = 0.6, 0.15
+
+
+def near_misses(word: str, known: Iterable[str]) -> str:
+    """ "; did you mean entropy?", or nothing if none of the known names is near; case does not count."""
+    near = nearest(word, known)
+    return f"; did you mean {' or '.join(near)}?" if near else ""
+
+
+def nearest(word: str, known: Iterable[str], *, most: int = 3) -> list[str]:
+    """At most so many of the known names, those like the word and not much less so than the likest, which is first."""
+    ratios = {name: SequenceMatcher(None, name.lower(), word.lower()).ratio() for name in known}
+    least = max([LEAST_RATIO, *(ratio - MARGIN for ratio in ratios.values())])
+    near = sorted((name for name, ratio in ratios.items() if ratio >= least), key=lambda name: -ratios[name])
+    return near[:most]
+
+
+class TextWarning(NamedTuple):
+    """A warning about a text."""
+
+    text: str
+    message: str
+
+
+_collected: ContextVar[list[TextWarning] | None] = ContextVar("collected", default=None)
+
+
+@contextmanager
+def collect_warnings() -> Iterator[list[TextWarning]]:
+    """Within this context warnings about texts are put into the list instead of being issued."""
+    found: list[TextWarning] = []
+    token = _collected.set(found)
+    try:
+        yield found
+    finally:
+        _collected.reset(token)
+
+
+def warn_user(message: str, *, text: str, stacklevel: int = 1) -> None:
+    """Warns about a text; `stacklevel` as in `warnings.warn`."""
+    found = _collected.get()
+    if found is None:
+        warnings.warn(message, stacklevel=stacklevel + 1)
+    else:
+        found.append(TextWarning(text, message))
+
+
+def is_collecting() -> bool:
+    """Whether warnings are collected here."""
+    return _collected.get() is not None

@@ -1,0 +1,123 @@
+"""Safetensors files, single or sharded, in any variant; whatever may hold a pickle is refused by name."""
+
+import json
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object; ValueError in one line if it is missing or broken."""
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ValueError(f"'{path.parent}' is incomplete: it has no {path.name}") from None
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ValueError(f"'{path}' is not valid JSON: {error}") from None
+    if not isinstance(values, dict):
+        raise ValueError(f"'{path}' should hold a JSON object, not a {type(values).__name__}")
+    return values
+
+
+def list_names(names: Iterable[str], at_most: int = 4) -> str:
+    names = list(names)
+    rest = f" and {len(names) - at_most} more" if len(names) > at_most else ""
+    return ", ".join(names[:at_most]) + rest
+
+
+class SafetensorsFiles:
+    """The tensors of a folder's safetensors files, single or sharded, read one by one.
+
+    Raises:
+        ValueError: if there are none (files that may hold pickles are named and refused), if a shard is
+            missing, or if a file cannot be read.
+    """
+
+    def __init__(self, folder: Path, stem: str, dtype: torch.dtype | None) -> None:
+        self.folder = folder
+        self.file_of: dict[str, Path] = {}
+        self.shapes: dict[str, tuple[int, ...]] = {}
+        for path in find_weights(folder, stem, dtype):
+            try:
+                with safe_open(path, framework="pt") as file:
+                    for name in file.keys():  # noqa: SIM118 (not a dict)
+                        self.file_of[name] = path
+                        self.shapes[name] = tuple(file.get_slice(name).get_shape())
+            except (SafetensorError, OSError) as error:
+                raise ValueError(f"'{path}' cannot be read as safetensors: {error}") from None
+
+    def read(
+        self, names: Iterable[str], dtype: torch.dtype | None, device: torch.device | str
+    ) -> dict[str, Tensor]:
+        """The named tensors; those that need no conversion stay mapped to the file until they are touched."""
+        wanted, tensors = set(names), {}
+        for path in dict.fromkeys(self.file_of.values()):
+            with safe_open(path, framework="pt") as file:
+                for name in wanted:
+                    if self.file_of[name] == path:
+                        tensors[name] = file.get_tensor(name).to(device=device, dtype=dtype)
+        return tensors
+
+
+def find_weights(folder: Path, stem: str, dtype: torch.dtype | None = None) -> list[Path]:
+    """The files of one component: `stem.safetensors`, its shards, or a variant (`stem.fp16...`)."""
+    for variant in _variants(dtype):
+        single = folder / f"{stem}{variant}.safetensors"
+        if single.is_file():
+            return [single]
+        index = folder / f"{stem}.safetensors.index{variant}.json"
+        if index.is_file():
+            shards = sorted({str(name) for name in read_json(index).get("weight_map", {}).values()})
+            paths = [folder / Path(name).name for name in shards]
+            missing = [path.name for path in paths if not path.is_file()]
+            if missing or not paths:
+                raise ValueError(f"'{folder}' is incomplete: missing {list_names(missing) or 'every shard'}")
+            return paths
+    pickles = sorted(path.name for path in folder.glob("*") if path.suffix in PICKLE_SUFFIXES)
+    if pickles:
+        raise ValueError(
+            f"'{folder}' holds pickled weights only ({list_names(pickles)}), which are never executed here: "
+            "convert them to safetensors first"
+        )
+    if not folder.is_dir():
+        raise ValueError(f"'{folder.parent}' is incomplete: it has no folder {folder.name}/")
+    raise ValueError(f"'{folder}' is incomplete: it has no {stem}.safetensors")
+
+
+def find_variant(folder: Path, stem: str, dtype: torch.dtype | None = None) -> str | None:
+    """The variant ("fp16", "bf16") that `find_weights` picks, or None for plain files."""
+    found = re.search(r"\.(fp16|bf16)[.-]", find_weights(folder, stem, dtype)[0].name)
+    return found.group(1) if found else None
+
+
+def _variants(dtype: torch.dtype | None) -> tuple[str, ...]:
+    if dtype == torch.bfloat16:
+        return (".bf16", "", ".fp16")
+    if dtype == torch.float16:
+        return (".fp16", "", ".bf16")
+    return ("", ".bf16", ".fp16")
+
+
+def check_names(found: Mapping[str, tuple], wanted: Mapping[str, tuple], source: str) -> None:
+    """ValueError in one line if names or shapes differ: what is missing, unexpected, of another shape."""
+    missing = [name for name in wanted if name not in found]
+    unexpected = [name for name in found if name not in wanted]
+    wrong = [
+        f"{name} {list(found[name])} instead of {list(shape)}"
+        for name, shape in wanted.items()
+        if name in found and found[name] != shape
+    ]
+    faults = [
+        f"{len(names)} {fault} ({list_names(names)})"
+        for fault, names in (("missing", missing), ("unexpected", unexpected), ("of the wrong shape", wrong))
+        if names
+    ]
+    if faults:
+        raise ValueError(f"{source} does not fit the model, tensors: " + "; ".join(faults))

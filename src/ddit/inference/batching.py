@@ -1,0 +1,104 @@
+"""What the pipeline's verbs share: one or many texts, numbers that must match, work in batches."""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, Generic, NamedTuple, TypeVar
+
+import torch
+
+State = TypeVar("State")
+
+
+class Step(NamedTuple, Generic[State]):
+    """A step of a verb that works in batches.
+
+    done, total: steps of all batches.
+    rows: numbers of the samples in the batch at work.
+    state: that batch, b samples in the order of `rows`: a `flow.ImageState` or a `masked.TextState`.
+    """
+
+    done: int
+    total: int
+    rows: Sequence[int]
+    state: State
+
+
+StepCallback = Callable[[Step[Any]], None]
+"""Called after every step. What it raises ends the call."""
+
+BatchCallback = Callable[[int, int, Any], None]
+"""What a process calls after every step of one batch: (steps done, steps in all, the batch's state)."""
+
+
+def as_list(texts: str | Sequence[str]) -> list[str]:
+    texts = [texts] if isinstance(texts, str) else list(texts)
+    if not texts:
+        raise ValueError("no text given")
+    return texts
+
+
+def matched(items: list, count: int, what: str, others: str) -> list:
+    """`items`, the only one repeated, as often as there are `others`."""
+    if len(items) not in (1, count):
+        raise ValueError(f"{len(items)} {what} do not match {count} {others}")
+    return items * count if len(items) == 1 else items
+
+
+def parts(
+    count: int, batch_size: int, num_steps: int, on_step: StepCallback | None
+) -> Iterator[tuple[slice, BatchCallback | None]]:
+    """Slices of at most batch_size, each with a callback that counts the steps of all slices."""
+    _check_batch_size(batch_size)
+    num_parts = -(-count // batch_size)
+    for index in range(num_parts):
+        part = slice(index * batch_size, min((index + 1) * batch_size, count))
+        yield part, _counted(on_step, range(part.start, part.stop), index, num_parts, num_steps)
+
+
+def groups(
+    lengths: Sequence[int], batch_size: int, num_steps: int, on_step: StepCallback | None
+) -> Iterator[tuple[list[int], BatchCallback | None]]:
+    """Samples of equal length, at most batch_size of them, each with a callback that counts the steps of all groups."""
+    _check_batch_size(batch_size)
+    found: list[list[int]] = []
+    for row in sorted(range(len(lengths)), key=lengths.__getitem__):
+        if not found or len(found[-1]) == batch_size or lengths[found[-1][0]] != lengths[row]:
+            found.append([])
+        found[-1].append(row)
+    for index, rows in enumerate(found):
+        yield rows, _counted(on_step, rows, index, len(found), num_steps)
+
+
+def sample_seeds(seed: int | Sequence[int], count: int) -> list[int]:
+    """The seeds of so many samples: `seed` and those after it, or the ones given.
+
+    Raises ValueError on a seed that is negative or too large, or on seeds of another number than the samples.
+    """
+    seeds = [seed + row for row in range(count)] if isinstance(seed, int) else list(seed)
+    if len(seeds) != count:
+        raise ValueError(f"{len(seeds)} seeds do not match {count} samples")
+    for number in seeds:
+        if not 0 <= number < 2**62 + count:
+            raise ValueError(f"seed must be at least 0 and below 2**62, got {number}")
+    return seeds
+
+
+def sample_generators(seeds: Iterable[int]) -> list[torch.Generator]:
+    """A generator a sample, on the CPU."""
+    return [torch.Generator().manual_seed(seed) for seed in seeds]
+
+
+def _check_batch_size(batch_size: int) -> None:
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+
+
+def _counted(
+    on_step: StepCallback | None, rows: Sequence[int], index: int, num_parts: int, num_steps: int
+) -> BatchCallback | None:
+    if on_step is None:
+        return None
+
+    def step(done: int, _: int, state: Any) -> None:
+        on_step(Step(index * num_steps + done, num_parts * num_steps, rows, state))
+
+    return step

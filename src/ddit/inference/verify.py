@@ -1,0 +1,218 @@
+"""`ddit verify`: recompute a folder of reference tensors and report the largest error of each.
+
+A folder holds `transformer/`, `text_encoder/`, `reference.safetensors` and `reference.json` (settings). Each group of
+tensors is recomputed from its own inputs by the code that training and sampling run.
+"""
+
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ddit.diffusion.flow import FlowConfig, ImageSampling, flow_loss, sample_latents
+from ddit.diffusion.masked import (
+    MaskedConfig,
+    masked_loss,
+    masked_token_nll,
+    posterior,
+    sample_text,
+    subs_log_probs,
+)
+from ddit.diffusion.unmasking import UnmaskingRule
+from ddit.model import DualDiT
+from ddit.model.embeddings import TIMESTEP_SCALE
+
+Tensors = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One recomputed tensor: its name, largest absolute error, and whether it is within tolerance."""
+
+    name: str
+    max_error: float
+    within: bool
+
+
+class _Reference:
+    """The models and settings of a reference folder, and the functions that the groups share."""
+
+    def __init__(self, folder: Path, dtype: torch.dtype, device: torch.device | str) -> None:
+        from transformers import T5EncoderModel
+
+        from ddit.model.encoders import quiet_transformers
+        from ddit.model.weights import load_transformer
+
+        settings = json.loads((folder / "reference.json").read_text())
+        self.mask_token_id: int = settings["mask_token_id"]
+        self.t2i: dict = settings.get("t2i", {})
+        self.model: DualDiT = load_transformer(folder / "transformer", dtype=dtype, device=device).eval()
+        with quiet_transformers():
+            encoder = T5EncoderModel.from_pretrained(folder / "text_encoder", dtype=dtype)
+        self.text_encoder = encoder.to(device).eval()  # pyright: ignore[reportArgumentType]
+        self.dtype = dtype
+
+    def velocity_fn(self, text_states: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
+        def predict(latents: Tensor, t: Tensor) -> Tensor:
+            velocity = self.model(latents, t, text_states.to(self.dtype), num_t2i=len(latents)).velocity
+            assert velocity is not None
+            return velocity
+
+        return predict
+
+    def logits_fn(self, latents: Tensor | None) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+        def predict(noisy_ids: Tensor, is_masked: Tensor, rows: Tensor) -> Tensor:
+            states = self.text_encoder(input_ids=noisy_ids)[0]
+            t = torch.zeros(len(noisy_ids), device=noisy_ids.device)
+            image = None if latents is None else latents[rows]
+            logits = self.model(image, t, states, num_t2i=0, logit_mask=is_masked).logits
+            assert logits is not None
+            return logits
+
+        return predict
+
+
+def _forward(ref: _Reference, x: Tensors) -> Tensors:
+    out = ref.model(x["latents"], x["timestep"] / TIMESTEP_SCALE, x["text_states"])
+    return {"velocity": out.velocity, "logits": out.logits}
+
+
+def _null_image(ref: _Reference, x: Tensors) -> Tensors:
+    everywhere = torch.ones_like(x["ids"], dtype=torch.bool)
+    rows = torch.arange(len(x["ids"]), device=x["ids"].device)
+    return {"logits": ref.logits_fn(None)(x["ids"], everywhere, rows).unflatten(0, x["ids"].shape)}
+
+
+def _masked(ref: _Reference, x: Tensors) -> Tensors:
+    logits_fn, ids, noisy_ids, answer_mask = (
+        ref.logits_fn(x["latents"]),
+        x["x0"],
+        x["xt"],
+        x["label_mask"].bool(),
+    )
+    nll = masked_token_nll(logits_fn, ids, noisy_ids, answer_mask, mask_token_id=ref.mask_token_id)
+    loss = masked_loss(
+        logits_fn,
+        ids,
+        answer_mask,
+        mask_token_id=ref.mask_token_id,
+        cfg=MaskedConfig(),
+        t=x["t"],
+        noisy_ids=noisy_ids,
+    )
+    return {"token_nll": nll / x["t"][:, None], "loss": loss.mean()[None]}
+
+
+def _flow(ref: _Reference, x: Tensors) -> Tensors:
+    t = x["timestep"] / TIMESTEP_SCALE
+    loss = flow_loss(
+        ref.velocity_fn(x["text_states"]), x["latents"], cfg=FlowConfig(weighting="x0"), t=t, noise=x["noise"]
+    )
+    return {"loss": loss.mean()[None], "sigma": t}
+
+
+def _t2i(ref: _Reference, x: Tensors) -> Tensors:
+    cfg = ImageSampling(ref.t2i["steps"], ref.t2i["guidance_scale"], ref.t2i["shift"])
+    both = torch.cat([x["negative_text_states"], x["text_states"]])
+    latents = sample_latents(ref.velocity_fn(both), x["noise"], cfg=cfg)
+    return {"latents": latents, "sigmas": cfg.times, "timesteps": cfg.times[:-1] * TIMESTEP_SCALE}
+
+
+def _i2t(ref: _Reference, x: Tensors) -> Tensors:
+    noisy_ids, logits_fn = x["xt"], ref.logits_fn(x["latents"])
+    is_masked = noisy_ids == ref.mask_token_id
+    logits = logits_fn(noisy_ids, is_masked, torch.arange(len(noisy_ids), device=noisy_ids.device))
+    p_x0 = torch.nn.functional.one_hot(
+        noisy_ids, logits.shape[-1]
+    ).float()  # unmasked tokens are carried over
+    p_x0[is_masked] = subs_log_probs(logits, ref.mask_token_id).exp()
+    q_xs = posterior(p_x0, x["t"].item(), x["s"].item(), ref.mask_token_id)
+    # One step from t = 1 leaves (almost) nothing masked, so the most likely token everywhere is the final argmax.
+    likeliest = UnmaskingRule(order="confidence", temperature=0.0)
+    final = sample_text(
+        logits_fn, noisy_ids, is_masked, num_steps=1, mask_token_id=ref.mask_token_id, rule=likeliest
+    )
+    return {"p_x0": p_x0, "q_xs": q_xs, "argmax": final.ids}
+
+
+GROUPS: dict[str, tuple[Callable[[_Reference, Tensors], Tensors], tuple[str, ...]]] = {
+    "forward": (_forward, ("velocity", "logits")),
+    "null_image": (_null_image, ("logits",)),
+    "masked": (_masked, ("token_nll", "loss")),
+    "flow": (_flow, ("loss", "sigma")),
+    "t2i": (_t2i, ("latents", "timesteps", "sigmas")),
+    "i2t": (_i2t, ("p_x0", "q_xs", "argmax")),
+}
+
+
+def verify(
+    folder: str | Path,
+    *,
+    atol: float = 1e-4,
+    rtol: float = 1e-4,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str = "cpu",
+) -> Iterator[Comparison]:
+    """Recomputes every group of `folder`, yielding one comparison a tensor, in the order of the groups.
+
+    A tensor is within tolerance if every element differs by at most atol + rtol |reference|.
+
+    Raises:
+        ValueError: on a folder that is incomplete, or whose tensors are not those that `reference.json` lists.
+    """
+    from safetensors.torch import load_file
+
+    folder = Path(folder)
+    for name in ("reference.json", "reference.safetensors", "transformer", "text_encoder"):
+        if not (folder / name).exists():
+            raise ValueError(f"{folder} is not a reference folder: it has no {name}")
+    groups = _grouped(load_file(folder / "reference.safetensors"), folder)
+    reference = _Reference(folder, dtype, device)
+    for group, tensors in groups.items():
+        recompute, outputs = GROUPS[group.split(".")[0]]
+        inputs = {name: _placed(x, dtype, device) for name, x in tensors.items() if name not in outputs}
+        try:
+            with torch.inference_mode():
+                results = recompute(reference, inputs)
+        except KeyError as error:
+            raise ValueError(f"{folder}: group {group} has no tensor {error}") from error
+        for name, result in results.items():
+            if name in tensors:
+                yield _compare(f"{group}.{name}", result.cpu(), tensors[name], atol, rtol)
+
+
+def _grouped(tensors: Tensors, folder: Path) -> dict[str, Tensors]:
+    """Tensors by group ("forward.0" from "forward.0.latents"), checked against the list in `reference.json`."""
+    listed = json.loads((folder / "reference.json").read_text())["keys"]
+    if differing := sorted(set(listed) ^ set(tensors)):
+        raise ValueError(
+            f"{folder}: reference.json and reference.safetensors differ in {', '.join(differing)}"
+        )
+    groups: dict[str, Tensors] = {}
+    for key in listed:
+        if list(tensors[key].shape) != listed[key][1]:
+            raise ValueError(
+                f"{folder}: {key} has shape {list(tensors[key].shape)}, listed as {listed[key][1]}"
+            )
+        group, _, name = key.rpartition(".")
+        if group.split(".")[0] not in GROUPS:
+            raise ValueError(f"{folder}: unknown group {group!r}; known are {', '.join(GROUPS)}")
+        groups.setdefault(group, {})[name] = tensors[key]
+    return groups
+
+
+def _placed(x: Tensor, dtype: torch.dtype, device: torch.device | str) -> Tensor:
+    return x.to(device, dtype) if x.is_floating_point() and x.ndim > 1 else x.to(device)
+
+
+def _compare(name: str, result: Tensor, expected: Tensor, atol: float, rtol: float) -> Comparison:
+    if result.shape != expected.shape:
+        raise ValueError(
+            f"{name} comes out as {list(result.shape)}, the reference has {list(expected.shape)}"
+        )
+    error = (result.double() - expected.double()).abs()
+    within = bool((error <= atol + rtol * expected.double().abs()).all())
+    return Comparison(name, error.max().item(), within)

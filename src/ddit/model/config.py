@@ -1,0 +1,49 @@
+"""Sizes and switches of the transformer. Nothing here needs torch."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class DualDiTConfig:
+    """Sizes and switches of a `DualDiT`; the defaults are SD3-medium's.
+
+    Attributes:
+        in_channels: channels of the latents.
+        patch_size: side of the square patch of latents that makes one image token.
+        hidden_size: D, the same in both streams.
+        depth: number of joint blocks.
+        num_heads: attention heads of hidden_size / num_heads each.
+        text_dim: width of the text encoder's states.
+        vocab_size: rows of the text head.
+        sample_size: side of the latents (not tokens) at which the position embedding has unit spacing.
+        pos_embed_max_size: side of the position table, in tokens; a picture uses its central crop.
+        qk_norm: None (SD3) or "rms_norm" (SD3.5), on queries and keys of both streams.
+        dual_attention_layers: blocks with a second attention of the image stream to itself (SD3.5-medium).
+        image_attends_text: True is the paper. False: while a picture is read, its tokens see image tokens
+            only, so that the image side can be computed once and cached exactly (`DualDiT.read_image`).
+    """
+
+    in_channels: int = 16
+    patch_size: int = 2
+    hidden_size: int = 1536
+    depth: int = 24
+    num_heads: int = 24
+    text_dim: int = 4096
+    vocab_size: int = 32100
+    sample_size: int = 128
+    pos_embed_max_size: int = 192
+    qk_norm: str | None = None
+    dual_attention_layers: tuple[int, ...] = ()
+    image_attends_text: bool = True
+
+    def __post_init__(self) -> None:
+        if self.hidden_size % self.num_heads:
+            raise ValueError(
+                f"hidden_size {self.hidden_size} is not a multiple of num_heads {self.num_heads}"
+            )
+        if self.hidden_size % 4:
+            raise ValueError(f"hidden_size {self.hidden_size} is not a multiple of 4 (position embedding)")
+        if self.qk_norm not in (None, "rms_norm"):
+            raise ValueError(f"qk_norm {self.qk_norm!r} is neither None nor 'rms_norm'")
+        if any(not 0 <= layer < self.depth for layer in self.dual_attention_layers):
+            raise ValueError(f"dual_attention_layers {self.dual_attention_layers} exceed depth {self.depth}")

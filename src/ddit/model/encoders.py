@@ -1,0 +1,386 @@
+"""The frozen encoders: pictures <-> latents and texts <-> ids -> states.
+
+The only file that knows the latents' shift and scale, the tokenizer and the mask token.
+"""
+
+import contextlib
+import copy
+import hashlib
+import json
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
+from torch import Tensor, nn
+from transformers import AutoTokenizer, PreTrainedTokenizerFast, T5Config, T5EncoderModel
+from transformers.utils import logging as transformers_logging
+
+from ddit.errors import nearest
+from ddit.model.autoencoder import PatchAutoencoder, downsample_of
+from ddit.model.offload import visiting
+
+if TYPE_CHECKING:
+    from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+
+MASK_TOKEN = "<extra_id_0>"
+PUNCTUATION = ",.?"
+LARGEST_WORD_LIST = 4096
+"""Tokens of a vocabulary beyond which they are pieces of words, T5's are 32,100."""
+
+
+class ImageCodec:
+    """Pixels (B, 3, H, W) in [-1, 1] <-> latents (B, channels, H/downsample, W/downsample), about N(0, 1).
+
+    Wraps an `AutoencoderKL` or a `PatchAutoencoder`. `offload_device` is where the weights are while they
+    are used, if they are to stay elsewhere. `(z - shift_factor) * scaling_factor` is applied here,
+    as Stable Diffusion 3 does; a configuration without a shift means 0.
+    """
+
+    def __init__(self, autoencoder: "AutoencoderKL | PatchAutoencoder"):
+        self.autoencoder: Any = autoencoder.eval().requires_grad_(False)
+        self.offload_device: torch.device | None = None
+        config = autoencoder.config
+        self.channels: int = config["latent_channels"]
+        self.scale: float = config["scaling_factor"]
+        self.shift: float = config.get("shift_factor") or 0.0
+        self.downsample: int = downsample_of(config)
+
+    @classmethod
+    def from_pretrained(
+        cls, path: str | Path, dtype: torch.dtype = torch.float32, *, variant: str | None = None
+    ) -> "ImageCodec":
+        """Loads a folder of safetensors with a `config.json`, which names the class.
+
+        Raises ValueError if that class is neither of the two.
+        """
+        name = json.loads((Path(path) / "config.json").read_text()).get("_class_name")
+        if name == "PatchAutoencoder":
+            return cls(PatchAutoencoder.from_pretrained(path, dtype, variant=variant))
+        if name != "AutoencoderKL":
+            raise ValueError(
+                f"{path}: the autoencoder class {name!r} is neither AutoencoderKL nor PatchAutoencoder"
+            )
+        from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL  # takes seconds to import
+
+        autoencoder = AutoencoderKL.from_pretrained(
+            path, torch_dtype=dtype, variant=variant, use_safetensors=True, low_cpu_mem_usage=False
+        )
+        return cls(autoencoder)
+
+    def save_pretrained(self, path: str | Path) -> None:
+        self.autoencoder.save_pretrained(path)
+
+    def to(self, *args, **kwargs) -> "ImageCodec":
+        """Moves the autoencoder, with the arguments of `nn.Module.to`."""
+        nn.Module.to(self.autoencoder, *args, **kwargs)  # diffusers' own `to` prints a warning for any dtype
+        return self
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.autoencoder.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return next(self.autoencoder.parameters()).dtype
+
+    def on_device(self) -> AbstractContextManager[None]:
+        """Within this context the autoencoder is on the device that it `offload_device`, if any, else where it is."""
+        return (
+            nullcontext() if self.offload_device is None else visiting(self.autoencoder, self.offload_device)
+        )
+
+    def _posterior(self, pixels: Tensor) -> Any:
+        height, width = pixels.shape[-2:]
+        if height % self.downsample or width % self.downsample:
+            raise ValueError(
+                f"height and width must be multiples of {self.downsample}, got {height} x {width}"
+            )
+        with self.on_device():
+            moved = pixels.to(self.device)
+            if moved.dtype == torch.uint8:
+                moved = moved.float() / 127.5 - 1
+            return self.autoencoder.encode(moved.to(self.dtype)).latent_dist
+
+    @torch.no_grad()
+    def encode(self, pixels: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
+        """Latents of pixels (B, 3, H, W): the distribution's mode, or a sample of it if a generator is given.
+
+        Pixels are floats in [-1, 1], or uint8. Raises ValueError if `downsample` does not divide height and width.
+        """
+        posterior = self._posterior(pixels)
+        latents = posterior.mode() if generator is None else posterior.sample(generator)
+        return (latents - self.shift) * self.scale
+
+    @torch.no_grad()
+    def encode_distribution(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation of the latents of pixels as in `encode`: mean + std * normal is a sample."""
+        posterior = self._posterior(pixels)
+        return (posterior.mean - self.shift) * self.scale, (0.5 * posterior.logvar).exp() * self.scale
+
+    def fingerprint(self) -> str:
+        """16 hex digits of the weights, the same whether they were loaded in float32 or in bfloat16."""
+        digest = hashlib.sha256(f"{self.scale} {self.shift}".encode())
+        for name, tensor in sorted(self.autoencoder.state_dict().items()):
+            digest.update(name.encode())
+            digest.update(tensor.to("cpu", torch.bfloat16).contiguous().view(torch.int16).numpy().tobytes())
+        return digest.hexdigest()[:16]
+
+    @torch.no_grad()
+    def decode(self, latents: Tensor) -> Tensor:
+        """Pixels (B, 3, H, W), clamped to [-1, 1], of latents (B, channels, H/downsample, W/downsample)."""
+        with self.on_device():
+            latents = latents.to(self.device, self.dtype) / self.scale + self.shift
+            return self.autoencoder.decode(latents).sample.clamp(-1.0, 1.0)
+
+
+class TextCodec:
+    """Texts <-> token ids, and token ids -> hidden states (B, L, D) of a frozen T5 encoder.
+
+    `vocab_size` is one more than the tokenizer's largest id, `offload_device` is as in `ImageCodec`. Raises
+    ValueError if the tokenizer lacks `<extra_id_0>` (which serves as the mask token) or the end-of-text token, or if
+    the encoder has
+    fewer embeddings than the tokenizer has tokens.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerFast, encoder: T5EncoderModel):
+        self.tokenizer = tokenizer
+        tokenizer.backend_tokenizer.no_truncation()
+        tokenizer.backend_tokenizer.no_padding()
+        self.encoder = encoder.eval().requires_grad_(False)
+        self.offload_device: torch.device | None = None
+        self._trains_mask = False
+        vocabulary = tokenizer.get_vocab()
+        if MASK_TOKEN not in vocabulary:
+            raise ValueError(f"the tokenizer has no token {MASK_TOKEN}, which serves as the mask")
+        if tokenizer.eos_token is None:
+            raise ValueError("the tokenizer has no end-of-text token")
+        self.mask_token_id: int = vocabulary[MASK_TOKEN]
+        self.eos_token_id: int = vocabulary[str(tokenizer.eos_token)]
+        self.vocab_size: int = max(vocabulary.values()) + 1
+        if self.vocab_size > encoder.config.vocab_size:
+            raise ValueError(
+                f"the tokenizer has {self.vocab_size} tokens, "
+                f"the encoder only {encoder.config.vocab_size} embeddings"
+            )
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        tokenizer_path: str | Path,
+        encoder_path: str | Path,
+        dtype: torch.dtype = torch.float32,
+        *,
+        variant: str | None = None,
+    ) -> "TextCodec":
+        """Loads both folders. `tokenizer.json` is read as it stands; a lone `spiece.model` is converted."""
+        has_json = (Path(tokenizer_path) / "tokenizer.json").is_file()
+        tokenizer_class = PreTrainedTokenizerFast if has_json else AutoTokenizer
+        with quiet_transformers():
+            tokenizer = tokenizer_class.from_pretrained(tokenizer_path)
+            encoder = T5EncoderModel.from_pretrained(
+                encoder_path, dtype=dtype, variant=variant, use_safetensors=True
+            )
+        return cls(tokenizer, encoder)
+
+    def save_pretrained(self, tokenizer_path: str | Path, encoder_path: str | Path) -> None:
+        with quiet_transformers():
+            self.tokenizer.save_pretrained(tokenizer_path)
+            self.encoder.save_pretrained(encoder_path)
+
+    def to(self, *args, **kwargs) -> "TextCodec":
+        """Moves the encoder, with the arguments of `nn.Module.to`."""
+        self.encoder.to(*args, **kwargs)
+        return self
+
+    def compile(self) -> None:
+        """Has the encoder's blocks compiled when they first run."""
+        for block in self.encoder.encoder.block:
+            block.forward = torch.compile(block.forward)
+
+    @property
+    def device(self) -> torch.device:
+        return self.encoder.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.encoder.dtype
+
+    @property
+    def width(self) -> int:
+        """Width of the hidden states, D."""
+        return self.encoder.config.d_model
+
+    def on_device(self) -> AbstractContextManager[None]:
+        """Within this context the encoder is on the device that it `offload_device`, if any, else where it is."""
+        return nullcontext() if self.offload_device is None else visiting(self.encoder, self.offload_device)
+
+    def token_ids(self, text: str) -> list[int]:
+        """The ids of a text, without an end-of-text token.
+
+        Raises ValueError if the text spells the mask token or the end-of-text token.
+        """
+        # The backend's own method: quicker than the tokenizer's, and it starts no threads, beside which a loader could
+        # not fork its workers without a warning.
+        ids = self.tokenizer.backend_tokenizer.encode(text, add_special_tokens=False).ids
+        for reserved in (self.mask_token_id, self.eos_token_id):
+            if reserved in ids:
+                token = self.tokenizer.convert_ids_to_tokens(reserved)
+                raise ValueError(f"a text may not contain the reserved token {token}: {text!r}")
+        return ids
+
+    def without_encoder(self) -> "TextCodec":
+        """The same tokenizer alone, for the processes that load data: it has no states and weighs nothing."""
+        light = copy.copy(self)
+        del light.encoder
+        return light
+
+    def tokenize(self, texts: Sequence[str], length: int, *, add_eos: bool = True) -> Tensor:
+        """Ids (B, length): each text cut to `length` and padded with the end-of-text token.
+
+        With `add_eos` a text that is cut ends with an end-of-text token all the same, as from T5's tokenizer.
+        """
+        keep = length - 1 if add_eos else length
+        return torch.tensor([pad(self.token_ids(text)[:keep], length, self.eos_token_id) for text in texts])
+
+    def decode(self, ids: Tensor | Sequence[int]) -> str:
+        """The text of ids (L,) up to the first end-of-text token, without special tokens."""
+        ids = ids.tolist() if isinstance(ids, Tensor) else list(ids)
+        if self.eos_token_id in ids:
+            ids = ids[: ids.index(self.eos_token_id)]
+        text = self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        assert isinstance(text, str)
+        return text.strip()
+
+    def unknown_words(self, text: str) -> list[str]:
+        """The words of a text that the tokenizer cannot represent, in order, each once."""
+        words = dict.fromkeys(re.findall(rf"[^\s{re.escape(PUNCTUATION)}]+", text))
+        unknown = self.tokenizer.unk_token_id
+        return [word for word in words if unknown in self.token_ids(word)]
+
+    def similar_words(self, word: str) -> list[str]:
+        """Known words that are spelt like it, where the vocabulary is one of whole words; at most two."""
+        vocabulary = self.tokenizer.get_vocab()
+        if len(vocabulary) > LARGEST_WORD_LIST:
+            return []
+        special = set(self.tokenizer.all_special_tokens)
+        return nearest(word, (token.lstrip("▁") for token in vocabulary if token not in special), most=2)
+
+    def states(self, input_ids: Tensor) -> Tensor:
+        """Hidden states (B, L, D) of ids (B, L); every position attends to every other, padding included.
+
+        Without gradients, unless within `embed_mask_as` a vector that has them.
+        """
+        with self.on_device(), torch.set_grad_enabled(self._trains_mask and torch.is_grad_enabled()):
+            return self.encoder(input_ids=input_ids.to(self.device)).last_hidden_state
+
+    @contextlib.contextmanager
+    def embed_mask_as(self, vector: Tensor) -> Iterator[None]:
+        """Within this context the mask token is embedded as `vector` (D,), through which gradients flow."""
+
+        def put_in(module: nn.Module, arguments: tuple[Tensor], embedded: Tensor) -> Tensor:
+            is_mask = (arguments[0] == self.mask_token_id)[..., None]
+            return torch.where(is_mask, vector.to(embedded.dtype), embedded)
+
+        handle = self.encoder.encoder.embed_tokens.register_forward_hook(put_in)
+        self._trains_mask = vector.requires_grad
+        try:
+            yield
+        finally:
+            self._trains_mask = False
+            handle.remove()
+
+    @torch.no_grad()
+    def set_mask_embedding(self, vector: Tensor) -> None:
+        """Replaces the mask token's embedding by `vector` (D,). Raises ValueError for another shape."""
+        if vector.shape != (self.width,):
+            raise ValueError(f"a mask embedding has shape ({self.width},), got {tuple(vector.shape)}")
+        row = self.encoder.get_input_embeddings().weight[self.mask_token_id]
+        row.copy_(vector.to(row))
+
+
+def pad(ids: Sequence[int], length: int, filler: int) -> list[int]:
+    """`ids`, filled up with `filler` to `length`."""
+    return [*ids, *[filler] * (length - len(ids))]
+
+
+def build_tokenizer(words: Iterable[str]) -> PreTrainedTokenizerFast:
+    """A tokenizer of whole words with T5's special tokens: <pad> 0, </s> 1, <unk> 2, ..., <extra_id_0> last.
+
+    Text is lower-cased (`Q:` and `A:` are words like any other), and `, . ?` are tokens of their own,
+    whether glued to a word or not; they are always in the vocabulary. An unknown word becomes one <unk>.
+    Decoding puts no space before punctuation. Raises ValueError for a word that the tokenizer could not
+    produce.
+    """
+    marks = [*PUNCTUATION]
+    entries = dict.fromkeys(word.lower() for word in words)
+    for word in entries:
+        if word not in marks and (not word or re.search(rf"[\s▁{re.escape(PUNCTUATION)}]", word)):
+            raise ValueError(f"not a single word: {word!r}")
+    pieces = [f"▁{word}" for word in dict.fromkeys([*marks, *entries])]
+    tokens = ["<pad>", "</s>", "<unk>", *pieces, MASK_TOKEN]
+    tokenizer = Tokenizer(models.WordLevel({token: i for i, token in enumerate(tokens)}, unk_token="<unk>"))
+    tokenizer.normalizer = normalizers.Lowercase()
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.WhitespaceSplit(),
+            pre_tokenizers.Split(Regex(f"[{re.escape(PUNCTUATION)}]"), "isolated"),
+            pre_tokenizers.Metaspace(replacement="▁", prepend_scheme="always"),
+        ]
+    )
+    shown = {**{f"▁{mark}": mark for mark in marks}, "▁q:": "▁Q:", "▁a:": "▁A:"}
+    tokenizer.decoder = decoders.Sequence(
+        [*(decoders.Replace(piece, text) for piece, text in shown.items()), decoders.Metaspace()]
+    )
+    tokenizer.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token="<pad>",
+        eos_token="</s>",
+        unk_token="<unk>",
+        additional_special_tokens=[MASK_TOKEN],
+        clean_up_tokenization_spaces=False,
+    )
+
+
+def tiny_t5(
+    vocab_size: int, *, d_model: int = 192, num_layers: int = 4, num_heads: int = 6, d_ff: int = 448
+) -> T5EncoderModel:
+    """A small T5 encoder of the published kind (gated GELU, relative positions), with fresh weights.
+
+    Its 64 position buckets tell every distance up to 32 tokens apart (T5's own 32 merge those above 8),
+    since a short masked text has little else to go by. The draw uses torch's global generator.
+    """
+    config = T5Config(
+        vocab_size=vocab_size,
+        d_model=d_model,
+        d_kv=d_model // num_heads,
+        d_ff=d_ff,
+        num_layers=num_layers,
+        num_heads=num_heads,
+        feed_forward_proj="gated-gelu",
+        dropout_rate=0.0,
+        relative_attention_num_buckets=64,
+        relative_attention_max_distance=32,
+        is_encoder_decoder=False,
+        use_cache=False,
+    )
+    return T5EncoderModel(config)
+
+
+@contextlib.contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """Silences transformers' progress bars and remarks on tokenizer classes while a folder is used."""
+    verbosity = transformers_logging.get_verbosity()
+    bars = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(verbosity)
+        if bars:
+            transformers_logging.enable_progress_bar()

@@ -1,0 +1,248 @@
+"""Transformers from disk: ours, the published D-DiT checkpoints', SD3's and SD3.5's; the mask embedding.
+
+The only file that knows foreign names. Weights are read from safetensors alone, and nothing that could hold a
+pickle is ever executed; the one other file is the published mask embedding, a lone `.pth` tensor, read
+with `weights_only`.
+"""
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from pickle import UnpicklingError  # what torch.load raises when it refuses a file
+from typing import Any, NamedTuple
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from ddit.files import SafetensorsFiles, check_names, list_names, read_json
+from ddit.model import DualDiT, DualDiTConfig
+
+TRANSFORMER_STEM = "diffusion_pytorch_model"
+
+# ours -> diffusers'; hidden_size, which they write as heads x width of a head, is mapped by hand
+CONFIG_NAMES = {
+    "in_channels": "in_channels",
+    "patch_size": "patch_size",
+    "depth": "num_layers",
+    "num_heads": "num_attention_heads",
+    "text_dim": "joint_attention_dim",
+    "vocab_size": "vocab_size",
+    "sample_size": "sample_size",
+    "pos_embed_max_size": "pos_embed_max_size",
+    "qk_norm": "qk_norm",
+    "dual_attention_layers": "dual_attention_layers",
+    "image_attends_text": "image_attends_text",
+}
+OPTIONAL_KEYS = {"qk_norm", "dual_attention_layers", "image_attends_text"}
+CHECKED_KEYS = {"attention_head_dim", "caption_projection_dim", "out_channels"}
+DROPPED_KEYS = {"pooled_projection_dim"}  # SD3's CLIP conditioning, which D-DiT does without
+
+
+def config_from_dict(
+    values: Mapping[str, Any], source: str = "config.json", **overrides: Any
+) -> DualDiTConfig:
+    """A diffusers-style transformer configuration (D-DiT's or SD3's) as ours.
+
+    Args:
+        source: where the values come from, for messages.
+        overrides: fields of `DualDiTConfig` that the values lack, such as SD3's vocab_size.
+
+    Raises:
+        ValueError: on a missing or unknown key, or on sizes that contradict one another.
+    """
+    known = set(CONFIG_NAMES.values()) | CHECKED_KEYS | DROPPED_KEYS
+    unknown = sorted(key for key in values if key not in known and not key.startswith("_"))
+    if unknown:
+        raise ValueError(f"{source}: unknown key {list_names(unknown)}")
+    needed = {name for ours, name in CONFIG_NAMES.items() if ours not in overrides} - OPTIONAL_KEYS
+    missing = sorted((needed | {"attention_head_dim"}) - set(values))
+    if missing:
+        raise ValueError(f"{source}: missing key {list_names(missing)}")
+    ours = {field: values[name] for field, name in CONFIG_NAMES.items() if name in values}
+    ours["hidden_size"] = values["num_attention_heads"] * values["attention_head_dim"]
+    ours["dual_attention_layers"] = tuple(ours.get("dual_attention_layers") or ())
+    expectations = {"caption_projection_dim": ours["hidden_size"], "out_channels": ours["in_channels"]}
+    for key, expected in expectations.items():
+        if values.get(key) not in (None, expected):
+            raise ValueError(f"{source}: {key} is {values[key]}, but this model needs {expected}")
+    return DualDiTConfig(**{**ours, **overrides})
+
+
+def config_to_dict(config: DualDiTConfig) -> dict[str, Any]:
+    """Our configuration under diffusers' names, the inverse of `config_from_dict`."""
+    values = {name: getattr(config, field) for field, name in CONFIG_NAMES.items()}
+    values["dual_attention_layers"] = list(config.dual_attention_layers)
+    values["attention_head_dim"] = config.hidden_size // config.num_heads
+    values["caption_projection_dim"] = config.hidden_size
+    values["out_channels"] = config.in_channels
+    return {"_class_name": "DualDiT", **dict(sorted(values.items()))}
+
+
+def _shapes(model: DualDiT) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+
+
+def load_transformer(
+    folder: str | os.PathLike[str],
+    *,
+    dtype: torch.dtype | None = None,
+    device: torch.device | str = "cpu",
+    image_attends_text: bool | None = None,
+) -> DualDiT:
+    """A `DualDiT` from a diffusers-style `transformer/` folder, in the stored dtype unless told otherwise.
+
+    Args:
+        image_attends_text: in place of the stored setting, to which no weight belongs: the start of a conversion.
+
+    Raises:
+        ValueError: one line; the configuration or the tensors do not fit, and the first of them are named.
+    """
+    folder = Path(folder)
+    config = config_from_dict(read_json(folder / "config.json"), f"'{folder / 'config.json'}'")
+    if image_attends_text is not None:
+        config = replace(config, image_attends_text=image_attends_text)
+    with torch.device("meta"):
+        model = DualDiT(config)
+    stored = SafetensorsFiles(folder, TRANSFORMER_STEM, dtype)
+    check_names(stored.shapes, _shapes(model), f"'{folder}'")
+    model.load_state_dict(stored.read(stored.shapes, dtype, device), assign=True)
+    return model
+
+
+def save_transformer(
+    folder: str | os.PathLike[str], model: DualDiT, *, dtype: torch.dtype | None = None
+) -> None:
+    """Writes `config.json` and one safetensors file into a folder that exists."""
+    folder = Path(folder)
+    (folder / "config.json").write_text(json.dumps(config_to_dict(model.config), indent=2) + "\n")
+    tensors = {
+        name: tensor.detach().to(device="cpu", dtype=dtype).contiguous()
+        for name, tensor in model.state_dict().items()
+    }
+    save_file(tensors, folder / f"{TRANSFORMER_STEM}.safetensors", metadata={"format": "pt"})
+
+
+def load_mask_embedding(path: str | os.PathLike[str]) -> Tensor:
+    """A trained embedding of the mask token, (D,): the published lone `.pth` tensor, or safetensors.
+
+    Raises:
+        ValueError: if the file holds anything but one tensor.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ValueError(f"no such mask embedding: '{path}'")
+    try:
+        if path.suffix == ".safetensors":
+            with safe_open(path, framework="pt") as file:
+                values: Any = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        else:
+            values = torch.load(path, map_location="cpu", weights_only=True)
+    except (SafetensorError, RuntimeError, EOFError, ValueError, OSError, UnpicklingError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ValueError(f"'{path}' cannot be read as a lone tensor: {reason}") from None
+    if isinstance(values, dict) and len(values) == 1:
+        values = next(iter(values.values()))
+    if not isinstance(values, Tensor):
+        raise ValueError(f"'{path}' should hold one tensor, not a {type(values).__name__}")
+    return values.flatten()
+
+
+class SD3Report(NamedTuple):
+    """What became of each tensor, by name.
+
+    adapted: SD3's last text modulation, put in its new place.
+    """
+
+    copied: tuple[str, ...]
+    adapted: tuple[str, ...]
+    new: tuple[str, ...]
+    dropped: tuple[str, ...]
+
+
+class SD3Start(NamedTuple):
+    """What `from_sd3` returns."""
+
+    transformer: DualDiT
+    report: SD3Report
+
+
+SD3_RENAMED = {"norm_out.": "image_norm_out.", "proj_out.": "image_proj_out."}
+SD3_DROPPED = "time_text_embed.text_embedder."
+
+
+def _from_sd3_name(name: str) -> str:
+    for theirs, ours in SD3_RENAMED.items():
+        if name.startswith(theirs):
+            return ours + name.removeprefix(theirs)
+    return name
+
+
+def from_sd3(
+    folder: str | os.PathLike[str],
+    *,
+    vocab_size: int,
+    image_attends_text: bool = True,
+    generator: torch.Generator | None = None,
+    dtype: torch.dtype | None = None,
+    device: torch.device | str = "cpu",
+) -> SD3Start:
+    """Starts a D-DiT from the transformer of an SD3 or SD3.5 diffusers folder.
+
+    Everything whose name and shape agree is copied, the image head under its new name. New are the null
+    image, the text head, and the text side of the last block behind its keys and values: there SD3 ends its
+    text stream. That block's text modulation holds scale and shift only; they are put where ours keeps them
+    and the rest starts at zero, so that the velocity is SD3's own, but for the pooled CLIP text, which is
+    dropped.
+
+    Args:
+        folder: the pipeline's folder, with `transformer/` in it.
+        vocab_size: rows of the text head.
+        generator: of the new weights, on the CPU.
+
+    Raises:
+        ValueError: if the folder's configuration or tensors are not SD3's.
+    """
+    folder = Path(folder) / "transformer"
+    source = f"'{folder}'"
+    values = read_json(folder / "config.json")
+    config = config_from_dict(values, source, vocab_size=vocab_size, image_attends_text=image_attends_text)
+    with torch.device("meta"):
+        model = DualDiT(config)
+    shapes = _shapes(model)
+    stored = SafetensorsFiles(folder, TRANSFORMER_STEM, dtype)
+    last = f"transformer_blocks.{config.depth - 1}."
+    new_prefixes = (f"{last}attn.to_add_out.", f"{last}ff_context.", "text_proj_out.", "null_image_embd")
+    adapted = [f"{last}norm1_context.linear.weight", f"{last}norm1_context.linear.bias"]
+
+    ours_of = {name: _from_sd3_name(name) for name in stored.shapes if not name.startswith(SD3_DROPPED)}
+    found = {ours: stored.shapes[theirs] for theirs, ours in ours_of.items()}
+    wanted = {name: shape for name, shape in shapes.items() if not name.startswith(new_prefixes)}
+    wanted |= {name: (2 * config.hidden_size, *shapes[name][1:]) for name in adapted}
+    check_names(found, wanted, source)
+
+    tensors = {ours_of[name]: tensor for name, tensor in stored.read(ours_of, dtype, device).items()}
+    for name in adapted:
+        scale, shift = tensors[name].chunk(2)
+        tensors[name] = torch.cat([shift, scale, shift.new_zeros(4 * config.hidden_size, *shift.shape[1:])])
+    stored_dtype = tensors["context_embedder.weight"].dtype
+    new = [name for name in shapes if name.startswith(new_prefixes)]
+    for name in new:
+        tensors[name] = _fresh(name, shapes[name], generator).to(device=device, dtype=stored_dtype)
+    model.load_state_dict(tensors, assign=True)
+    copied = tuple(name for name in shapes if name not in new and name not in adapted)
+    dropped = tuple(name for name in stored.shapes if name.startswith(SD3_DROPPED))
+    return SD3Start(model, SD3Report(copied, tuple(adapted), tuple(new), dropped))
+
+
+def _fresh(name: str, shape: tuple[int, ...], generator: torch.Generator | None) -> Tensor:
+    """Fresh weights as in `DualDiT.init_weights`: Xavier matrices, zero biases, a small normal null image."""
+    if name == "null_image_embd":
+        return torch.randn(shape, generator=generator) / shape[-1] ** 0.5
+    if name.endswith("bias"):
+        return torch.zeros(shape)
+    bound = (6 / sum(shape)) ** 0.5
+    return torch.empty(shape).uniform_(-bound, bound, generator=generator)

@@ -1,0 +1,236 @@
+"""Strict dataclasses: checked where they are made, read from JSON with one-line faults, and listed as options.
+
+A field is declared once, with its range and its help; the command line, the HTTP API, `--set` and the signatures of
+`Pipeline` are made from that declaration:
+
+    num_steps: Annotated[int, Field(ge=1, description="sampling steps")] = 28
+"""
+
+import dataclasses
+import functools
+import json
+import types
+import typing
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Annotated, Any, Literal, TypeVar, dataclass_transform
+
+import pydantic.dataclasses
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic.fields import FieldInfo
+
+from ddit.errors import near_misses
+
+Strict = TypeVar("Strict")
+
+STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+
+
+@dataclass_transform(frozen_default=True, field_specifiers=(dataclasses.field,))
+def strict(cls: type[Strict]) -> type[Strict]:
+    """Makes a frozen dataclass whose fields are checked: types without conversions, ranges, finite numbers.
+
+    A fault is a ValueError of one line that names the field.
+    """
+    made: Any = pydantic.dataclasses.dataclass(cls, frozen=True, config=STRICT)
+    init = made.__init__
+
+    @functools.wraps(init)
+    def checked_init(self: Any, *args: Any, **values: Any) -> None:
+        try:
+            init(self, *args, **values)
+        except ValidationError as error:
+            raise ValueError(describe_fault(made, error, values)) from None
+
+    made.__init__ = checked_init
+    return made
+
+
+def parse(cls: type[Strict], data: Any, key: str = "") -> Strict:
+    """A strict dataclass from JSON values. `key`: where they stand in the whole, for messages.
+
+    Raises:
+        ValueError: in one line that names the key: unknown (with near misses), missing, of another type, out of range.
+    """
+    try:
+        return _adapter(cls).validate_json(json.dumps(data), strict=True)
+    except ValidationError as error:
+        raise ValueError(describe_fault(cls, error, data, key)) from None
+
+
+@functools.cache
+def _adapter(cls: Any) -> TypeAdapter[Any]:
+    return TypeAdapter(cls)
+
+
+def to_data(config: Any) -> Any:
+    """A dataclass as JSON values: dictionaries, lists and scalars."""
+    return json.loads(json.dumps(dataclasses.asdict(config), default=str))
+
+
+# --- options ---
+
+
+class Option(typing.NamedTuple):
+    """A field as an interface shows it.
+
+    kind: the type without its None; of a union, the first member. choices: of a `Literal`. default: None where there is
+    none. optional: whether None may be given.
+    """
+
+    name: str
+    annotation: Any
+    kind: Any
+    help: str
+    default: Any
+    choices: tuple[Any, ...]
+    bounds: dict[str, float]
+
+    @property
+    def metadata(self) -> FieldInfo:
+        """Range and help, for an annotation."""
+        return Field(description=self.help, **typing.cast(Any, self.bounds))
+
+
+@functools.cache
+def list_options(cls: Any) -> tuple[Option, ...]:
+    """The fields of a strict dataclass, those of strict dataclasses within it in their place."""
+    found: list[Option] = []
+    for name, info in cls.__pydantic_fields__.items():
+        inner = _members(info.annotation)[0]
+        if pydantic.dataclasses.is_pydantic_dataclass(inner):
+            found += list_options(inner)
+        else:
+            found.append(_option(name, info))
+    return tuple(found)
+
+
+def _option(name: str, info: FieldInfo) -> Option:
+    bounds = {
+        bound: getattr(item, bound)
+        for item in info.metadata
+        for bound in ("ge", "gt", "le", "lt")
+        if getattr(item, bound, None) is not None
+    }
+    kind = _members(info.annotation)[0]
+    choices = typing.get_args(kind) if typing.get_origin(kind) is Literal else ()
+    default = None if info.is_required() else info.get_default(call_default_factory=True)
+    return Option(name, info.annotation, kind, info.description or "", default, choices, bounds)
+
+
+def _members(hint: Any) -> list[Any]:
+    """The members of a union but None, or the hint itself; without annotations."""
+    if typing.get_origin(hint) is Annotated:
+        return _members(typing.get_args(hint)[0])
+    if typing.get_origin(hint) not in (typing.Union, types.UnionType):
+        return [hint]
+    return [part for arg in typing.get_args(hint) if arg is not type(None) for part in _members(arg)]
+
+
+def override(base: Strict, given: Mapping[str, Any]) -> Strict:
+    """`base` with the options that are given (None is not given), also those of dataclasses within it.
+
+    Raises:
+        ValueError: for a value out of range.
+        TypeError: for an option that there is not.
+    """
+    cls: Any = type(base)
+    known = [option.name for option in list_options(cls)]
+    for name in given:
+        if name not in known:
+            raise TypeError(f"unknown option '{name}'{near_misses(name, known)}")
+    return _override(base, {name: value for name, value in given.items() if value is not None})
+
+
+def _override(base: Any, given: Mapping[str, Any]) -> Any:
+    changes: dict[str, Any] = {}
+    for name in type(base).__pydantic_fields__:
+        value = getattr(base, name)
+        if pydantic.dataclasses.is_pydantic_dataclass(type(value)):
+            changes[name] = _override(value, given)
+        elif name in given:
+            changes[name] = given[name]
+    return dataclasses.replace(base, **changes) if changes else base
+
+
+# --- faults ---
+
+_RULES = {
+    "greater_than_equal": "at least {ge:g}",
+    "greater_than": "above {gt:g}",
+    "less_than_equal": "at most {le:g}",
+    "less_than": "below {lt:g}",
+    "finite_number": "finite",
+    "int_type": "a whole number",
+    "int_from_float": "a whole number",
+    "float_type": "a number",
+    "string_type": "a text",
+    "bool_type": "true or false",
+    "literal_error": "{expected}",
+    "tuple_type": "a list",
+    "dataclass_type": "an object with keys",
+    "too_short": "at least {min_length} long",
+    "too_long": "at most {max_length} long",
+}
+
+
+def describe_fault(cls: Any, error: ValidationError, data: Any, key: str = "") -> str:
+    """The first of pydantic's faults in one line: "optimizer.lr must be above 0, got -1"."""
+    first = error.errors(include_url=False)[0]
+    place = _place(first["loc"], data, key)
+    value, context = first["input"], first.get("ctx", {})
+    match first["type"]:
+        case "unexpected_keyword_argument":
+            path, _, name = place.rpartition(".")
+            known = [f"{path}.{field}" if path else field for field in sorted(_field_names(cls))]
+            return f"unknown key '{place}'{near_misses(place, known)}"
+        case "missing":
+            return f"missing key '{place}'"
+        case "value_error":
+            reason = str(context["error"])
+            return f"{place}: {reason}" if place else reason
+        case "union_tag_invalid" | "union_tag_not_found":
+            kinds = context.get("expected_tags", "").replace("'", "")
+            given = value.get("kind") if isinstance(value, Mapping) else value
+            known = f"; known: {kinds}{near_misses(str(given), kinds.split(', '))}" if kinds else ""
+            return f"{place}.kind is {given!r}{known}"
+        case "literal_error":
+            choices = [choice.strip("'") for choice in context["expected"].replace(" or ", ", ").split(", ")]
+            listed = f"{', '.join(choices[:-1])} or {choices[-1]}" if len(choices) > 1 else choices[0]
+            return f"{place} must be {listed}, got {value!r}{near_misses(str(value), choices)}"
+    rule = _RULES.get(first["type"])
+    if rule is None:
+        return f"bad value for {place}: {value!r} ({first['msg']})"
+    return f"{place} must be {rule.format(**context)}, got {value!r}"
+
+
+def _place(loc: Sequence[str | int], data: Any, key: str) -> str:
+    """The dotted key of a fault; what pydantic puts in between to name the member of a union is left out."""
+    parts, node = [key] if key else [], data
+    for number, part in enumerate(loc):
+        is_there = (isinstance(node, Mapping) and part in node) or (
+            isinstance(node, Sequence) and not isinstance(node, str) and isinstance(part, int)
+        )
+        if not is_there and number < len(loc) - 1:
+            continue
+        if is_there:
+            node = node[part]
+        parts.append(str(part))
+    return ".".join(parts)
+
+
+def _field_names(cls: Any) -> set[str]:
+    return set(_walk_fields(cls, set()))
+
+
+def _walk_fields(hint: Any, seen: set[Any]) -> Iterator[str]:
+    """The names of all fields that a type hint leads to."""
+    if hint in seen:
+        return
+    seen.add(hint)
+    if pydantic.dataclasses.is_pydantic_dataclass(hint):
+        for name, info in hint.__pydantic_fields__.items():
+            yield name
+            yield from _walk_fields(info.annotation, seen)
+    for argument in typing.get_args(hint):
+        if isinstance(argument, type) or typing.get_args(argument):
+            yield from _walk_fields(argument, seen)

@@ -1,0 +1,306 @@
+"""What sampling and its training objectives can be told: each option once, with its range, its help and its default.
+
+The defaults are the published settings. Nothing here needs torch.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import field, replace
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self, get_args
+
+from pydantic import Field
+
+from ddit.schema import override, strict
+
+Sampler = Literal["euler", "adams", "dpm", "paper"]
+Order = Literal["random", "confidence", "margin", "threshold", "entropy"]
+ORDERS: tuple[Order, ...] = get_args(Order)
+
+NumSteps = Annotated[int, Field(ge=1, description="sampling steps")]
+BatchSize = Annotated[int, Field(ge=1, description="samples computed at a time")]
+
+
+# --- objectives of training ---
+
+
+@strict
+class FlowConfig:
+    """Training objective of the image process."""
+
+    weighting: Annotated[
+        Literal["velocity", "x0"],
+        Field(description="velocity: the paper's loss; x0: the published code's, which weights it by t^2"),
+    ] = "velocity"
+    logit_mean: Annotated[float, Field(description="of the logit-normal density of t, on 1000 levels")] = 0.0
+    logit_std: Annotated[float, Field(gt=0, description="of the same density")] = 1.0
+
+
+@strict
+class MaskedConfig:
+    """Training objective of the text process."""
+
+    normalizer: Annotated[
+        Literal["all", "answer"],
+        Field(description="divide a sample's loss by all positions, as published, or by those of its answer"),
+    ] = "all"
+    max_weight: Annotated[float | None, Field(gt=0, description="upper bound of the 1/t weight")] = None
+
+
+# --- sampling of images ---
+
+
+@strict
+class ImageSampling:
+    """How images are sampled: the ODE solver, its times and its guidance."""
+
+    num_steps: NumSteps = 28
+    guidance_scale: Annotated[
+        float, Field(ge=0, description="classifier-free guidance towards the prompt; at most 1 is none")
+    ] = 7.0
+    sampler: Annotated[
+        Sampler,
+        Field(
+            description="ODE solver: euler, or of second order adams (Adams-Bashforth) or dpm (DPM-Solver++ 2M); "
+            "paper: all published settings"
+        ),
+    ] = "euler"
+    shift: Annotated[
+        float, Field(gt=0, description="timestep shift s t / (1 + (s - 1) t): above 1, more steps near noise")
+    ] = 3.0
+    shift_by_size: Annotated[
+        bool,
+        Field(
+            description="multiply the shift by the square root of the pixels' ratio to the model's own size"
+        ),
+    ] = False
+    guidance_interval: Annotated[
+        tuple[float, float],
+        Field(strict=False, description="lowest and highest time, 0 to 1, at which guidance is on"),
+    ] = (0.0, 1.0)
+    guidance_rescale: Annotated[
+        float,
+        Field(
+            ge=0,
+            le=1,
+            description="how far guidance keeps the standard deviation of the conditional velocity",
+        ),
+    ] = 0.0
+
+    def __post_init__(self) -> None:
+        low, high = self.guidance_interval
+        if not 0 <= low <= high <= 1:
+            raise ValueError(
+                f"guidance_interval must be two rising times in 0 to 1, got {self.guidance_interval}"
+            )
+        if self.sampler == "paper":
+            object.__setattr__(self, "sampler", "euler")
+
+    def at_size(self, num_pixels: int, own_pixels: int) -> Self:
+        """With the shift for images of so many pixels, by a model whose shift was set at `own_pixels`.
+
+        SD3, arXiv 2403.03206, section 5.3.2.
+        """
+        if not self.shift_by_size:
+            return self
+        return replace(self, shift=self.shift * math.sqrt(num_pixels / own_pixels), shift_by_size=False)
+
+    def is_guided(self, t: float) -> bool:
+        """Whether the velocity at time t is a guided one, of two evaluations."""
+        return self.guidance_scale > 1 and self.guidance_interval[0] <= t <= self.guidance_interval[1]
+
+
+@strict
+class ImageSize:
+    """Of the images that a call generates or reads; by default the model's own size."""
+
+    height: Annotated[int | None, Field(ge=1, description="height in pixels")] = None
+    width: Annotated[int | None, Field(ge=1, description="width in pixels")] = None
+
+
+@strict
+class ImageOptions:
+    """What a call that generates images can be told."""
+
+    sampling: ImageSampling = field(default_factory=ImageSampling)
+    size: ImageSize = field(default_factory=ImageSize)
+    negative_prompt: Annotated[
+        str | Sequence[str] | None,
+        Field(description="what guidance leads away from [default: the empty prompt]"),
+    ] = None
+    batch_size: BatchSize = 16
+
+
+# --- sampling of text ---
+
+
+@strict
+class UnmaskingRule:
+    """Which masked positions a step fills, and with what."""
+
+    order: Annotated[
+        Order,
+        Field(
+            description="positions that a step fills: random (as published), by confidence or margin the same number "
+            "each step, or by threshold or entropy as many as are safe"
+        ),
+    ] = "random"
+    temperature: Annotated[float, Field(ge=0, description="of the draws; 0 takes the likeliest token")] = 1.0
+    top_p: Annotated[
+        float, Field(gt=0, le=1, description="draw from the fewest tokens with this probability")
+    ] = 1.0
+    threshold: Annotated[
+        float,
+        Field(
+            gt=0,
+            le=1,
+            description="order threshold fills positions above this probability (arXiv 2505.22618)",
+        ),
+    ] = 0.9
+    entropy_bound: Annotated[
+        float, Field(ge=0, description="nats that order entropy may spend in a step (arXiv 2505.24857)")
+    ] = 0.1
+    commit_above: Annotated[
+        float,
+        Field(
+            gt=0,
+            le=1,
+            description="fill all once every token is above this probability; 1: never (arXiv 2508.19982)",
+        ),
+    ] = 1.0
+    block_size: Annotated[
+        int,
+        Field(
+            ge=0, le=4096, description="positions of a block; blocks are filled left to right; 0: one block"
+        ),
+    ] = 0
+
+
+@strict
+class TextSampling:
+    """How texts are sampled: the unmasking rule, guidance, and what is kept between steps."""
+
+    rule: UnmaskingRule = field(default_factory=UnmaskingRule)
+    text_guidance_scale: Annotated[
+        float,
+        Field(ge=0, description="guidance away from the null image; 1 is none, else a step is two passes"),
+    ] = 1.0
+    image_refresh: Annotated[
+        int,
+        Field(
+            ge=0,
+            le=4096,
+            description="steps that reuse the image's keys and values; 1 is exact, 0: a whole block",
+        ),
+    ] = 1
+    text_refresh: Annotated[
+        int,
+        Field(
+            ge=0,
+            le=4096,
+            description="steps that reuse the text encoder's states; 1 is exact, 0: a whole block",
+        ),
+    ] = 1
+
+
+@strict
+class TextOptions:
+    """What a call that writes texts can be told."""
+
+    sampling: TextSampling = field(default_factory=TextSampling)
+    num_steps: NumSteps = 64
+    length: Annotated[
+        int | None, Field(ge=1, description="positions after the prompt, to be filled or padding")
+    ] = None
+    size: ImageSize = field(default_factory=ImageSize)
+    batch_size: BatchSize = 16
+
+
+@strict
+class ScoreOptions:
+    """What a call that scores texts can be told."""
+
+    null_weight: Annotated[
+        float,
+        Field(
+            description="w of log p(text | image) - w log p(text): above 0, texts likely without the image count less"
+        ),
+    ] = 0.0
+    num_samples: Annotated[
+        int, Field(ge=2, description="masks a text is scored with; short texts are exact with fewer")
+    ] = 32
+    length: Annotated[int | None, Field(ge=1, description="positions of a text with its padding")] = None
+    size: ImageSize = field(default_factory=ImageSize)
+    batch_size: BatchSize = 32
+
+
+# --- a model ---
+
+
+@strict
+class LoadOptions:
+    """How a model is loaded."""
+
+    device: Annotated[str | None, Field(description="cpu, cuda, ... [default: CUDA if there is one]")] = None
+    dtype: Annotated[
+        str | None,
+        Field(description="float32, bfloat16 or float16 [default: bfloat16 on CUDA, float32 elsewhere]"),
+    ] = None
+    mask_embedding: Annotated[
+        Path | None, Field(description="file of a trained embedding of T5's mask token")
+    ] = None
+    adapter: Annotated[Path | None, Field(description="folder of LoRA adapters, merged into the model")] = (
+        None
+    )
+    int8: Annotated[bool, Field(description="keep the text encoder's matrices in 8 bit: less memory")] = False
+    offload: Annotated[
+        bool, Field(description="keep text encoder and autoencoder on the CPU, except while they are used")
+    ] = False
+    compile: Annotated[bool, Field(description="torch.compile: minutes at the start, then quicker steps")] = (
+        False
+    )
+
+
+Task = Literal["caption", "answer", "infill"]
+PositiveInt = Annotated[int, Field(ge=1)]
+
+
+@strict
+class ModelSettings:
+    """A model's own defaults, saved beside it as `ddit.json`.
+
+    Attributes:
+        prompt_style: fields of `prompts.PromptStyle`; those left out are the published ones.
+        image_size: side of the images it was trained on, in pixels.
+        prompt_length: tokens of a prompt to generate from.
+        text_length: tokens of a caption, or of a question with its answer.
+        caption_steps, answer_steps: sampling steps of the two; in-filling takes caption_steps.
+        caption_length, answer_length: positions after the prompt; None fills up text_length.
+    """
+
+    image_sampling: ImageSampling = field(default_factory=ImageSampling)
+    text_sampling: TextSampling = field(default_factory=TextSampling)
+    prompt_style: dict[str, str | int] = field(default_factory=dict)
+    image_size: PositiveInt = 512
+    prompt_length: PositiveInt = 256
+    text_length: PositiveInt = 128
+    caption_steps: PositiveInt = 64
+    answer_steps: PositiveInt = 16
+    caption_length: PositiveInt | None = None
+    answer_length: PositiveInt | None = None
+
+    def image_options(self, given: Mapping[str, Any]) -> ImageOptions:
+        """The model's own options with those that are given (None is not given).
+
+        Raises:
+            ValueError: for a value out of range.
+            TypeError: for an option that there is not.
+        """
+        own = ImageSampling() if given.get("sampler") == "paper" else self.image_sampling
+        return override(ImageOptions(sampling=own), given)
+
+    def text_options(self, task: Task, given: Mapping[str, Any]) -> TextOptions:
+        """As `image_options`, for a task."""
+        num_steps = self.answer_steps if task == "answer" else self.caption_steps
+        length = {"caption": self.caption_length, "answer": self.answer_length}.get(task)
+        return override(TextOptions(sampling=self.text_sampling, num_steps=num_steps, length=length), given)

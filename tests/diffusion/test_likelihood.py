@@ -1,0 +1,180 @@
+"""Likelihood bounds: closed forms, enumeration by brute force, and an error that means what it says."""
+
+import itertools
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from ddit.diffusion.likelihood import MaskSets, mask_sets, set_log_probs
+from ddit.diffusion.masked import LogitsFn, MaskedConfig, masked_loss, subs_log_probs
+
+VOCAB, MASK, LENGTH = 4, 3, 4
+
+
+def context_logits(noisy_ids: Tensor, is_masked: Tensor, rows: Tensor) -> Tensor:
+    """Logits that depend on all that is visible and on the position; no joint distribution has such conditionals."""
+    context = (noisy_ids * torch.arange(1, noisy_ids.shape[1] + 1)).sum(1, keepdim=True)
+    position = torch.arange(noisy_ids.shape[1])[None]
+    return torch.sin((context + 3 * position)[..., None] * 0.7 + 1.3 * torch.arange(VOCAB))[is_masked] * 3
+
+
+def conditionals_of(joint: Tensor) -> LogitsFn:
+    """The logits of a joint distribution over three tokens at each of the positions, (3, ..., 3)."""
+
+    def logits(noisy_ids: Tensor, is_masked: Tensor, rows: Tensor) -> Tensor:
+        found = []
+        for ids, positions in zip(noisy_ids, is_masked, strict=True):
+            for position in positions.nonzero().flatten().tolist():
+                visible = tuple(
+                    slice(None) if token == MASK or i == position else token
+                    for i, token in enumerate(ids.tolist())
+                )
+                left = joint[visible]  # the axes that are masked
+                axis = sum(token == MASK for token in ids[:position].tolist())
+                others = [i for i in range(left.dim()) if i != axis]
+                found.append(torch.cat([(left.sum(others) if others else left).log(), torch.zeros(1)]))
+        return torch.stack(found)
+
+    return logits
+
+
+def bound(
+    logits_fn: LogitsFn, ids: Tensor, sets: MaskSets, units: Tensor | None = None
+) -> tuple[float, float]:
+    """The bound of a text (L,), of which by default each position is a unit."""
+    units = torch.arange(len(ids)) if units is None else units
+    count = len(sets.is_masked)
+    ids, units = ids.expand(count, -1), units.expand(count, -1)
+    values = set_log_probs(logits_fn, ids, units, units >= 0, sets.is_masked, mask_token_id=MASK)
+    return sets.bound(values)
+
+
+def by_orders(logits_fn: LogitsFn, ids: Tensor, units: list[list[int]]) -> float:
+    """The mean over all orders of the units of the log-likelihood of revealing one after the other."""
+    totals = []
+    for order in itertools.permutations(units):
+        noisy = ids.clone()
+        noisy[[position for unit in units for position in unit]] = MASK
+        total = 0.0
+        for unit in order:
+            is_masked = torch.zeros(1, len(ids), dtype=torch.bool)
+            is_masked[0, unit] = True
+            log_probs = subs_log_probs(logits_fn(noisy[None], is_masked, torch.zeros(1)), MASK)
+            total += log_probs.gather(1, ids[unit][:, None]).sum().item()
+            noisy[unit] = ids[unit]
+        totals.append(total)
+    return sum(totals) / len(totals)
+
+
+def exact_sets(num_units: int) -> MaskSets:
+    return mask_sets(num_units, 2**num_units - 1, torch.Generator())
+
+
+def test_conditionals_of_one_joint_distribution_give_its_log_likelihood_exactly() -> None:
+    joint = torch.rand((VOCAB - 1,) * 3, generator=torch.Generator().manual_seed(0)) ** 3
+    joint /= joint.sum()
+    for ids in itertools.product(range(VOCAB - 1), repeat=3):
+        found, error = bound(conditionals_of(joint), torch.tensor(ids), exact_sets(3))
+        assert found == pytest.approx(joint[ids].log().item(), abs=1e-5)
+        assert error == 0
+
+
+def test_other_conditionals_give_the_mean_over_all_orders_of_revealing() -> None:
+    for ids in itertools.product(range(VOCAB - 1), repeat=LENGTH):
+        text = torch.tensor(ids)
+        found, error = bound(context_logits, text, exact_sets(LENGTH))
+        assert found == pytest.approx(by_orders(context_logits, text, [[0], [1], [2], [3]]), abs=1e-5)
+        assert error == 0
+
+
+def test_a_unit_of_several_positions_is_masked_and_revealed_as_one_and_given_ones_never() -> None:
+    text, units = torch.tensor([2, 0, 1, 2, 0, 0]), torch.tensor([-1, 0, 1, 2, 2, 2])
+    found, _ = bound(context_logits, text, exact_sets(3), units)
+    assert found == pytest.approx(by_orders(context_logits, text, [[1], [2], [3, 4, 5]]), abs=1e-5)
+
+
+def test_what_is_not_scored_is_masked_and_costs_nothing() -> None:
+    text, units = torch.tensor([[1, 2, 0, 0]]), torch.tensor([[-1, 0, 1, 1]])
+    seen = []
+
+    def logits(noisy_ids: Tensor, is_masked: Tensor, rows: Tensor) -> Tensor:
+        seen.append((noisy_ids.tolist(), is_masked.tolist()))
+        return context_logits(noisy_ids, is_masked, rows)
+
+    is_scored = torch.tensor([[False, True, True, False]])
+    value = set_log_probs(logits, text, units, is_scored, torch.tensor([[False, True]]), mask_token_id=MASK)
+    assert seen == [([[1, 2, MASK, MASK]], [[False, False, True, False]])]
+    is_masked = torch.tensor([[False, False, True, False]])
+    log_probs = subs_log_probs(
+        context_logits(torch.tensor([[1, 2, MASK, MASK]]), is_masked, torch.zeros(1)), MASK
+    )
+    assert value.item() == pytest.approx(log_probs[0, 0].item())
+
+
+def test_the_bound_of_single_positions_is_the_published_nelbo_in_the_mean_over_time() -> None:
+    text = torch.tensor([2, 0, 1, 2])
+    loss = masked_loss(
+        context_logits,
+        text.expand(60_000, -1),
+        torch.ones(60_000, LENGTH, dtype=torch.bool),
+        mask_token_id=MASK,
+        cfg=MaskedConfig(),
+        generator=torch.Generator().manual_seed(0),
+    )
+    found, _ = bound(context_logits, text, exact_sets(LENGTH))
+    assert -loss.mean().item() * LENGTH == pytest.approx(found, rel=0.02)
+
+
+# --- the draw of sets ---
+
+
+@pytest.mark.parametrize(
+    ("num_units", "num_samples"), [(6, 20), (9, 32), (12, 64), (40, 16), (5, 2), (300, 64)]
+)
+def test_as_many_sets_are_drawn_as_asked_for_and_none_twice_in_a_stratum(
+    num_units: int, num_samples: int
+) -> None:
+    sets = mask_sets(num_units, num_samples, torch.Generator().manual_seed(0))
+    assert len(sets.is_masked) == sum(sets.counts) == num_samples
+    assert sets.is_masked.any(1).all()
+    assert not sets.is_exact
+    for stratum, unseen in zip(sets.is_masked.split(sets.counts), sets.unseen, strict=True):
+        if unseen < 1:  # of one size
+            (size,) = stratum.sum(1).unique().tolist()
+            assert len(stratum.unique(dim=0)) == len(stratum)
+            assert unseen == 1 - len(stratum) / math.comb(num_units, size)
+
+
+def test_all_sets_are_taken_where_there_are_no_more_than_asked_for() -> None:
+    sets = mask_sets(5, 31, torch.Generator())
+    assert sets.is_exact
+    assert len(sets.is_masked.unique(dim=0)) == 31
+    assert not mask_sets(5, 30, torch.Generator()).is_exact
+
+
+def test_the_draw_depends_on_the_seed_alone() -> None:
+    first, again, other = (mask_sets(8, 20, torch.Generator().manual_seed(seed)) for seed in (1, 1, 2))
+    assert torch.equal(first.is_masked, again.is_masked)
+    assert not torch.equal(first.is_masked, other.is_masked)
+
+
+def test_one_sample_has_no_error_and_is_refused() -> None:
+    with pytest.raises(ValueError, match="num_samples must be at least 2, got 1"):
+        mask_sets(3, 1, torch.Generator())
+
+
+@pytest.mark.parametrize("num_samples", [4, 9, 40, 90])
+def test_the_estimate_is_right_in_the_mean_and_its_error_is_its_spread(num_samples: int) -> None:
+    """4 samples of 7 sizes share strata, 9 are two in some, 90 of 127 take some strata whole."""
+    text = torch.tensor([2, 0, 1, 2, 1, 0, 2])
+    exact, _ = bound(context_logits, text, exact_sets(7))
+    found = [
+        bound(context_logits, text, mask_sets(7, num_samples, torch.Generator().manual_seed(seed)))
+        for seed in range(400)
+    ]
+    estimates, errors = torch.tensor(found, dtype=torch.float64).T
+    spread = estimates.std().item()
+    assert estimates.mean().item() == pytest.approx(exact, abs=4 * spread / 20)
+    assert errors.square().mean().sqrt().item() == pytest.approx(spread, rel=0.15)

@@ -1,0 +1,210 @@
+"""Writing through the pipeline: its options reach it, batches are single calls, a picture is read once."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from tiny_models import tiny_pipeline
+
+from ddit.commands.shared import WritingFlags
+from ddit.diffusion.unmasking import ORDERS
+from ddit.inference.text_generator import WRITING_FIELDS, ReadCall, ReadOptions, TextSampling, WritingOptions
+from ddit.model.folders import load_settings
+from ddit.pipeline import Pipeline
+
+QUESTIONS = ["is there a cat?", "what color is the dog?", "how many?", "is there a cat?", "what is there"]
+FAST = {
+    "order": "threshold", "threshold": 0.3, "length": 5, "text_guidance_scale": 1.5, "image_refresh": 2,
+    "text_refresh": 3, "block_size": 3, "commit_above": 0.8, "top_p": 0.9, "num_steps": 6, "temperature": 0.7,
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module", params=[True, False], ids=["joint", "isolated"])
+def pipeline(request: pytest.FixtureRequest) -> Pipeline:
+    return tiny_pipeline(image_attends_text=request.param)
+
+
+def pictures(count: int) -> list[Image.Image]:
+    values = np.random.default_rng(0).integers(0, 256, (count, 32, 32, 3), dtype=np.uint8)
+    return [Image.fromarray(value) for value in values]
+
+
+# --- batches ---
+
+
+@pytest.mark.parametrize("batch_size", [2, 16])
+def test_a_batch_with_everything_kept_and_guided_is_the_single_calls(
+    pipeline: Pipeline, batch_size: int
+) -> None:
+    images = [pictures(3)[i] for i in (0, 1, 0, 2, 1)]
+    batch = pipeline.answer(images, QUESTIONS, seed=5, batch_size=batch_size, **FAST)
+    singles = [pipeline.answer(images[i], QUESTIONS[i], seed=5 + i, **FAST)[0] for i in range(5)]
+    assert batch == singles
+    assert len(set(batch)) > 1
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_every_order_writes_through_the_pipeline(pipeline: Pipeline, order) -> None:
+    assert len(pipeline.caption(pictures(2), order=order, num_steps=3, temperature=0.5)) == 2
+
+
+def test_a_picture_given_several_times_is_encoded_and_read_once(
+    pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encoded, read, shown = [], [], pipeline.transformer.read_image
+    encode = pipeline.image_codec.encode
+    monkeypatch.setattr(pipeline.image_codec, "encode", lambda x: encoded.append(len(x)) or encode(x))
+    monkeypatch.setattr(
+        pipeline.transformer, "read_image", lambda x: read.append(0 if x is None else len(x)) or shown(x)
+    )
+    first, second = pictures(2)
+    said = pipeline.answer([first, second, first.copy(), first, second], QUESTIONS, batch_size=2, **FAST)
+    assert sum(encoded) == 2
+    assert read == (
+        [] if pipeline.transformer.config.image_attends_text else [2, 0]
+    )  # and the null image once
+    encoded.clear()
+    assert pipeline.answer(first, QUESTIONS, batch_size=1, **FAST)[0] == said[0]
+    assert encoded == [1]
+
+
+def test_pictures_that_come_back_later_are_still_there_and_others_are_dropped(monkeypatch) -> None:
+    pipeline = tiny_pipeline(image_attends_text=False)
+    encoded, encode = [], pipeline.image_codec.encode
+    monkeypatch.setattr(pipeline.image_codec, "encode", lambda x: encoded.append(len(x)) or encode(x))
+    a, b, c, d = pictures(4)
+    images = [a, b, c, a, d, a]
+    batch = pipeline.caption(images, seed=1, batch_size=1)
+    assert encoded == [1] * 4
+    assert batch == [pipeline.caption(image, seed=1 + i)[0] for i, image in enumerate(images)]
+
+
+# --- windows ---
+
+
+def test_rows_have_the_length_of_their_task_and_those_of_one_length_go_together(
+    pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shapes, states = [], pipeline.text_codec.states
+    monkeypatch.setattr(
+        pipeline.text_codec, "states", lambda ids: shapes.append(tuple(ids.shape)) or states(ids)
+    )
+    pipeline.caption(None, length=3, num_steps=1)
+    prefix = len(pipeline.text_codec.token_ids(pipeline.style.caption_prefix))
+    assert shapes == [(1, prefix + 3)]
+    shapes.clear()
+    pipeline.answer(None, ["a cat", "a red dog", "the car"], length=2, num_steps=1, order="confidence")
+    template = len(pipeline.text_codec.token_ids("Q: A:"))
+    assert shapes == [(2, template + 4), (1, template + 5)]
+    shapes.clear()
+    pipeline.infill(None, "a ___ dog", length=1, num_steps=1)
+    assert shapes[0] == (1, prefix + 4)
+    shapes.clear()
+    pipeline.caption(None, num_steps=1)
+    assert shapes[0] == (1, pipeline.settings.text_length)
+
+
+def test_an_answer_is_never_longer_than_its_window(pipeline: Pipeline) -> None:
+    for text in pipeline.answer(None, QUESTIONS, length=2, temperature=1.5, order="random"):
+        assert len(pipeline.text_codec.token_ids(text)) <= 2
+    filled = pipeline.infill(pictures(1), ["a ___ dog", "the ___ cat is ___"], length=1)
+    assert [text.lower().startswith(word) for text, word in zip(filled, ["a", "the"], strict=True)] == [
+        True,
+        True,
+    ]
+
+
+def test_a_window_larger_than_the_models_length_is_allowed(pipeline: Pipeline) -> None:
+    assert pipeline.caption(None, length=20, num_steps=4)
+
+
+# --- the error of what is kept ---
+
+
+def test_the_error_of_what_is_kept_is_measured(pipeline: Pipeline) -> None:
+    images, steps = pictures(2), {"num_steps": 6, "order": "confidence"}
+    exact = pipeline.reading_error(images, **steps)
+    assert exact.kl == pytest.approx(0, abs=1e-6)
+    assert exact.agreement == 1
+    assert exact.num_positions > 20
+    stale = pipeline.reading_error(images, image_refresh=3, **steps)
+    assert (stale.kl > 1e-6) == pipeline.transformer.config.image_attends_text
+    assert pipeline.reading_error(images, QUESTIONS[:2], text_refresh=3, **steps).kl > 1e-6
+
+
+# --- options ---
+
+
+def test_the_options_have_one_set_of_names() -> None:
+    assert set(WRITING_FIELDS) == set(WritingOptions.__annotations__)
+    assert set(ReadOptions.__annotations__) == {
+        *WRITING_FIELDS, *(f.name for f in dataclasses.fields(ReadCall) if f.name != "writing")
+    }  # fmt: skip
+    assert set(WritingFlags.__annotations__) == {*WRITING_FIELDS, "length"}
+
+
+def test_an_option_is_the_models_unless_it_is_given(pipeline: Pipeline) -> None:
+    settings = dataclasses.replace(
+        pipeline.settings, writing=TextSampling(order="margin", threshold=0.4), answer_length=7
+    )
+    changed = dataclasses.replace(pipeline, settings=settings)
+    call = changed._call({"threshold": 0.6, "order": None, "num_steps": 9}, "answer")
+    assert call == ReadCall(writing=TextSampling(order="margin", threshold=0.6), num_steps=9, length=7)
+    with pytest.raises(TypeError, match="'treshold'"):
+        pipeline.caption(None, treshold=0.6)  # pyright: ignore[reportCallIssue]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"length": 0}, "length must be at least 1, got 0"),
+        ({"image_refresh": -1}, "image_refresh must be a whole number of at least 0, got -1"),
+        ({"text_refresh": 1.5}, "text_refresh must be a whole number of at least 0, got 1.5"),
+        ({"text_guidance_scale": -1}, "text_guidance_scale must be at least 0 and finite, got -1"),
+        ({"order": "sideways"}, "unknown order 'sideways'"),
+    ],
+)
+def test_options_out_of_range_are_refused_in_one_line(
+    pipeline: Pipeline, options: dict, message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        pipeline.caption(None, **options)
+
+
+def test_settings_of_earlier_versions_load_and_the_present_ones_come_back(tmp_path: Path) -> None:
+    (tmp_path / "ddit.json").write_text(
+        json.dumps({"text_order": "confidence", "temperature": 0, "text_length": 16})
+    )
+    assert load_settings(tmp_path).writing == TextSampling(order="confidence", temperature=0)
+    settings = dataclasses.replace(
+        load_settings(tmp_path), writing=TextSampling(order="entropy", block_size=8), answer_length=4
+    )
+    (tmp_path / "ddit.json").write_text(json.dumps(dataclasses.asdict(settings)))
+    assert load_settings(tmp_path) == settings
+    for writing, message in {
+        '{"order": "sideways"}': "order",
+        '{"treshold": 1}': "unknown key 'writing.treshold'",
+        '{"threshold": 2.0}': "threshold must be above 0",
+        '{"block_size": "4"}': "bad value for writing.block_size",
+    }.items():
+        (tmp_path / "ddit.json").write_text(f'{{"writing": {writing}}}')
+        with pytest.raises(ValueError, match=message) as caught:
+            load_settings(tmp_path)
+        assert "\n" not in str(caught.value)
+    (tmp_path / "ddit.json").write_text('{"answer_length": 0}')
+    with pytest.raises(ValueError, match="answer_length must be a whole number of at least 1, got 0"):
+        load_settings(tmp_path)
+
+
+def test_a_guidance_scale_of_one_never_asks_the_null_image(pipeline: Pipeline) -> None:
+    plain = pipeline.caption(pictures(2))
+    with torch.no_grad():
+        kept = pipeline.transformer.null_image_embd.clone()
+        pipeline.transformer.null_image_embd.fill_(torch.nan)
+        assert pipeline.caption(pictures(2), text_guidance_scale=1.0) == plain
+        pipeline.transformer.null_image_embd.copy_(kept)
+    assert pipeline.caption(pictures(2), text_guidance_scale=3.0) != plain

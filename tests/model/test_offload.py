@@ -1,0 +1,111 @@
+"""Weights that visit a device: there while they are used, the very same tensors afterwards.
+
+Without a second device at hand, another dtype stands for it: the weights are copied all the same.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from text_models import word_codec
+from tiny_models import tiny_pipeline
+from torch import nn
+
+from ddit.model import encoders
+from ddit.model.offload import visiting
+from ddit.pipeline import Pipeline
+
+ELSEWHERE: Any = torch.float64
+
+
+def places(module: nn.Module) -> dict[str, int]:
+    return {name: tensor.data_ptr() for name, tensor in module.state_dict().items()}
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_the_weights_are_elsewhere_in_a_visit_and_the_same_tensors_after_it(fails: bool) -> None:
+    encoder = word_codec().encoder
+    before, names = places(encoder), set(encoder.state_dict())
+    try:
+        with torch.inference_mode(), visiting(encoder, ELSEWHERE):
+            assert {tensor.dtype for tensor in encoder.state_dict().values()} == {ELSEWHERE}
+            assert encoder(input_ids=torch.arange(6)[None]).last_hidden_state.dtype == ELSEWHERE
+            within = places(encoder)
+            with visiting(encoder, ELSEWHERE):
+                assert places(encoder) == within
+            assert places(encoder) == within
+            if fails:
+                raise KeyError
+    except KeyError:
+        assert fails
+    assert not set(before.values()) & set(within.values())
+    assert places(encoder) == before
+    assert set(encoder.state_dict()) == names
+
+
+def test_offloaded_parts_are_away_but_while_they_are_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    pipeline, there, log = tiny_pipeline(), [], []
+
+    @contextmanager
+    def recorded(module: nn.Module, device: torch.device) -> Iterator[None]:
+        assert device == pipeline.device
+        there.append(module)
+        with visiting(module, device):
+            yield
+        there.remove(module)
+
+    monkeypatch.setattr(encoders, "visiting", recorded)
+    parts = {"text": pipeline.text_codec.encoder, "pictures": pipeline.image_codec.autoencoder}
+    layers = (
+        [*parts["text"].modules()][-1],
+        [*parts["pictures"].modules()][-1],
+        pipeline.transformer.pos_embed,
+    )
+    for name, layer in zip((*parts, "blocks"), layers, strict=True):
+        layer.register_forward_pre_hook(lambda *_, name=name: log.append((name, list(there))))
+    whole = pipeline.generate("a cat")
+    log.clear()
+    pipeline.text_codec.offload_device = pipeline.image_codec.offload_device = pipeline.device
+    offloaded = pipeline.generate("a cat")
+    assert offloaded[0].tobytes() == whole[0].tobytes()
+    assert {name for name, _ in log} == {"text", "pictures", "blocks"}
+    assert all(present == ([parts[name]] if name in parts else []) for name, present in log)
+
+
+def test_int8_is_for_use_and_not_for_saving(tmp_path: Path) -> None:
+    tiny_pipeline().save_pretrained(tmp_path / "model")
+    whole = Pipeline.from_pretrained(tmp_path / "model")
+    small = Pipeline.from_pretrained(tmp_path / "model", text_encoder="int8", offload=True)
+    assert any(tensor.dtype == torch.int8 for tensor in small.text_codec.encoder.state_dict().values())
+    assert small.text_codec.offload_device == small.image_codec.offload_device == small.device
+    ids = torch.arange(1, 9)[None]
+    states = whole.text_codec.states(ids)
+    error = (small.text_codec.states(ids) - states).norm() / states.norm()
+    assert 0 < error < 0.05
+    assert small.generate("a cat")[0].size == (32, 32)
+    with pytest.raises(ValueError, match="is for use, not for saving"):
+        small.save_pretrained(tmp_path / "again")
+    assert not (tmp_path / "again").exists()
+    with pytest.raises(ValueError, match="text_encoder must be whole or int8, got 'int4'"):
+        Pipeline.from_pretrained(tmp_path / "model", text_encoder="int4")  # pyright: ignore[reportArgumentType]
+
+
+@pytest.mark.gpu
+def test_on_a_gpu_offloaded_parts_take_no_memory_between_uses(tmp_path: Path) -> None:
+    tiny_pipeline().save_pretrained(tmp_path / "model")
+    pipeline = Pipeline.from_pretrained(tmp_path / "model", device="cuda", offload=True)
+    assert pipeline.generate("a cat")[0].size == (32, 32)
+    assert pipeline.caption(None)
+    assert pipeline.text_codec.device.type == pipeline.image_codec.device.type == "cpu"
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # torch's compiler warns of its own parts
+def test_compiled_blocks_draw_the_same_pictures() -> None:
+    pipeline = tiny_pipeline()
+    plain = pipeline.generate(["a cat", "two car"])
+    for image, other in zip(plain, pipeline.compile().generate(["a cat", "two car"]), strict=True):
+        assert max(abs(a - b) for a, b in zip(image.tobytes(), other.tobytes(), strict=True)) <= 1
