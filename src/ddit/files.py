@@ -1,8 +1,12 @@
-"""Safetensors files, single or sharded, in any variant; whatever may hold a pickle is refused by name."""
+"""Files: safetensors, single or sharded, in any variant (pickles are refused by name); files and folders written whole."""
 
 import json
+import os
 import re
-from collections.abc import Iterable, Mapping
+import shutil
+import uuid
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +28,36 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise ValueError(f"'{path}' should hold a JSON object, not a {type(values).__name__}")
     return values
+
+
+@contextmanager
+def write_atomically(path: Path) -> Iterator[Path]:
+    """A file beside `path` to be written, which takes its name if all goes well and is removed otherwise."""
+    part = _beside(path)
+    try:
+        yield part
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+@contextmanager
+def write_folder_atomically(folder: Path) -> Iterator[Path]:
+    """A new folder beside `folder`, which takes its place if all goes well and is removed otherwise."""
+    part, old = _beside(folder), _beside(folder)
+    part.mkdir(parents=True)
+    try:
+        yield part
+        if folder.exists():
+            folder.rename(old)
+        part.rename(folder)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def _beside(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}")
 
 
 def list_names(names: Iterable[str], at_most: int = 4) -> str:

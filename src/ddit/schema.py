@@ -180,8 +180,8 @@ def describe_fault(cls: Any, error: ValidationError, data: Any, key: str = "") -
     value, context = first["input"], first.get("ctx", {})
     match first["type"]:
         case "unexpected_keyword_argument":
-            path, _, name = place.rpartition(".")
-            known = [f"{path}.{field}" if path else field for field in sorted(_field_names(cls))]
+            path = place.rpartition(".")[0]
+            known = [f"{path}.{field}" if path else field for field in _likely_fields(cls, first["loc"])]
             return f"unknown key '{place}'{near_misses(place, known)}"
         case "missing":
             return f"missing key '{place}'"
@@ -207,30 +207,35 @@ def _place(loc: Sequence[str | int], data: Any, key: str) -> str:
     """The dotted key of a fault; what pydantic puts in between to name the member of a union is left out."""
     parts, node = [key] if key else [], data
     for number, part in enumerate(loc):
-        is_there = (isinstance(node, Mapping) and part in node) or (
-            isinstance(node, Sequence) and not isinstance(node, str) and isinstance(part, int)
-        )
-        if not is_there and number < len(loc) - 1:
-            continue
-        if is_there:
+        if (isinstance(node, Mapping) and part in node) or (
+            isinstance(node, list | tuple) and isinstance(part, int)
+        ):
             node = node[part]
+        elif number < len(loc) - 1:
+            continue
         parts.append(str(part))
     return ".".join(parts)
 
 
-def _field_names(cls: Any) -> set[str]:
-    return set(_walk_fields(cls, set()))
+def _likely_fields(cls: Any, loc: Sequence[str | int]) -> list[str]:
+    """The fields beside an unknown key: those of the last dataclass on the way to it; of a union, all members'."""
+    found = {cls}
+    for part in loc[:-1]:
+        inner = {
+            hint
+            for owner in found
+            for name, info in owner.__pydantic_fields__.items()
+            if name == part
+            for hint in _dataclasses_in(info.annotation)
+        }
+        found = inner or found
+    return list(dict.fromkeys(name for owner in found for name in owner.__pydantic_fields__))
 
 
-def _walk_fields(hint: Any, seen: set[Any]) -> Iterator[str]:
-    """The names of all fields that a type hint leads to."""
-    if hint in seen:
-        return
-    seen.add(hint)
+def _dataclasses_in(hint: Any) -> Iterator[Any]:
+    """The strict dataclasses that a type hint names."""
     if pydantic.dataclasses.is_pydantic_dataclass(hint):
-        for name, info in hint.__pydantic_fields__.items():
-            yield name
-            yield from _walk_fields(info.annotation, seen)
+        yield hint
     for argument in typing.get_args(hint):
         if isinstance(argument, type) or typing.get_args(argument):
-            yield from _walk_fields(argument, seen)
+            yield from _dataclasses_in(argument)
