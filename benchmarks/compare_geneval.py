@@ -15,8 +15,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import NamedTuple
 
+from ddit.devices import Ranks, join_ranks
 from ddit.eval.evaluate import Decoding, EvalSettings, Source, evaluate
-from ddit.eval.ranks import Ranks, join_ranks
 from ddit.eval.world_tasks import WorldSplit
 from ddit.pipeline import Pipeline
 from ddit.world import PRESETS
@@ -98,7 +98,6 @@ def main() -> None:
         for name in dict.fromkeys(row.model for row in rows):
             cells = [f"{row.mean:.3f} ± {row.sd:.3f}" for row in rows if row.model == name]
             print(f"| {name} | {' | '.join(cells)} |")
-    ranks.leave()
 
 
 if __name__ == "__main__":

@@ -19,8 +19,8 @@ from typing import Any, Literal, NamedTuple
 
 from tqdm import tqdm
 
+from ddit.devices import Ranks
 from ddit.eval.evaluate import Decoding, EvalSettings, Source, evaluate
-from ddit.eval.ranks import Ranks
 from ddit.eval.world_tasks import WorldSplit
 from ddit.pipeline import Pipeline
 from ddit.world import PRESETS

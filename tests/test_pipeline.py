@@ -14,8 +14,9 @@ from tiny_models import SD3_SIZES, SD35_SIZES, publish, save_sd3_folder, tiny_pi
 
 from ddit.diffusion.flow import ImageSampling, Solver
 from ddit.model import DualDiT
-from ddit.model.folders import ModelSettings, load_settings, resolve
+from ddit.model.folders import load_settings, resolve
 from ddit.pipeline import Pipeline
+from ddit.settings import ModelSettings
 
 PROMPTS = ["a photo of the red dog", "a cat", "two car"]
 

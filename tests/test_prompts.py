@@ -5,7 +5,7 @@ import pytest
 import torch
 from text_models import published_codec, word_codec
 
-from ddit.model.encoders import TextCodec, pad
+from ddit.model.encoders import TextCodec
 from ddit.prompts import (
     MINI,
     PUBLISHED,
@@ -125,7 +125,7 @@ def test_answer_mask_covers_the_answer_and_all_padding(setting):
     codec, style = setting
     prompt = training_question(codec, ["how many dog?"], ["two"], 40, style=style)
     answer, expected = prompt.input_ids[prompt.answer_mask].tolist(), codec.token_ids("two")
-    assert answer == pad(expected, len(answer), codec.eos_token_id)
+    assert answer == TextCodec.pad(expected, len(answer), codec.eos_token_id)
     first = int(prompt.answer_mask[0].int().argmax())
     assert prompt.answer_mask[0, first:].all()
 

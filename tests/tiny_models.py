@@ -9,8 +9,8 @@ from diffusers.models.transformers.transformer_sd3 import SD3Transformer2DModel
 
 from ddit.model import DualDiT, DualDiTConfig
 from ddit.model.encoders import ImageCodec, TextCodec, build_tokenizer, tiny_t5
-from ddit.model.folders import ModelSettings
 from ddit.pipeline import Pipeline
+from ddit.settings import ModelSettings
 from ddit.prompts import MINI
 
 WORDS = "a photo of the dog cat car red blue green is there what color how many one two three yes no q: a:"

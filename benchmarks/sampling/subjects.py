@@ -21,8 +21,8 @@ from ddit.images import fit_image, to_tensor
 from ddit.model import DualDiT, DualDiTConfig
 from ddit.model.autoencoder import PatchAutoencoder
 from ddit.model.encoders import ImageCodec, TextCodec, build_tokenizer, tiny_t5
-from ddit.model.folders import ModelSettings
 from ddit.pipeline import Pipeline
+from ddit.settings import ModelSettings
 from ddit.prompts import MINI, answer_prompt, caption_prompt, empty_prompt, t2i_prompt
 
 SIDE, CHANNELS, PROMPT_LENGTH = 16, 16, 64  # patches of 2 x 2: 64 image tokens

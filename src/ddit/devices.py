@@ -1,13 +1,21 @@
-"""Names of dtypes and devices, checked before anything is loaded; how many threads a small model gets."""
+"""Dtypes and devices by name; the ranks under torchrun; how many threads a small model gets."""
 
+import atexit
 import os
-from collections.abc import Iterator
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
 import torch
+import torch.distributed as dist
 
 from ddit.errors import near_misses
+
+Value = TypeVar("Value")
 
 SMALL_MODEL_BYTES = 100_000_000
 WIDE_BATCH = 4
@@ -72,6 +80,101 @@ def compute_dtype(name: str, device: torch.device) -> torch.dtype:
         return torch.bfloat16 if multiplies_bfloat16(device) else torch.float32
     return DTYPES[name]
 
+
+# --- ranks ---
+
+SECONDS_FOR_GLOO = 0.5
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process's place among `size` processes, and the device it computes on.
+
+    All processes must call `gather`, `mean`, `sum_counts`, `share` and `wait` together.
+    """
+
+    index: int = 0
+    size: int = 1
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+
+    @property
+    def is_first(self) -> bool:
+        return self.index == 0
+
+    def part(self, count: int) -> range:
+        """This rank's share of `count` samples: consecutive, and of equal size on all ranks to within one."""
+        return range(count * self.index // self.size, count * (self.index + 1) // self.size)
+
+    def gather(self, values: list[Value]) -> list[Value]:
+        """All ranks' values in the order of the ranks, on every rank."""
+        if self.size == 1:
+            return values
+        parts: list[list[Value]] = [[] for _ in range(self.size)]
+        dist.all_gather_object(parts, values)
+        return [value for part in parts for value in part]
+
+    def mean(self, values: Sequence[float]) -> list[float]:
+        """The average of each value over the ranks, the same on all of them."""
+        if self.size == 1:
+            return list(values)
+        tensor = torch.tensor(values, dtype=torch.float64, device=self.device)
+        dist.all_reduce(tensor)
+        return (tensor / self.size).tolist()
+
+    def sum_counts(self, counts: Mapping[str, int]) -> Counter[str]:
+        """Counts by name, summed over the ranks, the same on all of them."""
+        total: Counter[str] = Counter()
+        for part in self.gather([counts]):
+            total.update(part)
+        return total
+
+    def share(self, value: Value) -> Value:
+        """The first rank's value, on all ranks."""
+        if self.size == 1:
+            return value
+        box = [value]
+        dist.broadcast_object_list(box, src=0)
+        return box[0]
+
+    def wait(self) -> None:
+        """Returns when all ranks have come here."""
+        if self.size > 1:
+            dist.barrier()
+
+
+def join_ranks() -> Ranks:
+    """Joins the processes that torchrun started; a process started otherwise is a group of one.
+
+    Tensors on CUDA are exchanged by NCCL, everything else by gloo. Each process takes a GPU of its own, if there are
+    as many. May be called again.
+    """
+    device = find_device()
+    if device.type == "cuda":
+        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
+        torch.cuda.set_device(device)
+    if not dist.is_initialized():
+        atexit.register(_leave_ranks)
+        backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            dist.init_process_group(backend)
+        else:
+            store = dist.HashStore()  # pyright: ignore[reportPrivateImportUsage]
+            dist.init_process_group(backend, store=store, rank=0, world_size=1)
+    return Ranks(dist.get_rank(), dist.get_world_size(), device)
+
+
+def _leave_ranks() -> None:
+    """At exit. A thread of gloo's may still hold tensors of the last exchange, and would abort the process if it freed
+    them after the interpreter has ended."""
+    if not dist.is_initialized():
+        return
+    is_alone = dist.get_world_size() == 1
+    dist.destroy_process_group()
+    if not is_alone:
+        time.sleep(SECONDS_FOR_GLOO)
+
+
+# --- threads ---
 
 _spare_threads: int | None = None  # what `limit_threads` took away
 

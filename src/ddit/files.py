@@ -1,4 +1,6 @@
-"""Files: safetensors, single or sharded, in any variant (pickles are refused by name); files and folders written whole."""
+"""Files: safetensors in any variant (pickles are refused by name); files and folders that are written whole."""
+
+from __future__ import annotations
 
 import json
 import os
@@ -8,11 +10,13 @@ import uuid
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
 from safetensors import SafetensorError, safe_open
-from torch import Tensor
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
 
 PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
@@ -132,10 +136,11 @@ def find_variant(folder: Path, stem: str, dtype: torch.dtype | None = None) -> s
 
 
 def _variants(dtype: torch.dtype | None) -> tuple[str, ...]:
-    if dtype == torch.bfloat16:
-        return (".bf16", "", ".fp16")
-    if dtype == torch.float16:
-        return (".fp16", "", ".bf16")
+    match str(dtype):
+        case "torch.bfloat16":
+            return (".bf16", "", ".fp16")
+        case "torch.float16":
+            return (".fp16", "", ".bf16")
     return ("", ".bf16", ".fp16")
 
 

@@ -1,4 +1,4 @@
-"""Pictures from users and back: safe reading, fitting to the model's size, tensors in [-1, 1], enlarging."""
+"""Images from users and back: safe reading, fitting to the model's size, tensors in [-1, 1], enlarging."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from PIL import Image, ImageOps
 
 from ddit.errors import near_misses
 
-if TYPE_CHECKING:  # torch takes seconds to import, and a bad picture should be reported at once
+if TYPE_CHECKING:  # torch takes seconds to import, and a bad image should be reported at once
     from torch import Tensor
 
 MAX_SIDE = 16_384
@@ -30,13 +30,13 @@ ImageSource = str | os.PathLike[str] | bytes | Image.Image
 
 
 def read_image(source: ImageSource) -> Image.Image:
-    """Reads a picture as 8-bit RGB, upright (EXIF), transparency on white, the first frame of an animation.
+    """Reads an image as 8-bit RGB, upright (EXIF), transparency on white, the first frame of an animation.
 
     Args:
         source: a path, an encoded file's bytes, or a PIL image.
 
     Raises:
-        ValueError: one line; the file is missing, is no picture of a known format, is broken, or is larger
+        ValueError: one line; the file is missing, is no image of a known format, is broken, or is larger
             than 16,384 pixels a side or 64 million in all (seen in the header, before anything is decoded).
     """
     return _read(source, _to_rgb, "the image")
@@ -51,7 +51,7 @@ def read_mask(source: ImageSource) -> Image.Image:
 
 
 def image_sources(images: ImageSource | Sequence[ImageSource], what: str = "images") -> list[ImageSource]:
-    """One picture or many as a list. Raises ValueError if there is none."""
+    """One image or many as a list. Raises ValueError if there is none."""
     sources = [images] if isinstance(images, str | os.PathLike | bytes | Image.Image) else list(images)
     if not sources:
         raise ValueError(f"no {what} given")
@@ -105,15 +105,15 @@ def _decode(file: IO[bytes], convert: Callable[[Image.Image], Image.Image], name
 
 
 class ImageTooLarge(ValueError):
-    """A picture beyond `MAX_SIDE` or `MAX_PIXELS`."""
+    """An image beyond `MAX_SIDE` or `MAX_PIXELS`."""
 
 
 class NotAnImage(ValueError):
-    """A file of no known picture format."""
+    """A file of no known image format."""
 
 
 def image_size(data: bytes) -> tuple[int, int] | None:
-    """Width and height, upright, of an encoded picture by its header alone; None if it cannot be told.
+    """Width and height, upright, of an encoded image by its header alone; None if it cannot be told.
 
     `data` may be the file's beginning only.
     """
@@ -195,7 +195,7 @@ def to_images(pixels: Tensor) -> list[Image.Image]:
 
 
 def upscale_image(image: Image.Image, factor: int) -> Image.Image:
-    """Enlarges `factor` times each side (Lanczos), so that a person can see a 64-pixel picture.
+    """Enlarges `factor` times each side (Lanczos), so that a person can see a 64-pixel image.
 
     Raises:
         ValueError: if the factor is below 1 or the result would exceed `MAX_SIDE`.

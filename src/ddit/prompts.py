@@ -4,20 +4,22 @@ Padding is the end-of-text token, which is a target like any other. None sits be
 """
 
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
 
 from ddit.errors import warn_user
-from ddit.model.encoders import TextCodec, pad
+from ddit.schema import strict
+
+if TYPE_CHECKING:  # transformers takes seconds to import
+    from ddit.model.encoders import TextCodec
 
 BLANK = re.compile(r"_{2,}")
 
 
-@dataclass(frozen=True)
+@strict
 class PromptStyle:
     """The templates of one family of models; saved in the model's folder.
 
@@ -65,17 +67,6 @@ class PromptStyle:
         suffixes = [self.short_answer_suffix, self.unanswerable_suffix if unanswerable else ""]
         return " ".join(part for part in (question, *suffixes) if part)
 
-    def to_dict(self) -> dict[str, str | int]:
-        return asdict(self)
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, str | int]) -> "PromptStyle":
-        """Raises ValueError if `values` holds a key that is not a field."""
-        unknown = sorted(set(values) - {field.name for field in fields(cls)})
-        if unknown:
-            raise ValueError(f"unknown prompt settings: {', '.join(unknown)}")
-        return cls(**values)  # type: ignore[arg-type]
-
 
 PUBLISHED = PromptStyle()
 MINI = PromptStyle(caption_prefix="A:", short_answer_suffix="", unanswerable_suffix="", min_answer_tokens=4)
@@ -89,7 +80,7 @@ class TokenizedPrompt(NamedTuple):
 
 
 def training_caption(
-    codec: TextCodec, captions: Sequence[str], length: int, *, style: PromptStyle
+    codec: "TextCodec", captions: Sequence[str], length: int, *, style: PromptStyle
 ) -> TokenizedPrompt:
     """Prefix, caption and padding; the answer is the caption and the padding after it.
 
@@ -101,7 +92,7 @@ def training_caption(
 
 
 def training_question(
-    codec: TextCodec, questions: Sequence[str], answers: Sequence[str], length: int, *, style: PromptStyle
+    codec: "TextCodec", questions: Sequence[str], answers: Sequence[str], length: int, *, style: PromptStyle
 ) -> TokenizedPrompt:
     """Template, question, answer and padding; the answer mask covers the answer and the padding after it.
 
@@ -116,7 +107,7 @@ def training_question(
 
 
 def training_conversation(
-    codec: TextCodec,
+    codec: "TextCodec",
     conversations: Sequence[Sequence[tuple[str | None, str]]],
     length: int,
     *,
@@ -134,7 +125,7 @@ def training_conversation(
 
 
 def _conversation(
-    codec: TextCodec, turns: Sequence[tuple[str | None, str]], length: int, style: PromptStyle
+    codec: "TextCodec", turns: Sequence[tuple[str | None, str]], length: int, style: PromptStyle
 ) -> tuple[list[int], list[bool]]:
     if not turns:
         raise ValueError("a conversation needs at least one turn")
@@ -153,16 +144,16 @@ def _conversation(
         answer_ids = [*answer_ids[: room - len(ids) - len(prompt)], codec.eos_token_id]
         ids += prompt + answer_ids
         mask += [False] * len(prompt) + [True] * len(answer_ids)
-    return pad(ids[:length], length, codec.eos_token_id), (mask + [True] * length)[:length]
+    return codec.pad(ids[:length], length, codec.eos_token_id), (mask + [True] * length)[:length]
 
 
-def caption_prompt(codec: TextCodec, n: int, length: int, *, style: PromptStyle) -> TokenizedPrompt:
+def caption_prompt(codec: "TextCodec", n: int, length: int, *, style: PromptStyle) -> TokenizedPrompt:
     """`n` captions to be written: the prefix, then `length` less its size masked positions."""
     return _masked(codec, [codec.token_ids(style.caption_prefix)] * n, length)
 
 
 def answer_prompt(
-    codec: TextCodec, questions: Sequence[str], length: int, *, style: PromptStyle
+    codec: "TextCodec", questions: Sequence[str], length: int, *, style: PromptStyle
 ) -> TokenizedPrompt:
     """Questions in their template, then masked positions for the answers.
 
@@ -178,7 +169,7 @@ def answer_prompt(
 
 
 def infill_prompt(
-    codec: TextCodec, texts: Sequence[str], length: int, *, style: PromptStyle
+    codec: "TextCodec", texts: Sequence[str], length: int, *, style: PromptStyle
 ) -> TokenizedPrompt:
     """Texts with blanks: two or more underscores are one masked token, the rest (padding too) stays as given.
 
@@ -196,7 +187,7 @@ def infill_prompt(
         ids += _ids_with_blanks(codec, text)
         if len(ids) > length - 1:
             _warn_truncation(codec, text, length - 1, ids=ids)
-        ids = pad(ids[: length - 1], length, codec.eos_token_id)
+        ids = codec.pad(ids[: length - 1], length, codec.eos_token_id)
         if codec.mask_token_id not in ids:
             raise ValueError(f"no blank of the text is within the first {length - 1} tokens: {text!r}")
         rows.append(ids)
@@ -213,7 +204,13 @@ class GivenText(NamedTuple):
 
 
 def given_text(
-    codec: TextCodec, text: str, question: str | None, length: int, *, window: int | None, style: PromptStyle
+    codec: "TextCodec",
+    text: str,
+    question: str | None,
+    length: int,
+    *,
+    window: int | None,
+    style: PromptStyle,
 ) -> GivenText:
     """A text laid out as in training: as a caption, or as the answer to a question.
 
@@ -263,7 +260,7 @@ def set_window(
     return TokenizedPrompt(resized, answer), (given + window).tolist()
 
 
-def t2i_prompt(codec: TextCodec, texts: Sequence[str], length: int, *, style: PromptStyle) -> Tensor:
+def t2i_prompt(codec: "TextCodec", texts: Sequence[str], length: int, *, style: PromptStyle) -> Tensor:
     """Ids (B, length) of prompts to draw, each closed by an end-of-text token and padded with `prompt_padding`.
 
     Warns if a prompt is cut; raises ValueError for an empty one (`empty_prompt` is what guidance needs).
@@ -277,36 +274,40 @@ def t2i_prompt(codec: TextCodec, texts: Sequence[str], length: int, *, style: Pr
     return torch.tensor(rows)
 
 
-def empty_prompt(codec: TextCodec, n: int, length: int, *, style: PromptStyle) -> Tensor:
+def empty_prompt(codec: "TextCodec", n: int, length: int, *, style: PromptStyle) -> Tensor:
     """Ids (n, length) of the prompt that says nothing, for guidance and for captions dropped in training."""
     return torch.tensor([_closed(codec, codec.token_ids(style.empty_prompt), length, style)] * n)
 
 
-def training_prompt(codec: TextCodec, captions: Sequence[str], length: int, *, style: PromptStyle) -> Tensor:
+def training_prompt(
+    codec: "TextCodec", captions: Sequence[str], length: int, *, style: PromptStyle
+) -> Tensor:
     """As `t2i_prompt`, for captions in training: long ones are cut without a warning."""
     return torch.tensor([_closed(codec, codec.token_ids(caption), length, style) for caption in captions])
 
 
-def _closed(codec: TextCodec, ids: list[int], length: int, style: PromptStyle) -> list[int]:
+def _closed(codec: "TextCodec", ids: list[int], length: int, style: PromptStyle) -> list[int]:
     filler = codec.tokenizer.convert_tokens_to_ids(style.prompt_padding)
     assert isinstance(filler, int)
-    return pad([*ids[: length - 1], codec.eos_token_id], length, filler)
+    return codec.pad([*ids[: length - 1], codec.eos_token_id], length, filler)
 
 
-def _stack(codec: TextCodec, rows: list[tuple[list[int], list[int]]], length: int) -> TokenizedPrompt:
+def _stack(codec: "TextCodec", rows: list[tuple[list[int], list[int]]], length: int) -> TokenizedPrompt:
     """Prompts and answers (together at most `length` tokens) as padded ids, and the mask of the answers."""
-    input_ids = torch.tensor([pad([*prompt, *answer], length, codec.eos_token_id) for prompt, answer in rows])
+    input_ids = torch.tensor(
+        [codec.pad([*prompt, *answer], length, codec.eos_token_id) for prompt, answer in rows]
+    )
     starts = torch.tensor([len(prompt) for prompt, _ in rows])
     return TokenizedPrompt(input_ids, torch.arange(length) >= starts[:, None])
 
 
-def _masked(codec: TextCodec, prompts: list[list[int]], length: int) -> TokenizedPrompt:
+def _masked(codec: "TextCodec", prompts: list[list[int]], length: int) -> TokenizedPrompt:
     """Prompts followed by mask tokens."""
     return _stack(codec, [(ids, [codec.mask_token_id] * (length - len(ids))) for ids in prompts], length)
 
 
 def _question_ids(
-    codec: TextCodec, question: str, length: int, style: PromptStyle
+    codec: "TextCodec", question: str, length: int, style: PromptStyle
 ) -> tuple[list[int], int | None]:
     """The ids of the filled template, and how many of the question's tokens were kept if it had to be cut.
 
@@ -322,7 +323,7 @@ def _question_ids(
     return [*before, *ids[:room], *after], kept
 
 
-def _ids_with_blanks(codec: TextCodec, text: str) -> list[int]:
+def _ids_with_blanks(codec: "TextCodec", text: str) -> list[int]:
     ids: list[int] = []
     for i, part in enumerate(BLANK.split(text)):
         if i:
@@ -337,7 +338,7 @@ def _checked(text: str, what: str) -> str:
     return text
 
 
-def _warn_truncation(codec: TextCodec, text: str, kept: int, *, ids: list[int] | None = None) -> None:
+def _warn_truncation(codec: "TextCodec", text: str, kept: int, *, ids: list[int] | None = None) -> None:
     ids = codec.token_ids(text) if ids is None else ids
     warn_user(
         f"the text has {len(ids)} tokens and only {kept} fit: cut after {codec.decode(ids[:kept])[-40:]!r}",

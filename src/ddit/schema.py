@@ -8,10 +8,11 @@ A field is declared once, with its range and its help; the command line, the HTT
 
 import dataclasses
 import functools
+import inspect
 import json
 import types
 import typing
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Annotated, Any, Literal, TypeVar, dataclass_transform
 
 import pydantic.dataclasses
@@ -152,6 +153,42 @@ def _override(base: Any, given: Mapping[str, Any]) -> Any:
     return dataclasses.replace(base, **changes) if changes else base
 
 
+Method = TypeVar("Method", bound=Callable[..., Any])
+
+
+def takes(options: Any, *, default: str = "the model's") -> Callable[[Method], Method]:
+    """Shows the options of a strict dataclass in the signature and the docstring of a function that takes `**options`.
+
+    default: what holds where an option is not given, for the docstring.
+    """
+
+    def show(method: Method) -> Method:
+        shown: Any = method
+        signature = inspect.signature(method)
+        own = [p for p in signature.parameters.values() if p.kind is not p.VAR_KEYWORD]
+        spread = [
+            inspect.Parameter(
+                option.name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=option.annotation
+            )
+            for option in list_options(options)
+        ]
+        shown.__signature__ = signature.replace(parameters=[*own, *spread])
+        lines = [f"{option.name}: {option.help}{_bounds_text(option)}" for option in list_options(options)]
+        listed = "\n".join(f"    {line}" for line in lines)
+        doc = inspect.cleandoc(method.__doc__ or "")
+        shown.__doc__ = f"{doc}\n\nOptions (by default {default}):\n{listed}\n"
+        return method
+
+    return show
+
+
+def _bounds_text(option: Option) -> str:
+    words = {"ge": "at least", "gt": "above", "le": "at most", "lt": "below"}
+    rules = [f"{words[bound]} {limit:g}" for bound, limit in option.bounds.items()]
+    rules += [", ".join(map(str, option.choices))] if option.choices else []
+    return f" ({'; '.join(rules)})" if rules else ""
+
+
 # --- faults ---
 
 _RULES = {
@@ -207,9 +244,9 @@ def _place(loc: Sequence[str | int], data: Any, key: str) -> str:
     """The dotted key of a fault; what pydantic puts in between to name the member of a union is left out."""
     parts, node = [key] if key else [], data
     for number, part in enumerate(loc):
-        if (isinstance(node, Mapping) and part in node) or (
-            isinstance(node, list | tuple) and isinstance(part, int)
-        ):
+        if isinstance(node, list | tuple) and isinstance(part, int):
+            node = dict(enumerate(node))
+        if isinstance(node, Mapping) and part in node:
             node = node[part]
         elif number < len(loc) - 1:
             continue

@@ -18,9 +18,9 @@ from typer.testing import CliRunner, Result
 
 import ddit
 from ddit.cli import app
+from ddit.devices import Ranks
 from ddit.eval import report
 from ddit.eval.items import Figure
-from ddit.eval.ranks import Ranks
 from ddit.eval.report import model_hash, written_aside
 from ddit.pipeline import Pipeline
 

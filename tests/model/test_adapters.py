@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
+from ddit.devices import join_ranks
 from ddit.model import DualDiT
 from ddit.model.adapters import (
     adapter_scale,
@@ -22,7 +23,7 @@ from ddit.model.adapters import (
     trained_names,
 )
 from ddit.pipeline import Pipeline
-from ddit.train.parallel import join_ranks, make_mesh
+from ddit.train.parallel import make_mesh
 
 
 @pytest.fixture

@@ -1,7 +1,6 @@
 """The verbs `ddit eval` and `ddit eval-data`."""
 
 import json
-import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -181,6 +180,7 @@ def evaluate(
     On official files in --data, or on the small world. Under torchrun the processes share the samples.
     """
     with uncollected():
+        from ddit.devices import join_ranks
         from ddit.diffusion.flow import ImageSampling
         from ddit.eval.evaluate import TASKS, Decoding, EvalSettings, Source
         from ddit.eval.evaluate import evaluate as run
@@ -197,8 +197,9 @@ def evaluate(
     ImageSampling().but(**drawing)  # faults, before a model is loaded
     decoded: dict[str, Any] = {"text_steps": text_steps, "size": size, **flags}
     settings = EvalSettings(seed, limit, batch_size, num_samples, grid)
-    with _ranks() as ranks, _bars(is_quiet=not ranks.is_first) as advance:
-        pipeline = load(model, _own_device(device), dtype, mask_embedding=mask_embedding, adapter=adapter)
+    ranks = join_ranks()
+    with _bars(is_quiet=not ranks.is_first) as advance:
+        pipeline = load(model, device or str(ranks.device), dtype, mask_embedding=mask_embedding, adapter=adapter)
         decoding = Decoding.of(pipeline, pipeline.settings.but(**drawing), **decoded)
         about = _about(model, pipeline, adapter, mask_embedding) if ranks.is_first else {}
         if ranks.is_first and not as_json:
@@ -210,26 +211,6 @@ def evaluate(
             note = [f"\n{summary.task}: {summary.note}\n"] if summary.note else []
             lines = [json.dumps(summary.to_json())] if as_json else [*summary.rows(), *note]
             typer.echo("\n".join(lines))
-
-
-@contextmanager
-def _ranks() -> Iterator[Any]:
-    from ddit.eval.ranks import join_ranks
-
-    ranks = join_ranks()
-    try:
-        yield ranks
-    finally:
-        ranks.leave()
-
-
-def _own_device(device: str | None) -> str | None:
-    """Under torchrun each process takes a GPU of its own, unless a device is asked for."""
-    import torch
-
-    if device is None and "LOCAL_RANK" in os.environ and torch.cuda.is_available():
-        return f"cuda:{os.environ['LOCAL_RANK']}"
-    return device
 
 
 def _about(

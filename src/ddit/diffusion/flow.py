@@ -6,13 +6,12 @@ Nothing here knows a model: a `VelocityFn` maps noisy latents (B, C, H, W) and t
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, fields, replace
-from typing import Any, Literal, NamedTuple, get_args
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from ddit.errors import near_misses
+from ddit.settings import FlowConfig, ImageSampling, Sampler
 
 NUM_TRAIN_LEVELS = 1000
 
@@ -20,29 +19,14 @@ VelocityFn = Callable[[Tensor, Tensor], Tensor]
 
 
 class ImageState(NamedTuple):
-    """What drawing has come to: latents (B, C, H, W) after a step, and the clean ones predicted before it."""
+    """Latents (B, C, H, W) after a step, and the clean latents that were predicted in it."""
 
     latents: Tensor
     clean: Tensor
 
 
-StepCallback = Callable[[int, int, ImageState], None]
+OnStep = Callable[[int, int, ImageState], None]
 """Called after every step with (steps done, number of steps, state)."""
-
-
-@dataclass(frozen=True)
-class FlowConfig:
-    """Training objective of the image process.
-
-    Attributes:
-        weighting: "velocity" regresses the velocity, as in the paper; "x0" is the published code's loss on
-            x_t - t v, which is the velocity loss times t^2.
-        logit_mean, logit_std: logit-normal density of t, on 1000 discrete levels (SD3: 0, 1).
-    """
-
-    weighting: Literal["velocity", "x0"] = "velocity"
-    logit_mean: float = 0.0
-    logit_std: float = 1.0
 
 
 def sample_t(
@@ -97,107 +81,15 @@ def flow_loss(
     return squared_error * t.float().square() if cfg.weighting == "x0" else squared_error
 
 
-# Own solvers, not diffusers' schedulers: they are a line or two each, those take seconds to import.
-Solver = Literal["euler", "adams", "dpm"]
-Sampler = Literal["paper", "euler", "adams", "dpm"]
-"""A solver, or the published setting as a whole."""
+def sampling_times(cfg: ImageSampling, strength: float = 1.0) -> Tensor:
+    """Times of the steps, (num_steps + 1,) in float32, from 1 down to 0; or from the shifted level `strength`."""
+    published = cfg.sampler == "euler"
+    return flow_sigmas(cfg.num_steps, cfg.shift, from_published_levels=published, start=strength)
 
 
-@dataclass(frozen=True)
-class ImageSampling:
-    """How latents are drawn; the defaults are the published setting, the sampler "paper".
-
-    Attributes:
-        num_steps: of the solver, each with one evaluation of the velocity.
-        guidance_scale: g of v_0 + g (v_c - v_0); at most 1 is no guidance.
-        shift: s of the times s t / (1 + (s - 1) t), which spends more steps near noise.
-        solver: "euler", or of second order: "adams" (Adams-Bashforth on the velocity) or "dpm" (DPM-Solver++ 2M, arXiv
-            2211.01095, on the predicted clean latents).
-        guidance_interval: lowest and highest time at which guidance is on (arXiv 2404.07724); elsewhere the
-            unconditional half is not computed.
-        guidance_rescale: from 0 to 1, how far the guided velocity gets the conditional one's standard deviation
-            (arXiv 2305.08891, equations 14 to 16).
-        shift_by_size: for pictures of another size than the model's own, the shift times the square root of the
-            pixels' ratio (SD3, arXiv 2403.03206, section 5.3.2); see `at_size`.
-
-    Raises:
-        ValueError: for a value out of range.
-    """
-
-    num_steps: int = 28
-    guidance_scale: float = 7.0
-    shift: float = 3.0
-    solver: Solver = "euler"
-    guidance_interval: tuple[float, float] = (0.0, 1.0)
-    guidance_rescale: float = 0.0
-    shift_by_size: bool = False
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "guidance_interval", tuple(self.guidance_interval))  # a list, if from JSON
-        if self.num_steps < 1:
-            raise ValueError(f"num_steps must be at least 1, got {self.num_steps}")
-        if not self.shift > 0:
-            raise ValueError(f"shift must be above 0, got {self.shift}")
-        if self.solver not in get_args(Solver):
-            raise ValueError(f"solver must be one of {', '.join(get_args(Solver))}, got {self.solver!r}")
-        if (
-            len(self.guidance_interval) != 2
-            or not 0 <= self.guidance_interval[0] <= self.guidance_interval[1] <= 1
-        ):
-            raise ValueError(
-                f"guidance_interval must be two rising times in 0 to 1, got {self.guidance_interval}"
-            )
-        if not 0 <= self.guidance_rescale <= 1:
-            raise ValueError(f"guidance_rescale must be from 0 to 1, got {self.guidance_rescale}")
-
-    def but(self, sampler: "Sampler | ImageSampling | None" = None, **given: Any) -> "ImageSampling":
-        """This configuration, or the sampler's of that name, with the values that are given (None is not given).
-
-        "paper" is the published setting; a solver's name changes the solver alone.
-        """
-        if (
-            sampler is not None
-            and not isinstance(sampler, ImageSampling)
-            and sampler not in get_args(Sampler)
-        ):
-            known = get_args(Sampler)
-            raise ValueError(
-                f"unknown sampler '{sampler}': use {', '.join(known)}{near_misses(str(sampler), known)}"
-            )
-        base = (
-            sampler if isinstance(sampler, ImageSampling) else ImageSampling() if sampler == "paper" else self
-        )
-        own = {
-            item.name: getattr(base, item.name) for item in fields(ImageSampling)
-        }  # `self` may be a wider class
-        if isinstance(sampler, str) and sampler != "paper":
-            own["solver"] = sampler
-        return ImageSampling(**own | {name: value for name, value in given.items() if value is not None})
-
-    def at_size(self, num_pixels: int, own_pixels: int) -> "ImageSampling":
-        """With the shift for pictures of so many pixels, by a model whose shift was set at `own_pixels`."""
-        if not self.shift_by_size:
-            return self
-        return replace(self, shift=self.shift * math.sqrt(num_pixels / own_pixels), shift_by_size=False)
-
-    @property
-    def times(self) -> Tensor:
-        """Times of the steps, (num_steps + 1,) in float32, from 1 down to 0."""
-        return self.times_from(1.0)
-
-    def times_from(self, strength: float) -> Tensor:
-        """The same from the level `strength`, which the shift takes to a time, down to 0."""
-        published = self.solver == "euler"
-        return flow_sigmas(self.num_steps, self.shift, from_published_levels=published, start=strength)
-
-    def is_guided(self, t: float) -> bool:
-        """Whether the velocity at time t is a guided one, of two evaluations."""
-        return self.guidance_scale > 1 and self.guidance_interval[0] <= t <= self.guidance_interval[1]
-
-    @property
-    def num_evaluations(self) -> int:
-        """Evaluations of the model for one picture: one a step, two where guidance is on."""
-        return sum(1 + self.is_guided(t) for t in self.times[:-1].tolist())
+def num_evaluations(cfg: ImageSampling) -> int:
+    """Evaluations of the model for one image: one a step, two where guidance is on."""
+    return sum(1 + cfg.is_guided(t) for t in sampling_times(cfg)[:-1].tolist())
 
 
 def flow_sigmas(
@@ -236,12 +128,12 @@ class _Evaluation(NamedTuple):
 
 
 class Known(NamedTuple):
-    """What is given of the latents to draw.
+    """Latents that are given, to be changed or completed.
 
     latents: (B, C, H, W), clean.
-    keep: (B, 1, H, W), True where they are to stay; None nowhere.
-    strength: level that drawing starts from, above 0 and at most 1. Below 1 it starts from these latents and noise,
-        at the time s strength / (1 + (s - 1) strength) with the configuration's shift s.
+    keep: (B, 1, H, W), True where they stay as they are; None: nowhere.
+    strength: level at which sampling starts, above 0 and at most 1. Below 1 it starts from these latents with noise, at
+        the time s strength / (1 + (s - 1) strength) with the configuration's shift s.
     """
 
     latents: Tensor
@@ -255,7 +147,7 @@ def sample_latents(
     *,
     cfg: ImageSampling,
     known: Known | None = None,
-    on_step: StepCallback | None = None,
+    on_step: OnStep | None = None,
 ) -> Tensor:
     """Integrates from noise (t = 1) to latents (t = 0): (B, C, H, W) -> the same.
 
@@ -265,7 +157,7 @@ def sample_latents(
     What is known and to be kept moves on the straight line from its noise to its latents, so that `velocity_fn` sees
     all of a picture at one time; it ends there exactly.
     """
-    times = cfg.times_from(1.0 if known is None else known.strength)
+    times = sampling_times(cfg, 1.0 if known is None else known.strength)
     latents, before = noise.float() if known is None else _noised_at(times[0], known.latents, noise), None
 
     def held(x: Tensor, t: Tensor) -> Tensor:
@@ -278,8 +170,8 @@ def sample_latents(
         now = _evaluate(velocity_fn, latents, times[step], cfg, noise.dtype)
         velocity = now.velocity
         # Guided and unguided velocities belong to different flows: where one follows the other, the step is Euler's.
-        if before is not None and cfg.solver != "euler" and before.guided == now.guided:
-            velocity = velocity + _second_order(cfg.solver, now, before, times[step + 1].item())
+        if before is not None and cfg.sampler != "euler" and before.guided == now.guided:
+            velocity = velocity + _second_order(cfg.sampler, now, before, times[step + 1].item())
         latents = held(latents + (times[step + 1] - times[step]).item() * velocity, times[step + 1])
         before = now
         if on_step is not None:
@@ -306,9 +198,9 @@ def _evaluate(
     return _Evaluation(t.item(), latents, velocity, guided)
 
 
-def _second_order(solver: Solver, now: _Evaluation, before: _Evaluation, until: float) -> Tensor:
+def _second_order(sampler: Sampler, now: _Evaluation, before: _Evaluation, until: float) -> Tensor:
     """What to add to the velocity so that the step from `now` to the time `until` is of second order."""
-    if solver == "adams":
+    if sampler == "adams":
         ratio = (until - now.t) / (now.t - before.t)
         return ratio / 2 * (now.velocity - before.velocity)
     # DPM-Solver++ 2M steps to (t'/t) x + (1 - t'/t) D, which is Euler's step with the velocity (x - D) / t, where D is

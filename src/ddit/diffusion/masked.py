@@ -4,28 +4,27 @@ t in [0, 1]; t = 1 is all masked. At time t each token of the answer is masked i
 (1 - eps) t. The text stream sees no time: what is masked tells it. SUBS parameterisation: the mask token is never
 predicted, an unmasked token is carried over.
 
-Nothing here knows a model: a `LogitsFn` maps (noisy_ids (b, L), at (b, L) bool, rows (b,)) to logits
-(at.sum(), V) at the positions asked for; `rows` tells which samples of the batch these are.
+Nothing here knows a model: a `LogitsFn` maps (noisy_ids (b, L), is_masked (b, L) bool, rows (b,)) to
+logits (is_masked.sum(), V) at the masked positions; `rows` tells which samples of the batch these are.
 """
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from ddit.diffusion.unmasking import (
-    UnmaskingRule,
     all_confident,
     answer_blocks,
     choose_positions,
     confidence_of,
-    draw,
+    sample_categorical,
     top_p_filter,
 )
+from ddit.settings import MaskedConfig, UnmaskingRule
 
 MASK_EPS = 1e-3
 FINAL_TIME = 1e-5
@@ -36,12 +35,12 @@ LogitsFn = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 class TextState(NamedTuple):
-    """What writing has come to after a pass, (B, L) each.
+    """Texts after a step, (B, L) each.
 
-    ids: mask tokens where nothing is written yet.
-    answer_mask: bool, what is written or to be written; the rest is given.
-    confidence: float32, the probability of a token when it was written; 1 where it is given or follows the end of the
-        text, 0 where nothing is written.
+    ids: mask tokens where nothing is filled yet.
+    answer_mask: bool, positions that are filled or to be filled; the rest is given.
+    confidence: float32, the probability of a token when it was filled in; 1 where it is given or follows the end of the
+        text, 0 where nothing is filled.
     """
 
     ids: Tensor
@@ -49,29 +48,15 @@ class TextState(NamedTuple):
     confidence: Tensor
 
 
-StepCallback = Callable[[int, int, TextState], None]
-"""Called after every pass with (passes done, the most that are taken, state)."""
-
-
-@dataclass(frozen=True)
-class MaskedConfig:
-    """Training objective of the text process.
-
-    Attributes:
-        normalizer: "all" divides a sample's loss by all L positions, as published; "answer" by the positions that
-            are ours to fill.
-        max_weight: upper bound of the 1/t weight; None leaves it at up to 1000.
-    """
-
-    normalizer: Literal["all", "answer"] = "all"
-    max_weight: float | None = None
+OnStep = Callable[[int, int, TextState], None]
+"""Called after every step with (steps done, the most that are taken, state)."""
 
 
 class TextSample(NamedTuple):
-    """What `sample_text` returns: ids (B, L) without mask tokens, and passes (predictions) a sample took, (B,)."""
+    """What `sample_text` returns: ids (B, L) without mask tokens, and the steps that each sample took, (B,)."""
 
     ids: Tensor
-    num_steps_taken: Tensor
+    num_steps: Tensor
 
 
 def sample_t(
@@ -118,11 +103,11 @@ def mask_tokens(
     return torch.where((u < (1 - MASK_EPS) * t[:, None]) & answer_mask, mask_token_id, input_ids)
 
 
-def subs_log_probs(logits: Tensor, mask_token_id: int) -> Tensor:
-    """Log-probabilities (..., V) in float32 at masked positions: softmax with the mask token ruled out."""
+def subs_log_probs(logits: Tensor, mask_token_id: int, banned_ids: Sequence[int] = ()) -> Tensor:
+    """Log-probabilities (..., V) in float32 at masked positions: softmax without the mask token and what is banned."""
     logits = logits.float()
     ruled_out = torch.zeros(logits.shape[-1], device=logits.device)
-    ruled_out[mask_token_id] = -math.inf
+    ruled_out[[mask_token_id, *banned_ids]] = -math.inf
     return F.log_softmax(logits + ruled_out, dim=-1)
 
 
@@ -214,21 +199,20 @@ def sample_text(
     banned_ids: Sequence[int] = (),
     rule: UnmaskingRule | None = None,
     generators: Sequence[torch.Generator] | None = None,
-    on_step: StepCallback | None = None,
+    on_step: OnStep | None = None,
 ) -> TextSample:
     """Fills the answer positions, from all masked to none; each sample has its own state and its own randomness.
 
-    A sample's prediction is reused while nothing in it changed, and a batch gives what single calls give. A finished
-    sample takes no more passes.
+    A batch gives what single calls give. A finished sample takes no more steps.
 
     Args:
         input_ids: (B, L); positions outside `answer_mask` are pinned and never change.
         answer_mask: (B, L) bool; True is ours to fill.
-        num_steps: N, the most passes a sample takes ("random" and "first-hitting" may take one more, see there).
-        eos_token_id: where everything before a sample's first end-of-text token is written, the rest is filled
+        num_steps: N, the most steps a sample takes. Order "random" may take one more, with probability 1e-5 a position.
+        eos_token_id: where everything before a sample's first end-of-text token is filled, the rest is filled
             with it. None switches this off.
-        banned_ids: tokens never written, beside the mask token.
-        rule: which positions a pass writes, and how their tokens are drawn; by default the published sampling.
+        banned_ids: tokens that are never chosen, beside the mask token.
+        rule: which positions a step fills, and how their tokens are drawn; by default the published sampling.
         generators: one a sample, on the device of the logits or the CPU; None: the default generator.
 
     Raises:
@@ -242,32 +226,30 @@ def sample_text(
         answer_mask,
         mask_token_id,
         eos_token_id,
-        list(banned_ids),
+        banned_ids,
         rule or UnmaskingRule(),
         generators,
     )
-    if sampler.rule.order == "random":
-        sampler.write_ancestrally(num_steps, on_step)
-    else:
-        sampler.write_in_passes(num_steps, on_step)
-    return TextSample(sampler.ids, sampler.num_steps_taken)
+    sampler.run(num_steps, on_step)
+    return TextSample(sampler.ids, sampler.num_steps)
 
 
 class _Choices(NamedTuple):
-    """What a pass would write at M masked positions, each (M,).
+    """What a step would fill in at M masked positions, each (M,).
 
-    tokens, probs: and their probabilities. sure: see `unmasking.confidence_of`. best, best_probs: the likeliest tokens.
+    tokens, probs: and their probabilities. confidence: see `unmasking.confidence_of`. best, best_probs: the likeliest
+    tokens.
     """
 
     tokens: Tensor
     probs: Tensor
-    sure: Tensor
+    confidence: Tensor
     best: Tensor
     best_probs: Tensor
 
 
 class _TextSampler:
-    """State of `sample_text`: the ids and, for ancestral sampling, predictions that are still good."""
+    """State of `sample_text`."""
 
     def __init__(
         self,
@@ -276,7 +258,7 @@ class _TextSampler:
         answer_mask: Tensor,
         mask_token_id: int,
         eos_token_id: int | None,
-        banned_ids: list[int],
+        banned_ids: Sequence[int],
         rule: UnmaskingRule,
         generators: Sequence[torch.Generator] | None,
     ) -> None:
@@ -285,35 +267,54 @@ class _TextSampler:
         self.rule, self.generators = rule, generators
         self.ids = torch.where(answer_mask, mask_token_id, input_ids)
         self.confidence = (~answer_mask).float()  # (B, L)
-        self.num_steps_taken = torch.zeros(len(input_ids), dtype=torch.long)
+        self.num_steps = torch.zeros(len(input_ids), dtype=torch.long)
         self.blocks = answer_blocks(answer_mask, rule.block_size)  # (B, L)
-        self.probs: dict[int, Tensor] = {}  # row -> (masked positions, V), until the row changes
 
-    def _is_masked(self) -> Tensor:
-        return (self.ids == self.mask_token_id) & self.answer_mask  # (B, L)
+    def run(self, num_steps: int, on_step: OnStep | None) -> None:
+        hits = self._hitting_steps(num_steps) if self.rule.order == "random" else None
+        done = 0
+        while self._is_masked().any():
+            self._step(max(num_steps - done, 1), hits, num_steps)
+            self._stop_at_end_of_text()
+            done += 1
+            if on_step is not None and done < num_steps:
+                on_step(done, num_steps, self.state)
+        if on_step is not None:
+            on_step(num_steps, num_steps, self.state)
 
     @property
     def state(self) -> TextState:
         return TextState(self.ids.clone(), self.answer_mask, self.confidence.clone())
 
-    def _unfinished(self) -> list[int]:
-        return self._is_masked().any(1).nonzero().flatten().tolist()
+    def _is_masked(self) -> Tensor:
+        return (self.ids == self.mask_token_id) & self.answer_mask  # (B, L)
 
-    def _pass(self, rows: Tensor, is_masked: Tensor) -> Tensor:
-        """A pass of the samples `rows` (b,): logits (M, V) at their masked positions `is_masked` (b, L)."""
-        self.num_steps_taken[rows.cpu()] += 1
-        return self.logits_fn(self.ids[rows], is_masked, rows)
-
-    def _distributions(self, logits: Tensor) -> Tensor:
-        """(M, V) -> (M, V) in float32, by the rule's temperature and without what is banned."""
-        logits = logits.float()
-        logits[:, self.banned_ids] = -math.inf
-        if self.rule.temperature not in (0, 1):
-            logits = logits / self.rule.temperature
-        return subs_log_probs(logits, self.mask_token_id).exp()
+    def _step(self, steps_left: int, hits: Tensor | None, num_steps: int) -> None:
+        is_masked = self._is_masked()
+        rows = is_masked.any(1).nonzero().flatten()
+        is_masked = is_masked[rows]
+        counts, uniform = is_masked.sum(1), None
+        if self.rule.temperature != 0:
+            drawn = zip(rows.tolist(), counts.tolist(), strict=True)
+            uniform = torch.cat([self._uniform(row, count) for row, count in drawn])
+        self.num_steps[rows.cpu()] += 1
+        logits = self.logits_fn(self.ids[rows], is_masked, rows)
+        tokens, probs, confidence, best, best_probs = self._choices(logits, uniform)
+        if hits is not None:
+            step = torch.where(is_masked, hits[rows], num_steps + 1)
+            chosen = is_masked & (step == step.amin(1, keepdim=True))
+            is_left = step[is_masked] == num_steps  # over, by the last step
+            tokens, probs = torch.where(is_left, best, tokens), torch.where(is_left, best_probs, probs)
+        else:
+            least = (counts + steps_left - 1) // steps_left
+            chosen = choose_positions(self.rule, confidence, is_masked, self.blocks[rows], least)
+        chosen |= is_masked & all_confident(best_probs, is_masked, self.rule.commit_above)[:, None]
+        ids, known = self.ids[rows], self.confidence[rows]
+        self.ids[rows] = torch.where(chosen, ids.masked_scatter(is_masked, tokens), ids)
+        self.confidence[rows] = torch.where(chosen, known.masked_scatter(is_masked, probs), known)
 
     def _choices(self, logits: Tensor, uniform: Tensor | None) -> _Choices:
-        """What would be written at M positions, (M, V) and random numbers (M,) if tokens are drawn.
+        """What would be filled in at M positions, (M, V) and random numbers (M,) if tokens are drawn.
 
         A part of the positions at a time: with a large vocabulary all their distributions would not fit the cache.
         """
@@ -325,7 +326,7 @@ class _TextSampler:
             probs = self._distributions(logits[part])
             tokens = best = probs.argmax(-1)
             if uniform is not None:
-                tokens = draw(top_p_filter(probs, self.rule.top_p), uniform[part])
+                tokens = sample_categorical(top_p_filter(probs, self.rule.top_p), uniform[part])
             parts.append(
                 _Choices(
                     tokens,
@@ -336,6 +337,12 @@ class _TextSampler:
                 )
             )
         return _Choices(*map(torch.cat, zip(*parts, strict=True)))
+
+    def _distributions(self, logits: Tensor) -> Tensor:
+        """(M, V) -> (M, V) in float32, by the rule's temperature and without what is banned."""
+        if self.rule.temperature not in (0, 1):
+            logits = logits.float() / self.rule.temperature
+        return subs_log_probs(logits, self.mask_token_id, self.banned_ids).exp()
 
     def _uniform(self, row: int, count: int, dtype: torch.dtype = torch.float32) -> Tensor:
         """Random numbers (count,) in [0, 1) of a sample's own generator."""
@@ -348,113 +355,24 @@ class _TextSampler:
         if self.eos_token_id is None:
             return
         is_masked = self._is_masked()
-        is_end = (
-            self.ids == self.eos_token_id
-        ) & self.answer_mask  # not one that is given, as after an earlier turn
-        written_before = is_end.cumsum(1) > 0
-        masked_before = (is_masked & ~written_before).any(1)
-        fill = is_masked & written_before & ~masked_before[:, None]
+        # Not an end that is given, as after an earlier turn.
+        is_end = (self.ids == self.eos_token_id) & self.answer_mask
+        ended_before = is_end.cumsum(1) > 0
+        masked_before = (is_masked & ~ended_before).any(1)
+        fill = is_masked & ended_before & ~masked_before[:, None]
         self.ids = torch.where(fill, self.eos_token_id, self.ids)
         self.confidence = torch.where(fill, 1.0, self.confidence)
 
-    # --- a pass writes what a rule chooses ---
-
-    def write_in_passes(self, num_steps: int, on_step: StepCallback | None) -> None:
-        hits = self._hitting_steps(num_steps) if self.rule.order == "first-hitting" else None
-        done = 0
-        while self._is_masked().any():
-            self._write_pass(max(num_steps - done, 1), hits, num_steps)
-            self._stop_at_end_of_text()
-            done += 1
-            if on_step is not None and done < num_steps:
-                on_step(done, num_steps, self.state)
-        if on_step is not None:
-            on_step(num_steps, num_steps, self.state)
-
-    def _write_pass(self, steps_left: int, hits: Tensor | None, num_steps: int) -> None:
-        is_masked = self._is_masked()
-        rows = is_masked.any(1).nonzero().flatten()
-        is_masked = is_masked[rows]
-        counts, uniform = is_masked.sum(1), None
-        if self.rule.temperature != 0:
-            drawn = zip(rows.tolist(), counts.tolist(), strict=True)
-            uniform = torch.cat([self._uniform(row, count) for row, count in drawn])
-        tokens, probs, sure, best, best_probs = self._choices(self._pass(rows, is_masked), uniform)
-        if hits is not None:
-            step = torch.where(is_masked, hits[rows], num_steps + 1)
-            chosen = is_masked & (step == step.amin(1, keepdim=True))
-            is_left = step[is_masked] == num_steps  # over, by the last step
-            tokens, probs = torch.where(is_left, best, tokens), torch.where(is_left, best_probs, probs)
-        else:
-            least = (counts + steps_left - 1) // steps_left
-            chosen = choose_positions(self.rule, sure, is_masked, self.blocks[rows], least)
-        chosen |= is_masked & all_confident(best_probs, is_masked, self.rule.commit_above)[:, None]
-        ids, confidence = self.ids[rows], self.confidence[rows]
-        self.ids[rows] = torch.where(chosen, ids.masked_scatter(is_masked, tokens), ids)
-        self.confidence[rows] = torch.where(chosen, confidence.masked_scatter(is_masked, probs), confidence)
-
     def _hitting_steps(self, num_steps: int) -> Tensor:
-        """The ancestral step that writes each position, (B, L) in 0..N; N is the argmax at the end.
+        """The step of ancestral sampling that fills each position, (B, L) in 0..N; N is the argmax at the end.
 
-        A position is written at a uniform time; with blocks, uniform in its block's slice of [0, 1].
+        The published sampling takes N equal steps from t = 1 to 1e-5 and then the argmax of what is still masked. A
+        position is filled at a uniform time (with blocks, uniform in its block's slice of [0, 1]), which is drawn
+        beforehand here, so that steps which fill nothing are left out (first hitting, Zheng et al., arXiv 2409.02908).
         """
         u = torch.zeros(self.ids.shape, dtype=torch.float64, device=self.ids.device)
         for row, mask in enumerate(self.answer_mask):
             u[row, mask] = self._uniform(row, int(mask.sum()), torch.float64)
-        u = (self._num_blocks()[:, None] - 1 - self.blocks + u) / self._num_blocks()[:, None]
+        num_blocks = torch.where(self.answer_mask, self.blocks, 0).amax(1)[:, None] + 1  # (B, 1)
+        u = (num_blocks - 1 - self.blocks + u) / num_blocks
         return ((1 - u) / (1 - FINAL_TIME) * num_steps).long().clamp(0, num_steps)
-
-    def _num_blocks(self) -> Tensor:
-        return torch.where(self.answer_mask, self.blocks, 0).amax(1) + 1  # (B,)
-
-    # --- ancestral ---
-
-    def write_ancestrally(self, num_steps: int, on_step: StepCallback | None) -> None:
-        times = torch.linspace(1.0, FINAL_TIME, num_steps + 1).tolist()
-        for step in range(num_steps):
-            for row in self._refresh():
-                self._write_ancestral(row, times[step], times[step + 1])
-            self._stop_at_end_of_text()
-            if step + 1 == num_steps:
-                for row in self._refresh():
-                    self._write(row, self.probs[row].argmax(-1))
-                self._stop_at_end_of_text()
-            if on_step is not None:
-                on_step(step + 1, num_steps, self.state)
-
-    def _refresh(self) -> list[int]:
-        """The unfinished samples, after a pass of those that changed since their last."""
-        unfinished = self._unfinished()
-        stale = [row for row in unfinished if row not in self.probs]
-        if stale:
-            rows = torch.tensor(stale, device=self.ids.device)
-            is_masked = self._is_masked()[rows]
-            parts = self._distributions(self._pass(rows, is_masked)).split(is_masked.sum(1).tolist())
-            self.probs.update(zip(stale, parts, strict=True))
-        return unfinished
-
-    def _write_ancestral(self, row: int, t: float, s: float) -> None:
-        probs = self.probs[row]
-        if all_confident(probs.amax(-1), self._is_masked()[row : row + 1], self.rule.commit_above):
-            t, s = 1.0, 0.0
-        if self.rule.temperature == 0:
-            probs = F.one_hot(probs.argmax(-1), probs.shape[-1]).to(probs)
-        probs = top_p_filter(probs, self.rule.top_p)
-        is_masked, (begin, end) = self._is_masked()[row], (t, s)
-        if self.rule.block_size > 0 and s > 0:
-            begin, end = (self._block_times(row, time)[is_masked] for time in (t, s))
-        weights = posterior(probs, begin, end, self.mask_token_id)
-        self._write(row, draw(weights, self._uniform(row, len(weights))))
-
-    def _block_times(self, row: int, t: float) -> Tensor:
-        """The time of each position's block (L,), when the blocks share [0, 1] evenly, left to right from 1."""
-        count = self._num_blocks()[row]
-        return (t * count - (count - 1 - self.blocks[row])).clamp(0, 1)
-
-    def _write(self, row: int, tokens: Tensor) -> None:
-        is_masked = self._is_masked()[row]
-        sure = self.probs[row].gather(1, tokens[:, None]).flatten()
-        self.confidence[row, is_masked] = torch.where(tokens == self.mask_token_id, 0.0, sure)
-        self.ids[row, is_masked] = tokens
-        if (tokens != self.mask_token_id).any():
-            del self.probs[row]

@@ -15,12 +15,12 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple, Unpack
 
+from ddit.devices import Ranks
 from ddit.diffusion.flow import ImageSampling
 from ddit.errors import near_misses
 from ddit.eval import geneval
 from ddit.eval.captioning import read_captions, score_captions
 from ddit.eval.items import Figure, Item, Outcome, find_file
-from ddit.eval.ranks import Ranks
 from ddit.eval.report import Summary, aside_of, check_free, write_report, written_aside
 from ddit.eval.vqa import read_gqa, read_vizwiz, read_vqav2, score_gqa, score_vizwiz, score_vqav2
 from ddit.eval.world_tasks import WorldSplit, write_eval_data

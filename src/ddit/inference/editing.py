@@ -1,4 +1,4 @@
-"""Pictures to be changed, with what of them is to stay, brought to the model's grid."""
+"""Images to be changed, and which parts of them are kept, on the model's grid."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -18,29 +18,29 @@ Made = TypeVar("Made")
 
 @dataclass(frozen=True)
 class Originals:
-    """The pictures of a call that changes them, one a sample.
+    """The images that a call changes, one a sample.
 
     Attributes:
-        pictures: at the model's size; one that belongs to several samples is one object.
-        redrawn: cells of the latents to be drawn anew, (rows, columns) each; None: all of them.
+        images: at the model's size; one that belongs to several samples is one object.
+        masks: cells of the latents to be generated, (rows, columns) each; None: all of them.
         strength: see `flow.Known`.
     """
 
-    pictures: list[Image.Image]
-    redrawn: list[Tensor] | None = None
+    images: list[Image.Image]
+    masks: list[Tensor] | None = None
     strength: float = 1.0
 
     def __post_init__(self) -> None:
         check_strength(self.strength)
 
     def keep(self, part: slice) -> Tensor | None:
-        """Where latents are to stay, (b, 1, rows, columns), of some of the samples."""
-        return None if self.redrawn is None else ~torch.stack(self.redrawn[part])[:, None]
+        """Where latents are kept, (b, 1, rows, columns), of some of the samples."""
+        return None if self.masks is None else ~torch.stack(self.masks[part])[:, None]
 
 
 @dataclass(frozen=True)
 class Grid:
-    """A picture's cells: so many rows and columns, each of `cell` x `cell` pixels, each a place in the latents."""
+    """An image's cells: rows and columns of the latents, each of `cell` x `cell` pixels."""
 
     rows: int
     columns: int
@@ -54,31 +54,31 @@ class Grid:
         *,
         strength: float = 1.0,
     ) -> tuple[list[str], Originals]:
-        """Prompts and pictures of equal number, and masks if there are any; a single one goes with all of the others.
+        """Prompts, images and masks (if there are any) of equal number; a single one goes with all of the others.
 
         Raises:
             ValueError: on what cannot be read, numbers or sizes that do not match, or a mask without white.
         """
-        pictures = _apply(read_image, image_sources(images))
-        covers = None if masks is None else _apply(read_mask, image_sources(masks, "masks"))
-        numbers = {"prompts": len(prompts), "images": len(pictures), "masks": len(covers or ())}
+        originals = _apply(read_image, image_sources(images))
+        shapes = None if masks is None else _apply(read_mask, image_sources(masks, "masks"))
+        numbers = {"prompts": len(prompts), "images": len(originals), "masks": len(shapes or ())}
         most = max(numbers, key=lambda what: numbers[what])
         count = numbers[most]
         texts = matched(list(prompts), count, "prompts", most)
-        pictures = matched(pictures, count, "images", most)
-        if covers is None:
-            return texts, Originals(_apply(self.fit, pictures), None, strength)
-        covers = matched(covers, count, "masks", most)
-        for picture, cover in zip(pictures, covers, strict=True):
-            check_mask(cover, picture.size)
-        return texts, Originals(_apply(self.fit, pictures), _apply(self.touched, covers), strength)
+        originals = matched(originals, count, "images", most)
+        if shapes is None:
+            return texts, Originals(_apply(self.fit, originals), None, strength)
+        shapes = matched(shapes, count, "masks", most)
+        for image, mask in zip(originals, shapes, strict=True):
+            check_mask(mask, image.size)
+        return texts, Originals(_apply(self.fit, originals), _apply(self.touched, shapes), strength)
 
-    def fit(self, picture: Image.Image) -> Image.Image:
-        """The picture resized and centre-cropped to the grid."""
-        return fit_image(picture, self.rows * self.cell, self.columns * self.cell)
+    def fit(self, image: Image.Image) -> Image.Image:
+        """The image resized and centre-cropped to the grid."""
+        return fit_image(image, self.rows * self.cell, self.columns * self.cell)
 
     def touched(self, mask: Image.Image) -> Tensor:
-        """The cells that white of a mask falls on, however little, (rows, columns); the mask is fitted as its picture.
+        """The cells that white of a mask falls on, however little, (rows, columns); the mask is fitted as its image.
 
         Raises:
             ValueError: if there is none, since what is white is outside of the crop.
@@ -90,7 +90,7 @@ class Grid:
         touched = (share > 1e-3).reshape(self.rows, self.cell, self.columns, self.cell).any((1, 3))
         if not touched.any():
             raise ValueError(
-                f"the mask is white only outside of the middle {size[0]}:{size[1]} that is drawn"
+                f"the mask is white only outside of the middle {size[0]}:{size[1]} that is generated"
             )
         return torch.from_numpy(touched)
 
@@ -103,12 +103,12 @@ def _apply(function: Callable[[Given], Made], items: Sequence[Given]) -> list[Ma
 
 
 def check_mask(mask: Image.Image, size: tuple[int, int]) -> None:
-    """Raises ValueError if a mask is not of its picture's width and height, or has no white."""
+    """Raises ValueError if a mask is not of its image's width and height, or has no white."""
     if mask.size != size:
         width, height = size
         raise ValueError(f"a mask of {mask.width}x{mask.height} does not fit an image of {width}x{height}")
     if mask.getbbox() is None:
-        raise ValueError("the mask is empty: what is white in it is redrawn, what is black is kept")
+        raise ValueError("the mask is empty: white is generated again, black is kept")
 
 
 def check_strength(strength: float) -> None:

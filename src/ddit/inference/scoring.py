@@ -1,25 +1,23 @@
-"""How likely texts are, given pictures: the engine under `Pipeline.score` and `choose`, and its settings."""
+"""How likely texts are, given images: the engine under `Pipeline.score` and `choose`."""
 
 import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, NamedTuple, Self, TypedDict
+from typing import NamedTuple, Self
 
 import torch
-from PIL import Image
 from torch import Tensor
 
 from ddit.diffusion.likelihood import MaskSets, mask_sets, set_log_probs
 from ddit.inference.batching import Step, StepCallback
-from ddit.inference.image_cache import EncodedImage, ImageCache, ImageContext, null_context, null_image_kv
+from ddit.inference.callables import ImageContext, logits_fn, null_context, null_image_kv
+from ddit.inference.image_cache import FittedImage, ImageCache
 from ddit.model.dual_dit import DualDiT, ImageKV
-from ddit.model.folders import ModelSettings
-
-if TYPE_CHECKING:  # transformers and diffusers take seconds to import
-    from ddit.model.encoders import ImageCodec, TextCodec
-    from ddit.prompts import GivenText, PromptStyle
+from ddit.model.encoders import ImageCodec, TextCodec
+from ddit.prompts import GivenText, PromptStyle, given_text
+from ddit.settings import ModelSettings, ScoreOptions
 
 
 @dataclass(frozen=True)
@@ -45,7 +43,7 @@ class Score:
 
 @dataclass(frozen=True)
 class Choice:
-    """Which of several texts fits a picture best.
+    """Which of several texts fits an image best.
 
     Attributes:
         index, text: of the candidate with the highest score; the first of equals.
@@ -69,60 +67,6 @@ class Choice:
         return cls(index, candidates[index], probabilities, tuple(scores))
 
 
-class ScoreOptions(TypedDict, total=False):
-    """What `Pipeline.score` and `choose` can be told; None, or none given, is the default.
-
-    null_weight: w of log p(text | picture) - w log p(text | null image) (0): above 0, texts that are likely anyway
-        count less.
-    num_samples: the most masks a text is scored with (32). Texts of up to log2(num_samples + 1) tokens, their end
-        included, are scored with all masks there are, exactly; longer ones have a standard error.
-    seed: of the draw of masks (0), one draw for all texts of one length, so that they are compared under the same.
-    length: positions of the text and its padding; by default the model's own for captions or answers.
-    height, width: of the pictures as the model reads them.
-    batch_size: masked texts shown to the model at a time (32).
-    on_step: called after every batch with a `batching.Step` whose state is None.
-    """
-
-    null_weight: float | None
-    num_samples: int | None
-    seed: int | None
-    length: int | None
-    height: int | None
-    width: int | None
-    batch_size: int | None
-    on_step: StepCallback | None
-
-
-@dataclass(frozen=True, kw_only=True)
-class ScoreCall:
-    """`ScoreOptions`, resolved: what one call is to do. Raises ValueError for a value out of range."""
-
-    null_weight: float = 0.0
-    num_samples: int = 32
-    seed: int = 0
-    length: int | None = None
-    height: int | None = None
-    width: int | None = None
-    batch_size: int = 32
-    on_step: StepCallback | None = None
-
-    def __post_init__(self) -> None:
-        if not math.isfinite(self.null_weight):
-            raise ValueError(f"null_weight must be finite, got {self.null_weight}")
-        if self.num_samples < 2:
-            raise ValueError(f"num_samples must be at least 2, got {self.num_samples}")
-        if not 0 <= self.seed < 2**62:
-            raise ValueError(f"seed must be at least 0 and below 2**62, got {self.seed}")
-        if self.batch_size < 1:
-            raise ValueError(f"batch_size must be at least 1, got {self.batch_size}")
-
-    @classmethod
-    def of(cls, options: ScoreOptions) -> Self:
-        """The options given, over the defaults. Raises TypeError for an unknown one."""
-        given: dict[str, Any] = {name: value for name, value in options.items() if value is not None}
-        return cls(**given)
-
-
 class _Row(NamedTuple):
     """A text as tensors (L,): its ids, the unit of each position, which are scored; and the sets of its n units."""
 
@@ -133,7 +77,7 @@ class _Row(NamedTuple):
 
 
 class _Pass(NamedTuple):
-    """A masked text to be shown to the model: which entry it is of, and which of its row's sets."""
+    """A masked text: which entry it is of, and which of its row's sets."""
 
     entry: int
     set: int
@@ -141,7 +85,7 @@ class _Pass(NamedTuple):
 
 @dataclass
 class _Work:
-    """What is to be read: the text of each entry, by its number in `rows`, and its picture (None: the null image).
+    """The entries to be scored: the text of each, by its number in `rows`, and its image (None: the null image).
 
     samples: which sample of the call each entry is (the first of those that share it).
     """
@@ -149,18 +93,18 @@ class _Work:
     rows: Sequence[_Row]
     which: Sequence[int]
     samples: Sequence[int]
-    pictures: Sequence[Image.Image | EncodedImage] | None
+    images: Sequence[FittedImage] | None
 
     def batches(self, batch_size: int) -> list[list[_Pass]]:
         """The passes of all entries, those of rows of one length together.
 
-        A wave of pictures is gone through at a time, as many as are kept ready; in it, the same masked text about
-        several pictures follows each other, so that it is encoded once a batch.
+        A wave of images is gone through at a time, as many as are kept encoded; in it, the same masked text about
+        several images follows each other, so that it is encoded once a batch.
         """
         wave = [0] * len(self.which)
-        if self.pictures is not None:
+        if self.images is not None:
             numbers: dict[int, int] = {}
-            wave = [numbers.setdefault(id(p), len(numbers)) // batch_size for p in self.pictures]
+            wave = [numbers.setdefault(id(p), len(numbers)) // batch_size for p in self.images]
 
         def place(one: _Pass) -> tuple[int, ...]:
             row = self.which[one.entry]
@@ -183,39 +127,44 @@ class Scorer:
     """Scores the texts of one call."""
 
     transformer: DualDiT
-    image_codec: "ImageCodec"
-    text_codec: "TextCodec"
+    image_codec: ImageCodec
+    text_codec: TextCodec
     settings: ModelSettings
-    style: "PromptStyle"
+    style: PromptStyle
 
     def score(
         self,
         texts: Sequence[str],
         questions: Sequence[str | None],
-        pictures: Sequence[Image.Image | EncodedImage | None],
-        call: ScoreCall,
+        images: Sequence[FittedImage | None],
+        options: ScoreOptions,
+        *,
+        seed: int = 0,
+        on_step: StepCallback | None = None,
     ) -> list[Score]:
-        """The score of each text as an answer to its question (None: as a caption), given its picture.
+        """The score of each text as an answer to its question (None: as a caption), given its image.
 
-        pictures: at the size that the model reads; all of them None, or none.
+        images: all of them None, or none.
+        seed: of the draw of masks, one draw for all texts of one length, so that they are compared under the same.
+        on_step: called after every batch with a `batching.Step` whose state is None.
 
         Raises:
             ValueError: on a text or question that is empty, or a text that does not fit.
         """
         pairs = zip(texts, questions, strict=True)
-        given = [self._given(text, question, call.length) for text, question in pairs]
-        shown = [picture for picture in pictures if picture is not None]
+        given = [self._given(text, question, options.length) for text, question in pairs]
+        shown = [image for image in images if image is not None]
         assert len(shown) in (0, len(given))
-        return self._score(given, shown or None, call)
+        if not 0 <= seed < 2**62:
+            raise ValueError(f"seed must be at least 0 and below 2**62, got {seed}")
+        return self._score(given, shown or None, options, seed, on_step)
 
     def check(self, captions: Sequence[str]) -> None:
         """Raises ValueError for one that cannot be scored."""
         for caption in captions:
             self._given(caption, None, None)
 
-    def _given(self, text: str, question: str | None, length: int | None) -> "GivenText":
-        from ddit.prompts import given_text
-
+    def _given(self, text: str, question: str | None, length: int | None) -> GivenText:
         settings = self.settings
         own_length = settings.caption_length if question is None else settings.answer_length
         return given_text(
@@ -229,37 +178,42 @@ class Scorer:
 
     @torch.inference_mode()
     def _score(
-        self, texts: list["GivenText"], pictures: Sequence[Image.Image | EncodedImage] | None, call: ScoreCall
+        self,
+        texts: list[GivenText],
+        images: Sequence[FittedImage] | None,
+        options: ScoreOptions,
+        seed: int,
+        on_step: StepCallback | None,
     ) -> list[Score]:
         number = {text: index for index, text in enumerate(dict.fromkeys(texts))}
-        rows, which = self._rows(list(number), call), [number[text] for text in texts]
+        rows, which = self._rows(list(number), options.num_samples, seed), [number[text] for text in texts]
         firsts = [which.index(row) for row in range(len(rows))]
-        blind = _Work(rows, range(len(rows)), firsts, None)  # of a text without a picture there is one score
-        works = [blind] if pictures is None else [_Work(rows, which, range(len(which)), pictures)]
-        if call.null_weight != 0 and pictures is not None:
+        blind = _Work(rows, range(len(rows)), firsts, None)  # of a text without an image there is one score
+        works = [blind] if images is None else [_Work(rows, which, range(len(which)), images)]
+        if options.null_weight != 0 and images is not None:
             works.append(blind)
-        todo = [(work, work.batches(call.batch_size)) for work in works]
+        todo = [(work, work.batches(options.batch_size)) for work in works]
         steps = itertools.count(1)
         total = sum(len(batches) for _, batches in todo)
 
         def advance(work: _Work, batch: Sequence[_Pass]) -> None:
             done, samples = next(steps), dict.fromkeys(work.samples[one.entry] for one in batch)
-            if call.on_step is not None:
-                call.on_step(Step(done, total, list(samples), None))
+            if on_step is not None:
+                on_step(Step(done, total, list(samples), None))
 
         values, *null_values = [
-            self._values(work, batches, call.batch_size, advance) for work, batches in todo
+            self._values(work, batches, options.batch_size, advance) for work, batches in todo
         ]
-        if pictures is None:
+        if images is None:
             values = [values[row] for row in which]
         scores = []
         for text, row, value in zip(texts, which, values, strict=True):
             if null_values:  # of the same sets, so that the error is that of the difference
-                value = value - call.null_weight * null_values[0][row]
+                value = value - options.null_weight * null_values[0][row]
             scores.append(Score(*rows[row].sets.bound(value), num_tokens=len(text.text) + 1))
         return scores
 
-    def _rows(self, texts: Sequence["GivenText"], call: ScoreCall) -> list[_Row]:
+    def _rows(self, texts: Sequence[GivenText], num_samples: int, seed: int) -> list[_Row]:
         """Each token of a text is a unit, and so is its end: the end-of-text token and all padding after it.
 
         What follows the end is no choice of the model's (`masked.sample_text` fills it in), hence it costs nothing.
@@ -269,8 +223,8 @@ class Scorer:
         for text in texts:
             count, begin = len(text.text) + 1, len(text.prompt)
             if count not in sets:
-                generator = torch.Generator().manual_seed(call.seed)
-                sets[count] = mask_sets(count, call.num_samples, generator)
+                generator = torch.Generator().manual_seed(seed)
+                sets[count] = mask_sets(count, num_samples, generator)
             ids = torch.full((text.length,), self.text_codec.eos_token_id)
             ids[: begin + count - 1] = torch.tensor([*text.prompt, *text.text])
             positions = torch.arange(text.length)
@@ -287,24 +241,24 @@ class Scorer:
     ) -> list[Tensor]:
         """Of each entry, f of each of its sets (`likelihood.set_log_probs`), (S,) in float32."""
         values = [torch.zeros(len(work.rows[row].sets.is_masked)) for row in work.which]
-        gallery, place = None, 0
-        if work.pictures is not None:
-            pictures = [work.pictures[one.entry] for batch in batches for one in batch]
-            gallery = ImageCache(self.transformer, self.image_codec, pictures)
-        with self.text_codec.on_device():  # once for all passes
+        cache, place = None, 0
+        if work.images is not None:
+            images = [work.images[one.entry] for batch in batches for one in batch]
+            cache = ImageCache(self.transformer, self.image_codec, images)
+        with self.text_codec.on_device():  # once for all batches
             for batch in batches:
-                if gallery is None:
-                    source = null_context(self.transformer, len(batch), self._null_cache)
+                if cache is None:
+                    context = null_context(self.transformer, len(batch), self._null_kv)
                 else:
-                    source = gallery.take(range(place, place + len(batch)), batch_size)
+                    context = cache.take(range(place, place + len(batch)), batch_size)
                 place += len(batch)
-                found = self._read(work, batch, source)
+                found = self._set_values(work, batch, context)
                 for one, value in zip(batch, found.cpu(), strict=True):
                     values[one.entry][one.set] = value
                 advance(work, batch)
         return values
 
-    def _read(self, work: _Work, batch: Sequence[_Pass], source: ImageContext) -> Tensor:
+    def _set_values(self, work: _Work, batch: Sequence[_Pass], context: ImageContext) -> Tensor:
         """f of each pass of a batch, (b,)."""
         device = self.transformer.null_image_embd.device
         rows = [work.rows[work.which[one.entry]] for one in batch]
@@ -314,7 +268,7 @@ class Scorer:
         )
         is_masked = torch.nn.utils.rnn.pad_sequence(sets, batch_first=True).to(device)
         return set_log_probs(
-            source.logits_fn(self.transformer, self._states),
+            logits_fn(self.transformer, self._states, context),
             ids,
             units,
             is_scored,
@@ -323,10 +277,10 @@ class Scorer:
         )
 
     def _states(self, noisy_ids: Tensor, is_masked: Tensor, rows: Tensor) -> Tensor:
-        """States of masked texts (b, L), each encoded once however many pictures it is about."""
+        """States of masked texts (b, L), each encoded once however many images it is about."""
         distinct, which = torch.unique(noisy_ids, dim=0, return_inverse=True)
         return self.text_codec.states(distinct)[which]
 
     @cached_property
-    def _null_cache(self) -> ImageKV | None:
+    def _null_kv(self) -> ImageKV | None:
         return null_image_kv(self.transformer)

@@ -10,20 +10,25 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
+from transformers import T5EncoderModel
 
-from ddit.diffusion.flow import FlowConfig, ImageSampling, flow_loss, sample_latents
+from ddit.diffusion.flow import flow_loss, sample_latents, sampling_times
 from ddit.diffusion.masked import (
-    MaskedConfig,
+    LogitsFn,
     masked_loss,
     masked_token_nll,
     posterior,
     sample_text,
     subs_log_probs,
 )
-from ddit.diffusion.unmasking import UnmaskingRule
-from ddit.model import DualDiT
+from ddit.inference.callables import ImageContext, logits_fn, velocity_fn
+from ddit.model.dual_dit import DualDiT
 from ddit.model.embeddings import TIMESTEP_SCALE
+from ddit.model.encoders import quiet_transformers
+from ddit.model.weights import load_transformer
+from ddit.settings import FlowConfig, ImageSampling, MaskedConfig, UnmaskingRule
 
 Tensors = dict[str, Tensor]
 
@@ -41,11 +46,6 @@ class _Reference:
     """The models and settings of a reference folder, and the functions that the groups share."""
 
     def __init__(self, folder: Path, dtype: torch.dtype, device: torch.device | str) -> None:
-        from transformers import T5EncoderModel
-
-        from ddit.model.encoders import quiet_transformers
-        from ddit.model.weights import load_transformer
-
         settings = json.loads((folder / "reference.json").read_text())
         self.mask_token_id: int = settings["mask_token_id"]
         self.t2i: dict = settings.get("t2i", {})
@@ -55,24 +55,10 @@ class _Reference:
         self.text_encoder = encoder.to(device).eval()  # pyright: ignore[reportArgumentType]
         self.dtype = dtype
 
-    def velocity_fn(self, text_states: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
-        def predict(latents: Tensor, t: Tensor) -> Tensor:
-            velocity = self.model(latents, t, text_states.to(self.dtype), num_t2i=len(latents)).velocity
-            assert velocity is not None
-            return velocity
-
-        return predict
-
-    def logits_fn(self, latents: Tensor | None) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
-        def predict(noisy_ids: Tensor, is_masked: Tensor, rows: Tensor) -> Tensor:
-            states = self.text_encoder(input_ids=noisy_ids)[0]
-            t = torch.zeros(len(noisy_ids), device=noisy_ids.device)
-            image = None if latents is None else latents[rows]
-            logits = self.model(image, t, states, num_t2i=0, logit_mask=is_masked).logits
-            assert logits is not None
-            return logits
-
-        return predict
+    def logits_fn(self, latents: Tensor | None, batch_size: int) -> LogitsFn:
+        index = torch.arange(batch_size, device=self.model.null_image_embd.device)
+        context = ImageContext(latents, None, index)
+        return logits_fn(self.model, lambda noisy_ids, *_: self.text_encoder(input_ids=noisy_ids)[0], context)
 
 
 def _forward(ref: _Reference, x: Tensors) -> Tensors:
@@ -83,19 +69,15 @@ def _forward(ref: _Reference, x: Tensors) -> Tensors:
 def _null_image(ref: _Reference, x: Tensors) -> Tensors:
     everywhere = torch.ones_like(x["ids"], dtype=torch.bool)
     rows = torch.arange(len(x["ids"]), device=x["ids"].device)
-    return {"logits": ref.logits_fn(None)(x["ids"], everywhere, rows).unflatten(0, x["ids"].shape)}
+    return {"logits": ref.logits_fn(None, len(rows))(x["ids"], everywhere, rows).unflatten(0, x["ids"].shape)}
 
 
 def _masked(ref: _Reference, x: Tensors) -> Tensors:
-    logits_fn, ids, noisy_ids, answer_mask = (
-        ref.logits_fn(x["latents"]),
-        x["x0"],
-        x["xt"],
-        x["label_mask"].bool(),
-    )
-    nll = masked_token_nll(logits_fn, ids, noisy_ids, answer_mask, mask_token_id=ref.mask_token_id)
+    ids, noisy_ids, answer_mask = x["x0"], x["xt"], x["label_mask"].bool()
+    logits = ref.logits_fn(x["latents"], len(ids))
+    nll = masked_token_nll(logits, ids, noisy_ids, answer_mask, mask_token_id=ref.mask_token_id)
     loss = masked_loss(
-        logits_fn,
+        logits,
         ids,
         answer_mask,
         mask_token_id=ref.mask_token_id,
@@ -109,22 +91,30 @@ def _masked(ref: _Reference, x: Tensors) -> Tensors:
 def _flow(ref: _Reference, x: Tensors) -> Tensors:
     t = x["timestep"] / TIMESTEP_SCALE
     loss = flow_loss(
-        ref.velocity_fn(x["text_states"]), x["latents"], cfg=FlowConfig(weighting="x0"), t=t, noise=x["noise"]
+        velocity_fn(ref.model, x["text_states"]),
+        x["latents"],
+        cfg=FlowConfig(weighting="x0"),
+        t=t,
+        noise=x["noise"],
     )
     return {"loss": loss.mean()[None], "sigma": t}
 
 
 def _t2i(ref: _Reference, x: Tensors) -> Tensors:
-    cfg = ImageSampling(ref.t2i["steps"], ref.t2i["guidance_scale"], ref.t2i["shift"])
+    cfg = ImageSampling(
+        num_steps=ref.t2i["steps"], guidance_scale=ref.t2i["guidance_scale"], shift=float(ref.t2i["shift"])
+    )
     both = torch.cat([x["negative_text_states"], x["text_states"]])
-    latents = sample_latents(ref.velocity_fn(both), x["noise"], cfg=cfg)
-    return {"latents": latents, "sigmas": cfg.times, "timesteps": cfg.times[:-1] * TIMESTEP_SCALE}
+    times = sampling_times(cfg)
+    latents = sample_latents(velocity_fn(ref.model, both), x["noise"], cfg=cfg)
+    return {"latents": latents, "sigmas": times, "timesteps": times[:-1] * TIMESTEP_SCALE}
 
 
 def _i2t(ref: _Reference, x: Tensors) -> Tensors:
-    noisy_ids, logits_fn = x["xt"], ref.logits_fn(x["latents"])
+    noisy_ids = x["xt"]
+    predict = ref.logits_fn(x["latents"], len(noisy_ids))
     is_masked = noisy_ids == ref.mask_token_id
-    logits = logits_fn(noisy_ids, is_masked, torch.arange(len(noisy_ids), device=noisy_ids.device))
+    logits = predict(noisy_ids, is_masked, torch.arange(len(noisy_ids), device=noisy_ids.device))
     p_x0 = torch.nn.functional.one_hot(
         noisy_ids, logits.shape[-1]
     ).float()  # unmasked tokens are carried over
@@ -133,7 +123,7 @@ def _i2t(ref: _Reference, x: Tensors) -> Tensors:
     # One step from t = 1 leaves (almost) nothing masked, so the most likely token everywhere is the final argmax.
     likeliest = UnmaskingRule(order="confidence", temperature=0.0)
     final = sample_text(
-        logits_fn, noisy_ids, is_masked, num_steps=1, mask_token_id=ref.mask_token_id, rule=likeliest
+        predict, noisy_ids, is_masked, num_steps=1, mask_token_id=ref.mask_token_id, rule=likeliest
     )
     return {"p_x0": p_x0, "q_xs": q_xs, "argmax": final.ids}
 
@@ -163,8 +153,6 @@ def verify(
     Raises:
         ValueError: on a folder that is incomplete, or whose tensors are not those that `reference.json` lists.
     """
-    from safetensors.torch import load_file
-
     folder = Path(folder)
     for name in ("reference.json", "reference.safetensors", "transformer", "text_encoder"):
         if not (folder / name).exists():

@@ -2,18 +2,19 @@
 
 import os
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, Self
+from typing import Self
 
 import torch
 
 from ddit.devices import find_device, find_dtype
-from ddit.model import DualDiT, folders
 from ddit.model.adapters import load_adapters, merge_adapters
-from ddit.model.folders import ModelSettings
+from ddit.model.dual_dit import DualDiT
+from ddit.model.encoders import ImageCodec, TextCodec
+from ddit.model.folders import resolve
+from ddit.model.int8 import quantize_text_encoder
+from ddit.model.loading import load_parts, save_parts
 from ddit.model.weights import load_mask_embedding
-
-if TYPE_CHECKING:  # transformers and diffusers take seconds to import
-    from ddit.model.encoders import ImageCodec, TextCodec
+from ddit.settings import ModelSettings
 
 
 @dataclass(eq=False)
@@ -22,19 +23,16 @@ class ModelBundle:
 
     Attributes:
         transformer: the two-headed model.
-        image_codec, text_codec: pictures <-> latents, text <-> tokens and states.
+        image_codec, text_codec: images <-> latents, text <-> tokens and states.
         settings: defaults of sampling, lengths, the prompts' templates.
     """
 
     transformer: DualDiT
-    image_codec: "ImageCodec"
-    text_codec: "TextCodec"
+    image_codec: ImageCodec
+    text_codec: TextCodec
     settings: ModelSettings
 
     def __post_init__(self) -> None:
-        from ddit.prompts import PromptStyle
-
-        self.style = PromptStyle.from_dict(self.settings.prompt_style)
         self.transformer.eval().requires_grad_(False)
         config, images, text = self.transformer.config, self.image_codec, self.text_codec
         if config.text_dim != text.width:
@@ -53,26 +51,28 @@ class ModelBundle:
         cls,
         name_or_path: str | os.PathLike[str] = "mini",
         *,
-        dtype: str | torch.dtype | None = None,
         device: str | torch.device | None = None,
+        dtype: str | torch.dtype | None = None,
         mask_embedding: str | os.PathLike[str] | None = None,
         adapter: str | os.PathLike[str] | None = None,
-        text_encoder: Literal["whole", "int8"] = "whole",
+        int8: bool = False,
         offload: bool = False,
+        compile: bool = False,
     ) -> Self:
         """Loads "mini", a folder in the diffusers layout, or a repository of the hub.
 
-        A folder of SD3 or SD3.5 gives a model to train: its pictures are SD3's without CLIP, its text is
+        A folder of SD3 or SD3.5 gives a model to train: its images are SD3's without CLIP, its text is
         noise (`weights.from_sd3`; the new weights are those of seed 0).
 
         Args:
-            dtype: of all parts; by default bfloat16 on CUDA and float32 elsewhere.
             device: by default CUDA where there is one.
+            dtype: of all parts; by default bfloat16 on CUDA and float32 elsewhere.
             mask_embedding: file of a trained embedding of T5's mask token (`weights.load_mask_embedding`).
-            adapter: folder of LoRA adapters, merged into the transformer (`lora.load_adapters`).
-            text_encoder: "int8" keeps its matrices in 8 bit (`int8.quantize_text_encoder`).
-            offload: the text encoder and the autoencoder stay on the CPU, and go to the device while they are used:
-                for a card that cannot hold them beside the transformer.
+            adapter: folder of LoRA adapters, merged into the transformer (`adapters.load_adapters`).
+            int8: keeps the text encoder's matrices in 8 bit (`int8.quantize_text_encoder`).
+            offload: keeps the text encoder and the autoencoder on the CPU, except while they are used: for a card that
+                cannot hold them beside the transformer.
+            compile: see `compile`.
 
         Raises:
             ValueError: in one line; unknown model, dtype or device, or a folder that is incomplete or broken.
@@ -80,29 +80,25 @@ class ModelBundle:
         device = find_device(device)
         dtype = find_dtype(dtype, device)
         embedding = None if mask_embedding is None else load_mask_embedding(mask_embedding)
-        if text_encoder not in ("whole", "int8"):
-            raise ValueError(f"text_encoder must be whole or int8, got {text_encoder!r}")
-        codec_device = "cpu" if offload or text_encoder == "int8" else device
-        folder = folders.resolve(name_or_path)
-        loaded = folders.load_parts(folder, dtype=dtype, device=device, codec_device=codec_device)
+        codec_device = "cpu" if offload or int8 else device
+        parts = load_parts(resolve(name_or_path), dtype=dtype, device=device, codec_device=codec_device)
         if embedding is not None:
-            loaded.text_codec.set_mask_embedding(embedding)
+            parts.text_codec.set_mask_embedding(embedding)
         if adapter is not None:
-            load_adapters(loaded.transformer, adapter)
-            merge_adapters(loaded.transformer)
-        if text_encoder == "int8":
-            from ddit.model.int8 import quantize_text_encoder
-
-            quantize_text_encoder(loaded.text_codec)
-        for codec in (loaded.image_codec, loaded.text_codec):
+            load_adapters(parts.transformer, adapter)
+            merge_adapters(parts.transformer)
+        if int8:
+            quantize_text_encoder(parts.text_codec)
+        for codec in (parts.image_codec, parts.text_codec):
             if offload:
                 codec.offload_device = device
             else:
                 codec.to(device=device)
-        return cls(*loaded)
+        bundle = cls(*parts)
+        return bundle.compile() if compile else bundle
 
     def compile(self) -> Self:
-        """Has the blocks of transformer and text encoder compiled when they first run: minutes, on new sizes anew."""
+        """Compiles the blocks of transformer and text encoder when they first run: minutes, again for a new size."""
         self.transformer.compile_blocks()
         self.transformer.compile_text_step()
         self.text_codec.compile()
@@ -111,8 +107,8 @@ class ModelBundle:
     def save_pretrained(
         self, folder: str | os.PathLike[str], *, dtype: str | torch.dtype | None = None
     ) -> None:
-        """Writes a folder that `from_pretrained` loads (`folders.save_pipeline`); None keeps the dtype."""
-        folders.save_pipeline(
+        """Writes a folder that `from_pretrained` loads (`loading.save_parts`); None keeps the dtype."""
+        save_parts(
             folder,
             transformer=self.transformer,
             image_codec=self.image_codec,

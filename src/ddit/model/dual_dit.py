@@ -4,11 +4,11 @@ Shape legend
     B  batch               C, H, W  latent channels, height, width
     N  image tokens        L        text tokens            S  tokens of one stream
     D  hidden size         E        width of one head      V  vocabulary
-    n  samples of the batch that are being drawn (the first n); the other B - n are being read
+    n  text-to-image samples of the batch (the first n); the other B - n are image-to-text
 
-A picture is *drawn* (noisy latents and clean text give a velocity) or *read* (clean latents, t = 0, and
-partly masked text give logits). One batch may hold both kinds. Parameter names are those of the published
-checkpoints, so that they load as they are.
+A sample is text-to-image, *t2i* (noisy latents and clean text give a velocity), or image-to-text, *i2t* (clean
+latents, t = 0, and partly masked text give logits). One batch may hold both kinds. Parameter names are those of the
+published checkpoints, so that they load as they are.
 """
 
 import math
@@ -34,7 +34,7 @@ class DualOutput(NamedTuple):
     velocity: (n, C, H, W). logits: (B - n, L, V), or (selected, V) with a logit mask.
     features: (B, N, D), image tokens after an inner block.
     text_hidden: in place of logits, what the text head would be applied to: (B - n, L, D), or (selected, D).
-    image_cache: what the text streams of later passes need of the pictures.
+    image_kv: what the text streams of later steps need of the images.
     """
 
     velocity: Tensor | None
@@ -45,10 +45,10 @@ class DualOutput(NamedTuple):
 
 
 class BlockKV(NamedTuple):
-    """What a block's text stream needs of pictures that are read.
+    """What a block's text stream needs of the images of i2t samples.
 
     k, v: keys and values of their tokens, (B, heads, N, E).
-    text_mod: the text stream's modulation at t = 0, 6 x (1, 1, D), the same for every picture.
+    text_mod: the text stream's modulation at t = 0, 6 x (1, 1, D), the same for every image.
     """
 
     k: Tensor
@@ -56,7 +56,7 @@ class BlockKV(NamedTuple):
     text_mod: tuple[Tensor, ...]
 
     def of(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """Keys and values of some pictures, (b, heads, N, E); of a single one without a copy."""
+        """Keys and values of some images, (b, heads, N, E); of a single one without a copy."""
         if len(self.k) == 1:
             return self.k.expand(len(rows), -1, -1, -1), self.v.expand(len(rows), -1, -1, -1)
         return self.k[rows], self.v[rows]
@@ -69,7 +69,7 @@ ImageKV = list[BlockKV]
 class JointBlock(nn.Module):
     """Double-stream block: joint attention, then an MLP in each stream, all under AdaLN-zero.
 
-    `is_last`: only the image tokens of drawn samples and the text tokens of read ones are finished.
+    `is_last`: only the image tokens of t2i samples and the text tokens of i2t samples are computed.
     """
 
     def __init__(self, config: DualDiTConfig, index: int) -> None:
@@ -97,7 +97,7 @@ class JointBlock(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """(B, N, D), (B, L, D), (B, D) -> the same, or in the last block (n, N, D) and (B - n, L, D).
 
-        n: number of drawn samples; None asks for both streams of every sample.
+        n: number of t2i samples; None asks for both streams of every sample.
         visible: (B, 1, 1, N + L) bool, the tokens that may be attended to; None: all.
         kept: gets this block's keys and values of the image tokens.
         """
@@ -113,18 +113,18 @@ class JointBlock(nn.Module):
             attended = attend(torch.cat([q_image, q_text], dim=2), k, v, visible)  # (B, N + L, D)
             image_attended, text_attended = attended.split([num_image, text.shape[1]], dim=1)
         elif self.is_last:
-            drawn, read = slice(n), slice(n, None)
-            image_attended = attend(q_image[drawn], k[drawn], v[drawn], part_of(visible, drawn))
-            text_attended = attend(q_text[read], k[read], v[read], part_of(visible, read))
-            image, image_mod = image[drawn], tuple(part[drawn] for part in image_mod)
-            text, text_mod = text[read], tuple(part[read] for part in text_mod)
-            every = drawn
+            t2i, i2t = slice(n), slice(n, None)
+            image_attended = attend(q_image[t2i], k[t2i], v[t2i], part_of(visible, t2i))
+            text_attended = attend(q_text[i2t], k[i2t], v[i2t], part_of(visible, i2t))
+            image, image_mod = image[t2i], tuple(part[t2i] for part in image_mod)
+            text, text_mod = text[i2t], tuple(part[i2t] for part in text_mod)
+            every = t2i
         else:
-            drawn, read = slice(n), slice(n, None)
+            t2i, i2t = slice(n), slice(n, None)
             image_attended = torch.cat(
                 [
-                    attend(q_image[drawn], k[drawn], v[drawn], part_of(visible, drawn)),
-                    attend(q_image[read], k_image[read], v_image[read], part_of(visible, read, num_image)),
+                    attend(q_image[t2i], k[t2i], v[t2i], part_of(visible, t2i)),
+                    attend(q_image[i2t], k_image[i2t], v_image[i2t], part_of(visible, i2t, num_image)),
                 ]
             )
             text_attended = attend(q_text, k, v, visible)
@@ -144,17 +144,17 @@ class JointBlock(nn.Module):
         x = x + mod[2] * self.attn.to_add_out(attended)
         return x + mod[5] * self.ff_context(modulate(x, mod[3], mod[4]))
 
-    def read_image(self, image: Tensor, cond: Tensor) -> tuple[Tensor, BlockKV]:
-        """The image stream alone: (B, N, D), (1, D) -> next (B, N, D), and what `read_text` needs of it."""
+    def image_step(self, image: Tensor, cond: Tensor) -> tuple[Tensor, BlockKV]:
+        """The image stream alone: (B, N, D), (1, D) -> next (B, N, D), and what `text_step` needs of it."""
         mod = self.norm1(cond)
         q, k, v = self.attn.project_image(modulate(image, mod[0], mod[1]))
         if not self.is_last:
             image = self._finish_image(image, attend(q, k, v), mod)
         return image, BlockKV(k, v, self.norm1_context(cond))
 
-    def read_text(self, text: Tensor, cache: BlockKV, rows: Tensor) -> Tensor:
-        """The text stream alone, against kept keys and values of the pictures `rows`: (b, L, D) -> (b, L, D)."""
-        mod, (k_image, v_image) = cache.text_mod, cache.of(rows)
+    def text_step(self, text: Tensor, kv: BlockKV, rows: Tensor) -> Tensor:
+        """The text stream alone, against kept keys and values of the images `rows`: (b, L, D) -> (b, L, D)."""
+        mod, (k_image, v_image) = kv.text_mod, kv.of(rows)
         q, k, v = self.attn.project_text(modulate(text, mod[0], mod[1]))
         k, v = torch.cat([k_image, k], dim=2), torch.cat([v_image, v], dim=2)
         return self._finish_text(text, attend(q, k, v), mod)
@@ -190,9 +190,8 @@ class DualDiT(nn.Module):
         # Recomputing what is not a matrix product costs next to nothing in compiled loops and saves a third.
         functorch_config.aggressive_recomputation = True
         for block in self._blocks():
-            block.forward = torch.compile(
-                block.forward
-            )  # hooks, such as those that gather weights, stay outside
+            # Hooks, such as those that gather weights, stay outside.
+            block.forward = torch.compile(block.forward)
 
     def compile_text_step(self) -> None:
         """Has what `text_logits` runs in every block compiled when it first runs; on CUDA replayed as graphs.
@@ -201,7 +200,7 @@ class DualDiT(nn.Module):
         """
         mode = "reduce-overhead" if self.context_embedder.weight.is_cuda else None
         for block in self._blocks():
-            block.read_text = torch.compile(block.read_text, mode=mode)
+            block.text_step = torch.compile(block.text_step, mode=mode)
 
     @torch.no_grad()
     def init_weights(self, generator: torch.Generator | None = None) -> None:
@@ -234,32 +233,30 @@ class DualDiT(nn.Module):
         features_after: int | None = None,
         keep_image: bool = False,
     ) -> DualOutput:
-        """Velocity of the drawn samples and logits of the read ones.
+        """Velocity of the t2i samples and logits of the i2t samples.
 
         Args:
-            latents: (B, C, H, W), noisy where drawn and clean where read; None is the null image (read only).
-            t: (B,) in [0, 1], the image's time; 0 where a picture is read.
+            latents: (B, C, H, W), noisy of t2i samples and clean of i2t samples; None is the null image (i2t only).
+            t: (B,) in [0, 1], the image's time; 0 of i2t samples.
             text_states: (B, L, text_dim), states of the text encoder.
-            num_drawn: n, the first n samples are drawn, the rest are read; None: both outputs of every sample.
-            null_rows: (B,) bool, read samples that have the null image in place of their latents; the same as
-                `latents=None` for them, in a batch where others have pictures.
+            num_t2i: n, the first n samples are t2i, the rest i2t; None: both outputs of every sample.
+            null_rows: (B,) bool, i2t samples that have the null image in place of their latents; the same as
+                `latents=None` for them, in a batch where others have images.
             logit_mask: (B - n, L) bool; logits are computed at these positions only, in row-major order.
             text_hidden: return the text head's input in place of the logits.
             features_after: index of the block whose image tokens are returned as well.
-            keep_image: return the image side's keys and values as well, for `text_logits`; all samples are read. They
+            keep_image: return the image side's keys and values as well, for `text_logits`; all samples are i2t. They
                 are those of this text: for another it is an approximation, unless `image_attends_text` is False.
 
         Raises:
             ValueError: on latents whose size the patch size or the position table does not fit, or on a null
-                image that is to be drawn, or on `num_t2i=None` with `image_attends_text=False`.
+                image of a t2i sample, or on `num_t2i=None` with `image_attends_text=False`.
         """
         n = 0 if latents is None and num_t2i is None else num_t2i
         if latents is None and n:
-            raise ValueError(f"the null image can only be read, but num_drawn is {num_t2i}")
+            raise ValueError(f"the null image is of i2t samples only, but num_t2i is {num_t2i}")
         if n is None and not self.config.image_attends_text:
-            raise ValueError(
-                "image_attends_text=False needs num_drawn: which samples are drawn, which are read"
-            )
+            raise ValueError("image_attends_text=False needs num_t2i: which samples are t2i, which are i2t")
         visible = None
         if latents is None:
             image = self.null_image_embd.expand(text_states.shape[0], -1, -1)
@@ -295,7 +292,7 @@ class DualDiT(nn.Module):
         if not null_rows.any():
             return image, None
         if n is None or null_rows[:n].any():
-            raise ValueError(f"the null image can only be read, but num_drawn is {n}")
+            raise ValueError(f"the null image is of i2t samples only, but num_t2i is {n}")
         batch_size, num_image, _ = image.shape
         if num_image < NUM_NULL_TOKENS:
             raise ValueError(
@@ -319,7 +316,7 @@ class DualDiT(nn.Module):
             text = text[logit_mask]  # (selected, D)
         return F.layer_norm(text, text.shape[-1:], eps=1e-6)
 
-    def read_image(self, latents: Tensor | None) -> ImageKV:
+    def image_kv(self, latents: Tensor | None) -> ImageKV:
         """Keys and values of clean latents (B, C, H, W) in every block, for `text_logits`; None is the null image.
 
         Exact, and independent of the text; only with `image_attends_text=False` (ValueError otherwise).
@@ -327,27 +324,27 @@ class DualDiT(nn.Module):
         if self.config.image_attends_text:
             raise ValueError("the image side depends on the text here: image_attends_text is True")
         image = self.null_image_embd if latents is None else self.pos_embed(latents)
-        cond = self.time_text_embed(image.new_zeros(1))  # (1, D): every picture is read at t = 0
-        cache: ImageKV = []
+        cond = self.time_text_embed(image.new_zeros(1))  # (1, D): images of i2t samples are at t = 0
+        kv: ImageKV = []
         for block in self._blocks():
-            image, of_block = block.read_image(image, cond)
-            cache.append(of_block)
-        return cache
+            image, of_block = block.image_step(image, cond)
+            kv.append(of_block)
+        return kv
 
     def text_logits(
         self,
         text_states: Tensor,
-        cache: ImageKV,
+        kv: ImageKV,
         logit_mask: Tensor | None = None,
         *,
         rows: Tensor | None = None,
     ) -> Tensor:
         """Logits of the text stream alone against kept keys and values: (b, L, V), or (selected, V).
 
-        rows: (b,), which of the cache's pictures each text is about; by default the i-th about the i-th.
+        rows: (b,), which of the images in `kv` each text is about; by default the i-th about the i-th.
         """
         rows = torch.arange(len(text_states), device=text_states.device) if rows is None else rows
         text = self.context_embedder(text_states)
-        for block, of_block in zip(self._blocks(), cache, strict=True):
-            text = block.read_text(text, of_block, rows)
+        for block, of_block in zip(self._blocks(), kv, strict=True):
+            text = block.text_step(text, of_block, rows)
         return self.text_proj_out(self._text_hidden(text, logit_mask))

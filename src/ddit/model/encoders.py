@@ -1,4 +1,4 @@
-"""The frozen encoders: pictures <-> latents and texts <-> ids -> states.
+"""The frozen encoders: images <-> latents and texts <-> ids -> states.
 
 The only file that knows the latents' shift and scale, the tokenizer and the mask token.
 """
@@ -88,7 +88,7 @@ class ImageCodec:
         return next(self.autoencoder.parameters()).dtype
 
     def on_device(self) -> AbstractContextManager[None]:
-        """Within this context the autoencoder is on the device that it `offload_device`, if any, else where it is."""
+        """Within this context the autoencoder is on `offload_device`, if there is one, else where it is."""
         return (
             nullcontext() if self.offload_device is None else visiting(self.autoencoder, self.offload_device)
         )
@@ -244,7 +244,14 @@ class TextCodec:
         With `add_eos` a text that is cut ends with an end-of-text token all the same, as from T5's tokenizer.
         """
         keep = length - 1 if add_eos else length
-        return torch.tensor([pad(self.token_ids(text)[:keep], length, self.eos_token_id) for text in texts])
+        return torch.tensor(
+            [self.pad(self.token_ids(text)[:keep], length, self.eos_token_id) for text in texts]
+        )
+
+    @staticmethod
+    def pad(ids: Sequence[int], length: int, filler: int) -> list[int]:
+        """`ids`, filled up with `filler` to `length`."""
+        return [*ids, *[filler] * (length - len(ids))]
 
     def decode(self, ids: Tensor | Sequence[int]) -> str:
         """The text of ids (L,) up to the first end-of-text token, without special tokens."""
@@ -300,11 +307,6 @@ class TextCodec:
             raise ValueError(f"a mask embedding has shape ({self.width},), got {tuple(vector.shape)}")
         row = self.encoder.get_input_embeddings().weight[self.mask_token_id]
         row.copy_(vector.to(row))
-
-
-def pad(ids: Sequence[int], length: int, filler: int) -> list[int]:
-    """`ids`, filled up with `filler` to `length`."""
-    return [*ids, *[filler] * (length - len(ids))]
 
 
 def build_tokenizer(words: Iterable[str]) -> PreTrainedTokenizerFast:

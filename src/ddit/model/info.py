@@ -17,8 +17,9 @@ from safetensors import SafetensorError, safe_open
 from ddit.files import find_weights, read_json
 from ddit.model import DualDiT, DualDiTConfig
 from ddit.model.autoencoder import downsample_of
-from ddit.model.folders import SETTINGS_FILE, ModelSettings, is_sd3_folder, settings_for
+from ddit.model.folders import SETTINGS_FILE, is_sd3_folder, settings_for
 from ddit.model.weights import TRANSFORMER_STEM, config_from_dict
+from ddit.settings import ModelSettings
 
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2}
 STORED_AS = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16", "I8": "int8"}
@@ -43,10 +44,10 @@ class Part:
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes that a way of loading needs on the device that computes, for one picture of the model's own size.
+    """Bytes that a way of loading needs on the device that computes, for one image of the model's own size.
 
-    weights are exact. drawing, writing: the estimated peak of what is computed on top, for a guided picture and for
-    a text. host: weights that stay on the CPU beside it.
+    weights are exact. t2i, i2t: the estimated peak of what is computed on top, for a guided image and for a text.
+    host: weights that stay on the CPU beside it.
     """
 
     dtype: str
@@ -54,19 +55,19 @@ class Memory:
     offload: bool
     weights: int
     host: int
-    drawing: int
-    writing: int
+    t2i: int
+    i2t: int
 
     @property
     def peak(self) -> int:
-        return self.weights + max(self.drawing, self.writing)
+        return self.weights + max(self.t2i, self.i2t)
 
 
 @dataclass(frozen=True)
 class Sizes:
     """What decides the cost of a model: its transformer's and encoders' configurations.
 
-    downsample: pixels a latent along a side. unit, largest: every side of a picture is a multiple of the one up to the
+    downsample: pixels a latent along a side. unit, largest: every side of an image is a multiple of the one up to the
     other. decoder_width: channels of the autoencoder's decoder at its costliest, at `decoder_scale` pixels a place.
     """
 
@@ -227,7 +228,7 @@ def _memory(
     in_8_bit = _numel(matrices)
     scales = 4 * sum(shape[0] for shape in matrices)
     for dtype, width in DTYPE_BYTES.items():
-        drawing, writing = (width * number for number in _activations(sizes, settings))
+        t2i, i2t = (width * number for number in _activations(sizes, settings))
         text = {
             "whole": width * counts["text encoder"],
             "int8": width * (counts["text encoder"] - in_8_bit) + in_8_bit + scales,
@@ -242,13 +243,13 @@ def _memory(
                     offload,
                     weights=width * (counts["transformer"] + tables) + on_device,
                     host=sum(codecs) if offload else 0,
-                    drawing=drawing,
-                    writing=writing,
+                    t2i=t2i,
+                    i2t=i2t,
                 )
 
 
 def _activations(sizes: Sizes, settings: ModelSettings) -> tuple[int, int]:
-    """Numbers held at once at the peak of drawing one picture with guidance, and of writing one text.
+    """Numbers held at once at the peak of generating one image with guidance, and one text.
 
     Counted by hand for one block, as in inference nothing else is kept: the stream, its queries, keys, values and
     output, or the MLP's four times wider layer before and after its nonlinearity. Attention is taken as fused. The
@@ -259,7 +260,7 @@ def _activations(sizes: Sizes, settings: ModelSettings) -> tuple[int, int]:
     a_block = 12 * config.hidden_size
     text = 3 * sizes.text_inner + 4 * sizes.text_width
     decoder = 5 * sizes.decoder_width * (side // sizes.decoder_scale) ** 2
-    is_guided = 1 + (settings.guidance_scale > 1)
+    is_guided = 1 + (settings.image_sampling.guidance_scale > 1)
     draw = is_guided * max(a_block * (tokens + settings.prompt_length), text * settings.prompt_length)
     heads = settings.text_length * config.vocab_size * 3  # logits, their probabilities, a copy in float32
     write = max(a_block * (tokens + settings.text_length), text * settings.text_length) + heads
@@ -273,10 +274,10 @@ def to_text(info: ModelInfo) -> str:
     """Tables for a person."""
     config, settings, sizes = info.sizes.transformer, info.settings, info.sizes
     side, latent = settings.image_size, settings.image_size // sizes.downsample
-    writing = settings.writing
-    steps = f"at most {settings.caption_steps} passes a caption, {settings.answer_steps} an answer"
+    image, rule = settings.image_sampling, settings.text_sampling.rule
+    steps = f"at most {settings.caption_steps} steps a caption, {settings.answer_steps} an answer"
     cached = (
-        "computed at every pass: it sees the text" if config.image_attends_text else "computed once, exactly"
+        "computed in every step: it sees the text" if config.image_attends_text else "computed once, exactly"
     )
     facts = {
         "folder": info.folder,
@@ -284,12 +285,11 @@ def to_text(info: ModelInfo) -> str:
         "transformer": f"width {config.hidden_size}, depth {config.depth}, {config.num_heads} heads"
         + (f", {config.qk_norm}" if config.qk_norm else ""),
         "latents": f"{config.in_channels} channels, {latent} x {latent} at {side} pixels, patch {config.patch_size}",
-        "pictures": f"{side} pixels; sides are multiples of {sizes.unit} up to {sizes.largest}",
+        "images": f"{side} pixels; sides are multiples of {sizes.unit} up to {sizes.largest}",
         "texts": f"{settings.prompt_length} tokens a prompt, {settings.text_length} a caption or question and answer",
         "vocabulary": f"{sizes.vocabulary:,} tokens, {config.vocab_size:,} rows in the text head",
-        "drawing": f"{settings.solver}, {settings.num_steps} steps, guidance {settings.guidance_scale:g}, "
-        f"shift {settings.shift:g}",
-        "writing": f"order {writing.order}, temperature {writing.temperature:g}, {steps}",
+        "t2i": f"{image.sampler}, {image.num_steps} steps, guidance {image.guidance_scale:g}, shift {image.shift:g}",
+        "i2t": f"order {rule.order}, temperature {rule.temperature:g}, {steps}",
         "image side": f"{cached}",
     }
     lines = [f"{name:<13} {value}" for name, value in facts.items()]
@@ -300,15 +300,15 @@ def to_text(info: ModelInfo) -> str:
     ]
     total = sum(part.parameters for part in info.parts)
     lines.append(f"{'all':<13} {total:>14,} {'':>10} {_size(sum(p.bytes_on_disk for p in info.parts)):>10}")
-    lines += ["", "memory on the device: weights, and estimates of what one picture takes on top"]
-    lines.append(f"{'':<26} {'weights':>9} {'drawing':>9} {'writing':>9} {'peak':>9} {'on the CPU':>11}")
+    lines += ["", "memory on the device: weights, and estimates of what one image takes on top"]
+    lines.append(f"{'':<26} {'weights':>9} {'t2i':>9} {'i2t':>9} {'peak':>9} {'on the CPU':>11}")
     for row in info.memory:
         flags = [
             row.dtype,
             *(["--int8"] if row.text_encoder == "int8" else []),
             *(["--offload"] * row.offload),
         ]
-        numbers = (_size(n) for n in (row.weights, row.drawing, row.writing, row.peak))
+        numbers = (_size(n) for n in (row.weights, row.t2i, row.i2t, row.peak))
         host = _size(row.host) if row.offload else "-"
         lines.append(f"{' '.join(flags):<26} " + " ".join(f"{n:>9}" for n in numbers) + f" {host:>11}")
     return "\n".join(lines)

@@ -1,6 +1,6 @@
 """The frozen text encoder with its linear layers in 8 bit: a quarter of float32's memory, half of bfloat16's.
 
-Weights only, a scale a row, computed with in the activations' own type: integers of 8 bits are exact in bfloat16. Plain
+Weights only, a scale a row, multiplied in the activations' own type: integers of 8 bits are exact in bfloat16. Plain
 torch; the libraries that offer it (torchao, bitsandbytes) bring far more than these lines, and warnings of their own.
 """
 

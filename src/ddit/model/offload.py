@@ -1,4 +1,4 @@
-"""Weights that stay on the CPU but while they are used: for frozen parts that a small card cannot hold all at once."""
+"""Weights kept on the CPU except while they are used: frozen parts that a small card cannot hold all at once."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

@@ -1,4 +1,4 @@
-"""States of texts that are being written: T5 run only where a token changed. Knows the insides of the encoder."""
+"""States of texts that are being sampled: T5 run only where a token changed. Knows the insides of the encoder."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -13,8 +13,8 @@ if TYPE_CHECKING:  # takes seconds to import
 class T5Cache:
     """Keys and values of every layer for a batch of texts (B, L), and the states that came of them.
 
-    Where a text is renewed, all of its positions are computed; elsewhere only those whose token is another than in its
-    last pass, against the kept keys and values of the others (as in dLLM-Cache, arXiv 2506.06295). The first is exact,
+    Where a text is refreshed, all of its positions are computed; elsewhere only those whose token differs from
+    its last step, against the kept keys and values of the others (as in dLLM-Cache, arXiv 2506.06295). The first is exact,
     the second an approximation: what was not computed has not seen the new tokens.
     """
 
@@ -25,14 +25,14 @@ class T5Cache:
         self._keys: list[Tensor] = []  # (B, L, inner) a layer
         self._values: list[Tensor] = []
 
-    def states(self, ids: Tensor, rows: Tensor, renewed: Tensor) -> Tensor:
+    def states(self, ids: Tensor, rows: Tensor, refreshed: Tensor) -> Tensor:
         """States (b, L, D) of the texts `rows` (b,), whose tokens are now `ids` (b, L).
 
-        renewed: (b,) bool; a row's first call must be.
+        refreshed: (b,) bool; a row's first call must be.
         """
         if not self._keys:
             self._make_room(ids.shape[1], ids)
-        for part, chosen in ((renewed, None), (~renewed, self._ids[rows] != ids)):
+        for part, chosen in ((refreshed, None), (~refreshed, self._ids[rows] != ids)):
             if not part.any():
                 continue
             if chosen is None:
@@ -55,14 +55,14 @@ class T5Cache:
 
     def _run(self, ids: Tensor, rows: Tensor, positions: Tensor) -> None:
         """The layers at `positions` (b, c) of the texts `rows`, against what is kept of the rest."""
-        is_masked = (rows[:, None], positions)
+        places = (rows[:, None], positions)
         bias = self._bias[:, positions].transpose(0, 1)  # (b, heads, c, L)
         x = self._stack.embed_tokens(ids.gather(1, positions))  # (b, c, D)
         for block, keys, values in zip(self._stack.block, self._keys, self._values, strict=True):
             attention = block.layer[0].SelfAttention
             hidden = block.layer[0].layer_norm(x)
-            keys[is_masked] = attention.k(hidden).to(keys.dtype)
-            values[is_masked] = attention.v(hidden).to(values.dtype)
+            keys[places] = attention.k(hidden).to(keys.dtype)
+            values[places] = attention.v(hidden).to(values.dtype)
             q, k, v = (
                 y.unflatten(-1, (attention.n_heads, -1)).transpose(1, 2)
                 for y in (attention.q(hidden).to(keys.dtype), keys[rows], values[rows])
@@ -70,7 +70,7 @@ class T5Cache:
             attended = F.scaled_dot_product_attention(q, k, v, attn_mask=bias.to(q.dtype), scale=1.0)
             x = x + attention.o(attended.transpose(1, 2).flatten(2))
             x = block.layer[-1](x)
-        self._states[is_masked] = self._stack.final_layer_norm(x).to(self._states.dtype)
+        self._states[places] = self._stack.final_layer_norm(x).to(self._states.dtype)
 
 
 def _positions(chosen: Tensor) -> Tensor:

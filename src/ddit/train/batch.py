@@ -1,20 +1,33 @@
-"""What a rank computes one micro step from: plain tensors, with everything random in them already drawn."""
+"""A micro-batch as plain tensors, with all its random numbers drawn; and the way from one sample to its row."""
 
-from __future__ import annotations
-
+from collections.abc import Callable, Sequence
 from typing import NamedTuple, TypeVar, cast
 
+import numpy as np
+import torch
+from PIL import Image
 from torch import Tensor
 
-Part = TypeVar("Part")
+from ddit import prompts
+from ddit.data.buckets import Shape
+from ddit.data.samples import CorruptSample, Latents, Sample
+from ddit.images import fit_image
+from ddit.model.encoders import TextCodec
+from ddit.prompts import MINI, PUBLISHED, PromptStyle
+
+Value = TypeVar("Value")
+LatentShape = tuple[int, int, int]
+"""Channels, height and width."""
+
+STYLES = {"published": PUBLISHED, "mini": MINI}
 
 
-class Pictures(NamedTuple):
-    """The pictures of a half-batch: either `pixels` or, where they were cached, the latents' `mean` (and `std`).
+class Images(NamedTuple):
+    """The images of a half-batch: either `pixels` or, where they were cached, the latents' `mean` (and `std`).
 
-    pixels (n, 3, H, W) uint8, which `encoders.ImageCodec` makes [-1, 1] of on its device (bytes are a quarter of what
-    a worker would send otherwise); mean, std (n, C, h, w); sampling_noise (n, C, h, w) standard normal, or None for
-    the mode; is_null (n,) bool: these have no picture (their pixels or latents are zeros), or None if all have one.
+    pixels: (n, 3, H, W) uint8, a quarter of the bytes of floats; `encoders.ImageCodec` maps them to [-1, 1].
+    mean, std: (n, C, h, w). sampling_noise: (n, C, h, w), standard normal; None takes the mode of the latents.
+    is_null: (n,) bool, samples without an image (pixels or latents are zeros); None: all have one.
     """
 
     pixels: Tensor | None
@@ -24,23 +37,23 @@ class Pictures(NamedTuple):
     is_null: Tensor | None = None
 
 
-class Drawn(NamedTuple):
-    """Pictures to draw: prompt_ids (n, L) (dropped captions are the empty prompt), t (n,), noise (n, C, h, w).
+class T2IBatch(NamedTuple):
+    """Text to image. prompt_ids: (n, L), dropped captions are the empty prompt; t: (n,); noise: (n, C, h, w).
 
-    features (n, F, h', w'): the teacher's, where alignment is on.
+    features: (n, F, h', w'), of the teacher, where the alignment loss is on.
     """
 
-    pictures: Pictures
+    images: Images
     prompt_ids: Tensor
     t: Tensor
     noise: Tensor
     features: Tensor | None = None
 
 
-class Read(NamedTuple):
-    """Pictures to read: input_ids and noisy_ids (n, L), answer_mask (n, L) bool, t (n,)."""
+class I2TBatch(NamedTuple):
+    """Image to text. input_ids, noisy_ids: (n, L); answer_mask: (n, L) bool; t: (n,)."""
 
-    pictures: Pictures
+    images: Images
     input_ids: Tensor
     answer_mask: Tensor
     noisy_ids: Tensor
@@ -48,10 +61,10 @@ class Read(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """One micro-batch of one rank; a half that a run does not train is None. `corrupt`: samples replaced, by cause."""
+    """One micro-batch of one rank; a half that is not trained is None. corrupt: samples that were replaced, by cause."""
 
-    drawn: Drawn | None
-    read: Read | None
+    t2i: T2IBatch | None
+    i2t: I2TBatch | None
     corrupt: dict[str, int]
 
 
@@ -60,16 +73,109 @@ def split(batch: Batch, num_parts: int) -> list[Batch]:
     parts = []
     for i in range(num_parts):
         corrupt = batch.corrupt if i == 0 else {}
-        parts.append(Batch(_cut(batch.drawn, i, num_parts), _cut(batch.read, i, num_parts), corrupt))
+        parts.append(Batch(_cut(batch.t2i, i, num_parts), _cut(batch.i2t, i, num_parts), corrupt))
     return parts
 
 
-def _cut(value: Part, i: int, num_parts: int) -> Part:
+def _cut(value: Value, i: int, num_parts: int) -> Value:
     """Part `i` of a tensor, or of all tensors of a (nested) tuple."""
     if isinstance(value, Tensor):
         size = len(value) // num_parts
-        return cast(Part, value[i * size : (i + 1) * size])
+        return cast(Value, value[i * size : (i + 1) * size])
     if isinstance(value, tuple):
-        return cast(Part, type(value)(*(_cut(entry, i, num_parts) for entry in value)))
+        return cast(Value, type(value)(*(_cut(entry, i, num_parts) for entry in value)))
     assert value is None
     return value
+
+
+def to_device(value: Value, device: torch.device) -> Value:
+    """A batch with all its tensors on `device`."""
+    if isinstance(value, Tensor):
+        return cast(Value, value.to(device, non_blocking=True))
+    if isinstance(value, tuple):
+        return cast(Value, type(value)(*(to_device(entry, device) for entry in value)))
+    return value
+
+
+# --- rows ---
+
+
+class Row(NamedTuple):
+    """One sample: its image cropped to its bucket (uint8, 3 H W), cached or absent, and its text as ids (L,)."""
+
+    image: Tensor | Latents | None
+    input_ids: Tensor
+    answer_mask: Tensor | None = None
+
+
+def fit_sample_image(image: Image.Image | Latents | None, shape: Shape) -> Tensor | Latents | None:
+    """An image resized and cropped to `shape`, uint8 (3, H, W); latents and None as they are."""
+    if image is None or isinstance(image, Latents):
+        return image
+    return torch.from_numpy(np.array(fit_image(image, *shape))).permute(2, 0, 1)
+
+
+def caption_ids(codec: TextCodec, sample: Sample, length: int, style: PromptStyle) -> Tensor:
+    """Ids (L,) of the caption as a prompt; `CorruptSample` if there is no usable one."""
+    caption = sample.caption
+    if not caption:
+        raise CorruptSample("no caption", "the sample has no prompt")
+    return _checked(lambda: prompts.training_prompt(codec, [caption], length, style=style)[0])
+
+
+def conversation_ids(
+    codec: TextCodec, sample: Sample, length: int, style: PromptStyle
+) -> tuple[Tensor, Tensor]:
+    """Ids and answer mask (L,) of all turns, worded as the benchmark asks. `CorruptSample`: no usable text."""
+    if not sample.turns:
+        raise CorruptSample("no text", "the sample has neither a question nor a caption")
+    turns = list(sample.turns)
+    if sample.short_answers:
+        turns = [
+            (q if q is None else style.short_answer(q, unanswerable=sample.unanswerable), a) for q, a in turns
+        ]
+    row = _checked(lambda: prompts.training_conversation(codec, [turns], length, style=style))
+    return row.input_ids[0], row.answer_mask[0]
+
+
+def _checked(tokenize: Callable[[], Value]) -> Value:
+    """A text that spells a reserved token is its sample's fault, for which training does not stop."""
+    try:
+        return tokenize()
+    except ValueError as error:
+        raise CorruptSample("unusable text", str(error)) from None
+
+
+def sample_noise(rngs: Sequence[np.random.Generator], shape: LatentShape) -> Tensor:
+    """Standard normal numbers (n, *shape) in float32, each row from its own generator."""
+    out = np.empty((len(rngs), *shape), dtype=np.float32)
+    for row, rng in zip(out, rngs, strict=True):
+        rng.standard_normal(dtype=np.float32, out=row)
+    return torch.from_numpy(out)
+
+
+def latents_of(row: Row) -> Latents:
+    assert isinstance(row.image, Latents)
+    return row.image
+
+
+def stack_images(
+    rows: list[Row],
+    shape: Shape,
+    latent_shape: LatentShape,
+    is_cached: bool,
+    noise: Tensor | None,
+    is_null: Tensor | None,
+) -> Images:
+    """The images of a batch whose pixels are `shape` or whose latents are `latent_shape`; without noise, no `std`."""
+    if not is_cached:
+        blank = torch.zeros(3, *shape, dtype=torch.uint8)
+        pixels = [blank if row.image is None else row.image for row in rows]
+        return Images(torch.stack(pixels), None, None, noise, is_null)  # type: ignore[arg-type]
+    blank = torch.zeros(latent_shape, dtype=torch.float16)
+    latents = [Latents(blank, blank, None) if row.image is None else latents_of(row) for row in rows]
+    mean = torch.stack([entry.mean for entry in latents]).float()
+    std = None
+    if noise is not None:
+        std = torch.stack([blank if entry.std is None else entry.std for entry in latents]).float()
+    return Images(None, mean, std, noise, is_null)

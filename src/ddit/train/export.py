@@ -13,7 +13,8 @@ from ddit.config.runs import DualRun
 from ddit.inference.text_generator import TextSampling
 from ddit.model import DualDiT
 from ddit.model.adapters import add_adapters, merge_adapters, save_adapters
-from ddit.model.folders import ModelSettings, load_image_codec, load_text_codec, resolve, save_pipeline
+from ddit.model.folders import resolve
+from ddit.model.loading import load_image_codec, load_text_codec, save_parts
 from ddit.train.batches import STYLES
 from ddit.train.parallel import Ranks, gather_on_first
 
@@ -53,7 +54,7 @@ def _save(cfg: DualRun, folder: Path, whole: Mapping[str, Tensor]) -> None:
         adapters = folder.with_name(folder.name.replace("export", "adapters"))
         save_adapters(adapters, transformer, base=cfg.init, dtype=_DTYPE)
         merge_adapters(transformer)
-    save_pipeline(
+    save_parts(
         folder, transformer=transformer.requires_grad_(False), image_codec=load_image_codec(vae), text_codec=codec,
         settings=settings_of(cfg), dtype=_DTYPE,
     )  # fmt: skip

@@ -104,7 +104,7 @@ def make_learner(
     shard_blocks(learner, blocks, mesh, cfg.parallel, dtype)
     register_fsdp_forward_method(learner, "run")
     for block in blocks:
-        for method in ("read_image", "read_text"):
+        for method in ("image_step", "text_step"):
             register_fsdp_forward_method(block, method)
     learner.to_empty(device=ranks.device)
     options = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True)

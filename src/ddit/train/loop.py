@@ -19,7 +19,8 @@ from ddit.config.runs import DualRun, from_json, to_json
 from ddit.devices import compute_dtype
 from ddit.model import DualDiT
 from ddit.model.encoders import ImageCodec, TextCodec
-from ddit.model.folders import load_image_codec, load_text_codec, resolve
+from ddit.model.folders import resolve
+from ddit.model.loading import load_image_codec, load_text_codec
 from ddit.train.batch import Batch
 from ddit.train.batches import ImageFacts, StepData
 from ddit.train.checkpoint import Checkpoint, find_newest, load_tensors, save_checkpoint, stored_shapes

@@ -1,105 +1,18 @@
-"""The ranks: joining them, their mesh, and what is sharded over it (FSDP2). The only file that knows how.
+"""The mesh of ranks and what is sharded over it (FSDP2). The only file that knows how.
 
-One process is a group of one, so that every run takes the same way whatever its size.
+One process is a mesh of one, so that every run takes the same path whatever its size.
 """
 
-from __future__ import annotations
-
-import atexit
-import os
-import time
-from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, TypeVar
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 
 from ddit.config.runs import ParallelConfig
-from ddit.devices import find_device
-
-Value = TypeVar("Value")
-
-SECONDS_TO_LET_GO = 0.5
-
-
-@dataclass(frozen=True)
-class Ranks:
-    """This process's place among `size` processes, and the device it computes on."""
-
-    index: int = 0
-    size: int = 1
-    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
-
-    @property
-    def is_first(self) -> bool:
-        return self.index == 0
-
-    def mean(self, values: Sequence[float]) -> list[float]:
-        """The average of each value over the ranks, the same on all of them."""
-        if self.size == 1:
-            return list(values)
-        tensor = torch.tensor(values, dtype=torch.float64, device=self.device)
-        dist.all_reduce(tensor)
-        return (tensor / self.size).tolist()
-
-    def sum_counts(self, counts: Mapping[str, int]) -> Counter[str]:
-        """Counts by name, summed over the ranks, the same on all of them."""
-        gathered: list[Any] = [None] * self.size
-        if self.size == 1:
-            gathered = [dict(counts)]
-        else:
-            dist.all_gather_object(gathered, dict(counts))
-        total: Counter[str] = Counter()
-        for part in gathered:
-            total.update(part)
-        return total
-
-    def share(self, value: Value) -> Value:
-        """The first rank's value, on all ranks."""
-        if self.size == 1:
-            return value
-        box = [value]
-        dist.broadcast_object_list(box, src=0, device=self.device)
-        return box[0]
-
-    def wait(self) -> None:
-        if self.size > 1:
-            dist.barrier()
-
-
-def join_ranks() -> Ranks:
-    """Joins the processes that torchrun started (NCCL on CUDA, else gloo); a process started otherwise is alone."""
-    size = int(os.environ.get("WORLD_SIZE", "1"))
-    device = find_device()
-    if device.type == "cuda":
-        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
-        torch.cuda.set_device(device)
-    if not dist.is_initialized():
-        atexit.register(_leave)
-        backend = "nccl" if device.type == "cuda" else "gloo"
-        if size > 1:
-            dist.init_process_group(backend)
-        else:
-            store = dist.HashStore()  # pyright: ignore[reportPrivateImportUsage]
-            dist.init_process_group(backend, store=store, rank=0, world_size=1)
-    return Ranks(dist.get_rank(), dist.get_world_size(), device)
-
-
-def _leave() -> None:
-    """At exit. A thread of gloo's may still hold tensors of the last exchange, and would abort the process if it let go
-    of them when there is no interpreter any more."""
-    if not dist.is_initialized():
-        return
-    is_alone = dist.get_world_size() == 1
-    dist.destroy_process_group()
-    if not is_alone:
-        time.sleep(SECONDS_TO_LET_GO)
+from ddit.devices import Ranks
 
 
 def make_mesh(ranks: Ranks, num_replicas: int) -> DeviceMesh:

@@ -23,7 +23,8 @@ from ddit.data.latents import BROKEN, NO_PICTURE, LatentsInfo, describe_source, 
 from ddit.data.samples import CorruptSample, Latents, Sample, Source
 from ddit.data.sources import open_source
 from ddit.devices import find_device
-from ddit.model.folders import load_image_codec, resolve
+from ddit.model.folders import resolve
+from ddit.model.loading import load_image_codec
 from ddit.train.loader import worker_settings
 from ddit.train.rows import fit_sample_image
 from ddit.world.detector import DetectorNet, load_detector

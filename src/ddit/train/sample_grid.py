@@ -23,7 +23,7 @@ from ddit.images import to_images
 from ddit.inference.image_grid import comfortable, image_grid
 from ddit.model import DualDiT
 from ddit.model.encoders import ImageCodec, TextCodec
-from ddit.model.folders import ModelSettings
+from ddit.settings import ModelSettings
 from ddit.prompts import PromptStyle, TokenizedPrompt
 
 _COLUMNS = 8
