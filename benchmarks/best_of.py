@@ -24,7 +24,7 @@ from tqdm import tqdm
 from ddit.eval.geneval import judge_images
 from ddit.eval.report import code_version
 from ddit.pipeline import Pipeline
-from ddit.world import PRESETS, TAGS, Prompt, geneval_prompts
+from ddit.world import PRESETS, TAGS, Prompt, make_prompts
 
 HERE = Path(__file__).parent
 RESAMPLES = 2000
@@ -134,7 +134,7 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", os.cpu_count() or 1)))
     pipeline = Pipeline.from_pretrained(args.model)
-    prompts = geneval_prompts(PRESETS["fixed"], args.num_prompts, split=args.split, seed=args.seed)
+    prompts = make_prompts(PRESETS["fixed"], args.num_prompts, split=args.split, seed=args.seed)
     begin = time.process_time()
     drawn = draw(pipeline, prompts, args.candidates, seed=10**6 * (args.seed + 1))
     drawing = time.process_time() - begin

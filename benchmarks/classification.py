@@ -25,8 +25,8 @@ from ddit.eval.items import Figure
 from ddit.eval.report import code_version
 from ddit.inference.scoring import Score
 from ddit.pipeline import Pipeline
-from ddit.world import CLASSES, COLORS, PRESETS, Scene, make_scene, question, render
-from ddit.world.captions import NUMBERS, RELATIONS, phrase, scene_relation
+from ddit.world import CLASSES, COLORS, PRESETS, Scene, make_scene, make_question, render
+from ddit.world.captions import NUMBERS, RELATIONS, phrase, find_relation
 
 HERE = Path(__file__).parent
 
@@ -70,7 +70,7 @@ def by_color(scene: Scene, rng: random.Random) -> tuple[str, str, list[str]] | N
 
 
 def by_number(scene: Scene, rng: random.Random) -> tuple[str, str, list[str]] | None:
-    asked = question(scene, rng, "count") if len(scene.groups) == 1 else None
+    asked = make_question(scene, rng, "count") if len(scene.groups) == 1 else None
     if asked is None:
         return None
     group = scene.groups[0]
@@ -79,7 +79,7 @@ def by_number(scene: Scene, rng: random.Random) -> tuple[str, str, list[str]] | 
 
 
 def by_place(scene: Scene, rng: random.Random) -> tuple[None, str, list[str]] | None:
-    relation = scene_relation(scene)
+    relation = find_relation(scene)
     if relation is None:
         return None
     first, second = (phrase(group.class_name, group.color) for group in scene.groups)
@@ -87,7 +87,7 @@ def by_place(scene: Scene, rng: random.Random) -> tuple[None, str, list[str]] | 
 
 
 def by_presence(scene: Scene, rng: random.Random) -> tuple[str, str, list[str]] | None:
-    asked = question(scene, rng, "exists")
+    asked = make_question(scene, rng, "exists")
     return None if asked is None else (asked.text, asked.answer, [])
 
 

@@ -34,13 +34,13 @@ from ddit.world import (
     Scene,
     SceneObject,
     WorldConfig,
-    captions,
+    list_captions,
     detect,
     make_scene,
     render,
 )
 from ddit.world.detector import iou
-from ddit.world.scenes import allowed
+from ddit.world.scenes import is_allowed
 from ddit.world.sprites import has_natural_color
 
 HERE = Path(__file__).parent
@@ -114,7 +114,7 @@ def clipped(item: SceneObject, size: int) -> tuple[int, int, int, int]:
 
 
 def caption_of(scene: Scene) -> str:
-    return next(text for text in captions(scene) if text.startswith(OPENING))
+    return next(text for text in list_captions(scene) if text.startswith(OPENING))
 
 
 def make_cases(world: WorldConfig, split: str, count: int) -> list[Case]:
@@ -137,7 +137,7 @@ def changed(scene: Scene, rng: random.Random) -> Case:
         objects = list(scene.objects)
         objects[which] = replace(objects[which], class_name=name, color=color, style=style)
         after = replace(scene, objects=tuple(objects))
-        if (color or has_natural_color(name, style)) and allowed(scene.split, after.groups):
+        if (color or has_natural_color(name, style)) and is_allowed(scene.split, after.groups):
             return Case(scene, after, which)
 
 

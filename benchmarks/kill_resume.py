@@ -36,7 +36,7 @@ def make_config(root: Path, num_steps: int, checkpoint_steps: int) -> DualRun:
     assert isinstance(config, DualRun)
     report = replace(
         config.report, checkpoint_steps=checkpoint_steps, num_held_out=0, tensorboard=False, peak_tflops=1.0,
-        log_every=10, evaluate_every=10**9, sheet_every=10**9,
+        log_every=10, evaluate_every=10**9, grid_every=10**9,
     )  # fmt: skip
     plain = [
         tuple(replace(s, latents=None) for s in sources) for sources in (config.data.t2i, config.data.i2t)

@@ -28,7 +28,7 @@ from ddit.eval.geneval import geneval_figures, judge_images
 from ddit.eval.report import code_version, model_hash
 from ddit.model.folders import resolve
 from ddit.pipeline import Pipeline
-from ddit.world import PRESETS, TAGS, Prompt, geneval_prompts
+from ddit.world import PRESETS, TAGS, Prompt, make_prompts
 
 HERE = Path(__file__).parent
 COLUMNS = (
@@ -114,7 +114,7 @@ def run(options: argparse.Namespace) -> list[tuple[ImageSampling, dict[str, Any]
     done = {entry["key"]: entry for entry in map(json.loads, lines)}
     pipeline = Pipeline.from_pretrained(options.model)
     weights = model_hash(resolve(options.model))
-    prompts = geneval_prompts(PRESETS[options.preset], options.prompts, split=options.split, seed=0)
+    prompts = make_prompts(PRESETS[options.preset], options.prompts, split=options.split, seed=0)
     rows = []
     for cfg in settings(options):
         key = key_of(cfg, weights, options)

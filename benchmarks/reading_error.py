@@ -14,7 +14,7 @@ from PIL import Image
 
 from ddit.inference.text_generator import WritingOptions
 from ddit.pipeline import Pipeline
-from ddit.world import PRESETS, make_scene, question, render
+from ddit.world import PRESETS, make_scene, make_question, render
 
 NUM_SCENES = 32
 KEPT: tuple[WritingOptions, ...] = (
@@ -29,7 +29,7 @@ def main() -> None:
     pipeline = Pipeline.from_pretrained(parser.parse_args().model, device="cpu")
     scenes = [make_scene(PRESETS["fixed"], "test", index) for index in range(NUM_SCENES)]
     images = [Image.fromarray(render(scene)) for scene in scenes]
-    asked = [question(scene, random.Random(index)) for index, scene in enumerate(scenes)]
+    asked = [make_question(scene, random.Random(index)) for index, scene in enumerate(scenes)]
     questions = [item.text for item in asked if item is not None]
     assert len(questions) == NUM_SCENES
     print(

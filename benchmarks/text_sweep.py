@@ -26,7 +26,7 @@ from tqdm import tqdm
 from ddit.eval.report import code_version
 from ddit.inference.text_generator import WritingOptions
 from ddit.pipeline import Pipeline
-from ddit.world import PRESETS, Scene, caption_is_right, make_scene, question, render
+from ddit.world import PRESETS, Scene, caption_is_right, make_scene, make_question, render
 
 HERE = Path(__file__).parent
 LONGEST = 16  # passes: every position has one of its own
@@ -92,7 +92,7 @@ def tasks(num: int, seed: int, split: str) -> Iterator[Task]:
 
 
 def questions_of(scenes: Iterable[Scene], seed: int) -> list[tuple[str, str]]:
-    asked = (question(scene, random.Random(f"{seed}/{index}")) for index, scene in enumerate(scenes))
+    asked = (make_question(scene, random.Random(f"{seed}/{index}")) for index, scene in enumerate(scenes))
     return [(found.text, found.answer) for found in asked if found is not None]
 
 

@@ -65,7 +65,7 @@ def test_from_raw_files_to_a_folder_that_answers(tmp_path: Path):
     }
     quick = {
         "global_batch_size": 32, "optimizer__warmup_steps": 5, "report__log_every": 5, "report__evaluate_every": 1000,
-        "report__num_held_out": 16, "report__num_sheet": 8, "report__sheet_every": 1000, "report__sheet_steps": 4,
+        "report__num_held_out": 16, "report__num_grid": 8, "report__grid_every": 1000, "report__grid_sampling__num_steps": 4,
     }  # fmt: skip
     ddit(
         "train", "mini-image", "--root", runs,

@@ -40,27 +40,26 @@ from typer.testing import CliRunner
 
 from ddit.cli import app
 from ddit.config.runs import DualRun, save_config
-from ddit.diffusion.flow import ImageSampling
-from ddit.diffusion.unmasking import ORDERS
+from ddit.diffusion.flow import num_evaluations, sampling_times
 from ddit.inference.batching import Step
 from ddit.inference.editing import box_mask
 from ddit.inference.scoring import Score
 from ddit.pipeline import Pipeline
 from ddit.recipes import build
 from ddit.serve.api import create_app
+from ddit.settings import ORDERS, ImageSampling
 from ddit.train.stages import run_stage
 from ddit.train.teacher import TEACHER_FILE
 from ddit.world import (
     PRESETS,
     QUESTION_KINDS,
-    DetectorNet,
-    captions,
-    detect,
-    geneval_prompts,
+    list_captions,
+    make_prompts,
+    make_question,
     make_scene,
-    question,
     render,
 )
+from ddit.world.detector import DetectorNet, detect
 
 HERE = Path(__file__).parent
 FILE = HERE / "golden.json"
@@ -264,8 +263,8 @@ def generate_by_each_sampler() -> dict[str, Any]:
 @case
 def generate_by_draw_configs() -> dict[str, Any]:
     configs = {
-        f"{solver}_{name}": ImageSampling(num_steps=6, guidance_scale=3.0, solver=solver, **changes)
-        for solver in ("euler", "dpm", "adams")
+        f"{sampler}_{name}": {"num_steps": 6, "guidance_scale": 3.0, "sampler": sampler, **changes}
+        for sampler in ("euler", "dpm", "adams")
         for name, changes in {
             "interval": {"guidance_interval": (0.3, 0.9)},
             "rescale": {"guidance_rescale": 0.7},
@@ -273,18 +272,19 @@ def generate_by_draw_configs() -> dict[str, Any]:
             "all": {"shift": 5.0, "guidance_interval": (0.1, 0.8), "guidance_rescale": 0.3},
         }.items()
     }
-    found = {name: drawn("generate", PROMPTS[:2], seed=1, sampler=cfg) for name, cfg in configs.items()}
-    times = {name: [cfg.num_evaluations, *cfg.times.tolist()] for name, cfg in configs.items()}
+    found = {name: drawn("generate", PROMPTS[:2], seed=1, **given) for name, given in configs.items()}
+    samplings = {name: ImageSampling(**given) for name, given in configs.items()}
+    times = {name: [num_evaluations(cfg), *sampling_times(cfg).tolist()] for name, cfg in samplings.items()}
     return {"drawn": found, "times": times}
 
 
 @case
 def generate_at_other_sizes() -> dict[str, Any]:
-    by_size = ImageSampling(num_steps=4, guidance_scale=2.0, solver="dpm", shift_by_size=True)
+    by_size = {"num_steps": 4, "guidance_scale": 2.0, "sampler": "dpm", "shift_by_size": True}
     return {
         "wide": drawn("generate", PROMPTS[:2], height=48, width=96, num_steps=4),
         "large": drawn("generate", PROMPTS[:2], height=128, width=128, num_steps=4),
-        "shift_by_size": drawn("generate", PROMPTS[:2], height=96, width=128, sampler=by_size),
+        "shift_by_size": drawn("generate", PROMPTS[:2], height=96, width=128, **by_size),
         "joint": drawn("generate", ["a red dog", "a cat"], model=joint_model(), height=16, width=32),
     }
 
@@ -371,7 +371,7 @@ def written(verb: str, *given: Any, model: Pipeline | None = None, **options: An
 @case
 def caption_by_the_models_settings() -> dict[str, Any]:
     many = [picture(number) for number in range(12)]
-    looked = mini().look(picture(3))
+    looked = mini().encode_image(picture(3))
     return {
         "many": mini().caption(many, batch_size=5),
         "traced": written("caption", pictures()),
@@ -400,7 +400,7 @@ def caption_hot() -> dict[str, Any]:
         f"{order}_{top_p:g}": written(
             "caption", pictures(), order=order, temperature=2.5, top_p=top_p, num_steps=16, seed=5
         )
-        for order in ("random", "first-hitting", "confidence", "entropy")
+        for order in ("random", "confidence", "entropy")
         for top_p in (1.0, 0.7)
     }
 
@@ -433,7 +433,7 @@ def caption_options() -> dict[str, Any]:
         "text_refresh_never": {"order": "random", "text_refresh": 0, "temperature": 1.0},
         "image_refresh": {"order": "confidence", "image_refresh": 3},
         "together": {
-            "order": "first-hitting",
+            "order": "random",
             "temperature": 1.3,
             "top_p": 0.9,
             "block_size": 4,
@@ -559,7 +559,7 @@ def a_saved_model() -> dict[str, Any]:
 
 @case
 def a_text_encoder_in_8_bit() -> dict[str, Any]:
-    model = Pipeline.from_pretrained("mini", device="cpu", text_encoder="int8")
+    model = Pipeline.from_pretrained("mini", device="cpu", int8=True)
     return {
         "captions": model.caption(pictures()),
         "scores": scored(model.score(picture(0), PROMPTS, num_samples=4)),
@@ -572,12 +572,12 @@ def the_world() -> dict[str, Any]:
     found: dict[str, Any] = {}
     for name, world in PRESETS.items():
         scenes = [make_scene(world, split, index) for split in ("test", "train") for index in range(4)]
-        asked = [question(scene, random.Random(7), kind) for scene in scenes[:3] for kind in QUESTION_KINDS]
+        asked = [make_question(scene, random.Random(7), kind) for scene in scenes[:3] for kind in QUESTION_KINDS]
         found[name] = {
             "pictures": seen(*[render(scene) for scene in scenes]),
-            "captions": [captions(scene)[:2] for scene in scenes],
+            "captions": [list_captions(scene)[:2] for scene in scenes],
             "questions": [None if one is None else [one.text, one.answer] for one in asked],
-            "prompts": [[one.tag, one.text] for one in geneval_prompts(world, 2, split="test")],
+            "prompts": [[one.tag, one.text] for one in make_prompts(world, 2, split="test")],
         }
     seen_objects = detect(np.stack([np.asarray(picture(number)) for number in range(4)]))
     return {"presets": found, "detected": [[one._asdict() for one in some] for some in seen_objects]}
@@ -742,7 +742,7 @@ def joint_run(name: str, **changes: Any) -> DualRun:
     """Ten steps with every loss on, in float32 and from scratch; Muon, the recipe's own optimiser."""
     config = build("tiny-stage1", chain())
     assert isinstance(config, DualRun)
-    report = replace(config.report, tensorboard=False, peak_tflops=1.0, evaluate_every=1000, sheet_every=1000)
+    report = replace(config.report, tensorboard=False, peak_tflops=1.0, evaluate_every=1000, grid_every=1000)
     changes = {"init": None, "compute_dtype": "float32", "max_steps": 10, "report": report, **changes}
     return replace(config, out=str(scratch() / name), **changes)
 

@@ -16,13 +16,13 @@ from ddit.world import (
     PRESETS,
     Scene,
     caption_is_right,
-    detect,
-    geneval_prompts,
-    judge,
+    check_detections,
+    make_prompts,
+    make_question,
     make_scene,
-    question,
     render,
 )
+from ddit.world.detector import detect
 
 WORLD = PRESETS["fixed"]
 
@@ -59,10 +59,10 @@ def test_it_is_at_most_40_mb_of_safetensors_and_text() -> None:
     ],
 )
 def test_it_draws_what_is_asked(mini: Pipeline, tag: str, share: float) -> None:
-    prompts = [prompt for prompt in geneval_prompts(WORLD, 20, split="test") if prompt.tag == tag]
+    prompts = [prompt for prompt in make_prompts(WORLD, 20, split="test") if prompt.tag == tag]
     images = mini.generate([prompt.text for prompt in prompts], batch_size=20)
     found = detect(np.stack([np.asarray(image) for image in images]))
-    assert np.mean([judge(prompt, seen) for prompt, seen in zip(prompts, found, strict=True)]) >= share
+    assert np.mean([check_detections(prompt, seen) for prompt, seen in zip(prompts, found, strict=True)]) >= share
 
 
 def test_it_captions_single_objects(mini: Pipeline) -> None:
@@ -78,7 +78,7 @@ def test_it_captions_single_objects(mini: Pipeline) -> None:
     ("kind", "share"), [("color", 0.85), ("what", 0.85), ("count", 0.8), ("exists", 0.85), ("relation", 0.85)]
 )
 def test_it_answers(mini: Pipeline, kind: str, share: float) -> None:
-    asked = [(scene, question(scene, random.Random(scene.index), kind)) for scene in unseen(400)]
+    asked = [(scene, make_question(scene, random.Random(scene.index), kind)) for scene in unseen(400)]
     pairs = [(scene, one) for scene, one in asked if one is not None][:60]
     answers = mini.answer(
         [picture(scene) for scene, _ in pairs], [one.text for _, one in pairs], batch_size=60

@@ -1,6 +1,7 @@
 """Tiny random models made on the fly, for the tests of what loads, saves and uses them."""
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -10,8 +11,8 @@ from diffusers.models.transformers.transformer_sd3 import SD3Transformer2DModel
 from ddit.model import DualDiT, DualDiTConfig
 from ddit.model.encoders import ImageCodec, TextCodec, build_tokenizer, tiny_t5
 from ddit.pipeline import Pipeline
-from ddit.settings import ModelSettings
 from ddit.prompts import MINI
+from ddit.settings import ImageSampling, ModelSettings
 
 WORDS = "a photo of the dog cat car red blue green is there what color how many one two three yes no q: a:"
 
@@ -67,12 +68,11 @@ def tiny_pipeline(**changes) -> Pipeline:
     with torch.no_grad():
         transformer.text_proj_out.bias[text.eos_token_id] -= 5  # texts of some length
     settings = ModelSettings(
-        prompt_style=MINI.to_dict(),
+        prompt_style=asdict(MINI),
         image_size=32,
         prompt_length=10,
         text_length=12,
-        num_steps=3,
-        guidance_scale=2.0,
+        image_sampling=ImageSampling(num_steps=3, guidance_scale=2.0),
         caption_steps=4,
         answer_steps=3,
     )

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ddit.inference.image_grid import image_grid
 from ddit.pipeline import Pipeline
-from ddit.world import PRESETS, geneval_prompts
+from ddit.world import PRESETS, make_prompts
 
 
 def main() -> None:
@@ -18,7 +18,7 @@ def main() -> None:
     parser.add_argument("--world", default="fixed", choices=list(PRESETS))
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
-    texts = [prompt.text for prompt in geneval_prompts(PRESETS[options.world], 4, seed=options.seed)]
+    texts = [prompt.text for prompt in make_prompts(PRESETS[options.world], 4, seed=options.seed)]
     images = Pipeline.from_pretrained(options.model).generate(texts, seed=options.seed)
     image_grid(images, texts, columns=8).save(options.out)
 

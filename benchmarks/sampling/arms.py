@@ -27,7 +27,7 @@ from ddit.eval.geneval import geneval_figures, judge_images
 from ddit.eval.world_tasks import WorldSplit
 from ddit.inference.text_generator import ReadOptions
 from ddit.pipeline import Pipeline
-from ddit.world import PRESETS, geneval_prompts
+from ddit.world import PRESETS, make_prompts
 
 RIVAL = ""
 
@@ -351,7 +351,7 @@ def world_text(
 def world_pictures(ours: ImageSampling, *, count: int, preset: str) -> DrawTask:
     """GenEval's prompts in the small world, `count` in all, its categories in turns, with the world's judge."""
     each = -(-count // 6)
-    made = geneval_prompts(PRESETS[preset], each)
+    made = make_prompts(PRESETS[preset], each)
     prompts = [made[tag * each + k] for k in range(each) for tag in range(len(made) // each)][:count]
 
     def score(outputs: list) -> Score:

@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from ddit.pipeline import Pipeline
-from ddit.world import PRESETS, caption, make_scene, question, render
+from ddit.world import PRESETS, make_caption, make_scene, make_question, render
 
 LEVELS = 1
 """By how much of 255 a picture of a batch may differ from that of a single call."""
@@ -59,7 +59,7 @@ def make_requests(
 
 def _request(pipeline: Pipeline, kind: str, scene: Any, rng: random.Random, *, seed: int) -> Request:
     if kind == "picture":
-        prompt = caption(scene, rng)
+        prompt = make_caption(scene, rng)
         expected = np.asarray(pipeline.generate(prompt, seed=seed)[0], dtype=int)
         return Request(kind, "/v1/images/generations", {"prompt": prompt, "seed": seed}, expected)
     picture = Image.fromarray(render(scene))
@@ -70,7 +70,7 @@ def _request(pipeline: Pipeline, kind: str, scene: Any, rng: random.Random, *, s
     if kind == "caption":
         text = pipeline.caption(picture, seed=seed)[0]
     else:
-        asked = question(scene, rng)
+        asked = make_question(scene, rng)
         assert asked is not None  # without a kind there always is one
         parts.append({"type": "text", "text": asked.text})
         text = pipeline.answer(picture, asked.text, seed=seed)[0]

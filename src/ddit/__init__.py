@@ -1,3 +1,3 @@
-"""D-DiT: one diffusion transformer that draws pictures from text and reads text from pictures."""
+"""D-DiT: one diffusion transformer that generates images from text and text from images."""
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"

@@ -10,7 +10,7 @@ import uuid
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from safetensors import SafetensorError, safe_open
 
@@ -18,19 +18,22 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
+Json = TypeVar("Json", dict[str, Any], list[Any])
+
 PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object; ValueError in one line if it is missing or broken."""
+def read_json(path: Path, kind: type[Json] = dict) -> Json:
+    """A JSON object, or a list; ValueError in one line if it is missing, broken or of another kind."""
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ValueError(f"'{path.parent}' is incomplete: it has no {path.name}") from None
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
         raise ValueError(f"'{path}' is not valid JSON: {error}") from None
-    if not isinstance(values, dict):
-        raise ValueError(f"'{path}' should hold a JSON object, not a {type(values).__name__}")
+    if not isinstance(values, kind):
+        wanted = "object" if kind is dict else "list"
+        raise ValueError(f"'{path}' should hold a JSON {wanted}, not a {type(values).__name__}")
     return values
 
 

@@ -12,7 +12,7 @@ from ddit.data.samples import Source
 from ddit.data.sources import WorldSource, open_source
 from ddit.data.sources.guess import Hints, guess_source
 from ddit.data.world_files import FORMS, NUM_ANSWERS, WorldScenes, write_world
-from ddit.world import PRESETS, caption_is_right, make_scene, render, vocabulary
+from ddit.world import PRESETS, caption_is_right, make_scene, render, list_vocabulary
 
 NUM = 25
 WORLD = PRESETS["fixed"]
@@ -84,7 +84,7 @@ def test_conversations_have_several_true_turns_and_some_no_picture(tmp_path: Pat
         for t in s.turns
         for w in f"{t.question} {t.answer}".replace("?", "").replace(".", "").split()
     }
-    assert words <= set(vocabulary())
+    assert words <= set(list_vocabulary())
 
 
 def test_questions_have_ten_answers_that_nearly_agree(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ import pytest
 
 from ddit.eval.captioning import cider, score_captions, tokenize_caption
 from ddit.eval.items import Item
-from ddit.world import PRESETS, captions, make_scene
+from ddit.world import PRESETS, list_captions, make_scene
 
 REFERENCE = json.loads((Path(__file__).parent / "data" / "cider_reference.json").read_text())["captions"]
 
@@ -49,14 +49,14 @@ def test_captions_of_the_world_are_right_only_in_every_attribute() -> None:
     scenes = [make_scene(PRESETS["fixed"], "test", index) for index in range(40)]
     scene = next(s for s in scenes if s.kind == "two" and all(o.color for o in s.objects))
     single = next(s for s in scenes if s.kind == "single")
-    texts = captions(scene)
+    texts = list_captions(scene)
     items = [
-        Item(str(i), Path("p.png"), None, {"references": captions(of)}, of)
+        Item(str(i), Path("p.png"), None, {"references": list_captions(of)}, of)
         for i, of in enumerate((scene, scene, single, scene))
     ]
     colorless = texts[0].replace(f"{scene.objects[0].color} ", "")
     swapped = texts[0].replace(str(scene.objects[0].color), "grey")
-    outcome = score_captions(items, [texts[0], swapped, captions(single)[0], colorless])
+    outcome = score_captions(items, [texts[0], swapped, list_captions(single)[0], colorless])
     assert outcome.scores == [1, 0, 1, 0]
     figures = {figure.name: figure.value for figure in outcome.figures}
     assert figures["every attribute"] == 0.5

@@ -14,7 +14,7 @@ from ddit.eval.geneval import (
     write_grid,
     write_metadata,
 )
-from ddit.world import PRESETS, Detection, Prompt, geneval_prompts, judge, make_scene, render
+from ddit.world import PRESETS, Detection, Prompt, make_prompts, check_detections, make_scene, render
 
 DOGS = Prompt(
     "a photo of two dogs", "counting", [{"class": "dog", "count": 2}], [{"class": "dog", "count": 3}]
@@ -40,7 +40,7 @@ def seen(
 
 @pytest.mark.parametrize(("number", "right"), [(0, False), (1, False), (2, True), (3, False), (4, False)])
 def test_counting_is_exact(number: int, right: bool) -> None:
-    assert judge(DOGS, [seen("dog", 10 * i) for i in range(number)]) == right
+    assert check_detections(DOGS, [seen("dog", 10 * i) for i in range(number)]) == right
 
 
 @pytest.mark.parametrize(
@@ -58,19 +58,19 @@ def test_counting_is_exact(number: int, right: bool) -> None:
     ],
 )
 def test_positions_go_by_the_centres_with_the_official_margin(x: float, y: float, right: bool) -> None:
-    assert judge(LEFT, [seen("cat", 30, 30), seen("dog", 30 + x, 30 + y)]) == right
+    assert check_detections(LEFT, [seen("cat", 30, 30), seen("dog", 30 + x, 30 + y)]) == right
 
 
 def test_colours_are_bound_to_their_object() -> None:
-    assert judge(BOUND, [seen("dog", color="red"), seen("cat", color="blue")])
-    assert not judge(BOUND, [seen("dog", color="blue"), seen("cat", color="red")])
-    assert not judge(BOUND, [seen("dog", color="red"), seen("cat", color=None)])
+    assert check_detections(BOUND, [seen("dog", color="red"), seen("cat", color="blue")])
+    assert not check_detections(BOUND, [seen("dog", color="blue"), seen("cat", color="red")])
+    assert not check_detections(BOUND, [seen("dog", color="red"), seen("cat", color=None)])
 
 
 def test_of_several_the_surest_is_judged() -> None:
     cat = seen("cat", color="blue")
-    assert judge(BOUND, [seen("dog", color="green", score=0.5), seen("dog", color="red", score=0.8), cat])
-    assert not judge(BOUND, [seen("dog", color="green", score=0.8), seen("dog", color="red", score=0.5), cat])
+    assert check_detections(BOUND, [seen("dog", color="green", score=0.5), seen("dog", color="red", score=0.8), cat])
+    assert not check_detections(BOUND, [seen("dog", color="green", score=0.8), seen("dog", color="red", score=0.5), cat])
 
 
 def test_overall_is_the_mean_of_the_categories_not_of_the_pictures() -> None:
@@ -113,7 +113,7 @@ def test_the_folder_is_the_official_one(tmp_path: Path) -> None:
 
 
 def test_prompts_are_read_as_they_were_written(tmp_path: Path) -> None:
-    prompts = geneval_prompts(PRESETS["fixed"], 5)
+    prompts = make_prompts(PRESETS["fixed"], 5)
     path = tmp_path / "evaluation_metadata.jsonl"
     path.write_text("".join(json.dumps(prompt.to_json()) + "\n" for prompt in prompts))
     assert read_prompts(path) == prompts

@@ -17,7 +17,7 @@ from ddit.eval.vqa import read_gqa, read_vizwiz, read_vqav2
 from ddit.eval.world_tasks import WorldSplit, observed, pope_absent, read_world, write_eval_data
 from ddit.eval.yesno import COARSE, POPE_FILES, read_mme, read_pope
 from ddit.recipes import build, recipe_names
-from ddit.world import PRESETS, SPLITS, caption_is_right, held_out, make_scene, render
+from ddit.world import PRESETS, SPLITS, caption_is_right, is_held_out, make_scene, render
 
 WORLD = WorldSplit(PRESETS["fixed"], "test", num=40, num_prompts=3, seed=1)
 
@@ -87,7 +87,7 @@ def test_popular_and_adversarial_follow_the_training_split() -> None:
     adversarial = pope_absent(scene, "adversarial", 3, random.Random(0))
     assert [together[n] for n in adversarial] == sorted(together.values(), reverse=True)[:3]
     # what training never shows together is never a likely companion
-    assert all(not seen.together[a, b] for a, b in seen.together if held_out(a, b))
+    assert all(not seen.together[a, b] for a, b in seen.together if is_held_out(a, b))
 
 
 def test_mme_has_a_yes_and_a_no_for_each_picture(folder: Path) -> None:

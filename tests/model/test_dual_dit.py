@@ -278,7 +278,7 @@ def test_latents_that_do_not_fit_are_refused(latents_size: tuple[int, int], mess
     ("change", "message"),
     [
         ({"num_heads": 3}, "hidden_size 32 is not a multiple of num_heads 3"),
-        ({"qk_norm": "layer"}, "qk_norm 'layer'"),
+        ({"qk_norm": "layer"}, "qk_norm must be rms_norm, got 'layer'"),
         ({"dual_attention_layers": (3,)}, "exceed depth 3"),
     ],
 )

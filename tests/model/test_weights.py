@@ -120,7 +120,7 @@ def test_published_configuration_with_the_keys_of_sd3():
         ({"num_layer": 3}, "unknown key num_layer"),
         ({"caption_projection_dim": 7}, "caption_projection_dim is 7, but this model needs 32"),
         ({"out_channels": 8}, "out_channels is 8"),
-        ({"qk_norm": "layer_norm"}, "qk_norm 'layer_norm'"),
+        ({"qk_norm": "layer_norm"}, "qk_norm must be rms_norm, got 'layer_norm'"),
     ],
 )
 def test_a_wrong_configuration_is_named(change: dict, message: str):

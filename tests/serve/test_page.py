@@ -22,7 +22,7 @@ from ddit.serve.engine import Engine
 from ddit.serve.jobs import Job, Limits
 from ddit.serve.page_examples import ANY, SMALL_WORLD, examples_for, scene_sample, with_blanks
 from ddit.serve.page_runs import Runs, painted
-from ddit.world import PRESETS, caption_is_right, make_scene, vocabulary
+from ddit.world import PRESETS, caption_is_right, make_scene, list_vocabulary
 
 CODEC = tiny_text_codec()
 MASK, END = CODEC.mask_token_id, CODEC.eos_token_id
@@ -37,7 +37,7 @@ def settled(*passes: tuple[list[int], list[float]]) -> list[view.Words]:
 
 
 def world_codec(extra: Sequence[str] = ()) -> TextCodec:
-    tokenizer = build_tokenizer([*vocabulary(), *extra])
+    tokenizer = build_tokenizer([*list_vocabulary(), *extra])
     return TextCodec(tokenizer, tiny_t5(len(tokenizer), d_model=8, num_layers=1, num_heads=1, d_ff=8))
 
 

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 from tiny_models import tiny_pipeline
 
-from ddit.world import held_out, parse_caption, vocabulary
+from ddit.world import is_held_out, parse_caption, list_vocabulary
 from tools.demo_page import TASKS, Card, Task, main, make_page, run_tasks
 
 TINY_TASKS = (
@@ -49,15 +49,15 @@ def test_texts_are_escaped_and_an_empty_one_is_said_to_be() -> None:
 
 def test_six_prompts_are_in_the_worlds_words_and_none_is_held_out() -> None:
     assert len({task.prompt for task in TASKS}) == len(TASKS) == 6
-    known = set(vocabulary())
+    known = set(list_vocabulary())
     for task in TASKS:
         for text in (task.prompt, task.question):
             assert set(re.findall(r"[\w:]+|[,.?]", text)) <= known
         description = parse_caption(task.prompt)
         assert description is not None
         names = [group.class_name for group in description.groups]
-        assert not held_out(names[0], names[-1])
-        assert not any(held_out(group.class_name, group.color) for group in description.groups)
+        assert not is_held_out(names[0], names[-1])
+        assert not any(is_held_out(group.class_name, group.color) for group in description.groups)
 
 
 def test_an_unknown_model_is_one_line(tmp_path) -> None:

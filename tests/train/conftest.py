@@ -38,7 +38,7 @@ def joint(root: Path, tmp_path: Path) -> DualRun:
 def plain(joint: DualRun) -> DualRun:
     """The same run with AdamW at the published rate, which does not magnify rounding as Muon does; nothing shown."""
     optimizer = replace(joint.optimizer, name="adamw", lr=3e-5)
-    report = replace(joint.report, evaluate_every=1000, sheet_every=1000, num_held_out=0)
+    report = replace(joint.report, evaluate_every=1000, grid_every=1000, num_held_out=0)
     return replace(joint, optimizer=optimizer, report=report)
 
 

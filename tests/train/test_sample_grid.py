@@ -28,7 +28,7 @@ from ddit.train.sample_grid import (
     write_table,
 )
 
-CFG = ReportConfig(sheet_steps=3, sheet_guidance=2.0)
+CFG = ReportConfig(grid_sampling=ImageSampling(num_steps=3, guidance_scale=2.0, shift=2.0))
 TURNS = [
     Turn("how many dog", "two"),
     Turn(None, "a red dog"),

@@ -12,7 +12,7 @@ from ddit.train.loop import train
 
 def test_a_run_shows_its_rate_its_pictures_and_its_texts(joint: DualRun) -> None:
     joint = replace(
-        joint, max_steps=2, report=replace(joint.report, sheet_every=1, peak_tflops=0.01, tensorboard=True)
+        joint, max_steps=2, report=replace(joint.report, grid_every=1, peak_tflops=0.01, tensorboard=True)
     )
     out = train(joint)
     rates = [event for event in read_log(out / "log.jsonl") if "pairs_per_second" in event]
@@ -26,8 +26,8 @@ def test_a_run_shows_its_rate_its_pictures_and_its_texts(joint: DualRun) -> None
     ]  # fmt: skip
     rows = [json.loads(line) for line in (out / "sheets" / "0000002.jsonl").read_text().splitlines()]
     captions, answers = ([row for row in rows if (row["question"] is None) == kind] for kind in (True, False))
-    assert len(captions) == joint.report.num_sheet
-    assert 0 < len(answers) <= joint.report.num_sheet
+    assert len(captions) == joint.report.num_grid
+    assert 0 < len(answers) <= joint.report.num_grid
     assert all(row["truth"] for row in rows)
     assert read_image(out / "sheets" / "pictures" / f"{rows[0]['picture']}.png").size == (128, 128)
 

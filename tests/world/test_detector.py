@@ -6,18 +6,16 @@ from ddit.world import (
     PRESETS,
     TAGS,
     Detection,
-    DetectorNet,
     Prompt,
-    detect,
-    geneval_prompts,
-    held_out,
-    judge,
-    load_detector,
+    check_detections,
+    is_held_out,
+    make_prompts,
     make_scene,
     render,
 )
-from ddit.world.detector import scene_is_right
-from ddit.world.train_detector import accuracy, train_detector
+from ddit.world.detector import DetectorNet, detect, load_detector, scene_is_right
+from ddit.world.train_detector import train_detector
+from tools.train_detector import measure_accuracy
 
 
 def found(name, color=None, box=(0, 0, 20, 20), score=0.9):
@@ -27,59 +25,63 @@ def found(name, color=None, box=(0, 0, 20, 20), score=0.9):
 LEFT, RIGHT = (2, 20, 28, 46), (36, 20, 62, 46)
 
 
-def wanted(*include, exclude=()):
+def prompt(*include, exclude=()):
     return Prompt("", "", list(include), list(exclude))
 
 
-def test_judge_counts_exactly():
-    three = wanted({"class": "dog", "count": 3}, exclude=[{"class": "dog", "count": 4}])
-    assert not judge(three, [found("dog")] * 2)
-    assert judge(three, [found("dog")] * 3)
-    assert not judge(three, [found("dog")] * 4)
+def test_a_count_must_be_exact():
+    three = prompt({"class": "dog", "count": 3}, exclude=[{"class": "dog", "count": 4}])
+    assert not check_detections(three, [found("dog")] * 2)
+    assert check_detections(three, [found("dog")] * 3)
+    assert not check_detections(three, [found("dog")] * 4)
 
 
-def test_judge_binds_colours_and_prefers_the_surest():
-    both = wanted({"class": "dog", "count": 1, "color": "red"}, {"class": "car", "count": 1, "color": "blue"})
-    assert judge(both, [found("dog", "red"), found("car", "blue")])
-    assert not judge(both, [found("dog", "blue"), found("car", "red")])
-    assert not judge(both, [found("dog", "red", score=0.4), found("dog", "blue"), found("car", "blue")])
+def test_colours_belong_to_their_object_and_the_most_confident_detection_counts():
+    both = prompt({"class": "dog", "count": 1, "color": "red"}, {"class": "car", "count": 1, "color": "blue"})
+    assert check_detections(both, [found("dog", "red"), found("car", "blue")])
+    assert not check_detections(both, [found("dog", "blue"), found("car", "red")])
+    assert not check_detections(
+        both, [found("dog", "red", score=0.4), found("dog", "blue"), found("car", "blue")]
+    )
 
 
-def test_judge_reads_positions():
-    left = wanted({"class": "car", "count": 1}, {"class": "dog", "count": 1, "position": ["left of", 0]})
-    assert judge(left, [found("dog", box=LEFT), found("car", box=RIGHT)])
-    assert not judge(left, [found("dog", box=RIGHT), found("car", box=LEFT)])
-    assert not judge(left, [found("dog", box=LEFT)])
+def test_positions_are_checked():
+    left = prompt({"class": "car", "count": 1}, {"class": "dog", "count": 1, "position": ["left of", 0]})
+    assert check_detections(left, [found("dog", box=LEFT), found("car", box=RIGHT)])
+    assert not check_detections(left, [found("dog", box=RIGHT), found("car", box=LEFT)])
+    assert not check_detections(left, [found("dog", box=LEFT)])
 
 
 def test_prompts_follow_genevals_grammar_and_metadata():
-    prompts = geneval_prompts(PRESETS["fixed"], 20)
+    prompts = make_prompts(PRESETS["fixed"], 20)
     assert [p.tag for p in prompts] == [tag for tag in TAGS for _ in range(20)]
     assert len({p.text for p in prompts}) == len(prompts)
-    assert prompts == geneval_prompts(PRESETS["fixed"], 20)
+    assert prompts == make_prompts(PRESETS["fixed"], 20)
     position = next(p for p in prompts if p.tag == "position").to_json()
     assert position["include"][1]["position"][1] == 0
     assert "exclude" in next(p for p in prompts if p.tag == "counting").to_json()
 
 
 def test_held_out_prompts_name_a_held_out_pair_and_others_none():
-    def names_one(prompt):
-        pairs = [(w["class"], w.get("color")) for w in prompt.include]
-        if len(prompt.include) == 2:
-            pairs.append((prompt.include[0]["class"], prompt.include[1]["class"]))
-        return any(held_out(*pair) for pair in pairs)
+    def names_one(asked):
+        pairs = [(w["class"], w.get("color")) for w in asked.include]
+        if len(asked.include) == 2:
+            pairs.append((asked.include[0]["class"], asked.include[1]["class"]))
+        return any(is_held_out(*pair) for pair in pairs)
 
-    assert all(map(names_one, geneval_prompts(PRESETS["fixed"], 10, split="heldout")))
-    assert not any(map(names_one, geneval_prompts(PRESETS["fixed"], 24)))
+    assert all(map(names_one, make_prompts(PRESETS["fixed"], 10, split="heldout")))
+    assert not any(map(names_one, make_prompts(PRESETS["fixed"], 24)))
 
 
 @pytest.mark.parametrize("name", PRESETS)
-def test_detector_reads_unseen_scenes(name):
-    assert accuracy(load_detector(), PRESETS[name], num_scenes=60, seed=977) >= 0.95
+def test_the_detector_is_right_on_unseen_scenes(name):
+    assert measure_accuracy(load_detector(), PRESETS[name], num_scenes=60, seed=977) >= 0.95
 
 
-def test_detector_reads_held_out_pairs():
-    assert accuracy(load_detector(), PRESETS["fixed"], num_scenes=60, split="heldout", seed=977) >= 0.95
+def test_the_detector_is_right_on_held_out_pairs():
+    assert (
+        measure_accuracy(load_detector(), PRESETS["fixed"], num_scenes=60, split="heldout", seed=977) >= 0.95
+    )
 
 
 def test_a_true_scene_passes_its_own_prompt():
@@ -87,12 +89,12 @@ def test_a_true_scene_passes_its_own_prompt():
     a, b = scene.objects
     colors = {"color": a.color} if a.color else {}
     (seen,) = detect(render(scene)[None])
-    assert judge(
-        wanted({"class": b.class_name, "count": 1}, {"class": a.class_name, "count": 1, **colors}), seen
+    assert check_detections(
+        prompt({"class": b.class_name, "count": 1}, {"class": a.class_name, "count": 1, **colors}), seen
     )
 
 
-def test_an_empty_picture_holds_nothing():
+def test_nothing_is_found_in_an_empty_image():
     assert detect(np.full((2, 64, 64, 3), 190, dtype=np.uint8)) == [[], []]
 
 
@@ -117,11 +119,11 @@ def test_training_is_a_pure_function_and_saving_keeps_the_features(tmp_path):
     )
 
 
-def test_the_judge_is_small():
+def test_the_detector_is_small():
     assert sum(p.numel() for p in DetectorNet().parameters()) <= 700_000
 
 
-def test_wrong_pictures_and_files_are_refused(tmp_path):
+def test_wrong_images_and_files_are_refused(tmp_path):
     with pytest.raises(ValueError, match="float64"):
         detect(np.zeros((1, 64, 64, 3)))
     from safetensors.torch import save_file

@@ -4,6 +4,7 @@ import random
 import numpy as np
 import pytest
 
+from ddit.schema import parse, to_data
 from ddit.world import (
     CLASSES,
     COLORS,
@@ -13,18 +14,18 @@ from ddit.world import (
     SPLITS,
     STYLES,
     WorldConfig,
-    held_out,
+    is_held_out,
     make_scene,
     relative_position,
     render,
 )
-from ddit.world.sprites import RAMPS, has_natural_color, sprite, tile
+from ddit.world.sprites import RAMPS, find_tile, has_natural_color, make_sprite
 
 presets = pytest.mark.parametrize("name", PRESETS)
 
 
 @presets
-def test_scenes_and_their_pictures_are_pure_functions_of_seed_split_and_index(name):
+def test_scenes_and_their_images_are_pure_functions_of_seed_split_and_index(name):
     config = PRESETS[name]
     forwards = [make_scene(config, "train", i, seed=3) for i in range(20)]
     backwards = [make_scene(config, "train", i, seed=3) for i in reversed(range(20))][::-1]
@@ -50,37 +51,37 @@ def test_held_out_pairs_never_occur_in_training_and_always_in_their_own_split(na
     for split, expected in (("train", False), ("val", False), ("test", False), ("heldout", True)):
         for i in range(300):
             scene = make_scene(PRESETS[name], split, i)
-            assert any(held_out(*pair) for pair in pairs(scene)) == expected
+            assert any(is_held_out(*pair) for pair in pairs(scene)) == expected
 
 
 def test_held_out_pairs_are_known_and_leave_every_class_and_colour_its_others():
     assert all(name in CLASSES and color in COLORS for name, color in HELD_OUT_COLORS)
     assert all(a < b and {a, b} <= set(CLASSES) for a, b in HELD_OUT_CLASSES)
-    assert held_out("dog", "cat")
-    assert held_out("cat", "dog")
-    assert not held_out("dog", None)
+    assert is_held_out("dog", "cat")
+    assert is_held_out("cat", "dog")
+    assert not is_held_out("dog", None)
 
 
 @presets
-def test_boxes_lie_inside_the_picture_around_what_was_drawn(name):
+def test_boxes_lie_inside_the_image_around_the_objects(name):
     for i in range(200):
         scene = make_scene(PRESETS[name], "test", i)
-        picture = render(scene).astype(int)
-        assert picture.shape == (64, 64, 3)
+        image = render(scene).astype(int)
+        assert image.shape == (64, 64, 3)
         assert len(scene.objects) <= 4
         for item in scene.objects:
             left, top, right, bottom = item.box
             assert 0 <= left < right <= 64
             assert 0 <= top < bottom <= 64
         empty = np.linspace(*scene.background, 64)[:, None]
-        is_drawn = np.abs(picture - empty).max(axis=-1) > 20
+        is_object = np.abs(image - empty).max(axis=-1) > 20
         covered = np.zeros((64, 64), dtype=bool)
         for left, top, right, bottom in (o.box for o in scene.objects):
             rows = slice(max(int(top) - 1, 0), int(bottom) + 2)  # within a pixel
             columns = slice(max(int(left) - 1, 0), int(right) + 2)
             covered[rows, columns] = True
-            assert is_drawn[rows, columns].mean() > 0.05
-        assert not (is_drawn & ~covered).any()
+            assert is_object[rows, columns].mean() > 0.05
+        assert not (is_object & ~covered).any()
 
 
 @presets
@@ -115,13 +116,13 @@ def test_scene_truth_is_plain_json():
 
 def test_config_round_trips_and_names_what_is_wrong():
     config = PRESETS["free"]
-    assert WorldConfig.from_json(json.loads(json.dumps(config.to_json()))) == config
+    assert parse(WorldConfig, to_data(config)) == config
     with pytest.raises(ValueError, match="unicorn"):
         WorldConfig(classes=("dog", "unicorn"))
     with pytest.raises(ValueError, match="7"):
         WorldConfig(max_objects=7)
     with pytest.raises(ValueError, match="spam"):
-        WorldConfig.from_json({"spam": 1})
+        parse(WorldConfig, {"spam": 1})
     with pytest.raises(ValueError, match="night"):
         make_scene(config, "night", 0)
 
@@ -139,8 +140,8 @@ def test_tints_differ_from_each_other_and_from_every_background():
         name = rng.choice(CLASSES)
         means = []
         for color in RAMPS:
-            drawn = sprite(name, style, color, 30)
-            means.append(drawn.color.sum(axis=(0, 1)) / (1 - drawn.ground).sum())
+            sprite = make_sprite(name, style, color, 30)
+            means.append(sprite.color.sum(axis=(0, 1)) / (1 - sprite.ground).sum())
         gaps = [np.linalg.norm(a - b) for i, a in enumerate(means) for b in means[:i]]
         assert min(gaps) > 40
 
@@ -148,5 +149,5 @@ def test_tints_differ_from_each_other_and_from_every_background():
 def test_every_class_has_a_sprite_in_every_style():
     for style in STYLES:
         for name in CLASSES:
-            assert (tile(name, style)[..., 3] > 128).mean() > 0.1
+            assert (find_tile(name, style)[..., 3] > 128).mean() > 0.1
         assert any(has_natural_color(name, style) for name in CLASSES)

@@ -11,14 +11,14 @@ from ddit.world import (
     Scene,
     SceneObject,
     WorldConfig,
-    caption,
     caption_is_right,
-    captions,
-    held_out,
+    is_held_out,
+    list_captions,
+    list_vocabulary,
+    make_caption,
+    make_question,
     make_scene,
     parse_caption,
-    question,
-    vocabulary,
 )
 
 CONFIG = PRESETS["fixed"]
@@ -42,14 +42,14 @@ def words(text):
 def test_every_wording_is_right_and_complete():
     for i, s in enumerate(SCENES[:400]):
         rng = random.Random(i)
-        assert all(caption_is_right(s, text, complete=True) for text in captions(s))
-        assert caption(s, rng) in captions(s)
-        assert caption_is_right(s, caption(s, rng, complete=False))
+        assert all(caption_is_right(s, text, complete=True) for text in list_captions(s))
+        assert make_caption(s, rng) in list_captions(s)
+        assert caption_is_right(s, make_caption(s, rng, complete=False))
 
 
 def test_incomplete_captions_sometimes_leave_out_colours_and_relations():
     rng = random.Random(0)
-    texts = {caption(DOG_AND_CAR, rng, complete=False) for _ in range(300)}
+    texts = {make_caption(DOG_AND_CAR, rng, complete=False) for _ in range(300)}
     assert {"a photo of a dog and a car", "a photo of a red dog and a blue car"} <= texts
     assert {"a photo of a dog left of a car", "a photo of a red dog left of a blue car"} <= texts
 
@@ -89,18 +89,18 @@ def test_a_complete_caption_names_colours_and_relation():
 
 
 def test_parse_caption_reads_groups_and_relation():
-    told = parse_caption("a photo of two sheep and an orange apple")
-    assert [tuple(g.__dict__.values()) for g in told.groups] == [("sheep", None, 2), ("apple", "orange", 1)]
-    assert told.relation is None
+    stated = parse_caption("a photo of two sheep and an orange apple")
+    assert [tuple(g.__dict__.values()) for g in stated.groups] == [("sheep", None, 2), ("apple", "orange", 1)]
+    assert stated.relation is None
     assert parse_caption("a dog to the right of a cup").relation == "right of"
 
 
 def test_texts_use_the_vocabulary_and_stay_short():
-    known = set(vocabulary())
+    known = set(list_vocabulary())
     for i, s in enumerate(SCENES):
         rng = random.Random(i)
-        asked = question(s, rng)
-        texts = [caption(s, rng), caption(s, rng, complete=False), f"{asked.text} {asked.answer}"]
+        asked = make_question(s, rng)
+        texts = [make_caption(s, rng), make_caption(s, rng, complete=False), f"{asked.text} {asked.answer}"]
         for text, most in zip(texts, (22, 22, 20), strict=True):
             assert set(words(text)) <= known
             assert len(words(text)) <= most
@@ -112,45 +112,45 @@ def test_texts_use_the_vocabulary_and_stay_short():
      ("exists_color", 0.56), ("exists_count", 0.56)],
 )  # fmt: skip
 def test_no_answer_is_a_good_guess(kind, highest):
-    asked = [question(s, random.Random(i), kind) for i, s in enumerate(SCENES)]
+    asked = [make_question(s, random.Random(i), kind) for i, s in enumerate(SCENES)]
     answers = Counter(q.answer for q in asked if q)
     assert sum(answers.values()) > 150
     assert answers.most_common(1)[0][1] / sum(answers.values()) < highest
 
 
 def test_answers_are_true():
-    assert question(DOG_AND_CAR, random.Random(0), "what") is None
-    assert question(DOG_AND_CAR, random.Random(0), "exists_count") is None
+    assert make_question(DOG_AND_CAR, random.Random(0), "what") is None
+    assert make_question(DOG_AND_CAR, random.Random(0), "exists_count") is None
     for i in range(200):
         rng = random.Random(i)
-        text, answer, _ = question(DOG_AND_CAR, rng, "color")
+        text, answer, _ = make_question(DOG_AND_CAR, rng, "color")
         assert answer == {"dog": "red", "car": "blue"}[words(text)[-2]]
-        text, answer, _ = question(DOG_AND_CAR, rng, "where")
+        text, answer, _ = make_question(DOG_AND_CAR, rng, "where")
         assert (text, answer) in {("what is left of the car?", "dog"), ("what is right of the dog?", "car")}
-        text, answer, _ = question(DOG_AND_CAR, rng, "relation")
+        text, answer, _ = make_question(DOG_AND_CAR, rng, "relation")
         true = {"is the dog left of the car?", "is the car right of the dog?"}
         assert (text in true) == (answer == "yes")
-        text, answer, _ = question(DOG_AND_CAR, rng, "exists")
+        text, answer, _ = make_question(DOG_AND_CAR, rng, "exists")
         assert (text in {"is there a dog?", "is there a car?"}) == (answer == "yes")
-        text, answer, _ = question(DOG_AND_CAR, rng, "exists_color")
+        text, answer, _ = make_question(DOG_AND_CAR, rng, "exists_color")
         assert (text in {"is there a red dog?", "is there a blue car?"}) == (answer == "yes")
-        text, answer, _ = question(THREE_BUSES, rng, "exists_count")
+        text, answer, _ = make_question(THREE_BUSES, rng, "exists_count")
         assert text in {f"are there {number} buses?" for number in ("two", "three", "four")}
         assert (text == "are there three buses?") == (answer == "yes")
-        text, answer, _ = question(DOG_AND_CAR, rng, "unanswerable")
+        text, answer, _ = make_question(DOG_AND_CAR, rng, "unanswerable")
         assert answer == UNANSWERABLE
         assert not {"dog", "car"} & set(words(text))
-    assert question(THREE_BUSES, random.Random(0), "count")[:2] == ("how many buses are there?", "three")
+    assert make_question(THREE_BUSES, random.Random(0), "count")[:2] == ("how many buses are there?", "three")
 
 
 def test_the_default_mixture_holds_every_kind_and_training_names_no_held_out_colour():
-    asked = [question(s, random.Random(i)) for i, s in enumerate(SCENES)]
+    asked = [make_question(s, random.Random(i)) for i, s in enumerate(SCENES)]
     assert {q.kind for q in asked} == set(QUESTION_KINDS)
     for q in asked:
         if q.kind == "exists_color":
-            assert not held_out(*reversed(words(q.text)[-3:-1]))
+            assert not is_held_out(*reversed(words(q.text)[-3:-1]))
 
 
 def test_an_unknown_kind_is_refused():
     with pytest.raises(ValueError, match="why"):
-        question(DOG_AND_CAR, random.Random(0), "why")
+        make_question(DOG_AND_CAR, random.Random(0), "why")

@@ -1,20 +1,20 @@
 """What a user changes in a run: assignments such as "optimizer.lr=1e-3", refused where they would have no effect."""
 
-from __future__ import annotations
-
+import json
 from collections.abc import Iterator, Sequence
 from typing import Any, TypeVar
 
-from ddit.config.data import DataConfig
-from ddit.config.parsing import assign, build, to_data
+from ddit.config.renamed import refuse_old_key
 from ddit.config.runs import DualRun, LatentsRun
-from ddit.world import WorldConfig
+from ddit.errors import near_misses
+from ddit.schema import parse, to_data
+from ddit.world.presets import WorldConfig
 
 Config = TypeVar("Config")
 
 
-def override_run(config: Config, overrides: Sequence[str]) -> Config:
-    """Returns `config` with assignments made; values are JSON, or else plain strings.
+def override_run(config: Config, assignments: Sequence[str]) -> Config:
+    """Returns `config` with assignments made; values are JSON, or else plain texts.
 
     Keys go into lists by index ("data.t2i.0.path=..."), and a list is replaced as a whole by JSON.
 
@@ -23,19 +23,79 @@ def override_run(config: Config, overrides: Sequence[str]) -> Config:
             run that results.
     """
     data, keys = to_data(config), []
-    for assignment in overrides:
-        key, separator, value = assignment.partition("=")
+    for assignment in assignments:
+        key, separator, text = assignment.partition("=")
         if not separator:
             raise ValueError(f"override {assignment!r} is not of the form key=value")
         keys.append(key.strip())
-        assign(type(config), data, keys[-1], value.strip())
-    changed = build(type(config), data)
+        refuse_old_key(keys[-1])
+        _assign(data, keys[-1], text.strip())
+    changed = parse(type(config), data)
     unread = never_read(changed)
     for key in keys:
         for dead, reason in unread.items():
             if key == dead or key.startswith(f"{dead}."):
                 raise ValueError(f"{key} would never be read: {reason}")
     return changed
+
+
+# --- assignments ---
+
+
+def _assign(data: Any, key: str, text: str) -> None:
+    """Sets the dotted `key` in JSON values; an unknown last part is left to the parser, which knows the fields.
+
+    Raises:
+        ValueError: for a key that leads nowhere, with near misses.
+    """
+    node, (*way, last) = data, key.split(".")
+    for depth, part in enumerate(way):
+        node = node[_place(node, part, way[:depth], key, data)]
+    place = _place(node, last, way, key, data, may_be_new=True)
+    old = node[place] if isinstance(place, int) else node.get(place)
+    new = _value(text, old)
+    if place == "kind" and new != old:
+        raise ValueError(f"{key} is {old!r}: give '{'.'.join(way)}' as a whole to change its kind")
+    node[place] = new
+
+
+def _place(node: Any, part: str, way: list[str], key: str, data: Any, may_be_new: bool = False) -> str | int:
+    """`part` of a key as a key of the object or an index of the list that `way` leads to."""
+    if isinstance(node, dict):
+        if part in node or may_be_new:
+            return part
+        raise ValueError(f"unknown key '{key}'{near_misses(key, list_keys(data))}")
+    if not isinstance(node, list):
+        raise ValueError(f"unknown key '{key}': '{'.'.join(way)}' has no fields of its own")
+    if part.isdecimal() and int(part) < len(node):
+        return int(part)
+    entries = f"{len(node)} entr{'y' if len(node) == 1 else 'ies'}"
+    raise ValueError(
+        f"unknown key '{key}': {'.'.join(way)} has {entries}, counted from 0{near_misses(key, list_keys(data))}"
+    )
+
+
+def _value(text: str, old: Any) -> Any:
+    """JSON, or the text itself: if it is no JSON, or in the place of a text, which no number is."""
+    try:
+        value = json.loads(text)
+    except json.JSONDecodeError:
+        return text
+    return text if isinstance(old, str) and not isinstance(value, str | None) else value
+
+
+def list_keys(data: Any, prefix: str = "") -> list[str]:
+    """All dotted keys of JSON values, leaves only; entries of a list of objects by their index."""
+    keys = []
+    for name, value in data.items() if isinstance(data, dict) else enumerate(data):
+        if isinstance(value, dict) or (isinstance(value, list) and value and isinstance(value[0], dict)):
+            keys += list_keys(value, f"{prefix}{name}.")
+        else:
+            keys.append(f"{prefix}{name}")
+    return keys
+
+
+# --- keys without effect ---
 
 
 def never_read(config: Any) -> dict[str, str]:
@@ -53,14 +113,14 @@ def never_read(config: Any) -> dict[str, str]:
 
 
 def _unread_of_optimizer(config: DualRun) -> Iterator[tuple[str, str]]:
-    optimizer, lora = config.optimizer, config.lora
+    optimizer = config.optimizer
     if optimizer.schedule != "linear":
         yield "optimizer.decay_fraction", f"optimizer.schedule is {optimizer.schedule}, not linear"
     if optimizer.schedule == "constant":
         yield "optimizer.final_lr_fraction", "optimizer.schedule is constant"
     if optimizer.name != "muon":
         yield "optimizer.muon_lr", f"optimizer.name is {optimizer.name}, not muon"
-    if lora.rank == 0:
+    if config.lora.rank == 0:
         yield "lora.alpha", "lora.rank is 0"
         yield "lora.dropout", "lora.rank is 0"
     if config.non_finite == "stop":
@@ -73,22 +133,19 @@ def _unread_of_objective(config: DualRun) -> Iterator[tuple[str, str]]:
         yield "objective.alignment_block", "objective.alignment_weight is 0"
     if objective.i2t_fraction == 0:
         for key in ("objective.lambda_text", "objective.text", "data.i2t", "train_mask_embedding"):
-            yield key, "objective.i2t_fraction is 0: no text is read"
+            yield key, "objective.i2t_fraction is 0: no text is trained on"
     if objective.i2t_fraction == 1:
-        keys = [
-            f"objective.{name}" for name in ("caption_dropout", "flow", "alignment_weight", "alignment_block")
-        ]
+        for name in ("caption_dropout", "flow", "alignment_weight", "alignment_block"):
+            yield f"objective.{name}", "objective.i2t_fraction is 1: no image is generated"
         if config.data.i2t:
-            keys.append("data.t2i")
-        for key in keys:
-            yield key, "objective.i2t_fraction is 1: no picture is drawn"
+            yield "data.t2i", "objective.i2t_fraction is 1: no image is generated"
 
 
 def _unread_of_report(config: DualRun) -> Iterator[tuple[str, str]]:
     report = config.report
     if not config.data.held_out or report.num_held_out == 0:
         why = "report.num_held_out is 0" if config.data.held_out else "data.held_out names no source"
-        for name in ("evaluate_every", "sheet_every", "num_sheet"):
+        for name in ("evaluate_every", "grid_every", "num_grid"):
             yield f"report.{name}", why
         if not config.data.held_out:
             yield "report.num_held_out", why
@@ -97,19 +154,14 @@ def _unread_of_report(config: DualRun) -> Iterator[tuple[str, str]]:
 
 
 def _unread_of_data(config: DualRun) -> Iterator[tuple[str, str]]:
-    data, i2t_fraction = config.data, config.objective.i2t_fraction
-    for name in ("t2i", "i2t", "held_out"):
-        sources = getattr(data, name)
-        if len(sources) == 1:
-            yield f"data.{name}.0.weight", f"data.{name} has a single source"
-        for index, source in enumerate(sources):
-            yield from _unread_of_source(source, f"data.{name}.{index}")
-            only_draws = name == "t2i" and (data.i2t or i2t_fraction == 0)
-            if source.kind == "world" and only_draws:
-                yield (
-                    f"data.t2i.{index}.question_fraction",
-                    "the sources in data.t2i are drawn, not asked about",
-                )
+    has_captions_only = bool(config.data.i2t) or config.objective.i2t_fraction == 0
+    for key, source in _sources(config):
+        _, name, index = key.split(".")
+        if len(getattr(config.data, name)) == 1:
+            yield f"{key}.weight", f"data.{name} has a single source"
+        yield from _unread_of_source(source, key)
+        if source.kind == "world" and name == "t2i" and has_captions_only:
+            yield f"data.t2i.{index}.question_fraction", "of the sources in data.t2i only captions are used"
 
 
 def _unread_of_source(source: Any, key: str) -> Iterator[tuple[str, str]]:
@@ -118,21 +170,19 @@ def _unread_of_source(source: Any, key: str) -> Iterator[tuple[str, str]]:
 
 
 def _unread_of_worlds(config: Any) -> Iterator[tuple[str, str]]:
-    for key, world in _worlds(config):
+    own = getattr(config, "world", None)
+    worlds: list[tuple[str, WorldConfig]] = [] if own is None else [("world", own)]
+    worlds += [(f"{key}.world", source.world) for key, source in _sources(config) if source.kind == "world"]
+    for key, world in worlds:
         name = "min_size" if world.layout == "fixed" else "jitter"
         yield f"{key}.{name}", f"{key}.layout is {world.layout}"
 
 
-def _worlds(config: Any) -> Iterator[tuple[str, WorldConfig]]:
-    """Every configuration of a world in a run, by its key."""
-    own = getattr(config, "world", None)
-    if own is not None:
-        yield "world", own
-    sources = [("source", config.source)] if isinstance(config, LatentsRun) else []
-    data = getattr(config, "data", None)
-    if isinstance(data, DataConfig):
+def _sources(config: Any) -> Iterator[tuple[str, Any]]:
+    """Every source of a run, by its key."""
+    if isinstance(config, LatentsRun):
+        yield "source", config.source
+    if isinstance(config, DualRun):
         for name in ("t2i", "i2t", "held_out"):
-            sources += [(f"data.{name}.{i}", source) for i, source in enumerate(getattr(data, name))]
-    for key, source in sources:
-        if source.kind == "world":
-            yield f"{key}.world", source.world
+            for index, source in enumerate(getattr(config.data, name)):
+                yield f"data.{name}.{index}", source

@@ -1,25 +1,26 @@
-"""Run configurations: frozen dataclasses, composed and checked; JSON in and out.
+"""Run configurations: strict dataclasses, composed; JSON in and out.
 
 A run is described by exactly one of the `*Run` classes below, so that every key that it has is read by its stage.
 """
 
-from __future__ import annotations
-
 import json
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Any, Literal
 
-from ddit.config.checks import above_zero, at_least, fraction
-from ddit.config.data import DataConfig, SourceConfig, WorldData
-from ddit.config.parsing import build, to_data
-from ddit.diffusion.flow import FlowConfig
-from ddit.diffusion.masked import MaskedConfig
-from ddit.model import DualDiTConfig
-from ddit.world import WorldConfig
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat
+
+from ddit.config.data import DataConfig, Fraction, SourceConfig, WorldData
+from ddit.config.renamed import rename_keys
+from ddit.model.config import DualDiTConfig
+from ddit.schema import parse, strict, to_data
+from ddit.settings import FlowConfig, ImageSampling, MaskedConfig, PositiveInt
+from ddit.world.presets import WorldConfig
+
+FractionBelowOne = Annotated[float, Field(ge=0, lt=1)]
 
 
-@dataclass(frozen=True)
+@strict
 class OptimizerConfig:
     """Optimiser and schedule; the defaults are the published ones (stage 1).
 
@@ -29,50 +30,38 @@ class OptimizerConfig:
     """
 
     name: Literal["adamw", "muon"] = "adamw"
-    lr: float = 3e-5
-    muon_lr: float = 0.02
-    weight_decay: float = 1e-2
-    betas: tuple[float, float] = (0.9, 0.999)
-    max_grad_norm: float = 2.0
-    warmup_steps: int = 2000
+    lr: PositiveFloat = 3e-5
+    muon_lr: PositiveFloat = 0.02
+    weight_decay: NonNegativeFloat = 1e-2
+    betas: tuple[FractionBelowOne, FractionBelowOne] = (0.9, 0.999)
+    max_grad_norm: PositiveFloat = 2.0
+    warmup_steps: NonNegativeInt = 2000
     schedule: Literal["constant", "linear", "cosine"] = "constant"
-    decay_fraction: float = 0.4
-    final_lr_fraction: float = 0.0
-    ema_decay: float = 0.9995
-
-    def __post_init__(self) -> None:
-        above_zero(self, "lr", "muon_lr", "max_grad_norm")
-        at_least(self, 0, "weight_decay", "warmup_steps")
-        fraction(self, "decay_fraction", "final_lr_fraction")
-        fraction(self, "ema_decay", below_one=True)
-        if not all(0 <= beta < 1 for beta in self.betas):
-            raise ValueError(f"betas must be at least 0 and below 1, got {list(self.betas)}")
+    decay_fraction: Fraction = 0.4
+    final_lr_fraction: Fraction = 0.0
+    ema_decay: FractionBelowOne = 0.9995
 
 
-@dataclass(frozen=True)
+@strict
 class ObjectiveConfig:
     """What one step optimises: L_image + lambda_text L_text + alignment_weight L_align.
 
-    `i2t_fraction` is the share of each global batch whose text is masked (0: image only).
+    Attributes:
+        i2t_fraction: share of each global batch whose text is masked; 0: images only.
+        alignment_weight: our deviation from the paper, off by default: image tokens after block `alignment_block`
+            (0-based) against a frozen teacher's features.
     """
 
-    lambda_text: float = 0.2
-    i2t_fraction: float = 0.5
-    caption_dropout: float = 0.1
+    lambda_text: NonNegativeFloat = 0.2
+    i2t_fraction: Fraction = 0.5
+    caption_dropout: Fraction = 0.1
     flow: FlowConfig = field(default_factory=FlowConfig)
     text: MaskedConfig = field(default_factory=MaskedConfig)
-    # Our deviation from the paper, off by default: image tokens after this block (0-based) against a frozen teacher.
-    alignment_weight: float = 0.0
-    alignment_block: int = 3
-
-    def __post_init__(self) -> None:
-        at_least(self, 0, "lambda_text", "alignment_weight", "alignment_block")
-        fraction(self, "i2t_fraction", "caption_dropout")
-        above_zero(self.flow, "logit_std")
-        above_zero(self.text, "max_weight")
+    alignment_weight: NonNegativeFloat = 0.0
+    alignment_block: NonNegativeInt = 3
 
 
-@dataclass(frozen=True)
+@strict
 class ParallelConfig:
     """How the ranks share the model and how memory is traded for work.
 
@@ -85,77 +74,56 @@ class ParallelConfig:
         text_encoder: the frozen T5 on each rank whole, sharded like the model, or whole in 8 bit.
     """
 
-    num_replicas: int = 1
+    num_replicas: PositiveInt = 1
     reshard_after_forward: bool = True
     checkpoint_activations: bool = False
     compile_blocks: bool = False
     text_encoder: Literal["whole", "sharded", "int8"] = "whole"
 
-    def __post_init__(self) -> None:
-        at_least(self, 1, "num_replicas")
 
-
-@dataclass(frozen=True)
+@strict
 class LoraConfig:
     """Low-rank adapters (peft) instead of full weights; rank 0 trains everything.
 
     The text head and the null image, which SD3 does not have, are trained whole beside the adapters.
     """
 
-    rank: int = 0
-    alpha: float = 16.0
-    dropout: float = 0.0
-
-    def __post_init__(self) -> None:
-        at_least(self, 0, "rank")
-        above_zero(self, "alpha")
-        fraction(self, "dropout", below_one=True)
+    rank: NonNegativeInt = 0
+    alpha: PositiveFloat = 16.0
+    dropout: FractionBelowOne = 0.0
 
 
-@dataclass(frozen=True)
+@strict
 class ReportConfig:
-    """How often a run says something (in steps) and saves (in minutes).
+    """How often a run reports (in steps) and saves (in minutes).
 
     Attributes:
-        num_held_out: held-out samples that are measured; 0 measures nothing and draws no sheets.
-        num_sheet: pictures on a sheet, and rows of its table.
+        num_held_out: held-out samples that are measured; 0 measures nothing and makes no sample grids.
+        num_grid: images of a sample grid, and rows of its table.
+        grid_sampling: how the images of a sample grid are sampled.
+        checkpoint_steps: a checkpoint after every so many steps; None: after every `checkpoint_minutes`.
         tensorboard: event files too, where TensorBoard is installed.
         wandb_project: of Weights & Biases; None: not used.
         peak_tflops: of one device, which model FLOP utilisation is measured against; None: looked up or measured.
     """
 
-    log_every: int = 20
-    evaluate_every: int = 500
-    sheet_every: int = 2000
-    num_held_out: int = 256
-    num_sheet: int = 24
-    checkpoint_minutes: float = 10.0
-    checkpoint_steps: int | None = None  # instead of the minutes: a checkpoint after every so many steps
-    keep_checkpoints: int = 2
-    sheet_steps: int = 20
-    sheet_guidance: float = 3.0
-    sheet_shift: float = 2.0
+    log_every: PositiveInt = 20
+    evaluate_every: PositiveInt = 500
+    grid_every: PositiveInt = 2000
+    num_held_out: NonNegativeInt = 256
+    num_grid: PositiveInt = 24
+    grid_sampling: ImageSampling = field(
+        default_factory=lambda: ImageSampling(num_steps=20, guidance_scale=3.0, shift=2.0)
+    )
+    checkpoint_minutes: NonNegativeFloat = 10.0
+    checkpoint_steps: PositiveInt | None = None
+    keep_checkpoints: PositiveInt = 2
     tensorboard: bool = True
     wandb_project: str | None = None
-    peak_tflops: float | None = None
-
-    def __post_init__(self) -> None:
-        at_least(
-            self,
-            1,
-            "log_every",
-            "evaluate_every",
-            "sheet_every",
-            "num_sheet",
-            "sheet_steps",
-            "keep_checkpoints",
-        )
-        at_least(self, 1, "checkpoint_steps")
-        at_least(self, 0, "num_held_out", "sheet_guidance", "checkpoint_minutes")
-        above_zero(self, "sheet_shift", "peak_tflops")
+    peak_tflops: PositiveFloat | None = None
 
 
-@dataclass(frozen=True)
+@strict
 class DualRun:
     """Training of the two-headed transformer: image only, joint, or question tuning, by `objective` and `data` alone.
 
@@ -166,8 +134,8 @@ class DualRun:
         prompts: the templates, see `ddit.prompts`.
         micro_batch_size: samples a rank holds at once; None: its whole part of the global batch.
         train_mask_embedding: the mask token's embedding row is trained too, and nothing else of the text encoder.
-        compute_dtype: of products and activations over float32 weights; "auto" is bfloat16, on a CPU without quick
-            products in it float32.
+        compute_dtype: of products and activations over float32 weights; "auto" is bfloat16, or float32 on a CPU
+            without fast bfloat16 products.
         non_finite: a loss or gradient that is not finite stops the run before the step, or skips the step (at most
             `max_skipped` in a row).
     """
@@ -186,120 +154,95 @@ class DualRun:
     lora: LoraConfig = field(default_factory=LoraConfig)
     report: ReportConfig = field(default_factory=ReportConfig)
     train_mask_embedding: bool = False
-    global_batch_size: int = 256
-    micro_batch_size: int | None = None
-    max_steps: int = 60_000
-    seed: int = 0
+    global_batch_size: PositiveInt = 256
+    micro_batch_size: PositiveInt | None = None
+    max_steps: PositiveInt = 60_000
+    seed: NonNegativeInt = 0
     compute_dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     non_finite: Literal["stop", "skip"] = "stop"
-    max_skipped: int = 10
+    max_skipped: NonNegativeInt = 10
 
     def __post_init__(self) -> None:
-        at_least(self, 1, "global_batch_size", "micro_batch_size", "max_steps")
-        at_least(self, 0, "seed", "max_skipped")
         block, weight = self.objective.alignment_block, self.objective.alignment_weight
         if weight > 0 and block >= self.model.depth:
             raise ValueError(f"objective.alignment_block {block} is not below model.depth {self.model.depth}")
 
 
-@dataclass(frozen=True)
+@strict
 class AutoencoderRun:
     """Training of the small autoencoder on rendered scenes, from the linear solution (PCA)."""
 
     out: str
     world: WorldConfig
     kind: Literal["autoencoder"] = "autoencoder"
-    num_scenes: int = 20_000
-    num_pca_scenes: int = 1000
-    num_held_out: int = 256
-    batch_size: int = 32
-    max_steps: int = 3000
-    lr: float = 2e-3
-    warmup_steps: int = 50
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        at_least(self, 1, "num_scenes", "num_pca_scenes", "num_held_out", "batch_size", "max_steps")
-        at_least(self, 0, "seed")
-        at_least(self, 0, "warmup_steps")
-        above_zero(self, "lr")
+    num_scenes: PositiveInt = 20_000
+    num_pca_scenes: PositiveInt = 1000
+    num_held_out: PositiveInt = 256
+    batch_size: PositiveInt = 32
+    max_steps: PositiveInt = 3000
+    lr: PositiveFloat = 2e-3
+    warmup_steps: NonNegativeInt = 50
+    seed: NonNegativeInt = 0
 
 
-@dataclass(frozen=True)
+@strict
 class TextEncoderRun:
-    """Masked modelling of the tiny T5 encoder with the mask token: every mask rate in (0, 1]."""
+    """Masked modelling of the tiny T5 encoder with the mask token: every mask rate in (0, 1].
+
+    `visible_weight` is of the loss at visible positions, beside that at masked ones, `padding_weight` that of padding.
+    """
 
     out: str
     world: WorldConfig
     kind: Literal["text_encoder"] = "text_encoder"
-    text_length: int = 24
-    batch_size: int = 64
-    max_steps: int = 1500
-    lr: float = 2e-3
-    warmup_steps: int = 100
+    text_length: PositiveInt = 24
+    batch_size: PositiveInt = 64
+    max_steps: PositiveInt = 1500
+    lr: PositiveFloat = 2e-3
+    warmup_steps: NonNegativeInt = 100
     padding_weight: float = 0.05
-    visible_weight: float = 1.0  # of the loss at visible positions, beside that at masked ones
-    num_held_out: int = 512
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        at_least(self, 1, "text_length", "batch_size", "max_steps", "num_held_out")
-        at_least(self, 0, "seed")
-        at_least(self, 0, "warmup_steps")
-        above_zero(self, "lr")
+    visible_weight: float = 1.0
+    num_held_out: PositiveInt = 512
+    seed: NonNegativeInt = 0
 
 
-@dataclass(frozen=True)
+@strict
 class TeacherRun:
-    """Training of the teacher for representation alignment on the world's truth; never the judge's weights."""
+    """Training of the teacher for representation alignment on the world's truth; never the detector's weights."""
 
     out: str
     world: WorldConfig
     kind: Literal["teacher"] = "teacher"
-    width: int = 48
-    max_steps: int = 800
-    seed: int = 1234
-
-    def __post_init__(self) -> None:
-        at_least(self, 1, "width", "max_steps")
-        at_least(self, 0, "seed")
+    width: PositiveInt = 48
+    max_steps: PositiveInt = 800
+    seed: NonNegativeInt = 1234
 
 
-@dataclass(frozen=True)
+@strict
 class LatentsRun:
     """Precomputation of a source's latents (and a teacher's features), the form in which `latents` of a source reads
     them. Several processes (torchrun) share the work.
 
     `image_size` and `num_buckets` are those of the run that is to read them, and `bucket_unit` its autoencoder's
-    downsampling times its patch size.
+    downsampling times its patch size. `teacher` is a file of weights, whose features are pooled to `feature_side` a
+    side.
     """
 
     out: str
     vae: str
     source: SourceConfig = field(default_factory=WorldData)
-    teacher: str | None = None  # a teacher's weights file; its features are pooled to `feature_side` a side
-    feature_side: int = 4
+    teacher: str | None = None
+    feature_side: PositiveInt = 4
     kind: Literal["latents"] = "latents"
-    image_size: int = 64
-    num_buckets: int = 1
-    bucket_unit: int = 16
-    shard_size: int = 1000
-    batch_size: int = 100
-
-    def __post_init__(self) -> None:
-        at_least(
-            self, 1, "feature_side", "image_size", "num_buckets", "bucket_unit", "shard_size", "batch_size"
-        )
+    image_size: PositiveInt = 64
+    num_buckets: PositiveInt = 1
+    bucket_unit: PositiveInt = 16
+    shard_size: PositiveInt = 1000
+    batch_size: PositiveInt = 100
 
 
 RunConfig = DualRun | AutoencoderRun | TextEncoderRun | TeacherRun | LatentsRun
-_RUN_CLASSES: dict[str, type[RunConfig]] = {
-    "dual": DualRun,
-    "autoencoder": AutoencoderRun,
-    "text_encoder": TextEncoderRun,
-    "teacher": TeacherRun,
-    "latents": LatentsRun,
-}
+_AnyRun: Any = Annotated[RunConfig, Field(discriminator="kind")]
 
 
 def to_json(config: RunConfig) -> str:
@@ -307,12 +250,12 @@ def to_json(config: RunConfig) -> str:
 
 
 def from_json(text: str) -> RunConfig:
-    """The inverse of `to_json`; an unknown key or a value of the wrong type is a `ValueError`."""
-    data = json.loads(text)
-    kind = data.get("kind")
-    if kind not in _RUN_CLASSES:
-        raise ValueError(f"unknown kind of run {kind!r}; known: {', '.join(_RUN_CLASSES)}")
-    return build(_RUN_CLASSES[kind], data)
+    """The inverse of `to_json`; it takes the keys of version 0.1 too.
+
+    Raises:
+        ValueError: in one line, for an unknown or missing key or a bad value.
+    """
+    return parse(_AnyRun, rename_keys(json.loads(text)))
 
 
 def save_config(config: RunConfig, folder: Path) -> None:

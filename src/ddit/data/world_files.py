@@ -20,10 +20,10 @@ from ddit.world import (
     QUESTION_KINDS,
     Scene,
     WorldConfig,
-    caption,
-    captions,
+    make_caption,
+    list_captions,
     make_scene,
-    question,
+    make_question,
     render,
 )
 from ddit.world.captions import NUMBERS, phrase
@@ -85,14 +85,14 @@ def _write_scenes(folder: Path, scenes: WorldScenes, on_scene: Advance) -> Path:
     with path.open("w", encoding="utf-8") as truth:
         for index, scene, rng in scenes:
             (folder / scenes.name(index)).write_bytes(scenes.picture(scene))
-            asked = [question(scene, rng, kind) for kind in QUESTION_KINDS]
+            asked = [make_question(scene, rng, kind) for kind in QUESTION_KINDS]
             questions = [
                 {"question": q.text, "answer": q.answer, "kind": q.kind} for q in asked if q is not None
             ]
             line = {
                 "image": scenes.name(index),
                 **scene.to_json(),
-                "captions": captions(scene),
+                "captions": list_captions(scene),
                 "questions": questions,
             }
             truth.write(json.dumps(line) + "\n")
@@ -102,7 +102,7 @@ def _write_scenes(folder: Path, scenes: WorldScenes, on_scene: Advance) -> Path:
 
 def _captions(scenes: WorldScenes, scene: Scene, rng: random.Random) -> dict[str, Any]:
     """The published form's keys: a short original caption, a complete one, and the picture's size."""
-    texts = {"caption": caption(scene, rng, complete=False), "re_caption": caption(scene, rng)}
+    texts = {"caption": make_caption(scene, rng, complete=False), "re_caption": make_caption(scene, rng)}
     return {**texts, "width": scenes.side(), "height": scenes.side()}
 
 
@@ -152,7 +152,7 @@ def _write_llava(folder: Path, scenes: WorldScenes, on_scene: Advance) -> Path:
     for index, scene, rng in scenes:
         name = f"images/{scenes.name(index)}"
         (folder / name).write_bytes(scenes.picture(scene))
-        turns = [("describe the picture.", caption(scene, rng))] if rng.random() < 0.5 else []
+        turns = [("describe the picture.", make_caption(scene, rng))] if rng.random() < 0.5 else []
         turns += _distinct_questions(scene, rng, rng.randint(2, 4) - len(turns))
         entries.append({"id": f"{index:09d}", "image": name, "conversations": _messages(turns, IMAGE_TAG)})
         if rng.random() < TEXT_ONLY_SHARE:
@@ -176,7 +176,7 @@ def _messages(turns: list[tuple[str, str]], tag: str) -> list[dict[str, str]]:
 def _distinct_questions(scene: Scene, rng: random.Random, count: int) -> list[tuple[str, str]]:
     found: dict[str, str] = {}
     while len(found) < count:
-        asked = question(scene, rng)
+        asked = make_question(scene, rng)
         assert asked is not None, "without a kind there is always a question"
         found[asked.text] = asked.answer
     return list(found.items())
@@ -227,7 +227,7 @@ def _write_parquet(folder: Path, scenes: WorldScenes, on_scene: Advance) -> Path
     pictures, texts = [], []
     for index, scene, rng in scenes:
         pictures.append({"bytes": scenes.picture(scene), "path": scenes.name(index)})
-        texts.append(caption(scene, rng))
+        texts.append(make_caption(scene, rng))
         on_scene()
     picture = arrow.struct({"bytes": arrow.binary(), "path": arrow.string()})
     table = arrow.table(

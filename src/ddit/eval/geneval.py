@@ -19,7 +19,7 @@ from PIL import Image
 
 from ddit.eval.items import Figure, mean, read_json_lines, wanted
 from ddit.images import fit_image
-from ddit.world import CLASSES, COLORS, TAGS, Detection, Prompt, WorldConfig, detect, judge
+from ddit.world import CLASSES, COLORS, TAGS, Detection, Prompt, WorldConfig, detect, check_detections
 
 NUM_SAMPLES = 4
 OVERALL = "overall"
@@ -83,7 +83,7 @@ def judge_images(prompts: Sequence[Prompt], images: Sequence[Image.Image]) -> li
     size = WorldConfig().size
     pixels = [np.asarray(fit_image(image, size, size)) for image in images]
     found = detect(np.stack(pixels)) if pixels else []
-    return [Judged(judge(prompt, seen), seen) for prompt, seen in zip(prompts, found, strict=True)]
+    return [Judged(check_detections(prompt, seen), seen) for prompt, seen in zip(prompts, found, strict=True)]
 
 
 def geneval_figures(tags: Sequence[str], correct: Sequence[bool]) -> list[Figure]:

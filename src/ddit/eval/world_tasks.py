@@ -29,15 +29,16 @@ from PIL import Image
 from ddit.eval.items import read_json, wanted
 from ddit.eval.vqa import NUM_ANSWERS, UNANSWERABLE, normalize_answer
 from ddit.eval.yesno import COARSE, POPE_FILES
+from ddit.schema import parse, to_data
 from ddit.world import (
     QUESTION_KINDS,
     Question,
     Scene,
     WorldConfig,
-    captions,
-    geneval_prompts,
+    list_captions,
+    make_prompts,
     make_scene,
-    question,
+    make_question,
     render,
 )
 from ddit.world.captions import phrase
@@ -84,7 +85,7 @@ class WorldSplit:
 
     def to_json(self) -> dict[str, Any]:
         sizes = {"num": self.num, "num_prompts": self.num_prompts}
-        return {"config": self.config.to_json(), "split": self.split, "seed": self.seed, **sizes}
+        return {"config": to_data(self.config), "split": self.split, "seed": self.seed, **sizes}
 
 
 def read_world(folder: Path) -> WorldSplit | None:
@@ -92,7 +93,7 @@ def read_world(folder: Path) -> WorldSplit | None:
     for path in (folder / WORLD_FILE, folder.parent / WORLD_FILE):
         if path.is_file():
             data = dict(read_json(path))
-            return WorldSplit(WorldConfig.from_json(wanted(data, "config", path)), **_without(data, "config"))
+            return WorldSplit(parse(WorldConfig, wanted(data, "config", path)), **_without(data, "config"))
     return None
 
 
@@ -129,7 +130,7 @@ def _without(data: dict[str, Any], key: str) -> dict[str, Any]:
 def _ask(scene: Scene, rng: random.Random, kinds: Sequence[str]) -> Question:
     """A question of a kind drawn from those that fit, each as likely as the others."""
     for kind in rng.sample(list(kinds), len(kinds)):
-        asked = question(scene, rng, kind)
+        asked = make_question(scene, rng, kind)
         if asked is not None:
             return asked
     raise AssertionError("asking whether there is something always fits")
@@ -195,7 +196,7 @@ def _write_gqa(folder: Path, world: WorldSplit, scenes: list[Scene]) -> int:
     entries = {}
     for scene in scenes:
         for kind in QUESTION_KINDS:
-            one = question(scene, world.rng(f"gqa/{kind}", scene.index), kind)
+            one = make_question(scene, world.rng(f"gqa/{kind}", scene.index), kind)
             if kind not in _STRUCTURE or one is None:
                 continue
             structural, semantic = _STRUCTURE[kind]
@@ -284,7 +285,7 @@ def _mme_pair(scene: Scene, category: str, rng: random.Random) -> list[tuple[str
 def _asked_both_ways(scene: Scene, kind: str, rng: random.Random) -> list[tuple[str, str]] | None:
     found: dict[str, str] = {}
     for _ in range(100):
-        one = question(scene, rng, kind)
+        one = make_question(scene, rng, kind)
         if one is None:
             return None
         found.setdefault(one.answer, one.text)
@@ -326,7 +327,7 @@ def _write_captions(folder: Path, world: WorldSplit, scenes: list[Scene]) -> int
     for scene in scenes:
         file = {"file_name": f"{_name(scene.index)}.png", "width": side, "height": side}
         images.append({"id": scene.index, **file})
-        wordings = captions(scene)
+        wordings = list_captions(scene)
         rng = world.rng("caption", scene.index)
         for text in rng.sample(wordings, min(NUM_REFERENCES, len(wordings))):
             annotations.append({"id": len(annotations), "image_id": scene.index, "caption": text})
@@ -336,7 +337,7 @@ def _write_captions(folder: Path, world: WorldSplit, scenes: list[Scene]) -> int
 
 def _write_geneval(folder: Path, world: WorldSplit, scenes: list[Scene]) -> int:
     folder.mkdir(parents=True, exist_ok=True)
-    prompts = geneval_prompts(world.config, world.num_prompts, split=world.split, seed=world.seed)
+    prompts = make_prompts(world.config, world.num_prompts, split=world.split, seed=world.seed)
     lines = "".join(json.dumps(prompt.to_json()) + "\n" for prompt in prompts)
     (folder / "evaluation_metadata.jsonl").write_text(lines, encoding="utf-8")
     return len(prompts)

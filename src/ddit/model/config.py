@@ -1,9 +1,14 @@
 """Sizes and switches of the transformer. Nothing here needs torch."""
 
-from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from ddit.schema import strict
+from ddit.settings import PositiveInt
 
 
-@dataclass(frozen=True)
+@strict
 class DualDiTConfig:
     """Sizes and switches of a `DualDiT`; the defaults are SD3-medium's.
 
@@ -16,24 +21,24 @@ class DualDiTConfig:
         text_dim: width of the text encoder's states.
         vocab_size: rows of the text head.
         sample_size: side of the latents (not tokens) at which the position embedding has unit spacing.
-        pos_embed_max_size: side of the position table, in tokens; a picture uses its central crop.
+        pos_embed_max_size: side of the position table, in tokens; an image uses its central crop.
         qk_norm: None (SD3) or "rms_norm" (SD3.5), on queries and keys of both streams.
         dual_attention_layers: blocks with a second attention of the image stream to itself (SD3.5-medium).
-        image_attends_text: True is the paper. False: while a picture is read, its tokens see image tokens
-            only, so that the image side can be computed once and cached exactly (`DualDiT.read_image`).
+        image_attends_text: True is the paper. False: in i2t, image tokens see image tokens only, so that the image
+            side can be computed once and cached exactly.
     """
 
-    in_channels: int = 16
-    patch_size: int = 2
-    hidden_size: int = 1536
-    depth: int = 24
-    num_heads: int = 24
-    text_dim: int = 4096
-    vocab_size: int = 32100
-    sample_size: int = 128
-    pos_embed_max_size: int = 192
-    qk_norm: str | None = None
-    dual_attention_layers: tuple[int, ...] = ()
+    in_channels: PositiveInt = 16
+    patch_size: PositiveInt = 2
+    hidden_size: PositiveInt = 1536
+    depth: PositiveInt = 24
+    num_heads: PositiveInt = 24
+    text_dim: PositiveInt = 4096
+    vocab_size: PositiveInt = 32100
+    sample_size: PositiveInt = 128
+    pos_embed_max_size: PositiveInt = 192
+    qk_norm: Literal["rms_norm"] | None = None
+    dual_attention_layers: Annotated[tuple[int, ...], Field(strict=False)] = ()
     image_attends_text: bool = True
 
     def __post_init__(self) -> None:
@@ -43,7 +48,5 @@ class DualDiTConfig:
             )
         if self.hidden_size % 4:
             raise ValueError(f"hidden_size {self.hidden_size} is not a multiple of 4 (position embedding)")
-        if self.qk_norm not in (None, "rms_norm"):
-            raise ValueError(f"qk_norm {self.qk_norm!r} is neither None nor 'rms_norm'")
         if any(not 0 <= layer < self.depth for layer in self.dual_attention_layers):
             raise ValueError(f"dual_attention_layers {self.dual_attention_layers} exceed depth {self.depth}")

@@ -19,13 +19,12 @@ from ddit.config.runs import (
     TeacherRun,
     TextEncoderRun,
 )
-from ddit.diffusion.flow import FlowConfig
-from ddit.diffusion.masked import MaskedConfig
 from ddit.model import DualDiTConfig
 from ddit.model.encoders import build_tokenizer
 from ddit.prompts import MINI
+from ddit.settings import FlowConfig, MaskedConfig
 from ddit.train.teacher import TEACHER_FILE
-from ddit.world import WorldConfig, enlarge, vocabulary
+from ddit.world import WorldConfig, enlarge, list_vocabulary
 from ddit.world.presets import Kind
 
 TEXT_LENGTH, TEXT_DIM, LATENT_CHANNELS, LATENT_SIZE = 16, 192, 8, 16  # no text of the world exceeds 14 tokens
@@ -95,7 +94,7 @@ def mini_image(root: Path, world: WorldConfig) -> DualRun:
             depth=6,
             num_heads=4,
             text_dim=TEXT_DIM,
-            vocab_size=len(build_tokenizer([*vocabulary(), *MINI.words])),
+            vocab_size=len(build_tokenizer([*list_vocabulary(), *MINI.words])),
             sample_size=LATENT_SIZE,
             pos_embed_max_size=8,
         ),
@@ -127,7 +126,7 @@ def mini_image(root: Path, world: WorldConfig) -> DualRun:
             ema_decay=0.999,
         ),
         parallel=ParallelConfig(reshard_after_forward=False),
-        report=ReportConfig(evaluate_every=500, sheet_every=1000, checkpoint_minutes=5.0),
+        report=ReportConfig(evaluate_every=500, grid_every=1000, checkpoint_minutes=5.0),
         global_batch_size=128,
         max_steps=5200,
     )
@@ -283,7 +282,8 @@ def make_tiny(config: RunConfig) -> RunConfig:
         objective=replace(config.objective, alignment_block=0),
         optimizer=replace(config.optimizer, warmup_steps=2),
         report=replace(
-            config.report, log_every=1, evaluate_every=2, sheet_every=4, num_held_out=8, num_sheet=4, sheet_steps=2
+            config.report, log_every=1, evaluate_every=2, grid_every=4, num_held_out=8, num_grid=4,
+            grid_sampling=replace(config.report.grid_sampling, num_steps=2),
         ),
         global_batch_size=8,
         max_steps=4,

@@ -10,6 +10,7 @@ from typing import NamedTuple
 from ddit.config.data import DataConfig, JsonData, LlavaData, QuestionsData, TarData
 from ddit.config.runs import DualRun, LoraConfig, ParallelConfig, ReportConfig
 from ddit.model import DualDiTConfig
+from ddit.settings import ImageSampling
 
 
 class Size(NamedTuple):
@@ -44,9 +45,7 @@ def sd3_stage1(root: Path, size: Size) -> DualRun:
             i2t_length=64,
         ),
         parallel=ParallelConfig(checkpoint_activations=True, compile_blocks=True, text_encoder="sharded"),
-        report=ReportConfig(
-            checkpoint_minutes=30.0, sheet_steps=28, sheet_guidance=7.0, sheet_shift=3.0, num_sheet=16
-        ),
+        report=ReportConfig(checkpoint_minutes=30.0, grid_sampling=ImageSampling(), num_grid=16),
         global_batch_size=512,
         micro_batch_size=8,
         max_steps=60_000,

@@ -1,16 +1,14 @@
 """Jobs of one kind as one call of the pipeline."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ddit.devices import batch_threads
 from ddit.errors import collect_warnings
 from ddit.inference.batching import StepCallback
+from ddit.pipeline import Pipeline
 from ddit.prompts import BLANK
-
-if TYPE_CHECKING:
-    from ddit.pipeline import Pipeline
-    from ddit.serve.jobs import Job
+from ddit.serve.jobs import Job
 
 INPUTS: dict[str, tuple[str, ...]] = {
     "generate": ("prompt",),
@@ -24,13 +22,13 @@ INPUTS: dict[str, tuple[str, ...]] = {
 
 
 MAX_CANDIDATES = 16
-"""Drawn at a time where several are drawn for each job."""
+"""Images computed at a time where a job asks for the best of several."""
 
 
 def call_pipeline(
-    pipeline: "Pipeline", jobs: "Sequence[Job]", on_step: StepCallback
+    pipeline: Pipeline, jobs: Sequence[Job], on_step: StepCallback
 ) -> list[tuple[Any, tuple[str, ...]]]:
-    """The picture or text of each job, and what there is to say about its text. Raises what the pipeline raises."""
+    """The image or text of each job, and the warnings about its text. Raises what the pipeline raises."""
     verb = jobs[0].verb
     options: dict[str, Any] = dict(jobs[0].options)
     given = jobs[0].sample
@@ -41,18 +39,18 @@ def call_pipeline(
         options["negative_prompt"] = [job.sample["negative_prompt"] for job in jobs]
     candidates = len(jobs) * options.get("best_of", 1)
     batch_size = max(len(jobs), min(candidates, MAX_CANDIDATES))
-    with collect_warnings() as notices, batch_threads(candidates):
+    with collect_warnings() as found, batch_threads(candidates):
         values = getattr(pipeline, verb)(
             *inputs, seed=[job.seed for job in jobs], batch_size=batch_size, on_step=on_step, **options
         )
-    said = [
-        tuple(dict.fromkeys(notice.message for notice in notices if notice.text in _texts(job)))
+    warnings = [
+        tuple(dict.fromkeys(warning.message for warning in found if warning.text in _texts(job)))
         for job in jobs
     ]
-    return list(zip(values, said, strict=True))
+    return list(zip(values, warnings, strict=True))
 
 
-def _texts(job: "Job") -> set[str]:
-    """A job's texts, as notices may quote them."""
+def _texts(job: Job) -> set[str]:
+    """A job's texts, as warnings quote them."""
     texts = {value for value in job.sample.values() if isinstance(value, str)}
     return texts | {BLANK.sub(" ", text) for text in texts}

@@ -1,17 +1,13 @@
-"""What goes into the engine under the server and what comes out: jobs, results, bounds, faults."""
+"""What goes into the engine under the server and what comes out: jobs, results, faults."""
 
-import math
 from collections.abc import Hashable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
-if TYPE_CHECKING:  # torch takes seconds to import
-    from PIL.Image import Image
-
+from PIL.Image import Image
 
 Verb = Literal["generate", "inpaint", "vary", "caption", "answer", "infill"]
 Options = tuple[tuple[str, Hashable], ...]
-DRAWING_VERBS = ("generate", "inpaint", "vary")
 
 
 def make_options(**given: Hashable) -> Options:
@@ -21,7 +17,7 @@ def make_options(**given: Hashable) -> Options:
 
 @dataclass(frozen=True, eq=False)
 class Job:
-    """One picture to draw or one text to write.
+    """One image or one text to generate.
 
     Attributes:
         verb: the method of `Pipeline`.
@@ -29,7 +25,7 @@ class Job:
             are missing or None are not given.
         seed: its own.
         options: the method's other keywords (`make_options`); jobs of one verb and equal options go in one call.
-        num_previews: pictures on the way that a stream of a drawing job shows, evenly over the steps.
+        num_previews: images on the way that the stream of an image job shows, evenly over the steps.
     """
 
     verb: Verb
@@ -43,34 +39,34 @@ class Job:
         """Equal for jobs that may go in one call."""
         given = frozenset(name for name, value in self.sample.items() if value is not None)
         size = self.sample["image"].size if self.verb in ("inpaint", "vary") else None
-        # a caption without a picture has no input to be told apart by: it is written alone
-        lonely = id(self) if self.verb == "caption" and "image" not in given else None
-        return self.verb, self.options, given, size, lonely
+        # captions without an image have no input that counts them: each is a call of its own
+        alone = id(self) if self.verb == "caption" and "image" not in given else None
+        return self.verb, self.options, given, size, alone
 
 
 @dataclass(frozen=True)
 class Preview:
-    """A picture on the way: what the model expects it to become, after `done` of `total` steps."""
+    """An image on the way: the model's prediction of the clean one, after `done` of `total` steps."""
 
     done: int
     total: int
-    image: "Image"
+    image: Image
 
 
 @dataclass(frozen=True)
 class Result:
-    """What became of a job.
+    """What came out of a job.
 
     Attributes:
-        value: the picture, or the text.
+        value: the image, or the text.
         state: after the last step, of one sample: a `flow.ImageState` or a `masked.TextState`.
-        notices: what the model could not make use of, such as words that it does not know.
+        warnings: what the model could not use, such as words that it does not know.
         seconds: in the queue and in the model together.
     """
 
     value: Any
     state: Any
-    notices: tuple[str, ...]
+    warnings: tuple[str, ...]
     seconds: float
 
 
@@ -91,39 +87,10 @@ class Stopping(Exception):
 
 
 @dataclass(frozen=True)
-class Limits:
-    """Bounds of the engine.
-
-    Attributes:
-        max_batch_size: jobs of one call.
-        max_queue: jobs that wait.
-        max_wait: seconds that an idle engine waits for more jobs of a kind after the first.
-        timeout: seconds after which a job is given up, from its arrival.
-
-    Raises:
-        ValueError: for a value out of range.
-    """
-
-    max_batch_size: int = 16
-    max_queue: int = 64
-    max_wait: float = 0.004
-    timeout: float = 60.0
-
-    def __post_init__(self) -> None:
-        for name in ("max_batch_size", "max_queue"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if not 0 <= self.max_wait < math.inf:
-            raise ValueError(f"max_wait must be at least 0 and finite, got {self.max_wait}")
-        if not 0 < self.timeout < math.inf:
-            raise ValueError(f"timeout must be above 0 and finite, got {self.timeout}")
-
-
-@dataclass(frozen=True)
 class BatchReport:
-    """What a call did, for whoever measures: jobs in it, passes of the model, seconds."""
+    """What a call of the model did: jobs in it, sampling steps, seconds."""
 
     verb: Verb
     size: int
-    num_steps_taken: int
+    num_steps: int
     seconds: float

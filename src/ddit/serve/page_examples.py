@@ -66,20 +66,20 @@ class SceneSample:
 
 def examples_for(codec: "TextCodec") -> Examples:
     """Those of the small world for a tokenizer that holds its words and little else."""
-    from ddit.world import vocabulary
+    from ddit.world import list_vocabulary
 
-    knows = codec.vocab_size <= LARGEST_SMALL_VOCABULARY and not codec.unknown_words(" ".join(vocabulary()))
+    knows = codec.vocab_size <= LARGEST_SMALL_VOCABULARY and not codec.unknown_words(" ".join(list_vocabulary()))
     return SMALL_WORLD if knows else ANY
 
 
 def scene_sample(number: int) -> SceneSample:
     """Scene `number` of the split `test`, which no training saw; always the same for a number."""
-    from ddit.world import PRESETS, QUESTION_KINDS, caption, make_scene, question, render
+    from ddit.world import PRESETS, QUESTION_KINDS, make_caption, make_scene, make_question, render
 
     scene = make_scene(PRESETS["fixed"], "test", number)
     rng = random.Random(number)
-    told = caption(scene, rng)
-    asked = [found for kind in QUESTION_KINDS if (found := question(scene, rng, kind)) is not None]
+    told = make_caption(scene, rng)
+    asked = [found for kind in QUESTION_KINDS if (found := make_question(scene, rng, kind)) is not None]
     return SceneSample(
         number=number,
         image=Image.fromarray(render(scene)),
@@ -102,9 +102,9 @@ def with_blanks(caption: str) -> str:
 
 def _with_last_group(scene: "Scene", class_name: str, color: str) -> str:
     """What a caption would say if the last thing of the scene were another one."""
-    from ddit.world.captions import phrase, scene_relation
+    from ddit.world.captions import find_relation, phrase
 
     *others, last = scene.groups
     parts = [phrase(group.class_name, group.color, group.count) for group in others]
     changed = phrase(class_name, color, last.count)
-    return f" {scene_relation(scene) or 'and'} ".join([*parts, changed])
+    return f" {find_relation(scene) or 'and'} ".join([*parts, changed])

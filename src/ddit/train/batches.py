@@ -218,7 +218,7 @@ class StepData(Dataset[list[Batch]]):
 
     def _make_row(self, half: _Half, sample: Sample, shape: Shape) -> Row:
         if sample.picture is None and not half.may_lack_images:
-            raise CorruptSample("no picture", "the sample has a text alone")
+            raise CorruptSample("no image", "the sample has only text")
         image = fit_sample_image(sample.picture, shape)
         if half.stream == T2I:
             return Row(image, caption_ids(self.codec, sample, self.data.t2i_length, self.style))

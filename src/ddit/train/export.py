@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from ddit.config.runs import DualRun
-from ddit.inference.text_generator import TextSampling
 from ddit.model import DualDiT
 from ddit.model.adapters import add_adapters, merge_adapters, save_adapters
 from ddit.model.folders import resolve
 from ddit.model.loading import load_image_codec, load_text_codec, save_parts
+from ddit.settings import ModelSettings, TextSampling, UnmaskingRule
 from ddit.train.batches import STYLES
 from ddit.train.parallel import Ranks, gather_on_first
 
@@ -72,22 +73,19 @@ def _transformer(cfg: DualRun, tensors: Mapping[str, Tensor]) -> DualDiT:
 
 def settings_of(cfg: DualRun) -> ModelSettings:
     """How the trained model is to be used: published values, but for the sizes it was trained at; or the small ones."""
-    data, style = cfg.data, STYLES[cfg.prompts]
-    settings = {
-        "prompt_style": style.to_dict(),
-        "image_size": data.image_size,
-        "prompt_length": data.t2i_length,
-        "text_length": data.i2t_length,
-    }
+    data = cfg.data
+    settings = ModelSettings(
+        prompt_style=asdict(STYLES[cfg.prompts]),
+        image_size=data.image_size,
+        prompt_length=data.t2i_length,
+        text_length=data.i2t_length,
+    )
     if cfg.prompts == "published":
-        return ModelSettings(**settings)
-    report = cfg.report
-    return ModelSettings(
-        **settings,
-        num_steps=report.sheet_steps,
-        guidance_scale=report.sheet_guidance,
-        shift=report.sheet_shift,
+        return settings
+    return replace(
+        settings,
+        image_sampling=cfg.report.grid_sampling,
+        text_sampling=TextSampling(rule=UnmaskingRule(order="confidence", temperature=0.0)),
         caption_steps=16,
         answer_steps=4,
-        writing=TextSampling(order="confidence", temperature=0.0),
     )

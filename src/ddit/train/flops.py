@@ -1,17 +1,18 @@
-"""Model FLOP utilisation: the work of a training step, counted, over what the device can do at best.
+"""Model FLOP utilisation: the work of a training step over what the device can do at best.
 
-Counted are the matrix products of the transformer, forward and backward, as its sizes imply (two FLOPs a
-multiply-add). What is recomputed, the frozen encoders and element-wise work do not count.
+Counted are the matrix products of the transformer, forward and backward, two FLOPs a multiply-add. Recomputation, the
+frozen encoders and element-wise work do not count.
 """
-
-from __future__ import annotations
 
 import time
 
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from ddit.config.runs import DualRun
-from ddit.model import DualDiTConfig
+from ddit.model import DualDiT
+from ddit.model.adapters import add_adapters
+from ddit.model.dual_dit import DualOutput
 
 # bf16 matrix products without sparsity, TFLOP/s, from the vendors' data sheets; the longest name that fits counts
 PEAK_TFLOPS = {
@@ -63,74 +64,45 @@ def measure_peak(device: torch.device, dtype: torch.dtype, *, seconds: float = 0
     return 2 * side**3 / best
 
 
-def step_flops(
-    config: DualDiTConfig,
-    *,
-    num_t2i: int,
-    num_read: int,
-    image_tokens: int,
-    t2i_length: int,
-    i2t_length: int,
-    num_logits: float,
-    lora_rank: int = 0,
-) -> float:
-    """FLOPs of the transformer in one training step, forward and backward.
-
-    Args:
-        num_drawn, num_read: pictures drawn and read, of `image_tokens` tokens each.
-        t2i_length, i2t_length: text tokens of each.
-        num_logits: positions of the whole batch at which logits are computed.
-        lora_rank: above 0, weights outside the adapters and the text head get no gradient, nor do the inputs of the
-            first block.
-    """
-    dim, patch = config.hidden_size, config.patch_size**2 * config.in_channels
-    batch, images = num_t2i + num_read, (num_t2i + num_read) * image_tokens
-    texts = num_t2i * t2i_length + num_read * i2t_length
-    last_images, last_texts = num_t2i * image_tokens, num_read * i2t_length  # what the last block finishes
-
-    qkv, out_and_mlp = 3 * dim * dim, 9 * dim * dim  # multiply-adds a token
-    inner = config.depth - 1
-    linears = config.depth * (images + texts) * qkv
-    linears += (inner * (images + texts) + last_images + last_texts) * out_and_mlp
-    duals = [layer < inner for layer in config.dual_attention_layers]
-    own = sum(images if finished else last_images for finished in duals)
-    linears += own * 4 * dim * dim
-
-    drawn_seen, read_seen = image_tokens + t2i_length, image_tokens + i2t_length
-    image_seen = read_seen if config.image_attends_text else image_tokens
-    drawn = num_t2i * (inner * drawn_seen + image_tokens) * drawn_seen
-    read = num_read * (inner * image_tokens * image_seen + config.depth * i2t_length * read_seen)
-    attention = 2 * dim * (drawn + read + own * image_tokens)  # queries x keys, then weights x values
-
-    chunks = sum(12 + 3 * (layer in config.dual_attention_layers) for layer in range(config.depth))
-    modulation = batch * dim * dim * chunks + num_t2i * 2 * dim * dim
-    time_embed = batch * (256 + dim) * dim
-    embed = images * patch * dim + texts * config.text_dim * dim  # their inputs need no gradient
-    image_head, text_head = last_images * patch * dim, num_logits * dim * config.vocab_size
-    if lora_rank:
-        adapters = (
-            linears / dim * 2 * lora_rank
-        )  # as if every matrix were square: within a percent of the step
-        first = (images + texts) * qkv + (0 in config.dual_attention_layers) * images * qkv
-        passes = 2 * (linears + image_head) - first + 3 * (attention + text_head + adapters)
-        return 2.0 * (passes + modulation + time_embed + embed)
-    return 2.0 * (3 * (linears + attention + modulation + time_embed + image_head + text_head) + 2 * embed)
-
-
 def run_flops(cfg: DualRun, downsample: int) -> float:
-    """Expected FLOPs of one step of a run: half of the positions that are read are masked, on average.
+    """Expected FLOPs of one step of a run: half of the positions of a text are masked, on average.
 
     downsample: pixels a side of one latent.
     """
-    num_read = round(cfg.global_batch_size * cfg.objective.i2t_fraction)
-    side = cfg.data.image_size // downsample // cfg.model.patch_size
-    return step_flops(
-        cfg.model,
-        num_t2i=cfg.global_batch_size - num_read,
-        num_read=num_read,
-        image_tokens=side**2,
-        t2i_length=cfg.data.t2i_length,
-        i2t_length=cfg.data.i2t_length,
-        num_logits=0.5 * num_read * cfg.data.i2t_length,
-        lora_rank=cfg.lora.rank,
-    )
+    num_i2t = round(cfg.global_batch_size * cfg.objective.i2t_fraction)
+    num_t2i, data = cfg.global_batch_size - num_i2t, cfg.data
+    with torch.device("meta"):
+        model = DualDiT(cfg.model)
+    if cfg.lora.rank > 0:
+        add_adapters(model, rank=cfg.lora.rank, alpha=cfg.lora.alpha)
+    side = data.image_size // downsample
+    total = num_t2i * t2i_flops(model, side, data.t2i_length) if num_t2i else 0
+    return total + (num_i2t * i2t_flops(model, side, data.i2t_length, data.i2t_length // 2) if num_i2t else 0)
+
+
+def t2i_flops(model: DualDiT, latent_size: int, length: int) -> int:
+    """FLOPs of one t2i sample, with latents of a side and so many text tokens, forward and backward.
+
+    model: on the meta device. The work of a batch is the sum of its samples'.
+    """
+    with FlopCounterMode(display=False) as counter:
+        velocity = _forward(model, latent_size, length, num_t2i=1).velocity
+        assert velocity is not None
+        velocity.sum().backward()
+    return counter.get_total_flops()
+
+
+def i2t_flops(model: DualDiT, latent_size: int, length: int, num_masked: int) -> int:
+    """As `t2i_flops`, of one i2t sample with so many masked positions, where alone logits are computed."""
+    with FlopCounterMode(display=False) as counter:
+        hidden = _forward(model, latent_size, length, num_t2i=0).text_hidden
+        assert hidden is not None
+        model.text_proj_out(hidden[:, :num_masked]).sum().backward()
+    return counter.get_total_flops()
+
+
+def _forward(model: DualDiT, latent_size: int, length: int, *, num_t2i: int) -> DualOutput:
+    config = model.config
+    latents = torch.empty(1, config.in_channels, latent_size, latent_size, device="meta")
+    states = torch.empty(1, length, config.text_dim, device="meta")
+    return model(latents, torch.empty(1, device="meta"), states, num_t2i=num_t2i, text_hidden=True)

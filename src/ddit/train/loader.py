@@ -1,7 +1,5 @@
 """The batches of a run in the order of its steps, made ahead by worker processes."""
 
-from __future__ import annotations
-
 import atexit
 import signal
 import warnings
@@ -19,7 +17,7 @@ _MIN_SAMPLES = 200
 
 
 class _Failure(NamedTuple):
-    """What went wrong in a worker, as the line that the user is to read."""
+    """What went wrong in a worker, in one line for the user."""
 
     message: str
 
@@ -88,22 +86,22 @@ def _batches(
 
 
 def worker_settings(num_workers: int) -> dict[str, Any]:
-    """Arguments of a `DataLoader` that hands items on as they are, two ahead for each of its workers."""
+    """Arguments of a `DataLoader` that passes items on unchanged, with two ahead for each of its workers."""
     return {
         "num_workers": num_workers,
-        "collate_fn": _as_it_is,
+        "collate_fn": _unchanged,
         "prefetch_factor": 2 if num_workers else None,
     }
 
 
-def _as_it_is(item: Any) -> Any:
+def _unchanged(item: Any) -> Any:
     return item
 
 
 def _start_worker(worker: int) -> None:
-    """A signal to the whole job is the training process's to answer: it still needs the batches of its last step.
+    """Ignores signals to the whole job: the training process answers them, and still needs its last step's batches.
 
-    Workers end when they are told to, and within seconds of their parent's death.
+    Workers end when the loader is closed, and within seconds of their parent's death.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
@@ -125,7 +123,7 @@ class CorruptCounter:
         """`corrupt` (see `Batch.corrupt`; of all ranks, if summed) were replaced in making `num_samples` good ones.
 
         Raises:
-            ValueError: if of the samples tried so far, 200 or more, a larger share than `max_share` was broken.
+            ValueError: if of the samples tried so far, 200 or more, a larger share than `max_share` was corrupt.
         """
         self.num_samples += num_samples
         for cause, count in corrupt.items():

@@ -1,9 +1,7 @@
 """Optimisers with their state by name, the schedule, and the exponential moving average; all on sharded tensors."""
 
-from __future__ import annotations
-
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -15,7 +13,7 @@ from ddit.train.parallel import local
 
 
 def lr_factor(step: float, max_steps: int, cfg: OptimizerConfig) -> float:
-    """What the learning rates are multiplied with in step `step` (counted from 0) of `max_steps`."""
+    """The factor on the learning rates in step `step` (counted from 0) of `max_steps`."""
     if step < cfg.warmup_steps:
         return (step + 1) / cfg.warmup_steps
     if cfg.schedule == "constant":
@@ -94,6 +92,14 @@ def set_lr(optimizers: dict[str, torch.optim.Optimizer], cfg: OptimizerConfig, f
     for name, optimizer in optimizers.items():
         for group in optimizer.param_groups:
             group["lr"] = factor * (cfg.muon_lr if name == "muon" else cfg.lr)
+
+
+@torch.no_grad()
+def scale_gradients(gradients: Sequence[Tensor], max_norm: float, norm: float) -> None:
+    """Scales gradients whose norm is `norm` down to `max_norm`, in place, if it is above."""
+    if norm > max_norm:
+        for gradient in gradients:
+            local(gradient).mul_(max_norm / (norm + 1e-6))
 
 
 class Ema:

@@ -62,8 +62,7 @@ def _draw(model: DualDiT, both: Tensor, noise: Tensor, cfg: ReportConfig) -> Ten
         assert drawn is not None
         return drawn
 
-    drawing = flow.ImageSampling(cfg.sheet_steps, cfg.sheet_guidance, cfg.sheet_shift)
-    return flow.sample_latents(velocity, noise.to(both.device), cfg=drawing)
+    return flow.sample_latents(velocity, noise.to(both.device), cfg=cfg.grid_sampling)
 
 
 def save_sheet(path: Path, pixels: Tensor, texts: Sequence[str]) -> None:

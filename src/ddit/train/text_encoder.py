@@ -18,7 +18,7 @@ from ddit.model.encoders import TextCodec, build_tokenizer, tiny_t5
 from ddit.prompts import MINI
 from ddit.train.log import RunLog
 from ddit.train.optim import lr_factor
-from ddit.world import vocabulary
+from ddit.world import list_vocabulary
 
 BIAS_LR_FACTOR = 10.0
 """Position biases grow from near zero to several units; at the other weights' rate that takes most of the training."""
@@ -83,7 +83,7 @@ def train_text_encoder(cfg: TextEncoderRun) -> Path:
     """Builds the tokenizer, trains the encoder and leaves `export/tokenizer` and `export/text_encoder`."""
     out = Path(cfg.out)
     save_config(cfg, out)
-    tokenizer = build_tokenizer([*vocabulary(), *MINI.words])
+    tokenizer = build_tokenizer([*list_vocabulary(), *MINI.words])
     torch.manual_seed(cfg.seed)  # the encoder's own initialisation takes no generator
     codec = TextCodec(tokenizer, tiny_t5(len(tokenizer)))
     codec.encoder.train().requires_grad_(True)

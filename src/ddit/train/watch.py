@@ -90,7 +90,7 @@ class Watch:
             if self.log is not None:
                 self.log.event(step=step, **figures)
             self._restart_clock()
-        if step % report.sheet_every == 0:
+        if step % report.grid_every == 0:
             self._show()
             self._restart_clock()
 
@@ -119,7 +119,7 @@ class Watch:
             self._write_table(self.held_out)
 
     def _draw_sheet(self, held_out: HeldOut) -> None:
-        trainer, texts = self.trainer, held_out.captions[: self.cfg.report.num_sheet]
+        trainer, texts = self.trainer, held_out.captions[: self.cfg.report.num_grid]
         pixels = trainer.evaluate(
             lambda model: draw_images(
                 model, trainer.images, trainer.codec, texts, self.cfg.report, style=self.style,
@@ -131,7 +131,7 @@ class Watch:
             save_sheet(trainer.out / "sheets" / f"{trainer.step:07d}.png", pixels, texts)
 
     def _write_table(self, held_out: HeldOut) -> None:
-        samples, count = held_out.samples, self.cfg.report.num_sheet
+        samples, count = held_out.samples, self.cfg.report.num_grid
         readings: list[Reading] = []
         for has_text, texts, turns in (
             (

@@ -1,8 +1,14 @@
-"""The small world: 64 px scenes of emoji, their captions and questions, and a detector that judges."""
+"""The small world: 64 px scenes of emoji, with captions, questions and prompts. Without torch; see `world.detector`."""
 
-from .captions import Description, caption, caption_is_right, captions, parse_caption, vocabulary
-from .detector import DetectorNet, detect, load_detector
-from .geneval import TAGS, Detection, Prompt, geneval_prompts, judge
+from .captions import (
+    Description,
+    caption_is_right,
+    list_captions,
+    list_vocabulary,
+    make_caption,
+    parse_caption,
+)
+from .geneval import TAGS, Detection, Prompt, check_detections, make_prompts
 from .presets import (
     CLASSES,
     COLORS,
@@ -13,9 +19,9 @@ from .presets import (
     STYLES,
     WorldConfig,
     enlarge,
-    held_out,
+    is_held_out,
 )
-from .questions import QUESTION_KINDS, UNANSWERABLE, Question, question
+from .questions import QUESTION_KINDS, UNANSWERABLE, Question, make_question
 from .scenes import Group, Scene, SceneObject, make_scene, relative_position, render
 
 __all__ = [
@@ -31,26 +37,23 @@ __all__ = [
     "UNANSWERABLE",
     "Description",
     "Detection",
-    "DetectorNet",
     "Group",
     "Prompt",
     "Question",
     "Scene",
     "SceneObject",
     "WorldConfig",
-    "caption",
     "caption_is_right",
-    "captions",
-    "detect",
+    "check_detections",
     "enlarge",
-    "geneval_prompts",
-    "held_out",
-    "judge",
-    "load_detector",
+    "is_held_out",
+    "list_captions",
+    "list_vocabulary",
+    "make_caption",
+    "make_prompts",
+    "make_question",
     "make_scene",
     "parse_caption",
-    "question",
     "relative_position",
     "render",
-    "vocabulary",
 ]

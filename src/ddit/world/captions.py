@@ -1,4 +1,4 @@
-"""What a scene is called, in several wordings, and reading such a caption back.
+"""Captions of a scene, in several wordings, and how to parse them.
 
 The grammar is GenEval's ("a photo of a red dog left of a car"), with other openings beside "a photo of".
 """
@@ -29,29 +29,29 @@ _GRAMMAR = (
 
 
 class Description(NamedTuple):
-    """What a caption states: a colour is None if unstated; the relation is the first's, to the second."""
+    """What a caption states: a colour is None if not stated; the relation is that of the first to the second."""
 
     groups: tuple[Group, ...]
     relation: str | None
 
 
-def plural(class_name: str) -> str:
+def pluralize(class_name: str) -> str:
     return _IRREGULAR.get(class_name, class_name + "s")
 
 
-_NOUNS = {n: (n, 1) for n in CLASSES} | {plural(n): (n, 2) for n in CLASSES if plural(n) != n}
+_NOUNS = {n: (n, 1) for n in CLASSES} | {pluralize(n): (n, 2) for n in CLASSES if pluralize(n) != n}
 
 
 def phrase(class_name: str, color: str | None = None, count: int = 1, *, article: bool = True) -> str:
     """ "a red dog", "an apple", "three blue buses"; "one dog" without an article."""
-    words = [class_name if count == 1 else plural(class_name)]
+    words = [class_name if count == 1 else pluralize(class_name)]
     if color:
         words.insert(0, color)
     indefinite = "an" if words[0][0] in "aeiou" else "a"
     return " ".join([indefinite if article and count == 1 else NUMBERS[count], *words])
 
 
-def scene_relation(scene: Scene) -> str | None:
+def find_relation(scene: Scene) -> str | None:
     """Where the first of two single objects is, seen from the second."""
     if scene.kind != "two":
         return None
@@ -59,13 +59,13 @@ def scene_relation(scene: Scene) -> str | None:
     return relation
 
 
-def caption(scene: Scene, rng: random.Random, *, complete: bool = True) -> str:
-    """A right caption, drawn from all wordings.
+def make_caption(scene: Scene, rng: random.Random, *, complete: bool = True) -> str:
+    """A right caption, in a random wording.
 
-    A complete one names every class, colour, count and the relation of two: the target when reading a
-    picture. Otherwise half of them leave colours out and six in ten the relation, as GenEval's prompts do: for drawing.
+    A complete one names every class, colour, count and the relation of two: the target when captioning. Otherwise half
+    of them leave out the colours, and six in ten the relation, as GenEval's prompts do: for generating images.
     """
-    relation = scene_relation(scene)
+    relation = find_relation(scene)
     with_colors = complete or rng.random() < 0.5
     if not complete and rng.random() < 0.6:
         relation = None
@@ -83,9 +83,9 @@ def caption(scene: Scene, rng: random.Random, *, complete: bool = True) -> str:
     return _open(opening, _join(groups, link), groups[0].count)
 
 
-def captions(scene: Scene) -> list[str]:
+def list_captions(scene: Scene) -> list[str]:
     """Every complete caption."""
-    groups, relation = scene.groups, scene_relation(scene)
+    groups, relation = scene.groups, find_relation(scene)
     if len(groups) == 1:
         return [_open(o, phrase(*_spread(groups[0])), groups[0].count) for o in OPENINGS]
     orders = [(groups, relation or "and"), (groups[::-1], OPPOSITE[relation] if relation else "and")]
@@ -97,7 +97,7 @@ def captions(scene: Scene) -> list[str]:
 
 
 def parse_caption(text: str) -> Description | None:
-    """Read a caption of any wording; None if it is not one."""
+    """What a caption of any wording states; None for any other text."""
     words = text.lower().replace(".", " ").replace(",", " ").split()
     for opening in ("a photo of", "a picture of", "there is", "there are"):
         if words[: len(opening.split())] == opening.split():
@@ -114,30 +114,30 @@ def parse_caption(text: str) -> Description | None:
 
 
 def caption_is_right(scene: Scene, text: str, *, complete: bool = False) -> bool:
-    """Whether a caption of any wording mentions every object and states nothing wrong.
+    """Whether a caption of any wording names every object and states nothing wrong.
 
     With `complete` it must also name every colour and, of two single objects, the relation.
     """
-    told = parse_caption(text)
-    if told is None or len(told.groups) != len(scene.groups):
+    stated = parse_caption(text)
+    if stated is None or len(stated.groups) != len(scene.groups):
         return False
     truth = {g.class_name: g for g in scene.groups}
-    if {g.class_name for g in told.groups} != set(truth):
+    if {g.class_name for g in stated.groups} != set(truth):
         return False
-    for group in told.groups:
+    for group in stated.groups:
         real = truth[group.class_name]
         color_is_right = group.color == real.color or (group.color is None and not complete)
         if group.count != real.count or not color_is_right:
             return False
-    relation = scene_relation(scene)
-    if relation and told.groups[0].class_name != scene.groups[0].class_name:
+    relation = find_relation(scene)
+    if relation and stated.groups[0].class_name != scene.groups[0].class_name:
         relation = OPPOSITE[relation]
-    return told.relation == relation or (told.relation is None and not complete)
+    return stated.relation == relation or (stated.relation is None and not complete)
 
 
-def vocabulary() -> list[str]:
+def list_vocabulary() -> list[str]:
     """Every word and mark of captions, prompts, questions and answers, and those of the mini prompt style."""
-    plurals = [plural(name) for name in CLASSES]
+    plurals = [pluralize(name) for name in CLASSES]
     return list(dict.fromkeys([*_GRAMMAR, *NUMBERS, *COLORS, *CLASSES, *plurals]))
 
 
@@ -162,7 +162,7 @@ def _parse_group(words: list[str]) -> tuple[Group | None, list[str]]:
     words = words[1:]
     color = words.pop(0) if words and words[0] in COLORS else None
     name, least = _NOUNS.get(words[0], ("", 0)) if words else ("", 0)
-    agrees = bool(name) and count >= 1 and ((least > 1) == (count > 1) or plural(name) == name)
+    agrees = bool(name) and count >= 1 and ((least > 1) == (count > 1) or pluralize(name) == name)
     return (Group(name, color, count), words[1:]) if agrees else (None, words)
 
 

@@ -1,7 +1,7 @@
-"""The judge's eye: a small convolutional detector (after CenterNet, Zhou et al. 2019) of the world's sprites.
+"""A small convolutional detector of the world's sprites, after CenterNet (Zhou et al. 2019).
 
-It finds centres as peaks of one heat map a class, and reads box and colour off the features there.
-Shapes: B batch, C channels; a cell is 4 pixels, so a 64 px picture has 16x16 cells.
+It finds centres as peaks of one heat map a class, and predicts box and colour there.
+Shapes: B batch, C channels; a cell is 4 pixels, so a 64 px image has 16x16 cells.
 """
 
 import json
@@ -24,7 +24,7 @@ from .scenes import Box, Scene
 
 CELL = 4
 BOX_UNIT = 16.0
-"""Boxes' sizes are predicted in these many pixels."""
+"""Boxes' sizes are predicted in units of so many pixels."""
 PALETTE: tuple[str | None, ...] = (None, *COLORS)
 
 
@@ -53,7 +53,7 @@ def _down(inputs: int, outputs: int) -> nn.Sequential:
 
 
 class DetectorNet(nn.Module):
-    """Pictures (B, 3, H, W) in [-1, 1] to heat maps, colours and boxes; H and W multiples of 8."""
+    """Images (B, 3, H, W) in [-1, 1] to heat maps, colours and boxes; H and W multiples of 8."""
 
     def __init__(self, width: int = 64) -> None:
         super().__init__()
@@ -67,7 +67,7 @@ class DetectorNet(nn.Module):
         self.merge = _Residual(width)
         self.heads = nn.Conv2d(width, len(CLASSES) + len(PALETTE) + 4, 1)
         bias = torch.zeros(self.heads.out_channels)
-        bias[: len(CLASSES)] = -4.0  # hardly any cell holds a centre
+        bias[: len(CLASSES)] = -4.0  # few cells hold a centre
         self.heads.bias = nn.Parameter(bias)
 
     def features(self, images: Tensor) -> Tensor:
@@ -81,7 +81,7 @@ class DetectorNet(nn.Module):
         return DetectorOutput(*out.split([len(CLASSES), len(PALETTE), 4], dim=1))
 
     def save(self, path: Path) -> None:
-        """Write safetensors: convolutions in float16, statistics in float32."""
+        """Writes safetensors: convolutions in float16, statistics in float32."""
         path.parent.mkdir(parents=True, exist_ok=True)
         tensors = {
             name: (value.half() if value.ndim == 4 else value).contiguous()
@@ -93,7 +93,10 @@ class DetectorNet(nn.Module):
 
 
 def load_detector(path: Path | None = None) -> DetectorNet:
-    """A trained detector, in evaluation mode: the package's own, or one that `DetectorNet.save` wrote."""
+    """A trained detector, in evaluation mode: the package's own, or one that `DetectorNet.save` wrote.
+
+    The package's own is made by tools/train_detector.py.
+    """
     if path is None:
         return _packaged()
     with safe_open(path, framework="pt") as file:
@@ -102,10 +105,10 @@ def load_detector(path: Path | None = None) -> DetectorNet:
             raise ValueError(f"{path} is no detector of this world's classes and colours")
         tensors = {name: file.get_tensor(name).float() for name in file.keys()}  # noqa: SIM118
     net = DetectorNet(about["width"])
-    left = net.load_state_dict(tensors, strict=False)
-    missing = [name for name in left.missing_keys if not name.endswith("num_batches_tracked")]
-    if missing or left.unexpected_keys:
-        raise ValueError(f"{path}: missing {missing}, unexpected {left.unexpected_keys}")
+    keys = net.load_state_dict(tensors, strict=False)
+    missing = [name for name in keys.missing_keys if not name.endswith("num_batches_tracked")]
+    if missing or keys.unexpected_keys:
+        raise ValueError(f"{path}: missing {missing}, unexpected {keys.unexpected_keys}")
     return net.eval().requires_grad_(False)
 
 
@@ -118,7 +121,7 @@ def _packaged() -> DetectorNet:
 def to_tensor(images: np.ndarray) -> Tensor:
     """uint8 (B, H, W, 3) to float32 (B, 3, H, W) in [-1, 1]."""
     if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] != 3:
-        raise ValueError(f"need uint8 pictures (B, H, W, 3), got {images.dtype} {images.shape}")
+        raise ValueError(f"need uint8 images (B, H, W, 3), got {images.dtype} {images.shape}")
     return torch.from_numpy(images).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
@@ -126,7 +129,7 @@ def to_tensor(images: np.ndarray) -> Tensor:
 def detect(
     images: np.ndarray, *, net: DetectorNet | None = None, threshold: float = 0.3, batch_size: int = 64
 ) -> list[list[Detection]]:
-    """What each picture shows, surest first; images are uint8 (B, H, W, 3)."""
+    """The objects in each image, the most confident first; images are uint8 (B, H, W, 3)."""
     net = net or load_detector()
     found: list[list[Detection]] = []
     for start in range(0, len(images), batch_size):
@@ -146,7 +149,7 @@ def detect(
 
 
 def _suppress(peaks: list[Detection]) -> list[Detection]:
-    """Keep the surest of those that cover the same place."""
+    """Those of highest confidence among the ones that cover the same place."""
     kept: list[Detection] = []
     for peak in sorted(peaks, key=lambda d: -d.score):
         if all(iou(peak.box, other.box) < 0.5 for other in kept):

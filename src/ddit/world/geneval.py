@@ -1,4 +1,4 @@
-"""Prompts in GenEval's form, and GenEval's judgement of what a detector found (Ghosh et al. 2023)."""
+"""Prompts in GenEval's form, and GenEval's rule for what a detector found (Ghosh et al. 2023)."""
 
 import random
 from collections.abc import Callable
@@ -6,14 +6,14 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from .captions import RELATIONS, phrase
-from .presets import HELD_OUT_CLASSES, HELD_OUT_COLORS, SPLITS, WorldConfig, held_out
+from .presets import HELD_OUT_CLASSES, HELD_OUT_COLORS, SPLITS, WorldConfig, is_held_out
 from .scenes import Box, relative_position
 
 TAGS = ("single_object", "two_object", "counting", "colors", "position", "color_attr")
 
 
 class Detection(NamedTuple):
-    """One object found in a picture; `color` is None for a sprite of no single colour."""
+    """One object found in an image; `color` is None for a sprite of no single colour."""
 
     class_name: str
     color: str | None
@@ -23,7 +23,7 @@ class Detection(NamedTuple):
 
 @dataclass(frozen=True)
 class Prompt:
-    """A prompt and what its picture must (`include`) and must not (`exclude`) hold, as GenEval has it.
+    """A prompt and what its image must (`include`) and must not (`exclude`) show, in GenEval's form.
 
     Entries are {"class", "count", "color"?, "position"?: [relation, index of the other in include]}.
     """
@@ -38,10 +38,10 @@ class Prompt:
         return {**data, "exclude": self.exclude} if self.exclude else data
 
 
-def geneval_prompts(
-    config: WorldConfig, n_per_category: int, *, split: str = "test", seed: int = 0
+def make_prompts(
+    config: WorldConfig, num_per_tag: int, *, split: str = "test", seed: int = 0
 ) -> list[Prompt]:
-    """`n_per_category` prompts for each of GenEval's six tags, different ones as far as the world has enough.
+    """`num_per_tag` prompts for each of GenEval's six tags, all different if the world has enough.
 
     `heldout` gives prompts that name a held-out pair, hence none for single objects and counting; the other
     splits give prompts that name none.
@@ -54,35 +54,35 @@ def geneval_prompts(
         if split == "heldout" and tag in ("single_object", "counting"):
             continue
         found: dict[str, Prompt] = {}
-        for _ in range(100 * n_per_category):
-            if len(found) == n_per_category:
+        for _ in range(100 * num_per_tag):
+            if len(found) == num_per_tag:
                 break
             prompt = _MAKERS[tag](config, rng, split)
             if prompt is not None:
                 found.setdefault(prompt.text, prompt)
         distinct = list(found.values())
-        prompts += [distinct[i % len(distinct)] for i in range(n_per_category if distinct else 0)]
+        prompts += [distinct[i % len(distinct)] for i in range(num_per_tag if distinct else 0)]
     return prompts
 
 
-def judge(prompt: Prompt, detections: list[Detection]) -> bool:
-    """Whether a picture shows what was asked.
+def check_detections(prompt: Prompt, detections: list[Detection]) -> bool:
+    """Whether an image with these detections shows what was asked for.
 
-    Of each class the surest `count` detections are taken. They must be enough, have the colour and stand in
-    the relation to every one of the other class; `exclude` forbids as many as its count, or more.
+    Of each class the `count` most confident detections are taken. They must be that many, have the colour, and stand in
+    the relation to each of the other class; `exclude` forbids as many as its count, or more.
     """
     by_class: dict[str, list[Detection]] = {}
     for detection in sorted(detections, key=lambda d: -d.score):
         by_class.setdefault(detection.class_name, []).append(detection)
     chosen: list[list[Detection]] = []
-    for wanted in prompt.include:
-        found = by_class.get(wanted["class"], [])[: wanted["count"]]
-        if len(found) < wanted["count"]:
+    for clause in prompt.include:
+        found = by_class.get(clause["class"], [])[: clause["count"]]
+        if len(found) < clause["count"]:
             return False
-        if "color" in wanted and any(d.color != wanted["color"] for d in found):
+        if "color" in clause and any(d.color != clause["color"] for d in found):
             return False
-        if "position" in wanted:
-            relation, other = wanted["position"]
+        if "position" in clause:
+            relation, other = clause["position"]
             if any(relation not in relative_position(a.box, b.box) for a in found for b in chosen[other]):
                 return False
         chosen.append(found)
@@ -90,15 +90,15 @@ def judge(prompt: Prompt, detections: list[Detection]) -> bool:
 
 
 def _names_held_out(names: list[str], colors: list[str]) -> bool:
-    return any(held_out(n, c) for n, c in zip(names, colors, strict=False)) or (
-        len(names) == 2 and held_out(*names)
+    return any(is_held_out(n, c) for n, c in zip(names, colors, strict=False)) or (
+        len(names) == 2 and is_held_out(*names)
     )
 
 
-def _draw(
+def _pick(
     config: WorldConfig, rng: random.Random, split: str, num_names: int, *, colored: bool
 ) -> tuple[list[str], list[str]] | None:
-    """Classes and their colours such that the split may name them; None if this draw may not be used."""
+    """Random classes with their colours; None if the split may not name them."""
     names = rng.sample(config.classes, num_names)
     colors = [rng.choice(config.colors) for _ in names] if colored else []
     if split == "heldout" and num_names == 2 and (not colored or rng.random() < 0.5):
@@ -121,10 +121,10 @@ def _single_object(config: WorldConfig, rng: random.Random, split: str) -> Promp
 
 
 def _two_object(config: WorldConfig, rng: random.Random, split: str) -> Prompt | None:
-    drawn = _draw(config, rng, split, 2, colored=False)
-    if drawn is None or config.max_objects < 2:
+    picked = _pick(config, rng, split, 2, colored=False)
+    if picked is None or config.max_objects < 2:
         return None
-    names = drawn[0]
+    names = picked[0]
     text = f"a photo of {phrase(names[0])} and {phrase(names[1])}"
     return Prompt(text, "two_object", [{"class": n, "count": 1} for n in names])
 
@@ -138,29 +138,29 @@ def _counting(config: WorldConfig, rng: random.Random, split: str) -> Prompt | N
 
 
 def _colors(config: WorldConfig, rng: random.Random, split: str) -> Prompt | None:
-    drawn = _draw(config, rng, split, 1, colored=True)
-    if drawn is None:
+    picked = _pick(config, rng, split, 1, colored=True)
+    if picked is None:
         return None
-    (name,), (color,) = drawn
+    (name,), (color,) = picked
     return Prompt(
         f"a photo of {phrase(name, color)}", "colors", [{"class": name, "count": 1, "color": color}]
     )
 
 
 def _position(config: WorldConfig, rng: random.Random, split: str) -> Prompt | None:
-    drawn = _draw(config, rng, split, 2, colored=False)
-    if drawn is None or config.max_objects < 2:
+    picked = _pick(config, rng, split, 2, colored=False)
+    if picked is None or config.max_objects < 2:
         return None
-    (name, other), relation = drawn[0], rng.choice(RELATIONS)
+    (name, other), relation = picked[0], rng.choice(RELATIONS)
     include = [{"class": other, "count": 1}, {"class": name, "count": 1, "position": [relation, 0]}]
     return Prompt(f"a photo of {phrase(name)} {relation} {phrase(other)}", "position", include)
 
 
 def _color_attr(config: WorldConfig, rng: random.Random, split: str) -> Prompt | None:
-    drawn = _draw(config, rng, split, 2, colored=True)
-    if drawn is None or config.max_objects < 2 or drawn[1][0] == drawn[1][1]:
+    picked = _pick(config, rng, split, 2, colored=True)
+    if picked is None or config.max_objects < 2 or picked[1][0] == picked[1][1]:
         return None
-    pairs = list(zip(*drawn, strict=True))
+    pairs = list(zip(*picked, strict=True))
     text = "a photo of " + " and ".join(phrase(*pair) for pair in pairs)
     return Prompt(text, "color_attr", [{"class": n, "count": 1, "color": c} for n, c in pairs])
 

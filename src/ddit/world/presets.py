@@ -1,16 +1,19 @@
-"""What a small world contains and how hard it is: classes, colours, drawing styles, layouts, presets."""
+"""What a small world contains and how hard it is: classes, colours, styles, layouts, presets."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields, replace
-from typing import Any, Literal
+from dataclasses import field, replace
+from typing import Annotated, Literal
+
+from pydantic import Field, NonNegativeFloat
+
+from ddit.schema import strict
 
 Kind = Literal["single", "two", "count", "mixed"]
 KINDS: tuple[Kind, ...] = ("single", "two", "count", "mixed")
 
 SPLITS = ("train", "val", "test", "heldout", "detector")
-"""`train`, `val` and `test` never hold a held-out pair, every scene of `heldout` does, `detector` (which
-trains the judge) draws from everything. A split's place in this tuple marks its scenes
-(`scenes.make_scene`)."""
+"""`train`, `val` and `test` never hold a held-out pair, every scene of `heldout` does, and `detector` (to train the
+detector) has both kinds. A split's place in this tuple marks its scenes (`scenes.make_scene`)."""
 
 CLASSES = (
     "airplane", "apple", "banana", "bicycle", "bird", "boat", "book", "bus", "cake", "car", "carrot", "cat",
@@ -36,17 +39,17 @@ HELD_OUT_CLASSES = (
     ("bicycle", "cake"), ("bird", "bus"), ("book", "umbrella"), ("cup", "train"), ("airplane", "giraffe"),
     ("carrot", "sheep"), ("donut", "pizza"),
 )  # fmt: skip
-"""(class, class) pairs, in alphabetical order, that never share a picture in training."""
+"""(class, class) pairs, in alphabetical order, that never share an image in training."""
 
 _HELD_OUT = frozenset(HELD_OUT_COLORS) | frozenset(HELD_OUT_CLASSES)
 
 
-def held_out(class_name: str, other: str | None) -> bool:
+def is_held_out(class_name: str, other: str | None) -> bool:
     """Whether (class, colour) or (class, class), in any order, is kept out of training."""
     return (class_name, other) in _HELD_OUT or (other, class_name) in _HELD_OUT
 
 
-@dataclass(frozen=True)
+@strict
 class WorldConfig:
     """One difficulty of the world. All lengths are pixels.
 
@@ -60,13 +63,13 @@ class WorldConfig:
     styles: tuple[str, ...] = STYLES[:2]
     colors: tuple[str, ...] = COLORS
     layout: Literal["fixed", "grid", "free"] = "fixed"
-    max_objects: int = 4
+    max_objects: Annotated[int, Field(ge=1, le=4)] = 4
     sizes: tuple[int, int, int] = (43, 30, 28)
     min_size: int = 20
     jitter: int = 2
     natural: float = 0.5
     """Share of objects without a colour, among the sprites that allow it."""
-    weights: Mapping[Kind, float] = field(
+    weights: Mapping[Kind, NonNegativeFloat] = field(
         default_factory=lambda: {"single": 0.35, "two": 0.35, "count": 0.2, "mixed": 0.1}, hash=False
     )
     """Relative frequency of each kind of scene."""
@@ -79,11 +82,7 @@ class WorldConfig:
                 raise ValueError(
                     f"{name}: unknown or missing entries {unknown}; known are {', '.join(known)}"
                 )
-        if self.layout not in ("fixed", "grid", "free"):
-            raise ValueError(f"layout must be fixed, grid or free, got {self.layout!r}")
-        if not 1 <= self.max_objects <= 4:
-            raise ValueError(f"max_objects must be 1 to 4, got {self.max_objects}")
-        if min(self.weights.values()) < 0 or self.kind_weights() == {}:
+        if not self.kind_weights():
             raise ValueError(
                 f"weights must be positive for a kind that max_objects allows, got {dict(self.weights)}"
             )
@@ -106,20 +105,9 @@ class WorldConfig:
         """How many of each of its two classes a mixed scene may hold."""
         return tuple(c for c in ((1, 2), (2, 1), (1, 3), (3, 1), (2, 2)) if sum(c) <= self.max_objects)
 
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self)
-
-    @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> "WorldConfig":
-        unknown = sorted(set(data) - {f.name for f in fields(cls)})
-        if unknown:
-            raise ValueError(f"unknown keys of a world: {', '.join(unknown)}")
-        values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in data.items()}
-        return cls(**values)
-
 
 def enlarge(world: WorldConfig, factor: int) -> WorldConfig:
-    """The same world in pictures of `factor` times the side."""
+    """The same world in images of `factor` times the side."""
     a, b, c = world.sizes
     return replace(
         world,

@@ -4,8 +4,8 @@ import random
 from collections.abc import Callable
 from typing import NamedTuple
 
-from .captions import NUMBERS, OPPOSITE, RELATIONS, phrase, plural, scene_relation
-from .presets import WorldConfig, held_out
+from .captions import NUMBERS, OPPOSITE, RELATIONS, find_relation, phrase, pluralize
+from .presets import WorldConfig, is_held_out
 from .scenes import Group, Scene
 
 UNANSWERABLE = "unanswerable"
@@ -17,23 +17,23 @@ class Question(NamedTuple):
     kind: str
 
 
-def question(scene: Scene, rng: random.Random, kind: str | None = None) -> Question | None:
-    """Ask about a scene.
+def make_question(scene: Scene, rng: random.Random, kind: str | None = None) -> Question | None:
+    """A question about a scene, of a given kind or of a random one that fits.
 
-    Without a kind, one that fits is drawn. With a kind, None is returned where it does not fit, or where
-    asking would favour an answer (most objects come alone, so few of them are counted).
+    None if the given kind does not fit, or if asking would favour an answer (most objects come alone, so few of them
+    are counted).
     """
     if kind is not None:
         if kind not in _KINDS:
             raise ValueError(f"kind must be one of {', '.join(_KINDS)}, got {kind!r}")
-        return _ask(scene, rng, kind)
+        return _make(scene, rng, kind)
     weights = {name: weight for name, (_, weight) in _KINDS.items()}
     while True:
-        drawn = rng.choices(list(weights), list(weights.values()))[0]
-        asked = _ask(scene, rng, drawn)
+        chosen = rng.choices(list(weights), list(weights.values()))[0]
+        asked = _make(scene, rng, chosen)
         if asked is not None:
             return asked
-        del weights[drawn]  # asking whether there is something always fits
+        del weights[chosen]  # asking whether there is something always fits
 
 
 def count_shares(config: WorldConfig) -> dict[int, float]:
@@ -50,16 +50,16 @@ def count_shares(config: WorldConfig) -> dict[int, float]:
     return shares
 
 
-def _ask(scene: Scene, rng: random.Random, kind: str) -> Question | None:
+def _make(scene: Scene, rng: random.Random, kind: str) -> Question | None:
     asked = _KINDS[kind][0](scene, rng)
     return None if asked is None else Question(*asked, kind)
 
 
-_Asked = tuple[str, str] | None
+_TextAndAnswer = tuple[str, str] | None
 
 
 def _the(group: Group) -> str:
-    return f"the {group.class_name if group.count == 1 else plural(group.class_name)}"
+    return f"the {group.class_name if group.count == 1 else pluralize(group.class_name)}"
 
 
 def _absent(scene: Scene, rng: random.Random) -> str:
@@ -67,15 +67,15 @@ def _absent(scene: Scene, rng: random.Random) -> str:
     return rng.choice([name for name in scene.config.classes if name not in present])
 
 
-def _count(scene: Scene, rng: random.Random) -> _Asked:
+def _count(scene: Scene, rng: random.Random) -> _TextAndAnswer:
     group = rng.choice(scene.groups)
     shares = count_shares(scene.config)
     if rng.random() * shares[group.count] > min(share for share in shares.values() if share > 0):
         return None
-    return f"how many {plural(group.class_name)} are there?", NUMBERS[group.count]
+    return f"how many {pluralize(group.class_name)} are there?", NUMBERS[group.count]
 
 
-def _color(scene: Scene, rng: random.Random) -> _Asked:
+def _color(scene: Scene, rng: random.Random) -> _TextAndAnswer:
     colored = [g for g in scene.groups if g.color]
     if not colored:
         return None
@@ -83,14 +83,14 @@ def _color(scene: Scene, rng: random.Random) -> _Asked:
     return f"what color {'is' if group.count == 1 else 'are'} {_the(group)}?", group.color or ""
 
 
-def _what(scene: Scene, rng: random.Random) -> _Asked:
+def _what(scene: Scene, rng: random.Random) -> _TextAndAnswer:
     if scene.kind != "single":
         return None
     return rng.choice(("what is this?", "what is in the picture?")), scene.groups[0].class_name
 
 
-def _where(scene: Scene, rng: random.Random) -> _Asked:
-    relation = scene_relation(scene)
+def _where(scene: Scene, rng: random.Random) -> _TextAndAnswer:
+    relation = find_relation(scene)
     if relation is None:
         return None
     first, second = scene.groups
@@ -99,8 +99,8 @@ def _where(scene: Scene, rng: random.Random) -> _Asked:
     return f"what is {relation} {_the(second)}?", first.class_name
 
 
-def _relation(scene: Scene, rng: random.Random) -> _Asked:
-    relation = scene_relation(scene)
+def _relation(scene: Scene, rng: random.Random) -> _TextAndAnswer:
+    relation = find_relation(scene)
     if relation is None:
         return None
     first, second = scene.groups
@@ -112,13 +112,13 @@ def _relation(scene: Scene, rng: random.Random) -> _Asked:
     return f"is {_the(first)} {relation} {_the(second)}?", answer
 
 
-def _exists(scene: Scene, rng: random.Random) -> _Asked:
+def _exists(scene: Scene, rng: random.Random) -> _TextAndAnswer:
     if rng.random() < 0.5:
         return f"is there {phrase(rng.choice(scene.groups).class_name)}?", "yes"
     return f"is there {phrase(_absent(scene, rng))}?", "no"
 
 
-def _exists_color(scene: Scene, rng: random.Random) -> _Asked:
+def _exists_color(scene: Scene, rng: random.Random) -> _TextAndAnswer:
     colored = [g for g in scene.groups if g.color]
     if not colored:
         return None
@@ -126,20 +126,20 @@ def _exists_color(scene: Scene, rng: random.Random) -> _Asked:
     if rng.random() < 0.5:
         return f"is there {phrase(group.class_name, group.color)}?", "yes"
     truth = {(g.class_name, g.color) for g in scene.groups}
-    if rng.random() < 0.6:  # right class, wrong colour: that of the other object where there is one
+    if rng.random() < 0.6:  # right class, wrong colour: often that of the other object
         others = [g.color for g in colored if g is not group]
         color = rng.choice(others) if others and rng.random() < 0.6 else rng.choice(scene.config.colors)
         pair = group.class_name, color
     else:
         pair = _absent(scene, rng), group.color
-    if pair in truth or (scene.split != "heldout" and held_out(*pair)):
+    if pair in truth or (scene.split != "heldout" and is_held_out(*pair)):
         pair = _absent(scene, rng), group.color
-        if scene.split != "heldout" and held_out(*pair):
+        if scene.split != "heldout" and is_held_out(*pair):
             return _exists_color(scene, rng)
     return f"is there {phrase(*pair)}?", "no"
 
 
-def _exists_count(scene: Scene, rng: random.Random) -> _Asked:
+def _exists_count(scene: Scene, rng: random.Random) -> _TextAndAnswer:
     several = [g for g in scene.groups if g.count > 1]
     if not several or scene.config.max_objects < 3:
         return None
@@ -149,14 +149,14 @@ def _exists_count(scene: Scene, rng: random.Random) -> _Asked:
     return f"are there {phrase(group.class_name, count=count)}?", answer
 
 
-def _unanswerable(scene: Scene, rng: random.Random) -> _Asked:
+def _unanswerable(scene: Scene, rng: random.Random) -> _TextAndAnswer:
     name = _absent(scene, rng)
     if rng.random() < 0.6:
         return f"what color is the {name}?", UNANSWERABLE
     return f"what is {rng.choice(RELATIONS)} the {name}?", UNANSWERABLE
 
 
-_KINDS: dict[str, tuple[Callable[[Scene, random.Random], _Asked], float]] = {
+_KINDS: dict[str, tuple[Callable[[Scene, random.Random], _TextAndAnswer], float]] = {
     "color": (_color, 0.1),
     "count": (_count, 0.5),
     "what": (_what, 0.1),

@@ -1,4 +1,4 @@
-"""Scenes: what is where. A scene is a pure function of (config, seed, split, index); so is its picture."""
+"""Scenes: what is where. A scene is a pure function of (config, seed, split, index); so is its image."""
 
 import hashlib
 import random
@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from .presets import HELD_OUT_CLASSES, HELD_OUT_COLORS, SPLITS, Kind, WorldConfig, held_out
-from .sprites import extent, has_natural_color, sprite
+from .presets import HELD_OUT_CLASSES, HELD_OUT_COLORS, SPLITS, Kind, WorldConfig, is_held_out
+from .sprites import has_natural_color, make_sprite, measure_extent
 
 Box = tuple[float, float, float, float]
 """Left, top, right, bottom, in pixels."""
@@ -39,15 +39,15 @@ class SceneObject:
 
     @property
     def box(self) -> Box:
-        """The box of the drawing itself."""
-        width, height = extent(self.class_name, self.style)
+        """The box of what is visible of the sprite."""
+        width, height = measure_extent(self.class_name, self.style)
         half_width, half_height = width * self.size / 2, height * self.size / 2
         return self.x - half_width, self.y - half_height, self.x + half_width, self.y + half_height
 
 
 @dataclass(frozen=True)
 class Group:
-    """`count` objects of one class and one colour, as a caption speaks of them."""
+    """`count` objects of one class and one colour."""
 
     class_name: str
     color: str | None
@@ -56,7 +56,7 @@ class Group:
 
 @dataclass(frozen=True)
 class Scene:
-    """What one picture shows, in full. `background` is the colour at the top and at the bottom (RGB)."""
+    """What one image shows, in full. `background` is the colour at the top and at the bottom (RGB)."""
 
     config: WorldConfig
     split: str
@@ -123,26 +123,26 @@ def make_scene(config: WorldConfig, split: str, index: int, *, seed: int = 0) ->
 
 
 def render(scene: Scene) -> np.ndarray:
-    """The picture: uint8 (size, size, 3)."""
+    """The image: uint8 (size, size, 3)."""
     size = scene.config.size
     canvas = np.empty((size, size, 3), dtype=np.float32)
     canvas[:] = np.linspace(*scene.background, size, dtype=np.float32)[:, None] + 0.5
     for item in scene.objects:
-        drawn = sprite(item.class_name, item.style, item.color, item.size)
+        sprite = make_sprite(item.class_name, item.style, item.color, item.size)
         patch = canvas[item.top : item.top + item.size, item.left : item.left + item.size]
-        patch *= drawn.ground
-        patch += drawn.color
+        patch *= sprite.ground
+        patch += sprite.color
     return canvas.astype(np.uint8)
 
 
-def allowed(split: str, groups: tuple[Group, ...]) -> bool:
-    """Whether a split may show these groups: see `config.SPLITS`."""
+def is_allowed(split: str, groups: tuple[Group, ...]) -> bool:
+    """Whether a split may show these groups: see `presets.SPLITS`."""
     if split == "detector":
         return True
     names = [g.class_name for g in groups]
     pairs = [(a, b) for i, a in enumerate(names) for b in names[:i]]
-    is_held_out = any(held_out(g.class_name, g.color) for g in groups) or any(held_out(*p) for p in pairs)
-    return is_held_out == (split == "heldout")
+    holds_one = any(is_held_out(g.class_name, g.color) for g in groups) or any(is_held_out(*p) for p in pairs)
+    return holds_one == (split == "heldout")
 
 
 def _background(rng: random.Random, place: int) -> tuple[tuple[int, int, int], tuple[int, int, int]]:
@@ -156,7 +156,7 @@ def _background(rng: random.Random, place: int) -> tuple[tuple[int, int, int], t
 
 
 def _cast(config: WorldConfig, kind: Kind, split: str, rng: random.Random) -> list[tuple[Group, str]]:
-    """Draw who is in the picture: groups, each with its style."""
+    """Random groups for an image, each with its style."""
     if kind == "single":
         counts = (1,)
     elif kind == "count":
@@ -178,14 +178,14 @@ def _cast(config: WorldConfig, kind: Kind, split: str, rng: random.Random) -> li
         looks_exist = all(
             g.color or has_natural_color(g.class_name, s) for g, s in zip(groups, styles, strict=True)
         )
-        if looks_exist and allowed(split, groups):
+        if looks_exist and is_allowed(split, groups):
             return list(zip(groups, styles, strict=True))
 
 
 def _hold_out(
     config: WorldConfig, names: list[str], colors: list[str | None], rng: random.Random
 ) -> tuple[list[str], list[str | None]]:
-    """Put a held-out pair in: two classes (half of the time, if there are two) or a class and its colour."""
+    """With a held-out pair put in: two classes (half of the time, if there are two) or a class and its colour."""
     if len(names) == 2 and rng.random() < 0.5:
         pair = list(rng.choice(HELD_OUT_CLASSES))
         rng.shuffle(pair)
@@ -200,7 +200,7 @@ def _hold_out(
 def _place(
     config: WorldConfig, kind: Kind, cast: list[tuple[Group, str]], rng: random.Random
 ) -> tuple[SceneObject, ...]:
-    """Give every object a size and a place; empty if no good places were found."""
+    """A size and a place for every object; empty if no good places were found."""
     looks = [(group.class_name, group.color, style) for group, style in cast for _ in range(group.count)]
     for _ in range(60):
         if config.layout == "fixed":
@@ -237,7 +237,7 @@ def _fixed_places(config: WorldConfig, count: int, rng: random.Random) -> list[t
 def _scatter(
     config: WorldConfig, looks: list[tuple[str, str | None, str]], rng: random.Random
 ) -> list[SceneObject]:
-    """Put one object after the other where there is room; fewer than asked if it was not found."""
+    """One object after the other, where there is room; fewer than asked for if there is none."""
     step = 4 if config.layout == "grid" else 1
     largest = config.sizes[min(len(looks), 3) - 1]
     smallest = -(-config.min_size // step) * step

@@ -23,11 +23,11 @@ RAMPS: dict[str, tuple[tuple[int, int, int], tuple[int, int, int], tuple[int, in
 """Each colour from shadow over middle to light."""
 
 _MIDDLE = 0.6  # the luminance that becomes the middle of the ramp
-_FLOOR = 0.1  # keeps a flat drawing, all of it at its own darkest, from ending in the shadow
+_FLOOR = 0.1  # keeps a flat sprite, all of it as dark as its darkest, out of the shadow
 
 
 class Sprite(NamedTuple):
-    """A square tile of (size, size): its colour, multiplied by coverage, and what is left of the ground."""
+    """A square of (size, size): its colour times its coverage, and the share of the background that stays visible."""
 
     color: np.ndarray  # float32 (size, size, 3), 0..255
     ground: np.ndarray  # float32 (size, size, 1), 0..1
@@ -59,8 +59,8 @@ def _atlas() -> tuple[np.ndarray, dict]:
     return pixels, json.loads(folder.joinpath("atlas.json").read_text())
 
 
-def tile(class_name: str, style: str) -> np.ndarray:
-    """The sprite as drawn by its artist: RGBA uint8 (64, 64, 4)."""
+def find_tile(class_name: str, style: str) -> np.ndarray:
+    """The sprite in its artist's colours: RGBA uint8 (64, 64, 4)."""
     pixels, index = _atlas()
     size = index["tile"]
     row, column = index["styles"].index(style), index["classes"].index(class_name)
@@ -68,21 +68,21 @@ def tile(class_name: str, style: str) -> np.ndarray:
 
 
 def has_natural_color(class_name: str, style: str) -> bool:
-    """Whether the sprite exists without a colour of its own: untinted, and not to be taken for a tint."""
+    """Whether the sprite may be used untinted, as an object of no single colour."""
     return _atlas()[1]["natural"][style].get(class_name, "") is None
 
 
 @cache
-def extent(class_name: str, style: str) -> tuple[float, float]:
-    """Width and height of the drawing as shares of its square tile, in which it is centred."""
-    alpha = tile(class_name, style)[..., 3] > 24
+def measure_extent(class_name: str, style: str) -> tuple[float, float]:
+    """Width and height of the visible part, as shares of the square tile in which it is centred."""
+    alpha = find_tile(class_name, style)[..., 3] > 24
     across, down = (np.flatnonzero(alpha.any(axis=axis)) for axis in (0, 1))
     return float(np.ptp(across) + 1) / len(alpha), float(np.ptp(down) + 1) / len(alpha)
 
 
 @lru_cache(maxsize=8192)
-def sprite(class_name: str, style: str, color: str | None, size: int) -> Sprite:
-    """A sprite at `size` pixels, antialiased. A colour is a tint unless the drawing has that very colour."""
+def make_sprite(class_name: str, style: str, color: str | None, size: int) -> Sprite:
+    """A sprite at `size` pixels, antialiased. A colour is a tint, unless the sprite has that colour by itself."""
     pixels = _colored(class_name, style, color)
     values = pixels.astype(np.float32)
     alpha = values[..., 3:] / 255
@@ -97,6 +97,6 @@ def sprite(class_name: str, style: str, color: str | None, size: int) -> Sprite:
 
 @lru_cache(maxsize=1024)
 def _colored(class_name: str, style: str, color: str | None) -> np.ndarray:
-    pixels = tile(class_name, style)
+    pixels = find_tile(class_name, style)
     own = _atlas()[1]["natural"][style].get(class_name)
     return pixels if color is None or color == own else tint(pixels, color)

@@ -1,10 +1,8 @@
-"""Train the detector on the world: `python -m ddit.world.train_detector OUT`."""
+"""Training of the detector, on scenes of the world."""
 
-import argparse
 import sys
 import time
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -12,8 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..devices import multiplies_bfloat16
-from .detector import BOX_UNIT, CELL, PALETTE, DetectorNet, DetectorOutput, detect, scene_is_right, to_tensor
-from .presets import CLASSES, PRESETS, SPLITS, WorldConfig
+from .detector import BOX_UNIT, CELL, PALETTE, DetectorNet, DetectorOutput, to_tensor
+from .presets import CLASSES, WorldConfig
 from .scenes import Scene, make_scene, render
 
 
@@ -28,9 +26,9 @@ def train_detector(
     split: str = "detector",
     log_every: int = 200,
 ) -> DetectorNet:
-    """Train on fresh scenes of all `configs` in turn; a pure function of its arguments.
+    """Trains on ever new scenes of all `configs` in turn; a pure function of its arguments.
 
-    `split="train"` keeps the held-out pairs from the net: for a teacher of the image model, not a judge.
+    With `split="train"` the net never sees a held-out pair: for a teacher of the image model, not for evaluation.
     """
     configs = [configs] if isinstance(configs, WorldConfig) else list(configs)
     generator = torch.Generator().manual_seed(seed)
@@ -68,12 +66,12 @@ def train_detector(
 
 
 def augment(images: Tensor, generator: torch.Generator) -> Tensor:
-    """Make pictures look generated: some blurred, some coarse, some noisy, all a little off in colour."""
+    """Makes images look generated: some blurred, some coarse, some noisy, all a little off in colour."""
     b = images.shape[0]
 
     def amount(high: float, share: float) -> Tensor:
-        draw = torch.rand(b, 1, 1, 1, generator=generator) * high
-        return draw * (torch.rand(b, 1, 1, 1, generator=generator) < share)
+        strength = torch.rand(b, 1, 1, 1, generator=generator) * high
+        return strength * (torch.rand(b, 1, 1, 1, generator=generator) < share)
 
     soft = F.avg_pool2d(F.pad(images, (1, 1, 1, 1), mode="replicate"), 3, stride=1)
     images = images.lerp(soft, amount(1.0, 0.4))
@@ -117,39 +115,3 @@ def _targets(shape: torch.Size, scenes: Sequence[Scene]) -> tuple[Tensor, Tensor
             boxes.append((x - column, y - row, (right - left) / BOX_UNIT, (bottom - top) / BOX_UNIT))
             colors.append(PALETTE.index(item.color))
     return torch.from_numpy(heat), torch.tensor(cells).T, torch.tensor(boxes), torch.tensor(colors)
-
-
-def accuracy(
-    net: DetectorNet, config: WorldConfig, *, num_scenes: int, split: str = "test", seed: int = 0
-) -> float:
-    """Share of scenes of which every object was found exactly, and nothing else."""
-    scenes = [make_scene(config, split, i, seed=seed) for i in range(num_scenes)]
-    found = detect(np.stack([render(s) for s in scenes]), net=net)
-    return sum(map(scene_is_right, scenes, found)) / num_scenes
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description="Train the small world's detector.")
-    parser.add_argument("out", type=Path, help="safetensors file to write")
-    parser.add_argument("--presets", nargs="+", default=list(PRESETS), choices=list(PRESETS))
-    parser.add_argument("--split", default="detector", choices=SPLITS)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--width", type=int, default=64)
-    parser.add_argument("--num-steps", type=int, default=4000)
-    parser.add_argument("--batch-size", type=int, default=32)
-    parser.add_argument("--num-threads", type=int, default=1)
-    args = parser.parse_args()
-    torch.set_num_threads(args.num_threads)
-    configs = [PRESETS[name] for name in args.presets]
-    net = train_detector(
-        configs, seed=args.seed, width=args.width, num_steps=args.num_steps, batch_size=args.batch_size,
-        split=args.split,
-    )  # fmt: skip
-    net.save(args.out)
-    for name, config in zip(args.presets, configs, strict=True):
-        share = accuracy(net, config, num_scenes=1000, seed=args.seed + 1)
-        print(f"{name}: {share:.2%} of unseen scenes exactly right")
-
-
-if __name__ == "__main__":
-    main()

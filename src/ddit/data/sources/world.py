@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ddit.config.data import WorldData
 from ddit.data.samples import Sample, Turn
-from ddit.world import Scene, caption, make_scene, question, render
+from ddit.world import Scene, make_caption, make_scene, make_question, render
 from ddit.world.detector import to_tensor
 
 
@@ -40,13 +40,13 @@ class WorldSource:
 
     def caption(self, index: int, rng: random.Random) -> str:
         """A caption to draw from; as GenEval's prompts do, some leave out colours or places."""
-        return caption(self.scene(index), rng, complete=False)
+        return make_caption(self.scene(index), rng, complete=False)
 
     def turn(self, index: int, rng: random.Random, question_fraction: float) -> Turn:
         """A question with probability `question_fraction`, else a complete caption."""
         if rng.random() >= question_fraction:
-            return Turn(None, caption(self.scene(index), rng))
-        asked = question(self.scene(index), rng)
+            return Turn(None, make_caption(self.scene(index), rng))
+        asked = make_question(self.scene(index), rng)
         assert asked is not None, "without a kind there is always a question"
         return Turn(asked.text, asked.answer)
 

@@ -1,0 +1,210 @@
+"""The state of a run: one optimiser step, evaluation, checkpoint and export, on any number of ranks."""
+
+import math
+import sys
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from typing import NamedTuple, TypeVar
+
+import torch
+from torch import Tensor
+
+from ddit.config.runs import DualRun, to_json
+from ddit.devices import Ranks
+from ddit.model import DualDiT
+from ddit.train.batch import Batch, to_device
+from ddit.train.batches import ImageFacts, StepData
+from ddit.train.checkpoint import Checkpoint, load_tensors, save_checkpoint, stored_shapes
+from ddit.train.export import export_run
+from ddit.train.frozen import clean_latents, load_encoders, shard_text_encoder
+from ddit.train.learner import make_learner
+from ddit.train.loader import CorruptCounter
+from ddit.train.optim import Ema, build_optimizers, lr_factor, make_room, optimizer_state, scale_gradients, set_lr
+from ddit.train.parallel import free_gathered, sync_gradients, total_norm
+
+Result = TypeVar("Result")
+
+
+class StepResult(NamedTuple):
+    """Losses and gradient norm of a step, averaged over the ranks, and what the ranks agreed on.
+
+    stop: a rank was asked to stop. save: the first rank wants a checkpoint. skipped: the weights were left as they are.
+    """
+
+    values: dict[str, float]
+    stop: bool = False
+    save: bool = False
+    skipped: bool = False
+
+
+class Trainer:
+    """A run after `step` steps. All ranks call its methods together.
+
+    Batch k and its noise depend on (seed, k) alone.
+
+    Raises:
+        ValueError: in one line, for settings that do not fit together, or encoders or weights that cannot be loaded.
+    """
+
+    def __init__(self, cfg: DualRun, ranks: Ranks) -> None:
+        self.cfg, self.ranks, self.out, self.step = cfg, ranks, Path(cfg.out), 0
+        self.skipped = self.skipped_in_row = 0
+        self.corrupt = CorruptCounter(cfg.data.max_corrupt_share)
+        self.images, self.codec = load_encoders(cfg, ranks.device)
+        self.data = StepData(cfg, self.codec, ImageFacts.of(self.images), ranks)
+        self.learner = make_learner(cfg, self.codec, ranks, self._feature_channels())
+        shard_text_encoder(self.codec, cfg.parallel, ranks, has_gradients=cfg.train_mask_embedding)
+        self.trained = self.learner.trained()
+        self.optimizers = build_optimizers(self.trained, cfg.optimizer)
+        averaged = {n: p for n, p in self.trained.items() if not n.startswith("alignment_head.")}
+        self.ema = Ema(averaged, cfg.optimizer.ema_decay)
+
+    def _feature_channels(self) -> int | None:
+        """Channels of the teacher's features, where the alignment loss is on: the first batch shows them."""
+        if self.cfg.objective.alignment_weight == 0:
+            return None
+        t2i = self.data[0][0].t2i
+        return None if t2i is None or t2i.features is None else t2i.features.shape[1]
+
+    def train_step(self, batches: Sequence[Batch], *, stop: bool = False, save: bool = False) -> StepResult:
+        """One optimiser step, on this rank's micro-batches of global batch `step`.
+
+        A loss or gradient that is not finite stops the run before the step, or skips the step, on all ranks alike.
+
+        stop, save: wishes of this process, of which all ranks learn with the step.
+
+        Raises:
+            FloatingPointError: on a loss or gradient that is not finite, as `cfg.non_finite` has it.
+            ValueError: on too many corrupt samples.
+        """
+        cfg = self.cfg
+        if cfg.lora.dropout > 0:  # the one use of torch's own generator
+            torch.manual_seed(hash((cfg.seed, self.step, self.ranks.index)))
+        losses = self._backward(batches)
+        gradients = [p.grad for p in self.trained.values() if p.grad is not None]
+        norm = total_norm(gradients)
+        num_corrupt = sum(sum(batch.corrupt.values()) for batch in batches)
+        shared = self.ranks.mean([*losses.values(), float(num_corrupt), float(stop), float(save)])
+        values = dict(zip(losses, shared, strict=False)) | {"grad_norm": norm}
+        bad = [f"{name} of step {self.step} is {v}" for name, v in values.items() if not math.isfinite(v)]
+        if bad:
+            self._drop_gradients()
+            self._skip_or_stop(bad[0])
+        else:
+            scale_gradients(gradients, cfg.optimizer.max_grad_norm, norm)
+            set_lr(self.optimizers, cfg.optimizer, lr_factor(self.step, cfg.max_steps, cfg.optimizer))
+            for optimizer in self.optimizers.values():
+                optimizer.step()
+            self.ema.update(self.trained, self.step)
+            self.skipped_in_row = 0
+        self._drop_gradients()
+        self.step += 1
+        self._count_corrupt(batches, is_any=shared[-3] > 0)
+        return StepResult(values, stop=shared[-2] > 0, save=shared[-1] > 0, skipped=bool(bad))
+
+    def _backward(self, batches: Sequence[Batch]) -> dict[str, float]:
+        """Adds up the gradients of the micro-batches; the ranks exchange them with the last. Returns mean losses."""
+        sums: dict[str, Tensor] = {}
+        for index, batch in enumerate(batches):
+            batch = to_device(batch, self.ranks.device)
+            t2i, i2t = (
+                None if half is None else clean_latents(half.images, self.images)
+                for half in (batch.t2i, batch.i2t)
+            )
+            sync_gradients(self.learner, index == len(batches) - 1)
+            losses = self.learner(batch, (t2i, i2t), self.codec)
+            (losses.total / len(batches)).backward()
+            for name, value in losses._asdict().items():
+                if value is not None:
+                    sums[name] = sums.get(name, 0.0) + value.detach() / len(batches)
+        return dict(zip(sums, torch.stack(list(sums.values())).tolist(), strict=True))
+
+    def _drop_gradients(self) -> None:
+        for parameter in self.trained.values():
+            parameter.grad = None
+        free_gathered(self.learner)
+
+    def _skip_or_stop(self, problem: str) -> None:
+        if self.cfg.non_finite == "stop":
+            raise FloatingPointError(f"{problem}: stopped before the step")
+        self.skipped += 1
+        self.skipped_in_row += 1
+        if self.skipped_in_row > self.cfg.max_skipped:
+            raise FloatingPointError(
+                f"{problem}: {self.skipped_in_row} steps in a row were skipped, which is too many"
+            )
+        if self.ranks.is_first:
+            print(f"{problem}: skipped ({self.skipped} so far)", file=sys.stderr)
+
+    def _count_corrupt(self, batches: Sequence[Batch], *, is_any: bool) -> None:
+        own: dict[str, int] = {}
+        for batch in batches:
+            for cause, count in batch.corrupt.items():
+                own[cause] = own.get(cause, 0) + count
+        self.corrupt.add(self.ranks.sum_counts(own) if is_any else {}, self.cfg.global_batch_size)
+
+    def _state(self) -> dict[str, Tensor]:
+        """Every tensor of a checkpoint by name; the very tensors, so that loading into them restores the run."""
+        parts = {
+            "model": {name: p.detach() for name, p in self.trained.items()},
+            "ema": self.ema.tensors,
+            "optimizer": optimizer_state(self.trained, self.optimizers),
+        }
+        return {f"{part}.{name}": t for part, tensors in parts.items() for name, t in tensors.items()}
+
+    def save(self) -> None:
+        """Writes a checkpoint of the steps done. `OSError` in one line if that fails."""
+        description = {
+            "config": to_json(self.cfg),
+            "num_samples": self.corrupt.num_samples,
+            "corrupt": self.corrupt.causes,
+            "skipped": self.skipped,
+            "skipped_in_row": self.skipped_in_row,
+            "num_ranks": self.ranks.size,
+        }
+        keep = self.cfg.report.keep_checkpoints
+        save_checkpoint(self.out, self.step, self._state(), description, keep=keep, ranks=self.ranks)
+
+    def resume(self, checkpoint: Checkpoint) -> None:
+        """Goes on from a checkpoint of this run, of any number of ranks.
+
+        Raises:
+            ValueError: if it is of a run that trains other weights.
+        """
+        shapes = stored_shapes(checkpoint.folder)
+        prefix = "optimizer."
+        of_optimizers = {n.removeprefix(prefix): shape for n, shape in shapes.items() if n.startswith(prefix)}
+        differing = {f"model.{name}" for name in self.trained} ^ {n for n in shapes if n.startswith("model.")}
+        if differing:
+            raise ValueError(f"{self.out} holds a run that trains other weights, such as {min(differing)}")
+        make_room(of_optimizers, self.trained, self.optimizers)
+        load_tensors(checkpoint.folder, self._state())
+        stored = checkpoint.description
+        self.step, self.skipped = checkpoint.step, stored["skipped"]
+        self.skipped_in_row = stored["skipped_in_row"]
+        self.corrupt.num_samples, self.corrupt.causes = stored["num_samples"], dict(stored["corrupt"])
+
+    def evaluate(self, work: Callable[[DualDiT], Result]) -> Result:
+        """Calls `work` with the model under its averaged weights, without gradients.
+
+        `work` must call the model alike on all ranks.
+        """
+
+        def with_mask() -> Result:
+            vector = self.learner.mask_embedding  # whole only now, within `run`
+            with self.codec.embed_mask_as(vector.detach()) if vector is not None else nullcontext():
+                return work(self.learner.transformer)
+
+        self.learner.eval()
+        with self.ema.swapped_into(self.trained), torch.no_grad():
+            try:
+                return self.learner.run(with_mask)
+            finally:
+                free_gathered(self.learner)
+                self.learner.train()
+
+    def export(self) -> None:
+        """Writes the model folders `export/` (averaged weights) and `export_raw/`."""
+        state = self.learner.state_dict()
+        export_run(self.cfg, self.ranks, {"export": {**state, **self.ema.tensors}, "export_raw": state})
