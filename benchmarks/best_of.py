@@ -1,9 +1,9 @@
-"""Does the model pick its better pictures by reading them? GenEval by N: `python benchmarks/best_of.py`.
+"""Does the model know its better images by their scores? GenEval by N: `python benchmarks/best_of.py`.
 
-Draws --candidates pictures a prompt, each from a seed of its own, and scores each prompt as the caption of each of its
-pictures, as `Pipeline.generate(best_of=N)` does. A prompt's candidates are taken in groups of N, and of each group one
-picture counts: the one that the model scores highest, and beside it one that the detector finds right, if there is one
-(the oracle: no choice can do better). N = 1 is drawing as it is, and choosing blindly. Intervals are by bootstrap over
+Generates --candidates images a prompt, each from its own seed, and scores each prompt as the caption of each of its
+images, as `Pipeline.generate(best_of=N)` does. A prompt's candidates are taken in groups of N, and of each group one
+image counts: the one with the highest score; or, as an oracle, one that the detector finds right, if there is one (no
+choice can do better). N = 1 is plain generation, or choosing blindly. Intervals are by bootstrap over
 prompts. Writes best_of.md; a quarter of an hour of two idle cores for 40 prompts.
 """
 
@@ -21,7 +21,7 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
-from ddit.eval.geneval import judge_images
+from ddit.eval.geneval import score_images
 from ddit.eval.report import code_version
 from ddit.pipeline import Pipeline
 from ddit.world import PRESETS, TAGS, Prompt, make_prompts
@@ -50,20 +50,20 @@ def oracle(right: np.ndarray, _: np.ndarray) -> float:
     return float(right.any())
 
 
-def draw(pipeline: Pipeline, prompts: Sequence[Prompt], num: int, seed: int) -> list[list[Image.Image]]:
-    """`num` pictures of each prompt."""
-    drawn = []
-    for index, prompt in enumerate(tqdm(prompts, desc="drawing", unit="prompt", file=sys.stderr)):
-        drawn.append(pipeline.generate([prompt.text] * num, seed=seed + index * num))
-    return drawn
+def generate(pipeline: Pipeline, prompts: Sequence[Prompt], num: int, seed: int) -> list[list[Image.Image]]:
+    """`num` images of each prompt."""
+    images = []
+    for index, prompt in enumerate(tqdm(prompts, desc="generating", unit="prompt", file=sys.stderr)):
+        images.append(pipeline.generate([prompt.text] * num, seed=seed + index * num))
+    return images
 
 
 def try_prompts(
-    pipeline: Pipeline, prompts: Sequence[Prompt], drawn: Sequence[list[Image.Image]], num_samples: int
+    pipeline: Pipeline, prompts: Sequence[Prompt], candidates: Sequence[list[Image.Image]], num_samples: int
 ) -> list[Trial]:
     trials = []
-    for prompt, images in tqdm(list(zip(prompts, drawn, strict=True)), desc="reading", unit="prompt"):
-        right = [judged.correct for judged in judge_images([prompt] * len(images), images)]
+    for prompt, images in tqdm(list(zip(prompts, candidates, strict=True)), desc="scoring", unit="prompt"):
+        right = [found.correct for found in score_images([prompt] * len(images), images)]
         scores = pipeline.score(images, prompt.text, num_samples=num_samples)
         trials.append(Trial(prompt, np.array(right), np.array([score.log_prob for score in scores])))
     return trials
@@ -81,7 +81,7 @@ def by_category(trials: Sequence[Trial], n: int, choose: Choose) -> dict[str, np
 
 
 def overall(shares: dict[str, np.ndarray]) -> tuple[float, float]:
-    """GenEval's mean of its categories, and half of its 95 % interval: prompts drawn anew within each category."""
+    """GenEval's mean of its categories, and half of its 95 % interval: prompts resampled within each category."""
     rng = np.random.default_rng(0)
     means = np.zeros(RESAMPLES)
     for values in shares.values():
@@ -92,7 +92,7 @@ def overall(shares: dict[str, np.ndarray]) -> tuple[float, float]:
 
 
 def auc(trials: Sequence[Trial]) -> tuple[float, int]:
-    """How often a right picture scores above a wrong one of the same prompt, and of how many such pairs."""
+    """How often a right image scores above a wrong one of the same prompt, and the number of such pairs."""
     wins = [
         float(good > bad)
         for trial in trials
@@ -136,11 +136,11 @@ def main() -> None:
     pipeline = Pipeline.from_pretrained(args.model)
     prompts = make_prompts(PRESETS["fixed"], args.num_prompts, split=args.split, seed=args.seed)
     begin = time.process_time()
-    drawn = draw(pipeline, prompts, args.candidates, seed=10**6 * (args.seed + 1))
-    drawing = time.process_time() - begin
+    images = generate(pipeline, prompts, args.candidates, seed=10**6 * (args.seed + 1))
+    generating = time.process_time() - begin
     begin = time.process_time()
-    trials = try_prompts(pipeline, prompts, drawn, args.num_samples)
-    reading = time.process_time() - begin
+    trials = try_prompts(pipeline, prompts, images, args.num_samples)
+    scoring = time.process_time() - begin
     counts = [n for n in (1, 2, 4, 8, 16) if n <= args.candidates]
     ranked, pairs = auc(trials)
     command = " ".join(["python benchmarks/best_of.py", *sys.argv[1:]])
@@ -148,15 +148,15 @@ def main() -> None:
 
 `{command}`, commit {code_version()}, {time.strftime("%Y-%m-%d")}; {platform.machine()}, {os.cpu_count()} cores,
 torch {torch.__version__}. Model {args.model}, world `fixed`, split {args.split}: {args.num_prompts} prompts a category,
-{args.candidates} pictures each, {args.num_samples} masks a score. Share of right pictures by the world's detector, 95 %
-intervals; in brackets the change against N = 1 on the same pictures. The oracle takes a right picture if there is one.
+{args.candidates} images each, {args.num_samples} masks a score. Share of right images by the world's detector, 95 %
+intervals; in brackets the change against N = 1 on the same images. The oracle takes a right image if there is one.
 
 {table(trials, counts)}
 
-A right picture scores above a wrong one of the same prompt in {ranked:.3f} of {pairs} pairs (.5 is chance).
+A right image scores above a wrong one of the same prompt in {ranked:.3f} of {pairs} pairs (.5 is chance).
 
-A candidate costs {drawing / len(prompts) / args.candidates:.3f} s of CPU time to draw and
-{reading / len(prompts) / args.candidates:.3f} s to read and judge.
+A candidate costs {generating / len(prompts) / args.candidates:.3f} s of CPU time to generate and
+{scoring / len(prompts) / args.candidates:.3f} s to score and to check.
 """
     args.out.write_text(text)
     print(text)

@@ -25,16 +25,16 @@ from ddit.eval.items import Figure
 from ddit.eval.report import code_version
 from ddit.inference.scoring import Score
 from ddit.pipeline import Pipeline
-from ddit.world import CLASSES, COLORS, PRESETS, Scene, make_scene, make_question, render
-from ddit.world.captions import NUMBERS, RELATIONS, phrase, find_relation
+from ddit.world import CLASSES, COLORS, PRESETS, Scene, make_question, make_scene, render
+from ddit.world.captions import NUMBERS, RELATIONS, find_relation, phrase
 
 HERE = Path(__file__).parent
 
 
 class Item(NamedTuple):
-    """A picture, a question (None: only captions can tell), the right label, and each label's caption, if any."""
+    """An image, a question (None: by captions alone), the right label, and each label's caption, if any."""
 
-    picture: Image.Image
+    image: Image.Image
     question: str | None
     truth: str
     captions: list[str]
@@ -55,7 +55,7 @@ def by_class(scene: Scene, rng: random.Random) -> tuple[str, str, list[str]] | N
 
 
 def by_class_alone(scene: Scene, rng: random.Random) -> tuple[None, str, list[str]] | None:
-    """Captions that do not name the colour, as one who does not know the picture writes them."""
+    """Captions that do not name the colour, as they are written without looking at the image."""
     if scene.kind != "single":
         return None
     return None, scene.groups[0].class_name, [f"a photo of {phrase(name)}" for name in CLASSES]
@@ -126,12 +126,11 @@ def values_of(scores: Sequence[Score], num_labels: int) -> np.ndarray:
 def score_texts(
     pipeline: Pipeline, items: Sequence[Item], texts: list[str], questions: list[str] | None, num_samples: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Log-likelihoods of all labels' texts given the picture and given none, (P, C) each."""
+    """Log-likelihoods of all labels' texts with the image and without, (P, C) each."""
     count = len(texts) // len(items)
-    pictures = [item.picture for item in items for _ in range(count)]
+    images = [item.image for item in items for _ in range(count)]
     seen, blind = (
-        pipeline.score(images, texts, questions=questions, num_samples=num_samples)
-        for images in (pictures, None)
+        pipeline.score(given, texts, questions=questions, num_samples=num_samples) for given in (images, None)
     )
     return values_of(seen, count), values_of(blind, count)
 
@@ -157,8 +156,8 @@ def measure(pipeline: Pipeline, task: Task, num: int, args: argparse.Namespace) 
         each = [text for text in asked for _ in labels]
         seen, blind = score_texts(pipeline, items, labels * len(items), each, args.num_samples)
         cells[0], cells[1] = (cell(right(items, labels, v)) for v in (seen, seen - blind))
-        answers = pipeline.answer([item.picture for item in items], asked, batch_size=32)
-        cells[4] = cell(np.array([said == item.truth for said, item in zip(answers, items, strict=True)]))
+        answers = pipeline.answer([item.image for item in items], asked, batch_size=32)
+        cells[4] = cell(np.array([answer == item.truth for answer, item in zip(answers, items, strict=True)]))
         if labels == ["yes", "no"]:
             note = f" (AUC {auc(seen, np.array([item.truth == 'yes' for item in items])):.4f})"
     if items[0].captions:
@@ -192,9 +191,9 @@ def main() -> None:
 `{command}`, commit {code_version()}, {time.strftime("%Y-%m-%d")}; {platform.machine()}, {os.cpu_count()} cores,
 torch {torch.__version__}. Model {args.model}, world `fixed`, split {args.split}, {args.num_samples} masks a score.
 Share of right labels, 95 % intervals; w is the weight of the null image's log-likelihood. Captions name what else is in
-the picture (its colour, its class), but where it says otherwise.
+the image (its colour, its class), except where the table says otherwise.
 
-| task | labels | pictures | answers, w = 0 | answers, w = 1 | captions, w = 0 | captions, w = 1 | asking |
+| task | labels | images | answers, w = 0 | answers, w = 1 | captions, w = 0 | captions, w = 1 | asking |
 |---|---|---|---|---|---|---|---|
 {table}
 """

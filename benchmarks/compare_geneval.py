@@ -1,4 +1,4 @@
-"""GenEval on the small world for several checkpoints side by side: does joint training hurt drawing?
+"""GenEval on the small world for several checkpoints side by side: does joint training hurt image generation?
 
     torchrun --nproc-per-node 2 benchmarks/compare_geneval.py "image only=runs/mini-image/export" "joint=mini"
 
@@ -16,7 +16,8 @@ from tempfile import TemporaryDirectory
 from typing import NamedTuple
 
 from ddit.devices import Ranks, join_ranks
-from ddit.eval.evaluate import Decoding, EvalSettings, Source, evaluate
+from ddit.eval.evaluate import EvalData, evaluate
+from ddit.eval.options import EvalOptions
 from ddit.eval.world_tasks import WorldSplit
 from ddit.pipeline import Pipeline
 from ddit.world import PRESETS
@@ -31,24 +32,20 @@ class Row(NamedTuple):
     sd: float
 
 
-def score(
-    pipeline: Pipeline, *, seed: int, num_prompts: int, guidance: float | None, ranks: Ranks
-) -> dict[str, float]:
+def score(pipeline: Pipeline, *, seed: int, num_prompts: int, ranks: Ranks) -> dict[str, float]:
     """GenEval's figures of one seed, by category."""
     world = WorldSplit(PRESETS["fixed"], num=0, num_prompts=num_prompts, seed=seed)
     with TemporaryDirectory() as folder:
-        out = Path(ranks.gather([folder])[0])
         runs = evaluate(
-            pipeline, ["geneval"], Source(None, world), out, settings=EvalSettings(seed=seed * 10**6),
-            decoding=Decoding.of(pipeline, pipeline.settings.but(None, guidance_scale=guidance)), about={}, ranks=ranks,
-            advance=lambda task, total: lambda done: None,
+            pipeline, ["geneval"], EvalData(None, world), Path(ranks.share(folder)),
+            options=EvalOptions(seed=seed * 10**6), about={}, ranks=ranks, start_task=lambda task, total: lambda done: None,
         )  # fmt: skip
         found = {figure.name: figure.value for summary in runs for figure in summary.figures}
         ranks.wait()
     return found
 
 
-def draw(rows: list[Row], out: Path) -> None:
+def plot(rows: list[Row], out: Path) -> None:
     """Bars by category, one colour a checkpoint, with the spread over the seeds."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -76,15 +73,16 @@ def main() -> None:
     )
     parser.add_argument("models", nargs="+", metavar="NAME=MODEL")
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--num-prompts", type=int, default=40, help="a category, four pictures each")
+    parser.add_argument("--num-prompts", type=int, default=40, help="a category, four images each")
     parser.add_argument("--guidance", type=float, help="for all of them [default: each model's own]")
     parser.add_argument("--out", type=Path, default=Path("docs/images/joint_training.png"))
     args = parser.parse_args()
     ranks, rows = join_ranks(), []
     for name, _, folder in (given.partition("=") for given in args.models):
         pipeline = Pipeline.from_pretrained(folder)
+        pipeline.settings = pipeline.settings.with_options({"guidance_scale": args.guidance})
         seeds = [
-            score(pipeline, seed=seed, num_prompts=args.num_prompts, guidance=args.guidance, ranks=ranks)
+            score(pipeline, seed=seed, num_prompts=args.num_prompts, ranks=ranks)
             for seed in range(args.seeds)
         ]
         for category in seeds[0]:
@@ -92,7 +90,7 @@ def main() -> None:
             spread = statistics.stdev(values) if len(values) > 1 else 0.0
             rows.append(Row(name, category, statistics.mean(values), spread))
     if ranks.is_first:
-        draw(rows, args.out)
+        plot(rows, args.out)
         categories = list(dict.fromkeys(row.category for row in rows))
         print(f"| checkpoint | {' | '.join(categories)} |\n|---|{'---|' * len(categories)}")
         for name in dict.fromkeys(row.model for row in rows):

@@ -2,7 +2,7 @@
 
     python benchmarks/learning_curve.py "image=runs/mini-image" "stage 1=runs/mini-stage1" ... --scores runs/curve
 
-Held-out losses of the runs' logs, one run after the other, over the pairs seen; and the benchmarks' figures at the end
+Held-out losses of the runs' logs over the pairs seen, one run after the other; and the benchmarks' figures at the end
 of each, from `ddit eval geneval gqa caption --model RUN/export --out SCORES/NAME`. Writes a plot to --out and prints a
 table. Needs matplotlib (`ddit[plot]`).
 """
@@ -18,7 +18,7 @@ from ddit.train.log import LOG_FILE, read_log
 
 LOSSES = {
     "velocity_true": "velocity loss at t = 0.85",
-    "question_nll": "answers, NLL a token, one pass",
+    "question_nll": "answers, NLL a token, one step",
 }
 SCORES = {
     ("geneval", "overall"): "GenEval, mean of six",
@@ -77,7 +77,7 @@ def read_scores(name: str, folder: Path | None) -> dict[tuple[str, str], float]:
     return {key: found[key] for key in SCORES if key in found}
 
 
-def draw(stages: list[Stage], out: Path) -> None:
+def plot(stages: list[Stage], out: Path) -> None:
     """Losses and scores over thousands of pairs; a line where a stage ends."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -120,7 +120,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("docs/images/learning_curve.png"))
     args = parser.parse_args()
     stages = read_stages(args.runs, args.scores, args.before[0])
-    draw(stages, args.out)
+    plot(stages, args.out)
     titles = list(SCORES.values())
     print(
         f"| after | thousands of pairs | hours | {' | '.join(titles)} |\n|---|---|---|{'---|' * len(titles)}"

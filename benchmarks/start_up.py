@@ -1,7 +1,7 @@
 """From the shell to the first step of a command: `python benchmarks/start_up.py`.
 
-Commands take turns, each in a new process. The first step is when the progress bar appears. Beside them, what nobody
-who runs a model with these libraries can avoid: Python, PyTorch's import, transformers' T5's. Writes start_up.md.
+Commands take turns, each in a new process. The first step is when the progress bar appears. Beside them, what cannot
+be avoided with these libraries: Python, PyTorch's import, transformers' T5's. Writes start_up.md.
 """
 
 import argparse
@@ -44,16 +44,16 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=HERE / "start_up.md")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        picture = Path(folder) / "scene.png"
-        Image.fromarray(render(make_scene(PRESETS["fixed"], "test", 0))).save(picture)
+        image = Path(folder) / "scene.png"
+        Image.fromarray(render(make_scene(PRESETS["fixed"], "test", 0))).save(image)
         ddit = [sys.executable, "-m", "ddit"]
         commands = {
             "python -c pass": [sys.executable, "-c", "pass"],
             "import torch": [sys.executable, "-c", TORCH],
             "import torch and transformers' T5, no collections": [sys.executable, "-c", T5],
             "ddit --help": [*ddit, "--help"],
-            "ddit caption PICTURE": [*ddit, "caption", str(picture)],
-            "ddit ask PICTURE QUESTION": [*ddit, "ask", str(picture), "what is this?"],
+            "ddit caption IMAGE": [*ddit, "caption", str(image)],
+            "ddit ask IMAGE QUESTION": [*ddit, "ask", str(image), "what is this?"],
             "ddit generate PROMPT": [*ddit, "generate", "a red car", "--output", folder],
         }
         times: dict[str, list[tuple[float, float]]] = {name: [] for name in commands}
@@ -68,7 +68,7 @@ def main() -> None:
         f"`python benchmarks/start_up.py`, commit {code_version()}, {time.strftime('%Y-%m-%d')}; {platform.machine()}, "
         f"{os.cpu_count()} cores, Python {platform.python_version()}, torch {torch.__version__}; {args.rounds} rounds.",
         "",
-        "Seconds, median (lowest to highest). The first step has been made when the progress bar appears.",
+        "Seconds, median (lowest to highest). The first step is done when the progress bar appears.",
         "",
         "| command | to the first step | to the end |",
         "| --- | --- | --- |",

@@ -13,16 +13,19 @@ import argparse
 import json
 import statistics
 from collections import defaultdict
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, Literal, NamedTuple
+from typing import Any
 
 from tqdm import tqdm
 
 from ddit.devices import Ranks
-from ddit.eval.evaluate import Decoding, EvalSettings, Source, evaluate
+from ddit.eval.evaluate import EvalData, evaluate
+from ddit.eval.options import EvalOptions
 from ddit.eval.world_tasks import WorldSplit
 from ddit.pipeline import Pipeline
+from ddit.settings import UnmaskingRule
 from ddit.world import PRESETS
 
 STEPS = (1, 2, 4, 8, 16, 32, 64)
@@ -36,36 +39,35 @@ PANELS = {
 }
 
 
-class UnmaskingRule(NamedTuple):
-    order: Literal["random", "confidence"]
-    temperature: float
-
-    @property
-    def label(self) -> str:
-        return f"{self.order} order, temperature {self.temperature:g}"
+RULES = tuple(
+    UnmaskingRule(order=order, temperature=temperature)
+    for order, temperature in (("random", 1.0), ("random", 0.0), ("confidence", 0.0))
+)
 
 
-RULES = (UnmaskingRule("random", 1.0), UnmaskingRule("random", 0.0), UnmaskingRule("confidence", 0.0))
+def label(rule: UnmaskingRule) -> str:
+    return f"{rule.order} order, temperature {rule.temperature:g}"
 
 
 def score(pipeline: Pipeline, rule: UnmaskingRule, steps: int, *, seed: int, limit: int) -> dict[str, float]:
     """The figures of `PANELS` by title, of one rule with so many steps."""
     world = WorldSplit(PRESETS["fixed"], num=limit, seed=seed)
-    decoding = Decoding.of(pipeline, text_steps=steps, order=rule.order, temperature=rule.temperature)
+    sampling = {"order": rule.order, "temperature": rule.temperature}
+    sampled = replace(pipeline, settings=pipeline.settings.with_options(sampling))
+    options = EvalOptions(seed=seed * 10**6, limit=limit, text_steps=steps)
     found: dict[str, float] = {}
     with TemporaryDirectory() as folder:
         for summary in evaluate(
-            pipeline, list(PANELS), Source(None, world), Path(folder), decoding=decoding,
-            settings=EvalSettings(seed=seed * 10**6, limit=limit), about={}, ranks=Ranks(),
-            advance=lambda task, total: lambda done: None,
+            sampled, list(PANELS), EvalData(None, world), Path(folder), options=options, about={}, ranks=Ranks(),
+            start_task=lambda task, total: lambda done: None,
         ):  # fmt: skip
             titles = PANELS[summary.task]
             found |= {titles[f.name]: f.value for f in summary.figures if f.name in titles}
     return found
 
 
-def draw(rows: list[dict[str, Any]], out: Path) -> None:
-    """A panel a figure, a line a rule; the band is the standard deviation over the seeds."""
+def plot(rows: list[dict[str, Any]], out: Path) -> None:
+    """A panel for each figure, a line for each rule; the band is the standard deviation over the seeds."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -74,13 +76,13 @@ def draw(rows: list[dict[str, Any]], out: Path) -> None:
     FigureCanvasAgg(figure)
     for axis, title in zip(figure.subplots(1, len(titles), sharey=True), titles, strict=True):
         for index, rule in enumerate(RULES):
-            points = [row for row in rows if row["figure"] == title and row["rule"] == rule.label]
+            points = [row for row in rows if row["figure"] == title and row["rule"] == label(rule)]
             steps = [row["steps"] for row in points]
             mean = [row["mean"] for row in points]
             low, high = (
                 [m + sign * row["sd"] for m, row in zip(mean, points, strict=True)] for sign in (-1, 1)
             )
-            axis.plot(steps, mean, marker=".", color=f"C{index}", label=rule.label)
+            axis.plot(steps, mean, marker=".", color=f"C{index}", label=label(rule))
             axis.fill_between(steps, low, high, color=f"C{index}", alpha=0.2, linewidth=0)
         axis.set(title=title, xlabel="steps", xscale="log", xticks=STEPS)
         axis.set_xticklabels([str(n) for n in STEPS])
@@ -107,7 +109,7 @@ def main() -> None:
     values: dict[tuple[str, str, int], list[float]] = defaultdict(list)
     for rule, steps, seed in tqdm(runs, unit="run"):
         for title, value in score(pipeline, rule, steps, seed=seed, limit=args.limit).items():
-            values[title, rule.label, steps].append(value)
+            values[title, label(rule), steps].append(value)
     rows = [
         {
             "figure": title, "rule": rule, "steps": steps, "mean": round(statistics.mean(found), 4),
@@ -115,7 +117,7 @@ def main() -> None:
         }
         for (title, rule, steps), found in values.items()
     ]  # fmt: skip
-    draw(rows, args.out)
+    plot(rows, args.out)
     args.out.with_suffix(".json").write_text("".join(json.dumps(row) + "\n" for row in rows))
     print(f"| figure | rule | {' | '.join(str(n) for n in STEPS)} |\n|---|---|{'---|' * len(STEPS)}")
     for title, rule in dict.fromkeys((title, rule) for title, rule, _ in values):

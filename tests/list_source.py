@@ -9,9 +9,9 @@ from ddit.data.samples import CorruptSample, Sample, Turn
 
 
 class ListSource:
-    """Plain pictures whose colour tells the index; those in `corrupt` are unusable, those in `without` have none.
+    """Plain images whose colour tells the index; those in `corrupt` are unusable, those in `without` have none.
 
-    `sizes` are width and height of the pictures, all alike if there is but one.
+    `sizes` are width and height of the images, all alike if there is but one.
     """
 
     def __init__(
@@ -33,17 +33,17 @@ class ListSource:
     def name(self, index: int) -> str:
         return f"list[{index}]"
 
-    def sample(self, index: int, rng: random.Random, *, reading: bool, with_picture: bool = True) -> Sample:
+    def sample(self, index: int, rng: random.Random, *, i2t: bool, with_image: bool = True) -> Sample:
         self.asked.append(index)
         if index in self.corrupt:
-            raise CorruptSample("not a picture", self.name(index))
-        picture = None
-        if with_picture and index not in self.without:
-            picture = Image.new("RGB", self.all_sizes[index], (index % 256, index // 256, 7))
+            raise CorruptSample("not an image", self.name(index))
+        image = None
+        if with_image and index not in self.without:
+            image = Image.new("RGB", self.all_sizes[index], (index % 256, index // 256, 7))
         word = rng.choice(["dog", "cat", "car"])
-        if reading:
-            return Sample(picture, None, (Turn("is there a dog", self.tag), Turn("what", word)))
-        return Sample(picture, f"a {self.tag} {word}", ())
+        if i2t:
+            return Sample(image, None, (Turn("is there a dog", self.tag), Turn("what", word)))
+        return Sample(image, f"a {self.tag} {word}", ())
 
     def sizes(self) -> np.ndarray:
         sizes = [(0, 0) if i in self.without else size for i, size in enumerate(self.all_sizes)]

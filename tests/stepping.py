@@ -1,9 +1,9 @@
 """A trainer of a run and its first steps, for the tests of the loop; all ranks call these together."""
 
 from ddit.config.runs import DualRun
+from ddit.devices import join_ranks
 from ddit.train.loader import step_loader
-from ddit.train.loop import StepResult, Trainer
-from ddit.train.parallel import join_ranks
+from ddit.train.trainer import StepResult, Trainer
 
 
 def make_trainer(config: DualRun) -> Trainer:

@@ -46,7 +46,7 @@ def test_from_raw_files_to_a_folder_that_answers(tmp_path: Path):
     ddit("world", raw / "talk", "--form", "llava", "--num", "200", "--seed", "2")
     ddit("world", raw / "asked", "--form", "questions", "--num", "200", "--seed", "3")
     for folder in ("pretrain", "better/metadata.json"):
-        assert json.loads(ddit("data", "check", raw / folder, "--json"))["broken"] == {}
+        assert json.loads(ddit("data", "check", raw / folder, "--json"))["corrupt"] == {}
 
     ddit("train", "mini-vae", "--root", runs, *setting(num_scenes=500, num_pca_scenes=300, max_steps=40))
     ddit("train", "mini-text", "--root", runs, *setting(max_steps=40))
@@ -69,30 +69,30 @@ def test_from_raw_files_to_a_folder_that_answers(tmp_path: Path):
     }  # fmt: skip
     ddit(
         "train", "mini-image", "--root", runs,
-        *setting(data__draw=[cached], objective__alignment_weight=0.0, max_steps=15, **quick),
+        *setting(data__t2i=[cached], objective__alignment_weight=0.0, max_steps=15, **quick),
     )  # fmt: skip
     ddit(
         "train", "mini-stage1", "--root", runs,
-        *setting(data__draw=[cached], data__read=[cached], objective__alignment_weight=0.0, max_steps=20, **quick),
+        *setting(data__t2i=[cached], data__i2t=[cached], objective__alignment_weight=0.0, max_steps=20, **quick),
         ranks=2,
     )  # fmt: skip
     before = mask_row(runs / "mini-stage1/export")
     ddit(
         "train", "mini-stage2", "--root", runs,
-        *setting(data__draw=[cached], data__read=[better], objective__alignment_weight=0.0, max_steps=10, **quick),
+        *setting(data__t2i=[cached], data__i2t=[better], objective__alignment_weight=0.0, max_steps=10, **quick),
     )  # fmt: skip
     assert mask_row(runs / "mini-stage2/export") != before
     ddit(
         "train", "mini-stage3", "--root", runs,
-        *setting(data__draw=[cached], data__read=[talk, asked], data__read_length=48, max_steps=25, **quick),
+        *setting(data__t2i=[cached], data__i2t=[talk, asked], data__i2t_length=48, max_steps=25, **quick),
     )  # fmt: skip
     ddit(
         "train", "mini-stage4", "--root", runs,
-        *setting(data__draw=[cached], data__read=[better, asked], max_steps=5, **quick),
+        *setting(data__t2i=[cached], data__i2t=[better, asked], max_steps=5, **quick),
     )  # fmt: skip
     ddit(
         "train", "mini-stage4_128", "--root", runs,
-        *setting(data__draw=[better], data__read=[better], max_steps=5, **quick),
+        *setting(data__t2i=[better], data__i2t=[better], max_steps=5, **quick),
     )  # fmt: skip
 
     for stage in ("mini-stage1", "mini-stage2", "mini-stage3", "mini-stage4", "mini-stage4_128"):

@@ -72,8 +72,8 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def picture(tmp_path: Path) -> Path:
-    path = tmp_path / "picture.png"
+def image(tmp_path: Path) -> Path:
+    path = tmp_path / "image.png"
     Image.new("RGB", (40, 30), "red").save(path)
     return path
 
@@ -108,17 +108,17 @@ def test_generate_is_seeded_sample_by_sample(run: Run, model: Path, tmp_path: Pa
 
 
 def test_generate_takes_a_sampler_by_name_and_its_settings(run: Run, model: Path, tmp_path: Path):
-    def drawn(*options: object) -> np.ndarray:
+    def generated(*options: object) -> np.ndarray:
         path = tmp_path / f"{len(list(tmp_path.iterdir()))}.png"
         assert run("generate", "a cat", "--model", model, "-o", path, *options).code == 0
         return np.asarray(Image.open(path))
 
-    own, paper = drawn(), drawn("--sampler", "paper")
+    own, paper = generated(), generated("--sampler", "paper")
     assert not np.array_equal(own, paper)
     published = ("--num-steps", 28, "--guidance-scale", 7, "--shift", 3, "--guidance-interval", 0, 1)
-    assert np.array_equal(drawn(*published, "--guidance-rescale", 0, "--no-shift-by-size"), paper)
+    assert np.array_equal(generated(*published, "--guidance-rescale", 0, "--no-shift-by-size"), paper)
     for option in (("--sampler", "adams"), ("--guidance-interval", 0.4, 0.8), ("--guidance-rescale", 0.7)):
-        assert not np.array_equal(drawn(*option), own)
+        assert not np.array_equal(generated(*option), own)
 
 
 def test_generate_with_little_memory(run: Run, model: Path, tmp_path: Path):
@@ -144,20 +144,22 @@ def test_inpaint_with_a_mask_or_a_box_gives_the_same_for_each_prompt(run: Run, m
         assert masked.shape == (32, 32, 3)
         assert np.array_equal(masked, boxed)
     whole = run(*command, "--box", 0, 0, 128, 128, "-o", tmp_path / "whole")
-    drawn = run("generate", "a red dog", "-m", model, "--upscale", 1, "--seed", 7, "-o", tmp_path / "drawn")
-    first, alone = (np.asarray(Image.open(r.out.splitlines()[0]), dtype=int) for r in (whole, drawn))
+    generated = run(
+        "generate", "a red dog", "-m", model, "--upscale", 1, "--seed", 7, "-o", tmp_path / "generated"
+    )
+    first, alone = (np.asarray(Image.open(r.out.splitlines()[0]), dtype=int) for r in (whole, generated))
     assert np.abs(first - alone).max() <= 2
     assert (
         np.abs(first - np.asarray(Image.open(tmp_path / "boxed" / "a-red-dog-7.png"), dtype=int)).max() > 10
     )
 
 
-def test_vary_by_strength_with_its_steps_on_film(run: Run, model: Path, picture: Path, tmp_path: Path):
-    command = ("vary", picture, "a red dog", "-m", model, "--json", "--num-steps", 3)
+def test_vary_by_strength_with_its_steps_in_a_strip(run: Run, model: Path, image: Path, tmp_path: Path):
+    command = ("vary", image, "a red dog", "-m", model, "--json", "--num-steps", 3)
     film = tmp_path / "film.png"
     result = run(*command, "-o", tmp_path / "weak.png", "--strength", 0.001, "--watch", film)
     assert json.loads(result.out) == {
-        "image": str(picture), "strength": 0.001, "prompt": "a red dog", "seed": 0, "path": str(tmp_path / "weak.png")
+        "image": str(image), "strength": 0.001, "prompt": "a red dog", "seed": 0, "path": str(tmp_path / "weak.png")
     }  # fmt: skip
     assert read_image(film).width > 256
     run(*command, "-o", tmp_path / "weaker.png", "--strength", 0.0001)
@@ -168,33 +170,33 @@ def test_vary_by_strength_with_its_steps_on_film(run: Run, model: Path, picture:
     assert np.abs(weak - weaker).mean() < np.abs(strong - weaker).mean() / 4
 
 
-def test_the_picture_to_change_is_not_written_over(run: Run, picture: Path, tmp_path: Path):
+def test_the_input_image_is_not_overwritten(run: Run, image: Path, tmp_path: Path):
     mask = ("--box", 0, 0, 8, 8)
-    for command in (("inpaint", picture, "a dog", *mask), ("vary", picture, "a dog")):
-        fault = run(*command, "-o", picture, "--model", "never/loaded").fault
-        assert fault == f"'{picture}' is the picture to change itself: give another --output"
+    for command in (("inpaint", image, "a dog", *mask), ("vary", image, "a dog")):
+        fault = run(*command, "-o", image, "--model", "never/loaded").fault
+        assert fault == f"'{image}' is the input image: give another --output"
 
 
-def test_generate_with_a_sheet_and_the_steps_on_the_way(run: Run, model: Path, tmp_path: Path):
+def test_generate_with_a_grid_and_the_steps_on_the_way(run: Run, model: Path, tmp_path: Path):
     words = ("generate", "a red dog", "a cat", "-m", model, "-o", tmp_path / "out", "--batch-size", 1)
     plain = [Path(line).read_bytes() for line in run(*words).out.splitlines()]
-    sheet, film, animation = tmp_path / "new" / "sheet.png", tmp_path / "film.png", tmp_path / "film.gif"
-    result = run(*words, "--sheet", sheet, "--watch", film, "--num-steps", 3)
+    grid, film, animation = tmp_path / "new" / "grid.png", tmp_path / "film.png", tmp_path / "film.gif"
+    result = run(*words, "--grid", grid, "--watch", film, "--num-steps", 3)
     assert [Path(line).read_bytes() for line in result.out.splitlines()] == plain
-    assert read_image(sheet).size[0] == 2 * (128 + 8) + 8
+    assert read_image(grid).size[0] == 2 * (128 + 8) + 8
     assert read_image(film).size[0] == 3 * (128 + 8) + 8
     assert run(*words, "--watch", animation, "--num-steps", 4).code == 0
     with Image.open(animation) as image:
         assert getattr(image, "n_frames", 1) == 4
 
 
-def test_captions_on_a_sheet_and_as_they_settle(run: Run, model: Path, picture: Path, tmp_path: Path):
-    sheet = tmp_path / "sheet.png"
-    result = run("caption", picture, "-m", model, "--sheet", sheet, "--watch")
-    assert read_image(sheet).size[0] == 120 + 16  # 40 pixels, enlarged three times
-    passes = [line for line in result.err.splitlines() if line.split()[:1] and line.split()[0].isdecimal()]
-    assert passes[-1].endswith(result.out.strip())
-    filled = run("infill", picture, "the ___ is red", "-m", model, "--watch")
+def test_captions_in_a_grid_and_step_by_step(run: Run, model: Path, image: Path, tmp_path: Path):
+    grid = tmp_path / "grid.png"
+    result = run("caption", image, "-m", model, "--grid", grid, "--watch")
+    assert read_image(grid).size[0] == 120 + 16  # 40 pixels, enlarged three times
+    steps = [line for line in result.err.splitlines() if line.split()[:1] and line.split()[0].isdecimal()]
+    assert steps[-1].endswith(result.out.strip())
+    filled = run("infill", image, "the ___ is red", "-m", model, "--watch")
     assert filled.err.rstrip().endswith(filled.out.strip())
 
 
@@ -208,47 +210,47 @@ def test_unknown_words_get_the_nearest_ones(run: Run, model: Path, tmp_path: Pat
     assert "does not know the word 'dogg' (did you mean 'dog'?)" in result.err
 
 
-def test_a_picture_that_is_not_there_gets_the_nearest_file(run: Run, model: Path, picture: Path):
-    fault = run("caption", picture.with_name("pictur.png"), "-m", model).fault
-    assert fault.endswith("; did you mean picture.png?")
-    fault = run("ask", picture, "is it?", "--order", "entropi", "-m", model).fault
+def test_an_image_that_is_missing_gets_the_nearest_file(run: Run, model: Path, image: Path):
+    fault = run("caption", image.with_name("imag.png"), "-m", model).fault
+    assert fault.endswith("; did you mean image.png?")
+    fault = run("ask", image, "is it?", "--order", "entropi", "-m", model).fault
     assert fault.endswith("; did you mean entropy?")
 
 
 def test_progress_goes_to_stderr(run: Run, model: Path, tmp_path: Path):
     result = run("generate", "a dog", "-o", tmp_path, "-m", model)
-    assert "drawing" in result.err
-    assert "drawing" not in result.out
+    assert "generating" in result.err
+    assert "generating" not in result.out
 
 
-def test_caption(run: Run, model: Path, picture: Path):
-    alone = run("caption", picture, "-m", model)
+def test_caption(run: Run, model: Path, image: Path):
+    alone = run("caption", image, "-m", model)
     assert alone.code == 0
     assert len(alone.out.splitlines()) == 1
-    both = run("caption", picture, picture, "-m", model)
-    assert both.out.splitlines()[0] == f"{picture}\t{alone.out.strip()}"
-    as_json = run("caption", picture, "-m", model, "--json")
-    assert json.loads(as_json.out) == {"image": str(picture), "caption": alone.out.strip()}
+    both = run("caption", image, image, "-m", model)
+    assert both.out.splitlines()[0] == f"{image}\t{alone.out.strip()}"
+    as_json = run("caption", image, "-m", model, "--json")
+    assert json.loads(as_json.out) == {"image": str(image), "caption": alone.out.strip()}
 
 
-def test_ask(run: Run, model: Path, picture: Path):
-    result = run("ask", picture, "is there a dog?", "what color is the cat?", "-m", model, "--json")
+def test_ask(run: Run, model: Path, image: Path):
+    result = run("ask", image, "is there a dog?", "what color is the cat?", "-m", model, "--json")
     answers = [json.loads(line) for line in result.out.splitlines()]
     assert [answer["question"] for answer in answers] == ["is there a dog?", "what color is the cat?"]
-    assert run("ask", picture, "is there a dog?", "-m", model).out.strip() == answers[0]["answer"]
+    assert run("ask", image, "is there a dog?", "-m", model).out.strip() == answers[0]["answer"]
 
 
-def test_infill(run: Run, model: Path, picture: Path):
-    result = run("infill", picture, "the ___ is red", "-m", model)
+def test_infill(run: Run, model: Path, image: Path):
+    result = run("infill", image, "the ___ is red", "-m", model)
     assert result.out.startswith("the")
     assert result.out.endswith(" is red\n")
-    values = json.loads(run("infill", picture, "the ___ is red", "-m", model, "--json").out)
+    values = json.loads(run("infill", image, "the ___ is red", "-m", model, "--json").out)
     assert values["filled"] == result.out.strip()
 
 
-def test_mask_embedding(run: Run, model: Path, picture: Path, tmp_path: Path):
+def test_mask_embedding(run: Run, model: Path, image: Path, tmp_path: Path):
     torch.save(torch.ones(24), tmp_path / "mask.pth")
-    assert run("caption", picture, "--mask-embedding", tmp_path / "mask.pth", "-m", model).code == 0
+    assert run("caption", image, "--mask-embedding", tmp_path / "mask.pth", "-m", model).code == 0
 
 
 def test_world(run: Run, tmp_path: Path):
@@ -322,7 +324,7 @@ def test_train_refuses_a_change_that_nothing_would_read(run: Run):
     assert fault == "lora.alpha would never be read: lora.rank is 0"
 
 
-def test_train_plot_draws_several_runs(run: Run, tmp_path: Path):
+def test_train_plots_several_runs(run: Run, tmp_path: Path):
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "log.jsonl").write_text('{"step": 1, "total": 2.0}\n{"step": 2, "total": 1.0}\n')
@@ -332,24 +334,24 @@ def test_train_plot_draws_several_runs(run: Run, tmp_path: Path):
 
 
 def test_a_merged_model_says_what_the_base_says_with_the_adapter(
-    run: Run, model: Path, picture: Path, tmp_path: Path
+    run: Run, model: Path, image: Path, tmp_path: Path
 ):
     transformer = tiny_pipeline().transformer
     add_adapters(transformer, rank=2, alpha=4.0)
     with torch.no_grad():
         transformer.text_proj_out.bias += torch.randn(transformer.text_proj_out.bias.shape).mul(20)
     save_adapters(tmp_path / "adapter", transformer)
-    said = run("caption", picture, "--model", model, "--adapter", tmp_path / "adapter").out
-    assert said != run("caption", picture, "--model", model).out
+    said = run("caption", image, "--model", model, "--adapter", tmp_path / "adapter").out
+    assert said != run("caption", image, "--model", model).out
     merged = run("merge", model, tmp_path / "adapter", tmp_path / "merged", "--dtype", "float32")
     assert merged.out.strip() == str(tmp_path / "merged")
-    assert run("caption", picture, "--model", tmp_path / "merged").out == said
+    assert run("caption", image, "--model", tmp_path / "merged").out == said
 
 
 # --- mistakes ---
 
 
-def test_bad_pictures(run: Run, model: Path, tmp_path: Path):
+def test_bad_images(run: Run, model: Path, tmp_path: Path):
     (tmp_path / "text.png").write_text("hello")
     (tmp_path / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n" + b"0" * 30)
     (tmp_path / "huge.pgm").write_bytes(b"P5 20000 20000 255\n")
@@ -374,12 +376,15 @@ def test_bad_pictures(run: Run, model: Path, tmp_path: Path):
             ("generate", "a dog", "--dtype", "float7"),
             "unknown dtype 'float7': use float32, bfloat16 or float16",
         ),
-        (("generate", "a dog", "--sampler", "heun"), "unknown sampler 'heun': use paper, euler, adams, dpm"),
+        (
+            ("generate", "a dog", "--sampler", "heun"),
+            "sampler must be euler, adams, dpm or paper, got 'heun'",
+        ),
         (("generate", "a dog", "--sampler", "dpn"), "; did you mean dpm?"),
         (("generate", "a dog", "--dtype", "bfloat"), "; did you mean bfloat16 or "),
         (("generate", "a dog", "--model", "minii"), "; did you mean mini?"),
         (("generate", "a dog", "--watch", "a.jpg"), "'a.jpg' should end in .gif or .png"),
-        (("generate", "a dog", "--sheet", "a.gif"), "'a.gif' should end in .jpeg or .jpg or .png or .webp"),
+        (("generate", "a dog", "--grid", "a.gif"), "'a.gif' should end in .jpeg or .jpg or .png or .webp"),
         (("world", "w", "--preset", "gird"), "; did you mean grid?"),
         (("train", "mini-stag1", "--dry-run"), "; did you mean mini-stage1"),
         (("train", "mini-stage1", "--set", "optimizer.lrr=1", "--dry-run"), "did you mean optimizer.lr"),
@@ -417,8 +422,8 @@ def test_mistakes_get_one_line(
 @pytest.mark.parametrize(
     ("arguments", "fault"),
     [
-        (("inpaint",), "what is to be redrawn? give either --mask or --box"),
-        (("inpaint", "--box", 0, 0, 4, 4, "--mask", "picture.png"), "give either --mask or --box"),
+        (("inpaint",), "which part is to be generated? give either --mask or --box"),
+        (("inpaint", "--box", 0, 0, 4, 4, "--mask", "image.png"), "give either --mask or --box"),
         (("inpaint", "--mask", "nowhere.png"), "no such image: 'nowhere.png'"),
         (("inpaint", "--mask", "black.png"), "the mask is empty"),
         (("inpaint", "--mask", "small.png"), "a mask of 20x20 does not fit an image of 40x30"),
@@ -428,13 +433,13 @@ def test_mistakes_get_one_line(
     ],
 )
 def test_mistakes_about_changes_are_found_before_the_model_is_loaded(
-    run: Run, picture: Path, monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...], fault: str
+    run: Run, image: Path, monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...], fault: str
 ):
-    monkeypatch.chdir(picture.parent)
+    monkeypatch.chdir(image.parent)
     Image.new("L", (40, 30)).save("black.png")
     Image.new("L", (20, 20), 255).save("small.png")
     verb, *rest = arguments
-    assert fault in run(verb, picture, "a dog", *rest, "-o", "out", "--model", "never/loaded").fault
+    assert fault in run(verb, image, "a dog", *rest, "-o", "out", "--model", "never/loaded").fault
 
 
 def test_an_output_that_cannot_be_written_is_found_before_the_model_is_loaded(run: Run, tmp_path: Path):
@@ -443,16 +448,16 @@ def test_an_output_that_cannot_be_written_is_found_before_the_model_is_loaded(ru
         fault = run("generate", "a dog", "-o", output, "--model", "never/loaded").fault
         assert fault.startswith(f"cannot write to '{tmp_path / 'file'}")
     fault = run("generate", "a dog", "a cat", "-o", tmp_path / "a.png", "--model", "never/loaded").fault
-    assert "is one file for 2 pictures" in fault
+    assert "is one file for 2 images" in fault
 
 
-def test_an_incomplete_checkpoint_names_what_is_missing(run: Run, tmp_path: Path, picture: Path):
+def test_an_incomplete_checkpoint_names_what_is_missing(run: Run, tmp_path: Path, image: Path):
     tiny_pipeline().save_pretrained(tmp_path / "model")
     file = tmp_path / "model" / "transformer" / "diffusion_pytorch_model.safetensors"
     tensors = load_file(file)
     del tensors["text_proj_out.weight"]
     save_file(tensors, file)
-    assert "1 missing (text_proj_out.weight)" in run("caption", picture, "-m", tmp_path / "model").fault
+    assert "1 missing (text_proj_out.weight)" in run("caption", image, "-m", tmp_path / "model").fault
 
 
 def test_a_long_prompt_is_cut_with_a_warning(run: Run, model: Path, tmp_path: Path):

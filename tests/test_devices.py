@@ -1,4 +1,4 @@
-"""Threads of small models: one for a few samples, all for many."""
+"""Threads of small models: one for a few samples, all for many; how ranks share samples."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from ddit import devices
-from ddit.devices import WIDE_BATCH, batch_threads, limit_threads
+from ddit.devices import WIDE_BATCH, Ranks, batch_threads, limit_threads
 
 
 @pytest.fixture
@@ -56,3 +56,10 @@ def test_a_large_model_and_a_number_that_was_told_stay(
         monkeypatch.setenv("OMP_NUM_THREADS", "2")
     limit_threads(folder_of(tmp_path, devices.SMALL_MODEL_BYTES if why == "large" else 1000))
     assert [threads_of(count) for count in (1, 16)] == [2, 2]
+
+
+@pytest.mark.parametrize(("count", "size"), [(0, 2), (1, 3), (7, 2), (12, 5)])
+def test_ranks_share_all_samples_once(count: int, size: int) -> None:
+    parts = [Ranks(index, size).part(count) for index in range(size)]
+    assert [k for part in parts for k in part] == list(range(count))
+    assert max(map(len, parts)) - min(map(len, parts)) <= 1

@@ -38,6 +38,7 @@ from tiny_models import tiny_pipeline
 from torch import Tensor
 from typer.testing import CliRunner
 
+from benchmarks.reading_error import measure_error
 from ddit.cli import app
 from ddit.config.runs import DualRun, save_config
 from ddit.diffusion.flow import num_evaluations, sampling_times
@@ -49,7 +50,7 @@ from ddit.recipes import build
 from ddit.serve.api import create_app
 from ddit.settings import ORDERS, ImageSampling
 from ddit.train.stages import run_stage
-from ddit.train.teacher import TEACHER_FILE
+from ddit.config.runs import TEACHER_FILE
 from ddit.world import (
     PRESETS,
     QUESTION_KINDS,
@@ -496,9 +497,9 @@ def a_joint_model_reads() -> dict[str, Any]:
 
 @case
 def reading_errors() -> dict[str, Any]:
-    ours = mini().reading_error(pictures(), order="confidence", text_refresh=4, temperature=1.0)
-    asked = mini().reading_error(noise(), QUESTIONS, order="random", text_refresh=0, num_steps=4)
-    joint = joint_model().reading_error([noise(32), picture(0)], image_refresh=2, num_steps=6)
+    ours = measure_error(mini(), pictures(), order="confidence", text_refresh=4, temperature=1.0)
+    asked = measure_error(mini(), noise(), QUESTIONS, order="random", text_refresh=0, num_steps=4)
+    joint = measure_error(joint_model(), [noise(32), picture(0)], image_refresh=2, num_steps=6)
     return {"mini": ours._asdict(), "asked": asked._asdict(), "joint": joint._asdict()}
 
 

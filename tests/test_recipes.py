@@ -1,5 +1,7 @@
 """The named runs: the paper's values, the links between stages, and names that are known."""
 
+import subprocess
+import sys
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -8,8 +10,11 @@ import pytest
 
 from ddit.config.runs import DualRun, from_json, to_json
 from ddit.model import DualDiTConfig
-from ddit.recipes import SD3_STAGES, SIZES, build, recipe_names, stages
-from ddit.world import PRESETS, enlarge, make_scene, render
+from ddit.model.encoders import build_tokenizer
+from ddit.prompts import MINI
+from ddit.recipes import SD3_STAGES, SIZES, build, list_recipes, list_stages, plan_runs
+from ddit.recipes.mini import VOCAB_SIZE
+from ddit.world import PRESETS, enlarge, list_vocabulary, make_scene, render
 
 
 def dual(name: str, **options) -> DualRun:
@@ -19,7 +24,7 @@ def dual(name: str, **options) -> DualRun:
 
 
 def test_every_recipe_survives_json(tmp_path: Path):
-    for name in [*recipe_names(), *stages("tiny")]:
+    for name in [*list_recipes(), *list_stages("tiny")]:
         config = build(name, tmp_path)
         assert from_json(to_json(config)) == config
 
@@ -66,8 +71,8 @@ def test_the_trained_mask_token_is_carried_on(name):
     assert dual(name).text is None  # then the encoder is that of `init`
 
 
-def test_the_chain_holds_every_small_stage_but_the_large_pictures():
-    assert stages("mini") == [
+def test_the_chain_holds_every_small_stage_but_the_large_images():
+    assert list_stages("mini") == [
         f"mini-{name}"
         for name in (
             "vae",
@@ -83,7 +88,7 @@ def test_the_chain_holds_every_small_stage_but_the_large_pictures():
             "isolated",
         )
     ]
-    assert stages("sd3-medium-stage1") == ["sd3-medium-stage1"]
+    assert list_stages("sd3-medium-stage1") == ["sd3-medium-stage1"]
 
 
 def test_the_conversion_changes_what_image_tokens_see_and_no_size():
@@ -107,8 +112,27 @@ def test_an_unknown_name_is_answered_with_those_there_are():
 
 
 @pytest.mark.parametrize("preset", PRESETS)
-def test_an_enlarged_world_draws_pictures_of_twice_the_side(preset):
+def test_an_enlarged_world_renders_images_of_twice_the_side(preset):
     large = enlarge(PRESETS[preset], 2)
     scene = make_scene(large, "train", 3)
     assert render(scene).shape == (128, 128, 3)
     assert all(item.size >= 2 * PRESETS[preset].min_size for item in scene.objects)
+
+
+def test_the_small_models_have_a_row_for_every_token_of_the_small_world():
+    assert len(build_tokenizer([*list_vocabulary(), *MINI.words])) == VOCAB_SIZE
+
+
+def test_recipes_need_no_torch():
+    code = "import sys, ddit.recipes; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_overrides_go_to_a_single_stage():
+    (config,) = plan_runs("mini-stage1", "runs", overrides=["max_steps=7"])
+    assert config == replace(dual("mini-stage1"), max_steps=7)
+    assert [run.out for run in plan_runs("mini", "runs")] == [f"runs/{name}" for name in list_stages("mini")]
+    with pytest.raises(
+        ValueError, match="overrides need one stage, but 'mini' stands for mini-vae, mini-text"
+    ):
+        plan_runs("mini", "runs", overrides=["max_steps=7"])

@@ -12,14 +12,14 @@ import inspect
 import json
 import types
 import typing
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any, Literal, TypeVar, dataclass_transform
 
 import pydantic.dataclasses
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
 
-from ddit.errors import near_misses
+from ddit.errors import near_misses, nearest
 
 Strict = TypeVar("Strict")
 
@@ -203,33 +203,39 @@ _RULES = {
     "string_type": "a text",
     "bool_type": "true or false",
     "literal_error": "{expected}",
-    "tuple_type": "a list",
+    "tuple_type": "a list (in Python a tuple)",
     "dataclass_type": "an object with keys",
+    "dict_type": "an object with keys",
+    "model_attributes_type": "an object with keys",
     "too_short": "at least {min_length} long",
     "too_long": "at most {max_length} long",
 }
 
 
 def describe_fault(cls: Any, error: ValidationError, data: Any, key: str = "") -> str:
-    """The first of pydantic's faults in one line: "optimizer.lr must be above 0, got -1"."""
-    first = error.errors(include_url=False)[0]
-    place = _place(first["loc"], data, key)
+    """One of pydantic's faults in one line: "optimizer.lr must be above 0, got -1"."""
+    faults = error.errors(include_url=False)
+    first = next((fault for fault in faults if fault["type"] == "unexpected_keyword_argument"), faults[0])
+    place, owner, hints = _locate(cls, first["loc"], data, key)
     value, context = first["input"], first.get("ctx", {})
     match first["type"]:
         case "unexpected_keyword_argument":
-            path = place.rpartition(".")[0]
-            known = [f"{path}.{field}" if path else field for field in _likely_fields(cls, first["loc"])]
-            return f"unknown key '{place}'{near_misses(place, known)}"
+            path, _, name = place.rpartition(".")
+            near = [
+                f"{path}.{field}" if path else field for field in nearest(name, owner.__pydantic_fields__)
+            ]
+            return f"unknown key '{place}'" + (f"; did you mean {' or '.join(near)}?" if near else "")
         case "missing":
             return f"missing key '{place}'"
         case "value_error":
             reason = str(context["error"])
             return f"{place}: {reason}" if place else reason
         case "union_tag_invalid" | "union_tag_not_found":
-            kinds = context.get("expected_tags", "").replace("'", "")
-            given = value.get("kind") if isinstance(value, Mapping) else value
-            known = f"; known: {kinds}{near_misses(str(given), kinds.split(', '))}" if kinds else ""
-            return f"{place}.kind is {given!r}{known}"
+            kinds = [hint.kind for hint in hints]
+            place, known = f"{place}.kind" if place else "kind", f"; known: {', '.join(kinds)}"
+            if "kind" not in value:
+                return f"missing key '{place}'{known}"
+            return f"{place} is {value['kind']!r}{known}{near_misses(str(value['kind']), kinds)}"
         case "literal_error":
             choices = [choice.strip("'") for choice in context["expected"].replace(" or ", ", ").split(", ")]
             listed = f"{', '.join(choices[:-1])} or {choices[-1]}" if len(choices) > 1 else choices[0]
@@ -240,39 +246,40 @@ def describe_fault(cls: Any, error: ValidationError, data: Any, key: str = "") -
     return f"{place} must be {rule.format(**context)}, got {value!r}"
 
 
-def _place(loc: Sequence[str | int], data: Any, key: str) -> str:
-    """The dotted key of a fault; what pydantic puts in between to name the member of a union is left out."""
-    parts, node = [key] if key else [], data
+def _locate(cls: Any, loc: Sequence[str | int], data: Any, key: str) -> tuple[str, Any, list[Any]]:
+    """The dotted key of a fault, the innermost dataclass that holds it, and what may stand there.
+
+    What pydantic puts in between to name the member of a union is left out.
+    """
+    parts, hints, owner = [key] if key else [], _members(cls), None
+    node: Any = data
     for number, part in enumerate(loc):
-        if isinstance(node, list | tuple) and isinstance(part, int):
-            node = dict(enumerate(node))
-        if isinstance(node, Mapping) and part in node:
-            node = node[part]
-        elif number < len(loc) - 1:
+        owners: list[Any] = [hint for hint in hints if pydantic.dataclasses.is_pydantic_dataclass(hint)]
+        if len(owners) > 1:  # of several dataclasses the one of this kind
+            hints = [hint for hint in owners if hint.kind == part]
             continue
+        inner: list[Any] = []
+        if owners:
+            owner = owners[0]
+            fields = owner.__pydantic_fields__
+            part = list(fields)[part] if isinstance(part, int) else part  # an argument without its name
+            inner = [fields[part].annotation] if part in fields else []
+        elif isinstance(part, int):
+            inner = [arg for hint in hints for arg in typing.get_args(hint) if arg is not Ellipsis]
+        child = _child(node, part)
+        if part == "[key]" or not (inner or child is not _NONE or number == len(loc) - 1):
+            continue
+        node = child
+        hints = [member for hint in inner for member in _members(hint)]
         parts.append(str(part))
-    return ".".join(parts)
+    return ".".join(parts), owner, hints
 
 
-def _likely_fields(cls: Any, loc: Sequence[str | int]) -> list[str]:
-    """The fields beside an unknown key: those of the last dataclass on the way to it; of a union, all members'."""
-    found = {cls}
-    for part in loc[:-1]:
-        inner = {
-            hint
-            for owner in found
-            for name, info in owner.__pydantic_fields__.items()
-            if name == part
-            for hint in _dataclasses_in(info.annotation)
-        }
-        found = inner or found
-    return list(dict.fromkeys(name for owner in found for name in owner.__pydantic_fields__))
+_NONE = object()
 
 
-def _dataclasses_in(hint: Any) -> Iterator[Any]:
-    """The strict dataclasses that a type hint names."""
-    if pydantic.dataclasses.is_pydantic_dataclass(hint):
-        yield hint
-    for argument in typing.get_args(hint):
-        if isinstance(argument, type) or typing.get_args(argument):
-            yield from _dataclasses_in(argument)
+def _child(node: Any, part: str | int) -> Any:
+    try:
+        return node[part]
+    except (LookupError, TypeError):
+        return _NONE

@@ -289,6 +289,15 @@ class ModelSettings:
     caption_length: PositiveInt | None = None
     answer_length: PositiveInt | None = None
 
+    def with_options(self, given: Mapping[str, Any]) -> Self:
+        """With other defaults: fields, and options of the two samplings, by name (None is not given).
+
+        Raises:
+            ValueError, TypeError: as `image_options`.
+        """
+        own = ImageSampling() if given.get("sampler") == "paper" else self.image_sampling
+        return override(replace(self, image_sampling=own), given)
+
     def image_options(self, given: Mapping[str, Any]) -> ImageOptions:
         """The model's own options with those that are given (None is not given).
 

@@ -1,4 +1,4 @@
-"""`ddit chat`: from a pipe a line an answer, at a terminal words as they settle, and no mistake ends it."""
+"""`ddit chat`: from a pipe a line an answer, at a terminal words as they are sampled, and no mistake ends it."""
 
 import contextlib
 import fcntl
@@ -19,7 +19,7 @@ from PIL import Image
 from tiny_models import tiny_pipeline
 
 from ddit.cli import main
-from ddit.commands.chat import Chat, Leave
+from ddit.commands.chat import Chat, Quit
 from ddit.pipeline import Pipeline
 
 QUESTION = "what color is the car?"
@@ -31,7 +31,7 @@ def pipeline() -> Pipeline:
 
 
 @pytest.fixture
-def pictures(tmp_path: Path) -> list[Path]:
+def images(tmp_path: Path) -> list[Path]:
     paths = [tmp_path / "red.png", tmp_path / "blue.png"]
     Image.new("RGB", (32, 32), "red").save(paths[0])
     Image.radial_gradient("L").convert("RGB").save(paths[1])
@@ -57,8 +57,8 @@ def talk(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Cap
     return call
 
 
-def test_every_line_is_answered_as_plain_calls_would(talk, pipeline: Pipeline, pictures: list[Path]):
-    red, blue = pictures
+def test_every_line_is_answered_as_plain_calls_would(talk, pipeline: Pipeline, images: list[Path]):
+    red, blue = images
     lines = [QUESTION, "", "the ___ is red", "/caption", "/seed 5", "/caption", f"/image '{blue}'", QUESTION]
     code, answers, faults = talk(lines, red, "--seed", 2)
     assert (code, faults) == (0, [])
@@ -71,25 +71,23 @@ def test_every_line_is_answered_as_plain_calls_would(talk, pipeline: Pipeline, p
     ]
 
 
-def test_the_picture_is_encoded_once(
-    talk, pipeline: Pipeline, pictures: list[Path], monkeypatch: pytest.MonkeyPatch
+def test_the_image_is_encoded_once(
+    talk, pipeline: Pipeline, images: list[Path], monkeypatch: pytest.MonkeyPatch
 ):
     calls = []
     encode = pipeline.image_codec.encode
     monkeypatch.setattr(pipeline.image_codec, "encode", lambda pixels: calls.append(1) or encode(pixels))
-    talk([QUESTION, "/caption", "is there a dog"], pictures[0])
+    talk([QUESTION, "/caption", "is there a dog"], images[0])
     assert len(calls) == 1
-    talk([QUESTION, f"/image {pictures[1]}", QUESTION], pictures[0])
+    talk([QUESTION, f"/image {images[1]}", QUESTION], images[0])
     assert len(calls) == 3
 
 
-def test_mistakes_end_nothing_and_every_question_keeps_its_line(
-    talk, pipeline: Pipeline, pictures: list[Path]
-):
+def test_mistakes_end_nothing_and_every_question_keeps_its_line(talk, pipeline: Pipeline, images: list[Path]):
     lines = ["/sed 3", "/seed x", "/image nowhere.png", "/image", "<extra_id_0>", QUESTION]
-    code, answers, faults = talk(lines, pictures[0])
+    code, answers, faults = talk(lines, images[0])
     assert code == 1
-    assert answers == ["", *pipeline.answer(pictures[0], QUESTION)]
+    assert answers == ["", *pipeline.answer(images[0], QUESTION)]
     assert len(faults) == 5
     assert "unknown command '/sed'" in faults[0]
     assert faults[0].endswith("did you mean /seed?")
@@ -99,36 +97,36 @@ def test_mistakes_end_nothing_and_every_question_keeps_its_line(
     assert "reserved token <extra_id_0>" in faults[4]
 
 
-def test_quit_leaves_and_help_goes_to_stderr(talk, pictures: list[Path]):
-    code, answers, said = talk(["/help", "/quit", QUESTION], pictures[0])
+def test_quit_leaves_and_help_goes_to_stderr(talk, images: list[Path]):
+    code, answers, said = talk(["/help", "/quit", QUESTION], images[0])
     assert (code, answers) == (0, [])
     assert any("/image PATH" in line for line in said)
 
 
-def test_json_names_the_question(talk, pictures: list[Path]):
-    _, lines, _ = talk([QUESTION, "the ___"], pictures[0], "--json")
+def test_json_names_the_question(talk, images: list[Path]):
+    _, lines, _ = talk([QUESTION, "the ___"], images[0], "--json")
     asked, filled = map(json.loads, lines)
     assert asked["question"] == QUESTION
     assert set(asked) == {"image", "seed", "question", "answer"}
     assert filled["text"] == "the ___"
 
 
-def test_a_picture_that_cannot_be_read_leaves_the_old_one(pipeline: Pipeline, pictures: list[Path]):
-    chat = Chat(pipeline, pictures[0], seed=0, options={})
-    before = chat.picture
+def test_an_image_that_cannot_be_read_leaves_the_old_one(pipeline: Pipeline, images: list[Path]):
+    chat = Chat(pipeline, images[0], seed=0, options={})
+    before = chat.encoded
     with pytest.raises(ValueError, match="no such image"):
-        chat.command("/image gone.png")
-    assert (chat.picture, chat.image) == (before, pictures[0])
-    with pytest.raises(Leave):
-        chat.command("/quit")
+        chat.run_command("/image gone.png")
+    assert (chat.encoded, chat.image) == (before, images[0])
+    with pytest.raises(Quit):
+        chat.run_command("/quit")
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("leave", [b"\x04", b"\x03"], ids=["ctrl-d", "ctrl-c"])
-def test_at_a_terminal_it_answers_and_leaves_cleanly(pictures: list[Path], tmp_path: Path, leave: bytes):
+def test_at_a_terminal_it_answers_and_leaves_cleanly(images: list[Path], tmp_path: Path, leave: bytes):
     tiny_pipeline().save_pretrained(tmp_path / "model")
     master, slave = pty.openpty()
-    command = [sys.executable, "-m", "ddit", "chat", str(pictures[0]), "-m", str(tmp_path / "model")]
+    command = [sys.executable, "-m", "ddit", "chat", str(images[0]), "-m", str(tmp_path / "model")]
     process = subprocess.Popen(command, stdin=slave, stdout=slave, stderr=slave, start_new_session=True,
         preexec_fn=_own_terminal)  # fmt: skip
     os.close(slave)

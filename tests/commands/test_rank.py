@@ -40,18 +40,18 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def picture(tmp_path: Path) -> Path:
-    path = tmp_path / "picture.png"
+def image(tmp_path: Path) -> Path:
+    path = tmp_path / "image.png"
     values = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
     Image.fromarray(values).save(path)
     return path
 
 
-def test_texts_come_sorted_with_their_shares_and_errors(run: Run, model: Path, picture: Path) -> None:
-    code, out, _ = run("rank", picture, *TEXTS, "--model", model)
+def test_texts_come_sorted_with_their_shares_and_errors(run: Run, model: Path, image: Path) -> None:
+    code, out, _ = run("rank", image, *TEXTS, "--model", model)
     assert code == 0
     lines = [line.split("\t") for line in out.splitlines()]
-    (choice,) = Pipeline.from_pretrained(model).choose(Image.open(picture), TEXTS)
+    (choice,) = Pipeline.from_pretrained(model).choose(Image.open(image), TEXTS)
     order = sorted(range(3), key=lambda row: -choice.probabilities[row])
     assert lines == [
         [f"{choice.probabilities[row]:.3f}", f"{choice.scores[row].log_prob:.2f} ± 0.00", TEXTS[row]]
@@ -59,7 +59,7 @@ def test_texts_come_sorted_with_their_shares_and_errors(run: Run, model: Path, p
     ]
 
 
-def test_json_has_everything_and_the_options_reach_the_scores(run: Run, model: Path, picture: Path) -> None:
+def test_json_has_everything_and_the_options_reach_the_scores(run: Run, model: Path, image: Path) -> None:
     options = (
         "--question",
         "what color?",
@@ -72,16 +72,16 @@ def test_json_has_everything_and_the_options_reach_the_scores(run: Run, model: P
         "--length",
         5,
     )
-    code, out, _ = run("rank", picture, *TEXTS, *options, "--per-token", "--json", "-m", model)
+    code, out, _ = run("rank", image, *TEXTS, *options, "--per-token", "--json", "-m", model)
     assert code == 0
     lines = {line["text"]: line for line in map(json.loads, out.splitlines())}
     (choice,) = Pipeline.from_pretrained(model).choose(
-        Image.open(picture), TEXTS, questions="what color?", per_token=True, null_weight=0.5, num_samples=4, seed=3,
+        Image.open(image), TEXTS, questions="what color?", per_token=True, null_weight=0.5, num_samples=4, seed=3,
         length=5,
     )  # fmt: skip
     for text, probability, score in zip(TEXTS, choice.probabilities, choice.scores, strict=True):
         assert lines[text] == {
-            "image": str(picture),
+            "image": str(image),
             "question": "what color?",
             "text": text,
             "probability": pytest.approx(probability, abs=1e-5),
@@ -93,8 +93,8 @@ def test_json_has_everything_and_the_options_reach_the_scores(run: Run, model: P
     assert shares == sorted(shares, reverse=True)
 
 
-def test_a_text_that_does_not_fit_is_one_line(run: Run, model: Path, picture: Path) -> None:
-    code, out, err = run("rank", picture, "a cat " * 9, "--model", model)
+def test_a_text_that_does_not_fit_is_one_line(run: Run, model: Path, image: Path) -> None:
+    code, out, err = run("rank", image, "a cat " * 9, "--model", model)
     assert (code, out) == (1, "")
     assert "ddit: the text has 18 tokens and only 10 fit" in err
     assert "Traceback" not in err

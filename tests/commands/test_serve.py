@@ -54,7 +54,7 @@ def client_of(address: str, key: str = "none") -> openai.OpenAI:
     return openai.OpenAI(base_url=f"{address}/v1", api_key=key, max_retries=0)
 
 
-def drawn(answer: Any) -> list[Image.Image]:
+def decoded(answer: Any) -> list[Image.Image]:
     return [Image.open(io.BytesIO(base64.b64decode(one.b64_json))) for one in answer.data]
 
 
@@ -64,7 +64,7 @@ def asked(text: str, image: Image.Image) -> list[Any]:
 
 
 @pytest.mark.slow
-def test_openais_client_draws_and_asks_streaming_and_not_two_at_once() -> None:
+def test_openais_client_generates_and_asks_streaming_and_not_two_at_once() -> None:
     pipeline = Pipeline.from_pretrained("mini")
     with served("--api-key", "secret") as (address, _):
         client = client_of(address, "secret")
@@ -76,7 +76,7 @@ def test_openais_client_draws_and_asks_streaming_and_not_two_at_once() -> None:
             model="mini", prompt="a photo of a red car", n=2, extra_body={"seed": 3, "upscale": 1}
         )
         own = pipeline.generate(["a photo of a red car"] * 2, seed=3)
-        for one, two in zip(drawn(answer), own, strict=True):
+        for one, two in zip(decoded(answer), own, strict=True):
             assert level_difference(one, two) <= 1
         partial = client.images.generate(
             model="mini", prompt="a photo of a red car", stream=True, partial_images=2, extra_body={"seed": 3}
@@ -130,7 +130,7 @@ def check_files_and_edits(client: openai.OpenAI, image: Image.Image) -> None:
     edited = client.images.edit(
         model="mini", image=("car.png", buffer.getvalue()), prompt="a photo of a blue car", n=2
     )
-    assert [one.size for one in drawn(edited)] == [(64, 64)] * 2
+    assert [one.size for one in decoded(edited)] == [(64, 64)] * 2
 
 
 def check_many_at_once(address: str, pipeline: Pipeline) -> None:
@@ -142,7 +142,7 @@ def check_many_at_once(address: str, pipeline: Pipeline) -> None:
         for color in colors if who else reversed(colors):
             seed = 100 * who + len(found)
             prompt = f"a photo of a {color} car"
-            image = drawn(client.images.generate(model="mini", prompt=prompt, extra_body={"seed": seed}))[0]
+            image = decoded(client.images.generate(model="mini", prompt=prompt, extra_body={"seed": seed}))[0]
             question = asked("what color is the car?", image)
             answer = client.chat.completions.create(model="mini", messages=question, seed=seed)
             found.append((seed, prompt, image, answer.choices[0].message.content))
@@ -173,21 +173,21 @@ def test_sigterm_finishes_what_was_asked_and_then_exits_with_0() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--timeout", "0"], "timeout must be above 0 and finite, got 0.0"),
+        (["--timeout", "0"], "timeout must be above 0, got 0.0"),
         (["--replicas", "2"], "--replicas 2 needs --ray"),
         (["--page", "--api-key", "x"], "the page has no login"),
         (["--ray", "--page"], "the page is not served by replicas"),
         (["--max-n", "100"], "max_n 100 does not fit into a queue of 64"),
     ],
 )
-def test_a_wrong_option_is_told_before_a_model_is_loaded(options: list[str], message: str) -> None:
+def test_a_wrong_option_is_found_before_a_model_is_loaded(options: list[str], message: str) -> None:
     result = CliRunner().invoke(app, ["serve", "--model", "no/such/model", *options])
     assert result.exit_code != 0
     assert message in f"{result.exception} {result.output}"
 
 
 @pytest.mark.parametrize("verb", ["serve", "demo"])
-def test_an_address_that_is_taken_is_told_before_a_model_is_loaded(verb: str) -> None:
+def test_an_address_that_is_taken_is_found_before_a_model_is_loaded(verb: str) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()

@@ -15,7 +15,7 @@ from ddit.data.world_files import WorldScenes, _add, write_world
 from ddit.world import PRESETS
 
 NUM = 400
-BROKEN = {"truncated picture": 5, "not a picture": 130, "missing file": 222, "no caption": 399}
+CORRUPT = {"truncated image": 5, "not an image": 130, "missing file": 222, "no caption": 399}
 """Which sample has which fault: one percent of all."""
 
 
@@ -24,12 +24,12 @@ def json_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("json")
     path = write_world(folder, WorldScenes(PRESETS["fixed"], "train", NUM), "json")
     entries = json.loads(path.read_text())
-    pictures = [folder / entry["image_path"] for entry in entries]
-    truncated = pictures[BROKEN["truncated picture"]]
+    images = [folder / entry["image_path"] for entry in entries]
+    truncated = images[CORRUPT["truncated image"]]
     truncated.write_bytes(truncated.read_bytes()[:1000])
-    pictures[BROKEN["not a picture"]].write_text("this is text")
-    pictures[BROKEN["missing file"]].unlink()
-    entries[BROKEN["no caption"]] |= {"caption": "", "re_caption": " "}
+    images[CORRUPT["not an image"]].write_text("this is text")
+    images[CORRUPT["missing file"]].unlink()
+    entries[CORRUPT["no caption"]] |= {"caption": "", "re_caption": " "}
     path.write_text(json.dumps(entries))
     return path
 
@@ -39,23 +39,23 @@ def tar_path(json_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("tar") / "00000.tar"
     with tarfile.open(path, "w") as tar:
         for i, entry in enumerate(json.loads(json_path.read_text())):
-            picture = json_path.parent / entry["image_path"]
-            if picture.exists():
-                _add(tar, f"{i:09d}.png", picture.read_bytes())
+            image = json_path.parent / entry["image_path"]
+            if image.exists():
+                _add(tar, f"{i:09d}.png", image.read_bytes())
             _add(tar, f"{i:09d}.txt", entry["re_caption"].encode())
     return path
 
 
-def test_broken_json_entries_are_counted_by_cause(json_path: Path) -> None:
+def test_corrupt_json_entries_are_counted_by_cause(json_path: Path) -> None:
     report = check_source(JsonData(str(json_path)))
-    assert {cause: corrupt.num for cause, corrupt in report.corrupt.items()} == dict.fromkeys(BROKEN, 1)
+    assert {cause: corrupt.num for cause, corrupt in report.corrupt.items()} == dict.fromkeys(CORRUPT, 1)
     assert report.corrupt["missing file"].first == (f"{json_path}[222]",)
     assert (report.num_samples, report.num_corrupt, report.corrupt_share) == (NUM, 4, 0.01)
 
 
-def test_broken_members_of_a_tar_are_counted_by_cause(tar_path: Path) -> None:
+def test_corrupt_members_of_a_tar_are_counted_by_cause(tar_path: Path) -> None:
     report = check_source(TarData(str(tar_path)))
-    expected = {("no picture" if cause == "missing file" else cause): 1 for cause in BROKEN}
+    expected = {("no image" if cause == "missing file" else cause): 1 for cause in CORRUPT}
     assert {cause: corrupt.num for cause, corrupt in report.corrupt.items()} == expected
     assert report.num_samples == NUM
 
@@ -102,11 +102,11 @@ def test_the_command_reports_and_fails_above_the_allowed_share(
     assert f"1  missing file: {json_path}[222]" in out
     assert "reading" in err
     code, out, err = run(
-        monkeypatch, capsys, "data", "check", json_path, "--max-broken-share", 0.005, "--json"
+        monkeypatch, capsys, "data", "check", json_path, "--max-corrupt-share", 0.005, "--json"
     )
     assert code == 1
-    assert json.loads(out)["broken"]["no caption"]["num"] == 1
-    assert "ddit: 1.00 % of the samples are broken, 0.5 % may be" in err
+    assert json.loads(out)["corrupt"]["no caption"]["num"] == 1
+    assert "ddit: 1.00 % of the samples are corrupt, 0.5 % may be" in err
 
 
 def test_mistakes_get_one_line(

@@ -1,4 +1,4 @@
-"""Pictures of training samples: every kind that people have is read, and every fault has its cause."""
+"""Images of training samples: every kind that people have is read, and every fault has its cause."""
 
 import io
 from pathlib import Path
@@ -8,10 +8,10 @@ import pytest
 from PIL import Image
 
 from ddit.data.samples import CorruptSample
-from ddit.data.sources.images import decode_image, file_size, load_image
+from ddit.data.sources.images import decode_image, load_image, measure_file
 
 
-def picture(mode: str = "RGB", width: int = 60, height: int = 40) -> Image.Image:
+def make_image(mode: str = "RGB", width: int = 60, height: int = 40) -> Image.Image:
     values = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
     return Image.fromarray(values).convert(mode)
 
@@ -25,7 +25,7 @@ def encoded(image: Image.Image, form: str, **options) -> bytes:
 def turned() -> bytes:
     exif = Image.Exif()
     exif[0x0112] = 6
-    return encoded(picture(), "JPEG", exif=exif)
+    return encoded(make_image(), "JPEG", exif=exif)
 
 
 def animated() -> bytes:
@@ -34,41 +34,41 @@ def animated() -> bytes:
 
 
 KINDS = {
-    "rgba": encoded(picture("RGBA"), "PNG"),
-    "palette": encoded(picture("P"), "PNG"),
-    "grey": encoded(picture("L"), "JPEG"),
-    "cmyk": encoded(picture("CMYK"), "JPEG"),
+    "rgba": encoded(make_image("RGBA"), "PNG"),
+    "palette": encoded(make_image("P"), "PNG"),
+    "grey": encoded(make_image("L"), "JPEG"),
+    "cmyk": encoded(make_image("CMYK"), "JPEG"),
     "16 bit": encoded(Image.fromarray(np.full((40, 60), 40_000, np.uint16)), "PNG"),
-    "webp": encoded(picture(), "WEBP"),
+    "webp": encoded(make_image(), "WEBP"),
     "animated": animated(),
 }
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_every_kind_of_picture_is_rgb(kind: str) -> None:
+def test_every_kind_of_image_is_rgb(kind: str) -> None:
     read = decode_image(KINDS[kind], kind)
     assert (read.mode, read.size) == ("RGB", (60, 40))
 
 
 @pytest.mark.parametrize("kind", [*KINDS, "turned"])
-def test_the_size_in_the_header_is_that_of_the_decoded_picture(kind: str, tmp_path: Path) -> None:
+def test_the_size_in_the_header_is_that_of_the_decoded_image(kind: str, tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(turned() if kind == "turned" else KINDS[kind])
-    assert file_size(tmp_path / "file") == load_image(tmp_path / "file").size
-    assert file_size(tmp_path / "file") == ((40, 60) if kind == "turned" else (60, 40))
+    assert measure_file(tmp_path / "file") == load_image(tmp_path / "file").size
+    assert measure_file(tmp_path / "file") == ((40, 60) if kind == "turned" else (60, 40))
 
 
 def test_a_size_behind_a_long_header_is_found(tmp_path: Path) -> None:
-    data = encoded(picture(), "JPEG", icc_profile=bytes(300_000))
+    data = encoded(make_image(), "JPEG", icc_profile=bytes(300_000))
     (tmp_path / "file").write_bytes(data)
     assert data.find(b"\xff\xc0") > 65_536
-    assert file_size(tmp_path / "file") == (60, 40)
+    assert measure_file(tmp_path / "file") == (60, 40)
 
 
 FAULTS = {
     "empty file": b"",
-    "not a picture": b"<html>404</html>",
-    "truncated picture": encoded(picture(), "JPEG")[:700],
-    "broken picture": encoded(picture(), "WEBP")[:700],
+    "not an image": b"<html>404</html>",
+    "truncated image": encoded(make_image(), "JPEG")[:700],
+    "corrupt image": encoded(make_image(), "WEBP")[:700],
     "too large": b"P5 20000 20000 255\n",
 }
 
@@ -82,9 +82,9 @@ def test_every_fault_has_its_cause(cause: str, tmp_path: Path) -> None:
     assert str(tmp_path / "file.jpg") in str(caught.value)
 
 
-def test_truncated_pictures_of_every_format_are_broken_samples() -> None:
+def test_truncated_images_of_every_format_are_corrupt_samples() -> None:
     for form in ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF"):
-        data = encoded(picture(), form)
+        data = encoded(make_image(), form)
         for size in (1, 10, len(data) // 2):
             with pytest.raises(CorruptSample):
                 decode_image(data[:size], form)
@@ -96,4 +96,4 @@ def test_a_missing_file_has_its_cause_and_no_size(name: str, tmp_path: Path) -> 
     with pytest.raises(CorruptSample) as caught:
         load_image(tmp_path / name)
     assert caught.value.cause == "missing file"
-    assert file_size(tmp_path / name) == (0, 0)
+    assert measure_file(tmp_path / name) == (0, 0)

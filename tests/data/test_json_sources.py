@@ -1,4 +1,4 @@
-"""Metadata, conversations and questions in JSON: what is written is read, and what is broken has a countable cause."""
+"""Metadata, conversations and questions in JSON: what is written is read, and what is corrupt has a countable cause."""
 
 import json
 import random
@@ -25,9 +25,9 @@ def write(path: Path, value: Any) -> str:
     return str(path)
 
 
-def cause_of(source: Any, index: int, *, reading: bool = True) -> str:
+def cause_of(source: Any, index: int, *, i2t: bool = True) -> str:
     with pytest.raises(CorruptSample) as caught:
-        source.sample(index, rng(), reading=reading)
+        source.sample(index, rng(), i2t=i2t)
     return caught.value.cause
 
 
@@ -80,32 +80,32 @@ def test_what_is_neither_a_list_nor_lines_is_refused(text: str, tmp_path: Path) 
         Records(tmp_path / "meta.json")
 
 
-def test_a_broken_line_breaks_one_sample(folder: Path) -> None:
+def test_a_corrupt_line_is_one_corrupt_sample(folder: Path) -> None:
     (folder / "meta.jsonl").write_text(json.dumps(ENTRIES[0]) + "\n{oops\n[1]\n" + json.dumps(ENTRIES[1]))
     source = JsonSource(JsonData(str(folder / "meta.jsonl")))
     assert len(source) == 4
     assert [cause_of(source, 1), cause_of(source, 2)] == ["bad JSON", "bad JSON"]
-    assert source.sample(3, rng(), reading=False).caption == "bleu"
+    assert source.sample(3, rng(), i2t=False).caption == "bleu"
 
 
-def test_json_gives_the_picture_and_either_caption_by_its_share(folder: Path) -> None:
+def test_json_gives_the_image_and_either_caption_by_its_share(folder: Path) -> None:
     source = open_source(JsonData(write(folder / "meta.json", ENTRIES), original_share=0.25))
-    drawn = Counter(source.sample(0, rng(i), reading=False).caption for i in range(400))
-    assert set(drawn) == {"a red area", "rouge ☃"}
-    assert 0.18 < drawn["rouge ☃"] / 400 < 0.32
-    sample = source.sample(0, rng(3), reading=True)
-    assert sample.picture is not None
-    assert sample.picture.getpixel((0, 0)) == (255, 0, 0)
+    found = Counter(source.sample(0, rng(i), i2t=False).caption for i in range(400))
+    assert set(found) == {"a red area", "rouge ☃"}
+    assert 0.18 < found["rouge ☃"] / 400 < 0.32
+    sample = source.sample(0, rng(3), i2t=True)
+    assert sample.image is not None
+    assert sample.image.getpixel((0, 0)) == (255, 0, 0)
     assert sample.turns == (Turn(None, sample.caption),)
-    assert source.sample(1, rng(), reading=True).caption == "bleu"
+    assert source.sample(1, rng(), i2t=True).caption == "bleu"
 
 
-def test_the_same_generator_gives_the_same_text_with_and_without_the_picture(folder: Path) -> None:
+def test_the_same_generator_gives_the_same_text_with_and_without_the_image(folder: Path) -> None:
     source = open_source(JsonData(write(folder / "meta.json", ENTRIES), original_share=0.5))
     for seed in range(20):
-        whole = source.sample(0, rng(seed), reading=True)
-        bare = source.sample(0, rng(seed), reading=True, with_picture=False)
-        assert bare == whole._replace(picture=None)
+        whole = source.sample(0, rng(seed), i2t=True)
+        bare = source.sample(0, rng(seed), i2t=True, with_image=False)
+        assert bare == whole._replace(image=None)
 
 
 def test_sizes_come_from_the_metadata_or_from_the_header(folder: Path) -> None:
@@ -121,7 +121,7 @@ def test_faults_of_json_entries_have_their_causes(folder: Path) -> None:
         {"re_caption": "x"},
     ]
     source = open_source(JsonData(write(folder / "meta.json", entries)))
-    assert [cause_of(source, i) for i in range(3)] == ["no caption", "missing file", "no picture"]
+    assert [cause_of(source, i) for i in range(3)] == ["no caption", "missing file", "no image"]
 
 
 def test_missing_files_and_folders_say_what_to_do(folder: Path) -> None:
@@ -134,7 +134,7 @@ def test_missing_files_and_folders_say_what_to_do(folder: Path) -> None:
         open_source(JsonData(path, images="nowhere"))
 
 
-def test_kept_sizes_are_found_again_where_the_pictures_are_others(folder: Path) -> None:
+def test_kept_sizes_are_found_again_where_the_images_are_others(folder: Path) -> None:
     path = write(folder / "meta.json", ENTRIES)
     (folder / "other").mkdir()
     Image.new("RGB", (9, 9)).save(folder / "other/red.png")
@@ -167,19 +167,19 @@ def test_all_turns_of_a_conversation_are_kept_in_order(folder: Path) -> None:
         talk("two?", "yes"),
     ]
     source = LlavaSource(LlavaData(write(folder / "talk.json", entries)))
-    sample = source.sample(0, rng(), reading=True)
+    sample = source.sample(0, rng(), i2t=True)
     assert sample.turns == (Turn("what?", "a dog"), Turn("where?", "here"))
-    assert sample.picture is not None
-    assert source.sample(1, rng(), reading=True) == (None, None, (Turn("two?", "yes"),), False, False)
+    assert sample.image is not None
+    assert source.sample(1, rng(), i2t=True) == (None, None, (Turn("two?", "yes"),), False, False)
     assert source.sizes().tolist() == [[6, 4], [0, 0]]
 
 
-def test_a_conversation_that_only_shows_a_picture_is_a_caption(folder: Path) -> None:
+def test_a_conversation_that_only_shows_an_image_is_a_caption(folder: Path) -> None:
     source = LlavaSource(LlavaData(write(folder / "talk.json", [talk("<image>", "a dog", image="red.png")])))
-    assert source.sample(0, rng(), reading=True).turns == (Turn(None, "a dog"),)
+    assert source.sample(0, rng(), i2t=True).turns == (Turn(None, "a dog"),)
 
 
-def test_broken_conversations_have_their_cause(folder: Path) -> None:
+def test_corrupt_conversations_have_their_cause(folder: Path) -> None:
     entries = [talk("hm?"), talk("hm?", ""), {"conversations": []}, {}, talk("a?", "b", image="none.png")]
     entries.append({"conversations": [{"from": "gpt", "value": "x"}, {"from": "human", "value": "y"}]})
     entries.append({"conversations": [{"from": "human"}, {"from": "gpt", "value": "y"}]})
@@ -188,9 +188,9 @@ def test_broken_conversations_have_their_cause(folder: Path) -> None:
     assert causes == ["bad conversation"] * 4 + ["missing file"] + ["bad conversation"] * 2
 
 
-def test_conversations_cannot_be_drawn_from(folder: Path) -> None:
+def test_conversations_have_no_caption(folder: Path) -> None:
     source = LlavaSource(LlavaData(write(folder / "talk.json", [talk("a?", "b", image="red.png")])))
-    assert cause_of(source, 0, reading=False) == "no caption"
+    assert cause_of(source, 0, i2t=False) == "no caption"
 
 
 # --- questions ---
@@ -204,11 +204,11 @@ def vqa(folder: Path, answers: list[str], image_id: Any = 7) -> QuestionsData:
     return QuestionsData(write(folder / "q.json", asked), write(folder / "a.json", found))
 
 
-def test_the_answer_is_drawn_by_its_share_among_the_people(folder: Path) -> None:
+def test_the_answer_is_chosen_by_its_share_among_the_people(folder: Path) -> None:
     source = QuestionsSource(vqa(folder, ["red"] * 7 + ["dark red"] * 3))
-    drawn = Counter(source.sample(0, rng(i), reading=True).turns[0].answer for i in range(400))
-    assert 0.22 < drawn["dark red"] / 400 < 0.38
-    sample = source.sample(0, rng(), reading=True)
+    found = Counter(source.sample(0, rng(i), i2t=True).turns[0].answer for i in range(400))
+    assert 0.22 < found["dark red"] / 400 < 0.38
+    sample = source.sample(0, rng(), i2t=True)
     assert sample.short_answers
     assert not sample.unanswerable
     assert sample.turns[0].question == "what color?"
@@ -220,16 +220,16 @@ def test_questions_of_vizwiz_are_one_file(folder: Path) -> None:
         {"image": "red.png", "question": "what?", "answers": [{"answer": "unanswerable"}], "answerable": 0}
     ]
     source = QuestionsSource(QuestionsData(write(folder / "v.json", entries), "", unanswerable=True))
-    sample = source.sample(0, rng(), reading=True)
+    sample = source.sample(0, rng(), i2t=True)
     assert sample.unanswerable
     assert sample.turns == (Turn("what?", "unanswerable"),)
     assert np.array_equal(source.sizes(), [[6, 4]])
 
 
-def test_broken_questions_have_their_causes(folder: Path) -> None:
+def test_corrupt_questions_have_their_causes(folder: Path) -> None:
     assert cause_of(QuestionsSource(vqa(folder, [])), 0) == "no answer"
     assert cause_of(QuestionsSource(vqa(folder, ["red"], image_id=8)), 0) == "missing file"
-    assert cause_of(QuestionsSource(vqa(folder, ["red"], image_id="x")), 0) == "no picture"
+    assert cause_of(QuestionsSource(vqa(folder, ["red"], image_id="x")), 0) == "no image"
 
 
 def test_questions_without_their_answers_say_what_to_do(folder: Path) -> None:

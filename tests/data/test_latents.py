@@ -7,11 +7,13 @@ import numpy as np
 import pytest
 import torch
 from list_source import ListSource
+from safetensors import safe_open
+from safetensors.torch import save_file
 
 from ddit.config.data import JsonData
 from ddit.data.latents import (
-    BROKEN,
-    NO_PICTURE,
+    CORRUPT,
+    NO_IMAGE,
     CachedSource,
     LatentFolder,
     LatentsInfo,
@@ -22,7 +24,7 @@ from ddit.data.latents import (
 from ddit.data.samples import CorruptSample, Latents
 
 CONFIG = JsonData("metadata.json")
-BUCKETS = [0, 1, NO_PICTURE, 0, BROKEN, 1, 0]
+BUCKETS = [0, 1, NO_IMAGE, 0, CORRUPT, 1, 0]
 
 
 def info(**changes) -> LatentsInfo:
@@ -47,7 +49,7 @@ def write(folder: Path) -> Path:
         numbers = range(4 * shard, min(4 * shard + 4, 7))
         buckets = np.array([BUCKETS[i] for i in numbers])
         entries = {i - 4 * shard: latents(i, BUCKETS[i]) for i in numbers if BUCKETS[i] >= 0}
-        corrupt = {i - 4 * shard: "not a picture: torn" for i in numbers if BUCKETS[i] == BROKEN}
+        corrupt = {i - 4 * shard: "not an image: torn" for i in numbers if BUCKETS[i] == CORRUPT}
         write_shard(folder, shard, buckets, entries, corrupt)
     return folder
 
@@ -55,11 +57,11 @@ def write(folder: Path) -> Path:
 def test_what_was_written_is_read(tmp_path: Path) -> None:
     folder = pickle.loads(pickle.dumps(LatentFolder(write(tmp_path))))
     for index, bucket in enumerate(BUCKETS):
-        if bucket == BROKEN:
-            with pytest.raises(CorruptSample, match="not a picture: torn") as raised:
+        if bucket == CORRUPT:
+            with pytest.raises(CorruptSample, match="not an image: torn") as raised:
                 folder.get(index)
-            assert raised.value.cause == "not a picture"
-        elif bucket == NO_PICTURE:
+            assert raised.value.cause == "not an image"
+        elif bucket == NO_IMAGE:
             assert folder.get(index) is None
         else:
             found, expected = folder.get(index), latents(index, bucket)
@@ -67,6 +69,16 @@ def test_what_was_written_is_read(tmp_path: Path) -> None:
                 torch.testing.assert_close(one, other.half(), rtol=0, atol=0)
     assert folder.sizes().tolist() == [[32, 32], [64, 16], [0, 0], [32, 32], [32, 32], [64, 16], [32, 32]]
     assert not list(tmp_path.glob(".*"))  # nothing is left of writing aside
+
+
+def test_a_shard_of_version_0_1_is_read(tmp_path: Path) -> None:
+    write(tmp_path)
+    path = shard_path(tmp_path, 1)
+    with safe_open(path, "pt") as file:
+        tensors, metadata = {name: file.get_tensor(name) for name in file.keys()}, file.metadata()  # noqa: SIM118
+    save_file(tensors, path, {"broken": metadata["corrupt"]})
+    with pytest.raises(CorruptSample, match="not an image: torn"):
+        LatentFolder(tmp_path).get(4)
 
 
 def test_features_are_standardised(tmp_path: Path) -> None:
@@ -105,19 +117,19 @@ def test_other_settings_do_not_overwrite(tmp_path: Path) -> None:
         LatentFolder(tmp_path)
 
 
-def test_a_cached_source_gives_latents_and_never_opens_a_picture(tmp_path: Path) -> None:
+def test_a_cached_source_gives_latents_and_never_opens_an_image(tmp_path: Path) -> None:
     folder = LatentFolder(write(tmp_path))
     inner = ListSource(7)
     cached = CachedSource(inner, CONFIG, folder)
-    sample = cached.sample(5, random.Random(0), reading=True)
-    assert isinstance(sample.picture, Latents)
-    assert sample.picture.features is None
-    assert sample.turns == inner.sample(5, random.Random(0), reading=True).turns
+    sample = cached.sample(5, random.Random(0), i2t=True)
+    assert isinstance(sample.image, Latents)
+    assert sample.image.features is None
+    assert sample.turns == inner.sample(5, random.Random(0), i2t=True).turns
     with_features = CachedSource(inner, CONFIG, folder, with_features=True)
-    assert with_features.sample(5, random.Random(0), reading=False).picture.features.dtype == torch.float32
+    assert with_features.sample(5, random.Random(0), i2t=False).image.features.dtype == torch.float32
     with pytest.raises(CorruptSample, match="torn"):
-        cached.sample(4, random.Random(0), reading=False)
-    assert cached.sample(2, random.Random(0), reading=True).picture is None
+        cached.sample(4, random.Random(0), i2t=False)
+    assert cached.sample(2, random.Random(0), i2t=True).image is None
 
 
 def test_latents_of_another_source_are_refused(tmp_path: Path) -> None:

@@ -86,7 +86,7 @@ def test_buckets_are_about_equal_in_area() -> None:
         bucket_shapes(100, 1, 16)
 
 
-def test_pictures_go_to_the_nearest_ratio_and_texts_to_any() -> None:
+def test_images_go_to_the_nearest_ratio_and_texts_to_any() -> None:
     shapes = bucket_shapes(256, 5, 16)
     sizes = np.array([(100, 100), (2000, 1000), (900, 100), (10, 40), (110, 100)])
     assert assign_buckets(sizes, shapes).tolist() == [2, 4, 4, 0, 2]

@@ -25,6 +25,6 @@ def test_a_permutation_looks_random() -> None:
 
 
 def test_noise_depends_on_seed_step_and_position() -> None:
-    drawn = {noise_rng(*key).random() for key in np.ndindex(3, 3, 3)}
-    assert len(drawn) == 27
+    found = {noise_rng(*key).random() for key in np.ndindex(3, 3, 3)}
+    assert len(found) == 27
     assert noise_rng(1, 2, 3).random() == noise_rng(1, 2, 3).random()

@@ -32,10 +32,10 @@ def test_texts_depend_on_seed_step_and_position_alone() -> None:
     assert len(states) == 8
 
 
-def test_readings_are_questions_as_often_as_asked() -> None:
+def test_turns_are_questions_as_often_as_asked() -> None:
     source = WorldSource(WorldData(PRESETS["fixed"]))
-    readings = [source.turn(index, sample_rng(0, 0, index), 0.25) for index in range(400)]
-    share = sum(reading.question is not None for reading in readings) / 400
+    turns = [source.turn(index, sample_rng(0, 0, index), 0.25) for index in range(400)]
+    share = sum(turn.question is not None for turn in turns) / 400
     assert 0.18 < share < 0.32
 
 

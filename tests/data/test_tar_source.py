@@ -51,8 +51,8 @@ def shard(tmp_path: Path) -> Path:
 
 
 def read(source: TarSource, index: int) -> tuple[str | None, int]:
-    sample = source.sample(index, random.Random(0), reading=False)
-    return sample.caption, sample.picture.getpixel((0, 0))[0]
+    sample = source.sample(index, random.Random(0), i2t=False)
+    return sample.caption, sample.image.getpixel((0, 0))[0]
 
 
 def test_any_order_gives_the_written_samples(shard: Path) -> None:
@@ -62,17 +62,16 @@ def test_any_order_gives_the_written_samples(shard: Path) -> None:
         assert read(source, index) == (f"caption {index}", index)
     assert source.name(3) == f"{shard}:00003"
     with pytest.raises(IndexError):
-        source.sample(NUM, random.Random(0), reading=False)
+        source.sample(NUM, random.Random(0), i2t=False)
 
 
 def test_captions_come_from_the_metadata_where_a_key_is_set(shard: Path) -> None:
     cfg = TarData(str(shard), caption_key="re_caption", original_key="caption", original_share=0.5)
     source = open_source(cfg)
-    drawn = {
-        source.sample(4, random.Random(i), reading=True, with_picture=False).turns[0].answer
-        for i in range(50)
+    found = {
+        source.sample(4, random.Random(i), i2t=True, with_image=False).turns[0].answer for i in range(50)
     }
-    assert drawn == {"alt 4", "long 4"}
+    assert found == {"alt 4", "long 4"}
 
 
 def test_folders_patterns_and_braces_name_the_same_shards(tmp_path: Path) -> None:
@@ -125,14 +124,14 @@ def test_a_compressed_tar_is_refused(tmp_path: Path) -> None:
         open_source(TarData(str(tmp_path / "x.tar")))
 
 
-# --- what is broken ---
+# --- what is corrupt ---
 
 
 def causes(source: TarSource) -> list[str]:
     found = []
     for index in range(len(source)):
         try:
-            source.sample(index, random.Random(0), reading=True)
+            source.sample(index, random.Random(0), i2t=True)
         except CorruptSample as error:
             found.append(error.cause)
     return found
@@ -140,11 +139,11 @@ def causes(source: TarSource) -> list[str]:
 
 def test_faults_of_members_have_their_causes(tmp_path: Path) -> None:
     corrupt = {
-        "1.txt": b"no picture", "2.png": png(0), "3.png": png(0), "3.txt": b"\xff\xfe", "4.jpg": b"text", "4.txt": b"x",
+        "1.txt": b"no image", "2.png": png(0), "3.png": png(0), "3.txt": b"\xff\xfe", "4.jpg": b"text", "4.txt": b"x",
         "5.jpg": b"", "5.txt": b"x",
     }  # fmt: skip
     source = open_source(TarData(str(write_tar(tmp_path / "x.tar", corrupt))))
-    assert causes(source) == ["no picture", "no caption", "bad text", "not a picture", "empty file"]
+    assert causes(source) == ["no image", "no caption", "bad text", "not an image", "empty file"]
     assert source.sizes().tolist() == [[0, 0], [10, 20], [10, 20], [0, 0], [0, 0]]
     with_key = open_source(
         TarData(str(write_tar(tmp_path / "y.tar", {"1.png": png(0), "1.json": b"{"})), caption_key="c")
@@ -154,12 +153,12 @@ def test_faults_of_members_have_their_causes(tmp_path: Path) -> None:
 
 def test_of_a_truncated_tar_the_whole_part_is_used(shard: Path) -> None:
     data, whole = shard.read_bytes(), load_index(shard)
-    last = int(whole.pictures[-1, 0])
+    last = int(whole.images[-1, 0])
     for size in (
         last + 10,
         last - 100,
         last - 512,
-    ):  # within a picture, within its header, between two members
+    ):  # within an image, within its header, between two members
         shard.write_bytes(data[:size])
         source = open_source(TarData(str(shard)))
         expected = [] if size == last - 512 else ["truncated tar"]
@@ -172,7 +171,7 @@ def test_of_a_truncated_tar_the_whole_part_is_used(shard: Path) -> None:
 
 def test_of_a_damaged_tar_the_part_before_is_used(shard: Path) -> None:
     data, whole = bytearray(shard.read_bytes()), load_index(shard)
-    header = int(whole.pictures[6, 0]) - 512
+    header = int(whole.images[6, 0]) - 512
     data[header : header + 512] = b"\x01" * 512
     shard.write_bytes(data)
     os.utime(shard, ns=(1, 1))
@@ -181,7 +180,7 @@ def test_of_a_damaged_tar_the_part_before_is_used(shard: Path) -> None:
 
 
 @pytest.mark.parametrize("data", [b"", b"this is no tar file" * 100])
-def test_what_is_no_tar_is_one_broken_sample(data: bytes, shard: Path) -> None:
+def test_what_is_no_tar_is_one_corrupt_sample(data: bytes, shard: Path) -> None:
     (shard.parent / "00001.tar").write_bytes(data)
     source = open_source(TarData(str(shard.parent)))
     assert len(source) == NUM + 1

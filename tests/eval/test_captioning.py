@@ -20,10 +20,10 @@ def test_captions_are_tokenized_as_by_the_coco_scorer() -> None:
 def test_cider_is_that_of_the_coco_scorer() -> None:
     scores = cider([e["caption"] for e in REFERENCE], [e["references"] for e in REFERENCE])
     assert scores == pytest.approx([e["cider"] for e in REFERENCE], abs=1e-8)
-    assert len({round(score, 3) for score in scores}) > 5  # the cases tell scores apart
+    assert len({round(score, 3) for score in scores}) > 5  # the cases differ in their scores
 
 
-def test_cider_of_two_pictures_by_hand() -> None:
+def test_cider_of_two_images_by_hand() -> None:
     """Every n-gram has idf log 2: equal captions give 10, disjoint ones 0; four words have no longer n-grams."""
     references = [["a red dog runs"], ["two cats sleep there"]]
     assert cider(["a red dog runs", "one bird"], references) == pytest.approx([10, 0])
@@ -40,7 +40,7 @@ def test_a_repeated_word_is_clipped() -> None:
     assert cider(["red red red", "x"], references)[0] == pytest.approx(expected)
 
 
-def test_a_picture_without_references_is_refused() -> None:
+def test_an_image_without_references_is_refused() -> None:
     with pytest.raises(ValueError, match="need references"):
         cider(["a dog"], [[]])
 
@@ -56,9 +56,9 @@ def test_captions_of_the_world_are_right_only_in_every_attribute() -> None:
     ]
     colorless = texts[0].replace(f"{scene.objects[0].color} ", "")
     swapped = texts[0].replace(str(scene.objects[0].color), "grey")
-    outcome = score_captions(items, [texts[0], swapped, list_captions(single)[0], colorless])
-    assert outcome.scores == [1, 0, 1, 0]
-    figures = {figure.name: figure.value for figure in outcome.figures}
+    result = score_captions(items, [texts[0], swapped, list_captions(single)[0], colorless])
+    assert result.scores == [1, 0, 1, 0]
+    figures = {figure.name: figure.value for figure in result.figures}
     assert figures["every attribute"] == 0.5
     assert figures["every attribute: two"] == pytest.approx(1 / 3)
     assert figures["every attribute: single"] == 1
@@ -69,6 +69,6 @@ def test_real_captions_have_cider_alone() -> None:
         Item(str(i), Path("p.png"), None, {"references": [text]})
         for i, text in enumerate(("a dog", "two cats"))
     ]
-    outcome = score_captions(items, ["a dog", "a dog"])
-    assert [figure.name for figure in outcome.figures] == ["CIDEr"]
-    assert outcome.scores[0] > outcome.scores[1] == 0
+    result = score_captions(items, ["a dog", "a dog"])
+    assert [figure.name for figure in result.figures] == ["CIDEr"]
+    assert result.scores[0] > result.scores[1] == 0

@@ -18,10 +18,11 @@ from typer.testing import CliRunner, Result
 
 import ddit
 from ddit.cli import app
-from ddit.devices import Ranks
 from ddit.eval import report
+from ddit.eval.evaluate import TEXT_TASKS
 from ddit.eval.items import Figure
-from ddit.eval.report import model_hash, written_aside
+from ddit.eval.options import TASKS
+from ddit.eval.report import model_hash
 from ddit.pipeline import Pipeline
 
 pytestmark = [
@@ -30,7 +31,6 @@ pytestmark = [
 ]
 
 SMALL = ("--num-scenes", 8, "--num-prompts", 2, "--num-samples", 2, "--batch-size", 5)
-ALL = ("geneval", "vqav2", "vizwiz", "gqa", "pope", "mme", "caption")
 
 
 @pytest.fixture(scope="module")
@@ -64,21 +64,21 @@ def figures(out: Path, task: str) -> dict[str, float]:
 
 def test_every_task_leaves_predictions_and_a_summary(model: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    said = done("eval", "--model", model, "--out", out, "--grid", "--seed", 3, *SMALL).stdout
-    for task in ALL:
-        told, lines = summary(out, task), predictions(out, task)
-        assert told["num_samples"] == len(lines) > 0
-        assert told["settings"]["seed"] == 3
-        assert told["decoding"]["num_steps"] == 3
-        assert (told["model_hash"], told["num_ranks"]) == (model_hash(model), 1)
-        assert told["world"]["split"] == "test"
-        assert {"commit", "torch", "dtype", "device", "started", "seconds"} <= set(told)
+    printed = done("eval", "--model", model, "--out", out, "--save-grids", "--seed", 3, *SMALL).stdout
+    for task in TASKS:
+        report, lines = summary(out, task), predictions(out, task)
+        assert report["num_samples"] == len(lines) > 0
+        assert report["settings"]["seed"] == 3
+        assert report["decoding"]["num_steps"] == 3
+        assert (report["model_hash"], report["num_ranks"]) == (model_hash(model), 1)
+        assert report["world"]["split"] == "test"
+        assert {"commit", "torch", "dtype", "device", "started", "seconds"} <= set(report)
         assert all(line["score"] >= 0 for line in lines)
-        first = told["figures"][0]
-        assert f"| {task} | {first['name']} | " in said
-    assert "guidance_scale 2.0, shift 3.0" in said
-    assert "seed 3" in said
-    assert sorted(p.name for p in out.iterdir()) == sorted(ALL)
+        first = report["figures"][0]
+        assert f"| {task} | {first['name']} | " in printed
+    assert "guidance_scale 2.0, shift 3.0" in printed
+    assert "seed 3" in printed
+    assert sorted(p.name for p in out.iterdir()) == sorted(TASKS)
     folder = out / "geneval" / "00011"
     assert sorted(p.name for p in folder.iterdir()) == ["grid.png", "metadata.jsonl", "samples"]
     assert sorted(p.name for p in (folder / "samples").iterdir()) == ["0000.png", "0001.png"]
@@ -119,14 +119,14 @@ def test_batches_change_nothing(model: Path, tmp_path: Path) -> None:
         )
     assert predictions(tmp_path / "1", "gqa") == predictions(tmp_path / "4", "gqa")
     assert figures(tmp_path / "1", "geneval") == figures(tmp_path / "4", "geneval")
-    drawn = [
+    images = [
         [np.asarray(Image.open(path)).astype(int) for path in sorted((tmp_path / size).rglob("*.png"))]
         for size in ("1", "4")
     ]
-    assert len(drawn[0]) == 12
-    for one, four in zip(*drawn, strict=True):
+    assert len(images[0]) == 12
+    for one, four in zip(*images, strict=True):
         assert abs(one - four).max() <= 1
-    assert all(abs(a - b).max() > 1 for a, b in pairwise(drawn[0]))  # each from a seed of its own
+    assert all(abs(a - b).max() > 1 for a, b in pairwise(images[0]))  # each from a seed of its own
 
 
 def test_the_spread_of_a_share_is_its_95_percent_interval() -> None:
@@ -137,9 +137,9 @@ def test_the_spread_of_a_share_is_its_95_percent_interval() -> None:
 
 def test_a_limit_spreads_over_the_categories_and_keeps_pairs(model: Path, tmp_path: Path) -> None:
     done("eval", "geneval", "mme", "--model", model, "--limit", 6, "--out", tmp_path, *SMALL)
-    drawn = predictions(tmp_path, "geneval")
-    assert len(drawn) == 12
-    assert len({line["tag"] for line in drawn}) == 6
+    generated = predictions(tmp_path, "geneval")
+    assert len(generated) == 12
+    assert len({line["tag"] for line in generated}) == 6
     asked = [line["id"].rpartition("/") for line in predictions(tmp_path, "mme")]
     assert [number for _, _, number in asked] == ["0", "1"] * 3
     assert [name for name, _, _ in asked[::2]] == [name for name, _, _ in asked[1::2]]
@@ -151,7 +151,7 @@ def test_decoding_is_the_models_unless_it_is_given(model: Path, tmp_path: Path) 
                "--sampler", "dpm", "--guidance-interval", 0.2, 0.9)  # fmt: skip
     done("eval", "caption", "--model", model, "--limit", 2, "--out", tmp_path, *SMALL, *options)
     assert summary(tmp_path, "caption")["decoding"] == {
-        "num_steps": 3, "guidance_scale": 1.5, "shift": 3.0, "solver": "dpm", "guidance_interval": [0.2, 0.9],
+        "num_steps": 3, "guidance_scale": 1.5, "shift": 3.0, "sampler": "dpm", "guidance_interval": [0.2, 0.9],
         "guidance_rescale": 0.0, "shift_by_size": False, "prompt_length": 10, "answer_steps": 2, "caption_steps": 2,
         "answer_length": None, "caption_length": None, "text_length": 12, "size": 32,
         "order": "confidence", "temperature": 0.0, "top_p": 0.9, "threshold": 0.9, "entropy_bound": 0.1,
@@ -167,8 +167,8 @@ def test_prompts_beyond_the_world_get_their_folder_and_no_score(model: Path, tmp
     ]
     prompts.write_text("".join(json.dumps(entry) + "\n" for entry in entries))
     run = ("eval", "geneval", "--model", model, "--metadata", prompts, "--out", tmp_path / "out")
-    said = done(*run).stdout
-    assert "evaluation/evaluate_images.py" in said
+    printed = done(*run).stdout
+    assert "evaluation/evaluate_images.py" in printed
     assert summary(tmp_path / "out", "geneval")["figures"] == []
     assert json.loads((tmp_path / "out/geneval/00000/metadata.jsonl").read_text()) == entries[0]
     samples = sorted(path.name for path in (tmp_path / "out/geneval/00001/samples").iterdir())
@@ -176,10 +176,12 @@ def test_prompts_beyond_the_world_get_their_folder_and_no_score(model: Path, tmp
 
 
 def test_json_is_one_summary_a_line(model: Path, tmp_path: Path) -> None:
-    said = done(
+    printed = done(
         "eval", "pope", "gqa", "--model", model, "--limit", 2, "--out", tmp_path, "--json", *SMALL
     ).stdout
-    assert [json.loads(line) for line in said.splitlines()] == [summary(tmp_path, t) for t in ("pope", "gqa")]
+    assert [json.loads(line) for line in printed.splitlines()] == [
+        summary(tmp_path, t) for t in ("pope", "gqa")
+    ]
 
 
 # --- mistakes, and what a failed run leaves ---
@@ -229,13 +231,6 @@ def test_a_run_replaces_an_earlier_one_and_a_failed_one_leaves_it(
     assert (tmp_path / "gqa" / "summary.json").read_bytes() == before
 
 
-def test_nothing_is_there_until_all_is(tmp_path: Path) -> None:
-    with written_aside(tmp_path / "run") as aside:
-        (aside / "half.txt").write_text("half")
-        assert not (tmp_path / "run").exists()
-    assert [path.name for path in tmp_path.iterdir()] == ["run"]
-
-
 # --- who made it ---
 
 
@@ -278,14 +273,11 @@ def test_the_code_is_named_by_its_own_commit_or_by_its_version(
     assert report.code_version() == ddit.__version__
 
 
+def test_every_task_of_the_options_can_be_run() -> None:
+    assert ("geneval", *TEXT_TASKS) == TASKS
+
+
 # --- ranks ---
-
-
-@pytest.mark.parametrize(("count", "size"), [(0, 2), (1, 3), (7, 2), (12, 5)])
-def test_ranks_share_all_samples_once(count: int, size: int) -> None:
-    parts = [Ranks(index, size).part(count) for index in range(size)]
-    assert [k for part in parts for k in part] == list(range(count))
-    assert max(map(len, parts)) - min(map(len, parts)) <= 1
 
 
 @pytest.mark.slow
@@ -315,9 +307,9 @@ def test_two_processes_give_what_one_gives(model: Path, tmp_path: Path) -> None:
         assert one["figures"] == two["figures"]
         assert predictions(tmp_path / "one", task) == predictions(tmp_path / "two", task)
         assert (one["num_ranks"], two["num_ranks"]) == (1, 2)
-    pictures = [path.relative_to(tmp_path / "one") for path in (tmp_path / "one").rglob("*.png")]
-    assert len(pictures) == 18
-    for path in pictures:
+    images = [path.relative_to(tmp_path / "one") for path in (tmp_path / "one").rglob("*.png")]
+    assert len(images) == 18
+    for path in images:
         assert (tmp_path / "one" / path).read_bytes() == (tmp_path / "two" / path).read_bytes()
 
 

@@ -7,14 +7,14 @@ import pytest
 from PIL import Image
 
 from ddit.eval.geneval import (
-    geneval_figures,
     is_in_world,
-    judge_images,
     read_prompts,
+    score_images,
+    tally_categories,
     write_grid,
     write_metadata,
 )
-from ddit.world import PRESETS, Detection, Prompt, make_prompts, check_detections, make_scene, render
+from ddit.world import PRESETS, Detection, Prompt, check_detections, make_prompts, make_scene, render
 
 DOGS = Prompt(
     "a photo of two dogs", "counting", [{"class": "dog", "count": 2}], [{"class": "dog", "count": 3}]
@@ -53,7 +53,7 @@ def test_counting_is_exact(number: int, right: bool) -> None:
         (-2, 0, False),
         (-2.1, 0, False),  # 0.1 beyond the margin, but under half of the offset
         (-4.1, 0, True),  # 2.1 of 4.1
-        (-10, 15, False),  # 8 of 18 along x: the picture is "below"
+        (-10, 15, False),  # 8 of 18 along x: it is "below"
         (-15, 10, True),  # both axes hold: 13 of 18 along x
     ],
 )
@@ -67,14 +67,15 @@ def test_colours_are_bound_to_their_object() -> None:
     assert not check_detections(BOUND, [seen("dog", color="red"), seen("cat", color=None)])
 
 
-def test_of_several_the_surest_is_judged() -> None:
+def test_of_several_the_most_confident_counts() -> None:
     cat = seen("cat", color="blue")
-    assert check_detections(BOUND, [seen("dog", color="green", score=0.5), seen("dog", color="red", score=0.8), cat])
-    assert not check_detections(BOUND, [seen("dog", color="green", score=0.8), seen("dog", color="red", score=0.5), cat])
+    for green, red in ((0.5, 0.8), (0.8, 0.5)):
+        dogs = [seen("dog", color="green", score=green), seen("dog", color="red", score=red)]
+        assert check_detections(BOUND, [*dogs, cat]) == (red > green)
 
 
-def test_overall_is_the_mean_of_the_categories_not_of_the_pictures() -> None:
-    figures = geneval_figures(["colors"] * 4 + ["position"], [True, True, True, True, False])
+def test_overall_is_the_mean_of_the_categories_not_of_the_images() -> None:
+    figures = tally_categories(["colors"] * 4 + ["position"], [True, True, True, True, False])
     assert [(figure.name, figure.value) for figure in figures] == [
         ("overall", 0.5),
         ("colors", 1.0),
@@ -82,14 +83,14 @@ def test_overall_is_the_mean_of_the_categories_not_of_the_pictures() -> None:
     ]
 
 
-def test_the_world_is_judged_as_it_is_drawn() -> None:
+def test_a_rendered_scene_scores_as_it_should() -> None:
     scene = next(s for s in (make_scene(PRESETS["fixed"], "test", i) for i in range(50)) if s.kind == "count")
     group = scene.groups[0]
     image = Image.fromarray(render(scene))
     right = Prompt("?", "counting", [{"class": group.class_name, "count": group.count}])
     wrong = Prompt("?", "counting", [{"class": group.class_name, "count": group.count + 1}])
-    large = image.resize((256, 256), Image.Resampling.BICUBIC)  # a larger model's picture is brought to size
-    assert [j.correct for j in judge_images([right, wrong, right], [image, image, large])] == [
+    large = image.resize((256, 256), Image.Resampling.BICUBIC)  # a larger model's image is resized
+    assert [score.correct for score in score_images([right, wrong, right], [image, image, large])] == [
         True,
         False,
         True,
@@ -109,7 +110,9 @@ def test_the_folder_is_the_official_one(tmp_path: Path) -> None:
     write_grid(tmp_path, 3)
     grid = Image.open(tmp_path / "00003" / "grid.png")
     assert grid.size == (16, 12)
-    assert [grid.getpixel(at) for at in ((0, 0), (8, 0), (0, 6), (8, 6))] == [(n, 0, 0) for n in range(4)]
+    assert [grid.getpixel(corner) for corner in ((0, 0), (8, 0), (0, 6), (8, 6))] == [
+        (n, 0, 0) for n in range(4)
+    ]
 
 
 def test_prompts_are_read_as_they_were_written(tmp_path: Path) -> None:

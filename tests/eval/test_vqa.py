@@ -27,11 +27,11 @@ def value(figures: list[Figure], name: str) -> float:
 
 
 def item(number: int, **truth: object) -> Item:
-    return Item(str(number), Path("picture.png"), "what is this?", truth)
+    return Item(str(number), Path("image.png"), "what is this?", truth)
 
 
 @pytest.mark.parametrize(
-    ("said", "normal"),
+    ("text", "normal"),
     [
         ("The Dog", "dog"),
         ("a an the", ""),
@@ -58,14 +58,14 @@ def item(number: int, **truth: object) -> Item:
         ("yes!", "yes"),
     ],
 )
-def test_answers_are_normalised_by_the_official_rule(said: str, normal: str) -> None:
-    assert normalize_answer(said) == normal
+def test_answers_are_normalised_by_the_official_rule(text: str, normal: str) -> None:
+    assert normalize_answer(text) == normal
 
 
 @pytest.mark.parametrize(
     ("agree", "score"), [(0, 0.0), (1, 0.3), (2, 0.6), (3, 0.9), (4, 1.0), (9, 1.0), (10, 1.0)]
 )
-def test_the_ten_answer_rule_leaves_each_person_out_once(agree: int, score: float) -> None:
+def test_the_ten_answer_rule_leaves_out_each_person_once(agree: int, score: float) -> None:
     answers = ["red"] * agree + [f"other {i}" for i in range(10 - agree)]
     assert ten_answer_score("red", answers) == pytest.approx(score)
 
@@ -78,17 +78,17 @@ def test_vqav2_normalises_both_sides_and_vizwiz_the_answer_alone() -> None:
     assert vizwiz_score("Unanswerable.", ["unanswerable"] * 10) == 1
 
 
-def test_vqav2_is_broken_down_by_answer_and_question_beside_the_commonest_answer() -> None:
-    def told(answer: str) -> dict[str, object]:
+def test_vqav2_is_broken_down_by_answer_and_question_with_the_most_common_answer_as_baseline() -> None:
+    def truth(answer: str) -> dict[str, object]:
         kind = "yes/no" if answer in ("yes", "no") else "number"
         question_type = "is there" if kind == "yes/no" else "how many"
         return {"answer": answer, "answers": [answer] * 10, "kind": kind, "question_type": question_type}
 
-    items = [item(i, **told(answer)) for i, answer in enumerate(["yes", "yes", "no", "2"])]
-    outcome = score_vqav2(items, ["yes", "no", "no", "three"])
-    assert outcome.scores == [1, 0, 1, 0]
-    figures = {figure.name: figure for figure in outcome.figures}
-    assert outcome.figures[0].name == "accuracy"
+    items = [item(i, **truth(answer)) for i, answer in enumerate(["yes", "yes", "no", "2"])]
+    result = score_vqav2(items, ["yes", "no", "no", "three"])
+    assert result.scores == [1, 0, 1, 0]
+    figures = {figure.name: figure for figure in result.figures}
+    assert result.figures[0].name == "accuracy"
     assert figures["accuracy"].value == 0.5
     assert figures["accuracy"].baseline == 0.5  # always "yes"
     assert figures["yes/no"].value == pytest.approx(2 / 3)
@@ -97,11 +97,11 @@ def test_vqav2_is_broken_down_by_answer_and_question_beside_the_commonest_answer
     assert figures["question type: how many"].baseline == 1
 
 
-def test_vizwiz_tells_how_well_unanswerable_is_told() -> None:
-    meant = ["unanswerable", "unanswerable", "unanswerable", "red", "blue"]
+def test_vizwiz_measures_how_well_unanswerable_is_recognised() -> None:
+    actual = ["unanswerable", "unanswerable", "unanswerable", "red", "blue"]
     items = [
         item(i, answer=a, answers=[a] * 10, kind="other", answerable=int(a != "unanswerable"))
-        for i, a in enumerate(meant)
+        for i, a in enumerate(actual)
     ]
     figures = score_vizwiz(items, ["unanswerable", "Unanswerable", "red", "unanswerable", "blue"]).figures
     assert value(figures, "accuracy") == pytest.approx(3 / 5)
@@ -121,19 +121,19 @@ def test_gqa_compares_exactly_and_counts_by_type() -> None:
             zip(["yes", "red", "dog"], types, strict=True)
         )
     ]
-    outcome = score_gqa(items, ["Yes.", "dark red", "dog"])
-    assert outcome.scores == [1, 0, 1]
-    assert value(outcome.figures, "accuracy") == pytest.approx(2 / 3)
-    assert value(outcome.figures, "binary") == 1
-    assert value(outcome.figures, "open") == 0.5
-    assert value(outcome.figures, "semantic: rel") == 1
-    assert value(outcome.figures, "detailed: color") == 0
+    result = score_gqa(items, ["Yes.", "dark red", "dog"])
+    assert result.scores == [1, 0, 1]
+    assert value(result.figures, "accuracy") == pytest.approx(2 / 3)
+    assert value(result.figures, "binary") == 1
+    assert value(result.figures, "open") == 0.5
+    assert value(result.figures, "semantic: rel") == 1
+    assert value(result.figures, "detailed: color") == 0
 
 
 # --- the files ---
 
 
-def picture(folder: Path, name: str) -> None:
+def save_image(folder: Path, name: str) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     Image.new("RGB", (8, 8)).save(folder / name)
 
@@ -144,18 +144,18 @@ def write(path: Path, value: object) -> None:
 
 
 def test_vqav2_is_read_from_its_pair_of_files_and_coco_names(tmp_path: Path) -> None:
-    picture(tmp_path / "images" / "val2014", "COCO_val2014_000000000042.jpg")
+    save_image(tmp_path / "images" / "val2014", "COCO_val2014_000000000042.jpg")
     ids = {"image_id": 42, "question_id": 42001}
     asked = {"data_subtype": "val2014", "questions": [{**ids, "question": "Is it red?"}]}
     people = [{"answer": "yes", "answer_confidence": "yes", "answer_id": i} for i in range(1, 11)]
-    told = {
+    annotation = {
         "multiple_choice_answer": "yes",
         "answers": people,
         "answer_type": "yes/no",
         "question_type": "is it",
     }
     write(tmp_path / "v2_OpenEnded_mscoco_val2014_questions.json", asked)
-    write(tmp_path / "v2_mscoco_val2014_annotations.json", {"annotations": [{**ids, **told}]})
+    write(tmp_path / "v2_mscoco_val2014_annotations.json", {"annotations": [{**ids, **annotation}]})
     (one,) = read_vqav2(tmp_path)
     assert (one.id, one.question, one.image.name) == ("42001", "Is it red?", "COCO_val2014_000000000042.jpg")
     assert one.truth["answers"] == ["yes"] * 10
@@ -165,7 +165,7 @@ def test_vqav2_is_read_from_its_pair_of_files_and_coco_names(tmp_path: Path) -> 
 
 
 def test_vizwiz_is_read_from_its_list(tmp_path: Path) -> None:
-    picture(tmp_path / "val", "VizWiz_val_00000000.jpg")
+    save_image(tmp_path / "val", "VizWiz_val_00000000.jpg")
     people = [{"answer": "unsuitable", "answer_confidence": "maybe"}] * 4 + [{"answer": "basil"}] * 6
     entry = {
         "image": "VizWiz_val_00000000.jpg",
@@ -179,7 +179,7 @@ def test_vizwiz_is_read_from_its_list(tmp_path: Path) -> None:
 
 
 def test_gqa_is_read_from_its_dictionary(tmp_path: Path) -> None:
-    picture(tmp_path / "images", "n161313.jpg")
+    save_image(tmp_path / "images", "n161313.jpg")
     types = {"structural": "query", "semantic": "rel", "detailed": "relO"}
     entry = {"question": "What is on the shelf?", "imageId": "n161313", "answer": "book", "types": types}
     write(tmp_path / "testdev_balanced_questions.json", {"201307251": entry})
@@ -191,11 +191,11 @@ def test_what_is_missing_is_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="has no file"):
         read_vqav2(tmp_path)
     write(tmp_path / "questions.json", {"7": {"question": "What?", "imageId": "1", "answer": "dog"}})
-    with pytest.raises(ValueError, match="no picture 1 in"):
+    with pytest.raises(ValueError, match="no image 1 in"):
         read_gqa(tmp_path)
     write(tmp_path / "questions.json", {"7": {"question": "What?", "imageId": "1"}})
     with pytest.raises(ValueError, match="has no 'answer'"):
         read_gqa(tmp_path)
     (tmp_path / "questions.json").write_text("{")
-    with pytest.raises(ValueError, match="is not JSON"):
+    with pytest.raises(ValueError, match="is not valid JSON"):
         read_gqa(tmp_path)

@@ -14,9 +14,9 @@ from ddit.config.runs import DualRun
 from ddit.eval.captioning import read_captions
 from ddit.eval.geneval import read_prompts
 from ddit.eval.vqa import read_gqa, read_vizwiz, read_vqav2
-from ddit.eval.world_tasks import WorldSplit, observed, pope_absent, read_world, write_eval_data
+from ddit.eval.world_tasks import WorldSplit, choose_absent, count_classes, read_world, write_eval_data
 from ddit.eval.yesno import COARSE, POPE_FILES, read_mme, read_pope
-from ddit.recipes import build, recipe_names
+from ddit.recipes import build, list_recipes
 from ddit.world import PRESETS, SPLITS, caption_is_right, is_held_out, make_scene, render
 
 WORLD = WorldSplit(PRESETS["fixed"], "test", num=40, num_prompts=3, seed=1)
@@ -24,22 +24,22 @@ WORLD = WorldSplit(PRESETS["fixed"], "test", num=40, num_prompts=3, seed=1)
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    at = tmp_path_factory.mktemp("eval-data")
-    write_eval_data(at, WORLD)
-    return at
+    path = tmp_path_factory.mktemp("eval-data")
+    write_eval_data(path, WORLD)
+    return path
 
 
 def names_in(index: int) -> set[str]:
     return {group.class_name for group in WORLD.scene(index).groups}
 
 
-def test_the_folder_tells_which_scenes_it_shows(folder: Path) -> None:
+def test_the_folder_says_which_scenes_it_shows(folder: Path) -> None:
     assert read_world(folder) == WORLD
     assert read_world(folder / "caption") == WORLD
     assert read_world(folder.parent) is None
 
 
-def test_every_task_is_read_back_with_its_pictures(folder: Path) -> None:
+def test_every_task_is_read_back_with_its_images(folder: Path) -> None:
     vqa, vizwiz, gqa = read_vqav2(folder / "vqav2"), read_vizwiz(folder / "vizwiz"), read_gqa(folder / "gqa")
     assert (len(vqa), len(vizwiz)) == (80, 40)
     assert all(item.truth["answers"] == [item.truth["answer"]] * 10 for item in (*vqa, *vizwiz))
@@ -77,24 +77,24 @@ def test_pope_asks_for_what_is_there_as_often_as_for_what_is_not(folder: Path) -
 
 
 def test_popular_and_adversarial_follow_the_training_split() -> None:
-    seen = observed(WORLD.config)
+    counts = count_classes(WORLD.config)
     scene = WORLD.scene(0)
     present = {group.class_name for group in scene.groups}
     absent = [name for name in scene.config.classes if name not in present]
-    popular = pope_absent(scene, "popular", 3, random.Random(0))
-    assert [seen.single[n] for n in popular] == sorted((seen.single[n] for n in absent), reverse=True)[:3]
-    together = {name: sum(seen.together[name, other] for other in present) for name in absent}
-    adversarial = pope_absent(scene, "adversarial", 3, random.Random(0))
+    popular = choose_absent(scene, "popular", 3, random.Random(0))
+    assert [counts.single[n] for n in popular] == sorted((counts.single[n] for n in absent), reverse=True)[:3]
+    together = {name: sum(counts.together[name, other] for other in present) for name in absent}
+    adversarial = choose_absent(scene, "adversarial", 3, random.Random(0))
     assert [together[n] for n in adversarial] == sorted(together.values(), reverse=True)[:3]
     # what training never shows together is never a likely companion
-    assert all(not seen.together[a, b] for a, b in seen.together if is_held_out(a, b))
+    assert all(not counts.together[a, b] for a, b in counts.together if is_held_out(a, b))
 
 
-def test_mme_has_a_yes_and_a_no_for_each_picture(folder: Path) -> None:
+def test_mme_has_a_yes_and_a_no_for_each_image(folder: Path) -> None:
     items = read_mme(folder / "mme")
     assert {item.truth["kind"] for item in items} == set(COARSE)
     for first, second in zip(items[::2], items[1::2], strict=True):
-        assert first.truth["picture"] == second.truth["picture"]
+        assert first.image == second.image
         assert (first.truth["answer"], second.truth["answer"]) == ("yes", "no")
         assert first.question != second.question
 
@@ -110,11 +110,11 @@ def test_a_split_and_a_seed_are_the_same_data_every_time(folder: Path, tmp_path:
     )
 
 
-# --- no evaluation scene can be drawn by a training recipe ---
+# --- no evaluation scene can occur in training ---
 
 
 @pytest.mark.parametrize("preset", PRESETS)
-def test_a_picture_tells_its_split_whatever_seed_and_index(preset: str) -> None:
+def test_an_image_shows_its_split_whatever_seed_and_index(preset: str) -> None:
     """The blue of a scene's lower background, modulo the number of splits, is its split's place."""
     for place, split in enumerate(SPLITS):
         for seed in (0, 1, 17):
@@ -142,7 +142,7 @@ def worlds_of(value: object) -> list[WorldData]:
     return [found for name in fields for found in worlds_of(getattr(value, name))]
 
 
-@pytest.mark.parametrize("name", [name for name in recipe_names() if name.startswith("mini")])
+@pytest.mark.parametrize("name", [name for name in list_recipes() if name.startswith("mini")])
 @pytest.mark.parametrize("world", PRESETS)
 def test_recipes_train_on_the_training_split_and_are_watched_on_val(name: str, world: str) -> None:
     config = build(name, "runs", world=world)
@@ -154,12 +154,9 @@ def test_recipes_train_on_the_training_split_and_are_watched_on_val(name: str, w
 
 
 def test_the_training_code_names_no_evaluation_split() -> None:
-    """What is not in a configuration: the stages before the model draw scenes of splits that the code names."""
+    """The stages before the model take scenes of splits that the code names, not the configuration."""
     package = Path(ddit.__file__).parent
-    files = [
-        package / "config.py",
-        *(file for folder in ("recipes", "train") for file in (package / folder).rglob("*.py")),
-    ]
+    files = [file for folder in ("config", "recipes", "train") for file in (package / folder).rglob("*.py")]
     named = {
         node.value
         for path in files

@@ -8,13 +8,13 @@ from PIL import Image
 
 from ddit.eval.items import Item
 from ddit.eval.yesno import (
-    mme_answer,
-    pope_answer,
-    pope_figures,
+    parse_mme_answer,
+    parse_pope_answer,
     read_mme,
     read_pope,
     score_mme,
     score_pope,
+    tally_pope,
 )
 
 
@@ -29,8 +29,8 @@ from ddit.eval.yesno import (
         ("a dog", "yes"),  # unclear is a yes
     ],
 )
-def test_pope_reads_an_answer_by_the_official_rule(text: str, answer: str) -> None:
-    assert pope_answer(text) == answer
+def test_pope_parses_an_answer_by_the_official_rule(text: str, answer: str) -> None:
+    assert parse_pope_answer(text) == answer
 
 
 def test_pope_tallies_by_hand() -> None:
@@ -43,7 +43,7 @@ def test_pope_tallies_by_hand() -> None:
         "yes",
         "No.",
     ]  # 2 true positives, 1 missed, 1 false, 2 true negatives
-    figures = {figure.name: figure.value for figure in pope_figures(labels, texts)}
+    figures = {figure.name: figure.value for figure in tally_pope(labels, texts)}
     assert figures["accuracy"] == pytest.approx(4 / 6)
     assert figures["precision"] == pytest.approx(2 / 3)
     assert figures["recall"] == pytest.approx(2 / 3)
@@ -53,7 +53,7 @@ def test_pope_tallies_by_hand() -> None:
 
 
 def test_pope_without_a_single_yes_has_no_precision_and_does_not_fail() -> None:
-    figures = {figure.name: figure.value for figure in pope_figures(["no", "no"], ["no", "no"])}
+    figures = {figure.name: figure.value for figure in tally_pope(["no", "no"], ["no", "no"])}
     assert (figures["F1"], figures["precision"], figures["accuracy"]) == (0, 0, 1)
 
 
@@ -63,13 +63,13 @@ def test_popes_headline_is_the_mean_of_the_three_f1() -> None:
 
     kinds = ("random", "popular", "adversarial")
     items = [item(kind, label) for kind in kinds for label in ("yes", "no")]
-    outcome = score_pope(items, ["yes", "no", "yes", "yes", "no", "no"])
-    figures = {figure.name: figure.value for figure in outcome.figures}
+    result = score_pope(items, ["yes", "no", "yes", "yes", "no", "no"])
+    figures = {figure.name: figure.value for figure in result.figures}
     assert (figures["random: F1"], figures["adversarial: F1"]) == (1, 0)
     assert figures["popular: F1"] == pytest.approx(2 / 3)
-    assert outcome.figures[0].name == "F1"
-    assert outcome.figures[0].value == pytest.approx(5 / 9)
-    assert outcome.scores == [1, 1, 1, 0, 0, 1]
+    assert result.figures[0].name == "F1"
+    assert result.figures[0].value == pytest.approx(5 / 9)
+    assert result.scores == [1, 1, 1, 0, 0, 1]
 
 
 def test_pope_is_read_from_its_three_files(tmp_path: Path) -> None:
@@ -93,18 +93,13 @@ def test_pope_is_read_from_its_three_files(tmp_path: Path) -> None:
     [("Yes, it is", "yes"), ("no", "no"), ("  NO.", "no"), ("it is, yes", "other"), ("", "other")],
 )
 def test_mme_looks_for_yes_or_no_in_the_first_four_letters(text: str, answer: str) -> None:
-    assert mme_answer(text) == answer
+    assert parse_mme_answer(text) == answer
 
 
 def test_mmes_points_by_hand() -> None:
-    def pair(kind: str, picture: str) -> list[Item]:
+    def pair(kind: str, image: str) -> list[Item]:
         return [
-            Item(
-                f"{kind}/{picture}/{i}",
-                Path("p.png"),
-                "?",
-                {"answer": label, "kind": kind, "picture": picture},
-            )
+            Item(f"{kind}/{image}/{i}", Path(kind, f"{image}.png"), "?", {"answer": label, "kind": kind})
             for i, label in enumerate(("yes", "no"))
         ]
 
@@ -114,8 +109,8 @@ def test_mmes_points_by_hand() -> None:
         *pair("count", "1"),
         *pair("code_reasoning", "1"),
     ]
-    outcome = score_mme(items, ["yes", "no", "yes", "yes", "a dog", "no", "yes", "no"])
-    figures = {figure.name: figure.value for figure in outcome.figures}
+    result = score_mme(items, ["yes", "no", "yes", "yes", "a dog", "no", "yes", "no"])
+    figures = {figure.name: figure.value for figure in result.figures}
     assert figures["existence: accuracy"] == 0.75
     assert figures["existence: accuracy+"] == 0.5
     assert figures["existence"] == 125
@@ -123,7 +118,7 @@ def test_mmes_points_by_hand() -> None:
     assert figures["perception, sum"] == 175
     assert figures["cognition, sum"] == 200
     assert figures["unclear"] == 1 / 8
-    assert outcome.figures[0].name == "perception, sum"
+    assert result.figures[0].name == "perception, sum"
 
 
 @pytest.mark.parametrize("is_split", [False, True])

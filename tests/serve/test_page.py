@@ -19,7 +19,8 @@ from tiny_models import tiny_pipeline, tiny_text_codec
 from ddit.model.encoders import TextCodec, build_tokenizer, tiny_t5
 from ddit.serve import page_view as view
 from ddit.serve.engine import Engine
-from ddit.serve.jobs import Job, Limits
+from ddit.serve.jobs import Job
+from ddit.serve.options import Limits
 from ddit.serve.page_examples import ANY, SMALL_WORLD, examples_for, scene_sample, with_blanks
 from ddit.serve.page_runs import Runs, painted
 from ddit.world import PRESETS, caption_is_right, make_scene, list_vocabulary
@@ -356,16 +357,16 @@ from threading import Thread
 
 from PIL import Image
 
-from ddit.serve.page import picture_file
+from ddit.serve.page import image_file
 
 noise = Image.effect_noise((300, 300), 80)
-path = picture_file(noise)
-writers = [Thread(target=lambda: [picture_file(noise) for _ in range(100)]) for _ in range(2)]
+path = image_file(noise)
+writers = [Thread(target=lambda: [image_file(noise) for _ in range(100)]) for _ in range(2)]
 for writer in writers:
     writer.start()
 while any(writer.is_alive() for writer in writers):
     assert Image.open(path).tobytes() == noise.tobytes()
-assert picture_file(Image.new("L", (8, 8))) != path
+assert image_file(Image.new("L", (8, 8))) != path
 """
 
 

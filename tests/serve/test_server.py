@@ -11,9 +11,10 @@ import pytest
 import uvicorn
 from servers import ask, client_of, picture, pipeline, running
 
+from ddit.inference.batching import Step
 from ddit.serve.api import create_app
-from ddit.serve.jobs import Limits
-from ddit.serve.options import ServeConfig
+from ddit.serve.engine import _StepSplitter
+from ddit.serve.options import Limits, ServeConfig
 from ddit.serve.server import GracefulServer
 
 GENERATE, CHAT = "/v1/images/generations", "/v1/chat/completions"
@@ -63,9 +64,16 @@ def leave(address: str, body: dict, after: float) -> None:
         httpx.post(address + GENERATE, json=body, timeout=httpx.Timeout(5, read=after))
 
 
-def test_passes_come_while_the_text_is_written() -> None:
-    app = create_app(pipeline(), ServeConfig(max_steps=1000))
-    body = ask(None, picture(1), seed=1, stream=True, order="random", num_steps=400)
+def test_steps_come_while_the_text_is_sampled(monkeypatch: pytest.MonkeyPatch) -> None:
+    take_step = _StepSplitter.on_step
+
+    def slowly(self: _StepSplitter, step: Step) -> None:
+        take_step(self, step)
+        time.sleep(0.2)
+
+    monkeypatch.setattr(_StepSplitter, "on_step", slowly)
+    app = create_app(pipeline(), ServeConfig())
+    body = ask(None, picture(1), seed=1, stream=True, order="confidence", num_steps=9)
     with (
         running(app) as address,
         httpx.Client(base_url=address, timeout=20) as client,
@@ -76,7 +84,7 @@ def test_passes_come_while_the_text_is_written() -> None:
         first = json.loads(next(lines).removeprefix("data: "))
         assert first["ddit"]["pass"] == 1
         assert httpx.get(address + "/healthz").json()["running"] == 1  # answered while the model works
-        assert sum(1 for _ in lines) >= 399
+        assert sum(1 for _ in lines) == 8 + 2  # the other steps, the text and its end
 
 
 def test_a_body_that_does_not_come_is_given_up() -> None:

@@ -11,7 +11,7 @@ from ddit.serve.ray_app import build
 from ddit.serve.texts import TextView
 
 
-@pytest.mark.parametrize("order", ["random", "first-hitting", "confidence", "threshold"])
+@pytest.mark.parametrize("order", ["random", "confidence", "threshold", "entropy"])
 @pytest.mark.parametrize("verb", ["caption", "answer", "infill"])
 def test_what_is_appended_is_the_text_whatever_the_order(verb: Verb, order: Any) -> None:
     given = {

@@ -7,10 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from ddit.config.runs import DualRun, save_config
+from ddit.config.runs import TEACHER_FILE, DualRun, save_config
 from ddit.recipes import build
 from ddit.train.stages import run_stage
-from ddit.train.teacher import TEACHER_FILE
 from ddit.world.detector import DetectorNet
 
 

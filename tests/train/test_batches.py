@@ -13,18 +13,21 @@ from tiny_models import tiny_image_codec, tiny_text_codec
 
 from ddit.config.data import JsonData, LlavaData, SourceConfig, TarData, WorldData
 from ddit.config.runs import DataConfig, DualRun, LatentsRun, ObjectiveConfig, ReportConfig
-from ddit.data.samples import Source
+from ddit.data.samples import CorruptSample, Source
 from ddit.data.world_files import WorldScenes, write_world
+from ddit.devices import Ranks
 from ddit.model import DualDiTConfig
+from ddit.prompts import MINI
 from ddit.train import precompute as making
-from ddit.train.batch import Batch, Drawn, Pictures, Read
-from ddit.train.batches import ImageFacts, StepData, held_out_samples
+from ddit.train.batch import Batch, I2TBatch, Images, T2IBatch
+from ddit.train.batches import ImageFacts, StepData
+from ddit.train.heldout import HeldOutSamples, held_out_samples
 from ddit.train.loader import CorruptCounter, step_loader
 from ddit.world import PRESETS
 
 CODEC = tiny_text_codec()
 FACTS = ImageFacts(4, 4)
-DRAWN, TALKED = JsonData("drawn"), LlavaData("talked", weight=0.5)
+CAPTIONED, TALKED = JsonData("captioned"), LlavaData("talked", weight=0.5)
 MODEL = DualDiTConfig(
     in_channels=4, patch_size=2, hidden_size=32, depth=1, num_heads=2, text_dim=24, vocab_size=CODEC.vocab_size,
     sample_size=8, pos_embed_max_size=8,
@@ -32,37 +35,35 @@ MODEL = DualDiTConfig(
 
 
 def sources() -> dict[SourceConfig, Source]:
-    return {DRAWN: ListSource(50), TALKED: ListSource(20, tag="blue", without=frozenset(range(0, 20, 3)))}
+    return {CAPTIONED: ListSource(50), TALKED: ListSource(20, tag="blue", without=frozenset(range(0, 20, 3)))}
 
 
 def config(**changes) -> DualRun:
-    data = DataConfig(t2i=(DRAWN,), i2t=(DRAWN, TALKED), image_size=32, t2i_length=10, i2t_length=32)
+    data = DataConfig(t2i=(CAPTIONED,), i2t=(CAPTIONED, TALKED), image_size=32, t2i_length=10, i2t_length=32)
     settings = {"data": data, "prompts": "mini", "global_batch_size": 16, "seed": 3}
     return DualRun(out="run", vae="vae", text="text", model=MODEL, **(settings | changes))
 
 
 def steps(cfg: DualRun, rank: int = 0, num_ranks: int = 1, found: dict | None = None) -> StepData:
     found = sources() if found is None else found
-    return StepData(cfg, CODEC, FACTS, rank, num_ranks, open_with=found.__getitem__)
+    return StepData(cfg, CODEC, FACTS, Ranks(rank, num_ranks), open_with=found.__getitem__)
 
 
-def flat(half: Drawn | Read | None) -> dict[str, torch.Tensor]:
+def flat(half: T2IBatch | I2TBatch | None) -> dict[str, torch.Tensor]:
     assert half is not None
     tensors = {name: value for name, value in half._asdict().items() if isinstance(value, torch.Tensor)}
-    pictures = {
-        f"pictures.{name}": value for name, value in half.pictures._asdict().items() if value is not None
-    }
-    return tensors | pictures
+    images = {f"images.{name}": value for name, value in half.images._asdict().items() if value is not None}
+    return tensors | images
 
 
-def flat_pictures(pictures: Pictures) -> torch.Tensor:
-    assert pictures.pixels is not None
-    return pictures.pixels
+def pixels_of(images: Images) -> torch.Tensor:
+    assert images.pixels is not None
+    return images.pixels
 
 
 def assert_same(found: list[Batch], expected: Batch) -> None:
     """The micro-batches in order are the halves of the whole batch."""
-    for half in ("drawn", "read"):
+    for half in ("t2i", "i2t"):
         parts, whole = [flat(getattr(batch, half)) for batch in found], flat(getattr(expected, half))
         for name, tensor in whole.items():
             assert torch.equal(torch.cat([part[name] for part in parts]), tensor), (half, name)
@@ -70,8 +71,8 @@ def assert_same(found: list[Batch], expected: Batch) -> None:
 
 def test_a_global_batch_is_the_same_for_any_ranks_and_micro_batches() -> None:
     whole = steps(config())[5][0]
-    assert whole.drawn is not None
-    assert len(whole.drawn.t) == 8
+    assert whole.t2i is not None
+    assert len(whole.t2i.t) == 8
     for num_ranks in (1, 2, 4):
         for micro in (2, 4):
             cfg = config(micro_batch_size=micro)
@@ -83,37 +84,37 @@ def test_a_global_batch_is_the_same_for_any_ranks_and_micro_batches() -> None:
 
 def test_batches_differ_from_step_to_step_and_seed_to_seed() -> None:
     first, second, other = (
-        flat(steps(config(seed=seed))[step][0].drawn) for seed, step in ((3, 0), (3, 1), (4, 0))
+        flat(steps(config(seed=seed))[step][0].t2i) for seed, step in ((3, 0), (3, 1), (4, 0))
     )
-    for name in ("noise", "t", "pictures.pixels", "pictures.sampling_noise", "prompt_ids"):
+    for name in ("noise", "t", "images.pixels", "images.sampling_noise", "prompt_ids"):
         assert not torch.equal(first[name], second[name]), name
         assert not torch.equal(first[name], other[name]), name
 
 
 def test_a_batch_is_what_its_docstrings_say() -> None:
     data = steps(config())
-    drawn, read = flat(data[0][0].drawn), flat(data[0][0].read)
-    assert drawn["pictures.pixels"].dtype == torch.uint8
-    assert drawn["pictures.pixels"].shape == (8, 3, 32, 32)
-    assert drawn["noise"].shape == drawn["pictures.sampling_noise"].shape == (8, 4, 8, 8)
-    assert "pictures.is_null" not in drawn
-    assert read["pictures.is_null"].dtype == torch.bool
-    masked = read["noisy_ids"] != read["input_ids"]
-    assert (read["noisy_ids"][masked] == CODEC.mask_token_id).all()
-    assert read["answer_mask"][masked].all()
-    slices = (read["t"].sort().values * 8).floor().long()
+    t2i, i2t = flat(data[0][0].t2i), flat(data[0][0].i2t)
+    assert t2i["images.pixels"].dtype == torch.uint8
+    assert t2i["images.pixels"].shape == (8, 3, 32, 32)
+    assert t2i["noise"].shape == t2i["images.sampling_noise"].shape == (8, 4, 8, 8)
+    assert "images.is_null" not in t2i
+    assert i2t["images.is_null"].dtype == torch.bool
+    masked = i2t["noisy_ids"] != i2t["input_ids"]
+    assert (i2t["noisy_ids"][masked] == CODEC.mask_token_id).all()
+    assert i2t["answer_mask"][masked].all()
+    slices = (i2t["t"].sort().values * 8).floor().long()
     assert slices.tolist() == list(range(8))  # one time in each slice
-    texts = [CODEC.decode(ids) for ids in read["input_ids"]]
+    texts = [CODEC.decode(ids) for ids in i2t["input_ids"]]
     assert all(text.startswith("Q: is there a dog A:") for text in texts)
 
 
-def test_null_pictures_are_blank_and_told() -> None:
+def test_null_images_are_blank_and_marked() -> None:
     data, seen = steps(config()), Counter()
     for step in range(30):
-        read = flat(data[step][0].read)
-        blank = (read["pictures.pixels"] == 0).flatten(1).all(1)
-        assert torch.equal(blank, read["pictures.is_null"])
-        seen.update(read["pictures.is_null"].tolist())
+        i2t = flat(data[step][0].i2t)
+        blank = (i2t["images.pixels"] == 0).flatten(1).all(1)
+        assert torch.equal(blank, i2t["images.is_null"])
+        seen.update(i2t["images.is_null"].tolist())
     assert seen[True] == pytest.approx(240 / 3 * 7 / 20, abs=6)  # a third are conversations, 7 of 20 without
 
 
@@ -121,7 +122,7 @@ def test_captions_are_dropped_as_often_as_asked_and_noise_is_normal() -> None:
     cfg = config(objective=ObjectiveConfig(caption_dropout=0.25))
     data = steps(cfg)
     empty = data._empty_prompt
-    batches = [flat(data[step][0].drawn) for step in range(100)]
+    batches = [flat(data[step][0].t2i) for step in range(100)]
     dropped = torch.cat([(batch["prompt_ids"] == empty).all(1) for batch in batches]).float().mean()
     assert 0.19 < dropped < 0.31
     noise = torch.cat([batch["noise"] for batch in batches])
@@ -133,9 +134,7 @@ def test_captions_are_dropped_as_often_as_asked_and_noise_is_normal() -> None:
 
 
 def test_settings_that_do_not_fit_are_named() -> None:
-    with pytest.raises(
-        ValueError, match="8 pictures to draw and 8 to read cannot be shared equally by 3 ranks"
-    ):
+    with pytest.raises(ValueError, match="8 t2i and 8 i2t samples cannot be shared equally by 3 ranks"):
         steps(config(), 0, 3)
     with pytest.raises(ValueError, match=r"data\.t2i names no source"):
         steps(config(data=DataConfig(image_size=32)))
@@ -148,73 +147,73 @@ def test_settings_that_do_not_fit_are_named() -> None:
         steps(config(data=replace(config().data, i2t_length=4)))
 
 
-def test_a_wide_picture_is_seen_whole_with_buckets() -> None:
+def test_a_wide_image_is_seen_whole_with_buckets() -> None:
     wide = ListSource(40, sizes=(128, 64))
     gradient = wide.sample
 
-    def sample(index, rng, *, reading, with_picture=True):
-        found = gradient(index, rng, reading=reading, with_picture=with_picture)
-        found.picture.paste((255, 255, 255), (0, 0, 8, 64))  # what a square crop would lose
+    def sample(index, rng, *, i2t, with_image=True):
+        found = gradient(index, rng, i2t=i2t, with_image=with_image)
+        found.image.paste((255, 255, 255), (0, 0, 8, 64))  # what a square crop would lose
         return found
 
     wide.sample = sample
-    data = DataConfig(t2i=(DRAWN,), image_size=32, t2i_length=10, i2t_length=32)
+    data = DataConfig(t2i=(CAPTIONED,), image_size=32, t2i_length=10, i2t_length=32)
     for num_buckets, is_seen in ((1, False), (5, True)):
         cfg = config(data=replace(data, num_buckets=num_buckets))
-        pixels = flat(steps(cfg, found={DRAWN: wide})[0][0].drawn)["pictures.pixels"]
+        pixels = flat(steps(cfg, found={CAPTIONED: wide})[0][0].t2i)["images.pixels"]
         assert pixels.shape[2:] == ((24, 48) if is_seen else (32, 32))
         assert bool((pixels[:, :, :, 0] > 200).all()) == is_seen
 
 
 def test_each_half_of_a_batch_has_one_shape() -> None:
     sizes = [(64, 64), (96, 48), (48, 96)] * 20
-    found = {DRAWN: ListSource(60, sizes=sizes), TALKED: ListSource(20, without=frozenset(range(10)))}
+    found = {CAPTIONED: ListSource(60, sizes=sizes), TALKED: ListSource(20, without=frozenset(range(10)))}
     cfg = config(data=replace(config().data, num_buckets=5), global_batch_size=8)
     data, shapes = steps(cfg, found=found), Counter()
     for step in range(40):
         batch = data[step][0]
-        assert batch.drawn is not None
-        assert flat(batch.drawn)["noise"].shape[2:] == tuple(
-            side // 4 for side in flat(batch.drawn)["pictures.pixels"].shape[2:]
+        assert batch.t2i is not None
+        assert flat(batch.t2i)["noise"].shape[2:] == tuple(
+            side // 4 for side in flat(batch.t2i)["images.pixels"].shape[2:]
         )
-        shapes[tuple(batch.drawn.noise.shape[2:])] += 1
+        shapes[tuple(batch.t2i.noise.shape[2:])] += 1
     assert len(shapes) == 3
     assert max(shapes.values()) - min(shapes.values()) <= 3
 
 
-def test_broken_samples_are_replaced_and_counted() -> None:
+def test_corrupt_samples_are_replaced_and_counted() -> None:
     corrupt = frozenset(range(0, 400, 100))
-    found = {DRAWN: ListSource(400, corrupt=corrupt), TALKED: ListSource(20)}
+    found = {CAPTIONED: ListSource(400, corrupt=corrupt), TALKED: ListSource(20)}
     cfg = config(global_batch_size=40)
     data, counter = steps(cfg, found=found), CorruptCounter(0.02)
-    clean = steps(cfg, found={DRAWN: ListSource(400), TALKED: ListSource(20)})
-    for step in range(20):  # an epoch of the drawn half
+    clean = steps(cfg, found={CAPTIONED: ListSource(400), TALKED: ListSource(20)})
+    for step in range(20):  # an epoch of the t2i half
         batch, expected = data[step], clean[step]
         counter.add(batch[0].corrupt, 40)
-        for half in ("drawn", "read"):
+        for half in ("t2i", "i2t"):
             one, other = flat(getattr(batch[0], half)), flat(getattr(expected[0], half))
-            for name in one.keys() & {"noise", "t", "pictures.sampling_noise"}:
+            for name in one.keys() & {"noise", "t", "images.sampling_noise"}:
                 assert torch.equal(
                     one[name], other[name]
                 )  # a replacement leaves the position's randomness alone
-        pixels = flat(batch[0].drawn)["pictures.pixels"].flatten(1)
+        pixels = flat(batch[0].t2i)["images.pixels"].flatten(1)
         assert (pixels != 0).any(1).all()
-    drawn, read = 4, 400 * 2 / 3 / 100  # of an epoch drawn, and two thirds of one read
-    assert counter.causes.keys() == {"not a picture"}
-    assert drawn + read - 2.7 <= counter.num_corrupt <= drawn + read + 3
+    t2i, i2t = 4, 400 * 2 / 3 / 100  # of an epoch, and of two thirds of one
+    assert counter.causes.keys() == {"not an image"}
+    assert t2i + i2t - 2.7 <= counter.num_corrupt <= t2i + i2t + 3
     assert counter.num_samples == 800
 
 
-def test_too_many_broken_samples_stop_the_run_with_their_causes() -> None:
+def test_too_many_corrupt_samples_stop_the_run_with_their_causes() -> None:
     counter = CorruptCounter(0.02)
-    counter.add({"not a picture": 50}, 100)  # too early to tell
-    with pytest.raises(ValueError, match=r"51 of 251 samples .* \(no file: 1, not a picture: 50\)"):
+    counter.add({"not an image": 50}, 100)  # too early to tell
+    with pytest.raises(ValueError, match=r"51 of 251 samples .* \(no file: 1, not an image: 50\)"):
         counter.add({"no file": 1}, 100)
 
 
 def test_a_source_without_a_usable_sample_is_an_error_of_one_line() -> None:
-    found = sources() | {DRAWN: ListSource(50, corrupt=frozenset(range(50)))}
-    with pytest.raises(ValueError, match=r"100 samples in a row .* list\[\d+\]: not a picture"):
+    found = sources() | {CAPTIONED: ListSource(50, corrupt=frozenset(range(50)))}
+    with pytest.raises(ValueError, match=r"100 samples in a row .* list\[\d+\]: not an image"):
         steps(config(), found=found)[0]
 
 
@@ -233,7 +232,7 @@ def test_the_loader_gives_the_batches_of_its_steps_in_order(
 
 @pytest.mark.parametrize("num_workers", [0, 1])
 def test_an_error_of_a_worker_is_one_line(num_workers: int) -> None:
-    found = sources() | {DRAWN: ListSource(50, corrupt=frozenset(range(50)))}
+    found = sources() | {CAPTIONED: ListSource(50, corrupt=frozenset(range(50)))}
     with pytest.raises(ValueError, match=r"^100 samples in a row") as raised:
         next(step_loader(steps(config(), found=found), 0, 2, num_workers))
     assert "\n" not in str(raised.value)
@@ -263,7 +262,7 @@ def precomputed(root: Path, monkeypatch: pytest.MonkeyPatch, **changes) -> tuple
             out=str(root / cfg.kind), vae=str(root / "vae"), source=cfg, image_size=32, bucket_unit=8,
             shard_size=16, batch_size=7, **changes,
         )  # fmt: skip
-        making.precompute(run, num_workers=0)
+        making.precompute(run, Ranks(), num_workers=0)
     return found, ImageFacts.of(codec)
 
 
@@ -278,15 +277,15 @@ def with_latents(cfg: DualRun, root: Path) -> DualRun:
 def test_cached_latents_give_the_batch_of_live_ones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     found, facts = precomputed(tmp_path, monkeypatch)
     codec, live = tiny_image_codec(), config()
-    cached = StepData(with_latents(live, tmp_path), CODEC, facts, open_with=found.__getitem__)
+    cached = StepData(with_latents(live, tmp_path), CODEC, facts, Ranks(), open_with=found.__getitem__)
     for step in (0, 7):
         batches = cached[step][0], steps(live)[step][0]
-        for half in ("drawn", "read"):
+        for half in ("t2i", "i2t"):
             one, other = (flat(getattr(batch, half)) for batch in batches)
-            mean, std = codec.encode_distribution(other.pop("pictures.pixels"))
-            null = one.get("pictures.is_null", torch.zeros(len(mean), dtype=torch.bool))
-            torch.testing.assert_close(one.pop("pictures.mean")[~null], mean[~null], rtol=1e-3, atol=1e-3)
-            torch.testing.assert_close(one.pop("pictures.std")[~null], std[~null], rtol=1e-3, atol=1e-3)
+            mean, std = codec.encode_distribution(other.pop("images.pixels"))
+            null = one.get("images.is_null", torch.zeros(len(mean), dtype=torch.bool))
+            torch.testing.assert_close(one.pop("images.mean")[~null], mean[~null], rtol=1e-3, atol=1e-3)
+            torch.testing.assert_close(one.pop("images.std")[~null], std[~null], rtol=1e-3, atol=1e-3)
             assert one.keys() == other.keys()
             assert all(torch.equal(one[name], other[name]) for name in one)
 
@@ -296,11 +295,11 @@ def test_latents_that_do_not_fit_the_run_are_refused(tmp_path: Path, monkeypatch
     cfg = with_latents(config(), tmp_path)
 
     def make(cfg: DualRun, facts: ImageFacts) -> StepData:
-        return StepData(cfg, CODEC, facts, open_with=found.__getitem__)
+        return StepData(cfg, CODEC, facts, Ranks(), open_with=found.__getitem__)
 
     with pytest.raises(ValueError, match="made with another autoencoder"):
         make(cfg, facts._replace(fingerprint="other"))
-    with pytest.raises(ValueError, match="are of pictures of 32x32, but the run wants 64x64"):
+    with pytest.raises(ValueError, match="are of images of 32x32, but the run wants 64x64"):
         make(replace(cfg, data=replace(cfg.data, image_size=64)), facts)
     with pytest.raises(
         ValueError, match=r"either all sources of data\.i2t have cached latents or none: 1 of 2"
@@ -310,42 +309,52 @@ def test_latents_that_do_not_fit_the_run_are_refused(tmp_path: Path, monkeypatch
         make(replace(cfg, objective=ObjectiveConfig(alignment_weight=1.0, alignment_block=0)), facts)
 
 
+def held_out(cfg: DualRun, **options) -> HeldOutSamples:
+    return held_out_samples(
+        cfg.data,
+        cfg.report.num_held_out,
+        CODEC,
+        FACTS,
+        style=MINI,
+        patch_size=cfg.model.patch_size,
+        **options,
+    )
+
+
 def test_held_out_samples_have_all_their_texts() -> None:
     world = WorldData(split="val", num_scenes=30, question_fraction=1.0)
     data = DataConfig(held_out=(world,), image_size=32, t2i_length=10, i2t_length=32)
     cfg = config(data=data, report=ReportConfig(num_held_out=12))
-    held = held_out_samples(cfg, CODEC, FACTS)
-    assert flat_pictures(held.pictures).shape == (12, 3, 32, 32)
+    held = held_out(cfg)
+    assert pixels_of(held.images).shape == (12, 3, 32, 32)
     assert held.has_caption.all()
     assert held.has_question.all()
     assert len(set(held.captions)) > 3
     assert held.turn_texts.input_ids.shape == held.caption_texts.answer_mask.shape == (12, 32)
-    other = held_out_samples(replace(cfg, seed=9), CODEC, FACTS)
-    assert torch.equal(flat_pictures(held.pictures), flat_pictures(other.pictures))
+    other = held_out(replace(cfg, seed=9))
+    assert torch.equal(pixels_of(held.images), pixels_of(other.images))
 
 
 def test_held_out_conversations_need_no_caption() -> None:
     class Talks(ListSource):
-        def sample(self, index, rng, *, reading, with_picture=True):
-            from ddit.data.samples import CorruptSample
-
-            if not reading:
+        def sample(self, index, rng, *, i2t, with_image=True):
+            if not i2t:
                 raise CorruptSample("no caption", "")
-            return super().sample(index, rng, reading=reading, with_picture=with_picture)
+            return super().sample(index, rng, i2t=i2t, with_image=with_image)
 
     data = DataConfig(held_out=(TALKED,), image_size=32, t2i_length=10, i2t_length=32)
     cfg = config(data=data, report=ReportConfig(num_held_out=50))
-    held = held_out_samples(cfg, CODEC, FACTS, open_with=lambda _: Talks(8, without=frozenset({1})))
+    held = held_out(cfg, open_with=lambda _: Talks(8, without=frozenset({1})))
     assert len(held.captions) == 8
     assert not held.has_caption.any()
     assert held.has_question.all()
-    assert isinstance(held.pictures, Pictures)
-    assert held.pictures.is_null is not None
-    assert held.pictures.is_null.sum() == 1
+    assert isinstance(held.images, Images)
+    assert held.images.is_null is not None
+    assert held.images.is_null.sum() == 1
 
 
 @pytest.mark.parametrize("form", ["json", "tar"])
-def test_training_goes_on_over_one_percent_of_corrupt_pictures(form: str, tmp_path: Path) -> None:
+def test_training_goes_on_over_one_percent_of_corrupt_images(form: str, tmp_path: Path) -> None:
     path = write_world(tmp_path, WorldScenes(PRESETS["fixed"], "train", 200), form)
     if form == "json":
         entries = json.loads(path.read_text())
@@ -355,30 +364,30 @@ def test_training_goes_on_over_one_percent_of_corrupt_pictures(form: str, tmp_pa
     else:
         tar = next(tmp_path.glob("*.tar"))
         with tarfile.open(tar) as members:
-            pictures = [member for member in members if member.name.endswith((".png", ".jpg"))]
+            images = [member for member in members if member.name.endswith((".png", ".jpg"))]
         with open(tar, "r+b") as file:
             for number in (17, 111):
-                file.seek(pictures[number].offset_data)
-                file.write(b"\0" * pictures[number].size)
+                file.seek(images[number].offset_data)
+                file.write(b"\0" * images[number].size)
         source = TarData(str(tar))
     data = DataConfig(t2i=(source,), image_size=64, t2i_length=10, i2t_length=32)
     cfg = config(data=data, global_batch_size=20, objective=ObjectiveConfig(i2t_fraction=0.0))
-    counter, made = CorruptCounter(0.02), StepData(cfg, CODEC, FACTS)
+    counter, made = CorruptCounter(0.02), StepData(cfg, CODEC, FACTS, Ranks())
     for _, (batch,) in step_loader(made, 0, 10, 1):
         counter.add(batch.corrupt, 20)
-        assert len(flat(batch.drawn)["pictures.pixels"]) == 20
-    assert counter.causes == {"not a picture": 2}  # each met once in the epoch
+        assert len(flat(batch.t2i)["images.pixels"]) == 20
+    assert counter.causes == {"not an image": 2}  # each met once in the epoch
     assert counter.num_samples == 200
 
 
 def test_halves_of_the_same_sources_share_their_shape() -> None:
     sizes = [(64, 64), (96, 48), (48, 96)] * 20
-    data = DataConfig(t2i=(DRAWN,), image_size=32, num_buckets=5, t2i_length=10, i2t_length=32)
-    made = steps(config(data=data, global_batch_size=8), found={DRAWN: ListSource(60, sizes=sizes)})
+    data = DataConfig(t2i=(CAPTIONED,), image_size=32, num_buckets=5, t2i_length=10, i2t_length=32)
+    made = steps(config(data=data, global_batch_size=8), found={CAPTIONED: ListSource(60, sizes=sizes)})
     for step in range(12):
-        drawn, read = flat(made[step][0].drawn), flat(made[step][0].read)
-        assert drawn["pictures.pixels"].shape == read["pictures.pixels"].shape  # so one forward serves
-        assert not torch.equal(drawn["pictures.pixels"], read["pictures.pixels"])
+        t2i, i2t = flat(made[step][0].t2i), flat(made[step][0].i2t)
+        assert t2i["images.pixels"].shape == i2t["images.pixels"].shape  # so one forward serves
+        assert not torch.equal(t2i["images.pixels"], i2t["images.pixels"])
 
 
 @pytest.mark.slow

@@ -10,8 +10,8 @@ import torch
 from stepping import make_trainer, take_steps
 
 from ddit.config.runs import DualRun
+from ddit.devices import Ranks, join_ranks
 from ddit.train.checkpoint import find_newest, load_tensors, save_checkpoint, stored_shapes
-from ddit.train.parallel import Ranks, join_ranks
 
 
 @pytest.fixture
@@ -44,7 +44,7 @@ def test_the_newest_is_found_and_the_oldest_are_removed(tmp_path: Path, ranks: R
     assert sorted(path.name for path in tmp_path.iterdir()) == ["ckpt-00000002", "ckpt-00000010"]
 
 
-def test_a_torn_or_half_deleted_newest_is_passed_over(
+def test_a_torn_or_half_deleted_newest_is_skipped(
     tmp_path: Path, ranks: Ranks, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folders = [save(tmp_path, step, ranks, keep=5) for step in (1, 2, 3, 4, 5)]
@@ -58,9 +58,9 @@ def test_a_torn_or_half_deleted_newest_is_passed_over(
     assert load(tmp_path) == (1, 1.0)
     words = capsys.readouterr().err
     for step, reason in ((2, "bytes, not"), (3, "No such file"), (4, "Expecting"), (5, "No such file")):
-        assert f"ckpt-0000000{step} is passed over: " in words
+        assert f"ckpt-0000000{step} is skipped: " in words
         assert reason in words
-    assert "ckpt-00000006.tmp is passed over: it was never finished" in words
+    assert "ckpt-00000006.tmp is skipped: it was never finished" in words
 
 
 def test_what_was_torn_goes_with_the_next_checkpoint(tmp_path: Path, ranks: Ranks) -> None:

@@ -102,12 +102,12 @@ def test_weights_and_biases_gets_the_same_figures_under_one_identity(
         return run
 
     monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(init=init))
-    report = ReportConfig(tensorboard=False, wandb_project="pictures")
+    report = ReportConfig(tensorboard=False, wandb_project="images")
     for start in (0, 1):
         with RunLog(tmp_path / "run", 3, unit="step", start=start, report=report, config={"seed": 1}) as log:
             log.event(step=start + 1, total=0.5)
     assert calls == [(1, {"total": 0.5}), "end", (2, {"total": 0.5}), "end"]
-    assert inits[0]["project"] == "pictures"
+    assert inits[0]["project"] == "images"
     assert inits[0]["name"] == "run"
     assert inits[0]["config"] == {"seed": 1}
     assert inits[0]["id"] == inits[1]["id"]
@@ -117,5 +117,5 @@ def test_weights_and_biases_asked_for_but_missing_is_one_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "wandb", None)
-    with pytest.raises(ValueError, match=r"report\.wandb_project is 'pictures': pip install wandb"):
-        RunLog(tmp_path, 3, unit="step", report=ReportConfig(wandb_project="pictures"))
+    with pytest.raises(ValueError, match=r"report\.wandb_project is 'images': pip install wandb"):
+        RunLog(tmp_path, 3, unit="step", report=ReportConfig(wandb_project="images"))

@@ -1,3 +1,4 @@
+import json
 import os
 import signal
 from dataclasses import replace
@@ -11,11 +12,13 @@ from torch import Tensor
 
 from ddit.config.data import WorldData
 from ddit.config.runs import DualRun
+from ddit.devices import compute_dtype, join_ranks
 from ddit.pipeline import Pipeline
 from ddit.train.checkpoint import find_newest, load_tensors, stored_shapes
 from ddit.train.log import read_log
-from ddit.train.loop import Trainer, train
-from ddit.train.parallel import join_ranks, local
+from ddit.train.loop import train
+from ddit.train.parallel import local
+from ddit.train.trainer import Trainer
 from ddit.world import enlarge
 
 
@@ -48,7 +51,7 @@ def test_a_resumed_run_equals_the_uninterrupted_one_bit_for_bit(
         assert torch.equal(tensor, found[name]), name
 
 
-def test_a_run_leaves_two_models_that_load_a_log_and_sheets(joint: DualRun) -> None:
+def test_a_run_leaves_two_models_that_load_a_log_and_samples(joint: DualRun) -> None:
     out = train(joint)
     assert (out / "config.json").exists()
     for name in ("export", "export_raw"):
@@ -62,7 +65,7 @@ def test_a_run_leaves_two_models_that_load_a_log_and_sheets(joint: DualRun) -> N
     assert any(not torch.equal(raw[name], averaged[name]) for name in raw)
     assert '"uptake"' in (out / "log.jsonl").read_text()
     assert '"question_nll"' in (out / "log.jsonl").read_text()
-    assert [path.name for path in (out / "sheets").glob("*.png")] == ["0000004.png"]
+    assert [path.name for path in (out / "samples").glob("*.png")] == ["0000004.png"]
 
 
 @pytest.mark.parametrize("micro_batch_size", [2, 4])
@@ -124,7 +127,7 @@ def test_a_step_that_is_not_finite_is_skipped_and_counted(
     assert (trainer.skipped, trainer.skipped_in_row) == (3, 0)
 
 
-def test_skips_and_broken_samples_are_counted_across_a_restart(plain: DualRun) -> None:
+def test_skips_and_corrupt_samples_are_counted_across_a_restart(plain: DualRun) -> None:
     config = replace(plain, non_finite="skip")
     trainer = make_trainer(config)
     trainer.skipped, trainer.skipped_in_row = 4, 2
@@ -215,8 +218,8 @@ def test_a_model_of_64_pixels_goes_on_at_128(plain: DualRun, tmp_path: Path) -> 
         plain, out=str(tmp_path / "128"), init=str(out / "export"), data=data, objective=objective
     )
     trainer = make_trainer(after)
-    assert trainer.data[0][0].drawn is not None
-    assert trainer.data[0][0].drawn.noise.shape[-2:] == (32, 32)
+    assert trainer.data[0][0].t2i is not None
+    assert trainer.data[0][0].t2i.noise.shape[-2:] == (32, 32)
     take_steps(trainer, 1)
     assert trainer.step == 1
 
@@ -257,7 +260,7 @@ def test_another_size_of_start_is_named(plain: DualRun, tmp_path: Path) -> None:
         make_trainer(deeper)
 
 
-def test_a_joint_model_is_converted_to_one_whose_image_side_is_read_once(
+def test_a_joint_model_is_converted_to_one_whose_image_side_is_computed_once(
     plain: DualRun, tmp_path: Path
 ) -> None:
     out = train(plain, stop_at=1)
@@ -267,7 +270,7 @@ def test_a_joint_model_is_converted_to_one_whose_image_side_is_read_once(
     )  # fmt: skip
     converted = Pipeline.from_pretrained(train(isolated, stop_at=1) / "export").transformer
     assert not converted.config.image_attends_text
-    assert len(converted.read_image(None)) == plain.model.depth
+    assert len(converted.image_kv(None)) == plain.model.depth
 
 
 @pytest.mark.slow
@@ -303,3 +306,29 @@ def test_a_run_trains_with_the_text_encoder_in_8_bit_at_nearly_the_same_losses(j
     )
     assert int8 == pytest.approx(full, rel=1e-2)
     assert int8 != full
+
+
+def test_adapters_are_trained_without_an_explicit_dtype_and_resumed(plain: DualRun) -> None:
+    pytest.importorskip("peft")
+    config = replace(plain, compute_dtype="auto", lora=replace(plain.lora, rank=2))
+    trainer = make_trainer(config)
+    frozen = {p.dtype for p in trainer.learner.parameters() if not p.requires_grad}
+    assert frozen == {compute_dtype("auto", trainer.ranks.device)}
+    train(config, stop_at=1)
+    assert (train(config) / "adapters" / "adapter_model.safetensors").exists()
+
+
+def test_a_checkpoint_of_version_0_1_is_resumed(plain: DualRun) -> None:
+    out = train(plain, stop_at=1)
+    (manifest,) = out.glob("ckpt-*/manifest.json")
+    stored = json.loads(manifest.read_text())
+    stored["broken"] = stored.pop("corrupt") | {"no file": 3}
+    config = json.loads(stored["config"])
+    config["data"]["draw"], config["data"]["read"] = config["data"].pop("t2i"), config["data"].pop("i2t")
+    stored["config"] = json.dumps(config)
+    manifest.write_text(json.dumps(stored))
+    train(plain, stop_at=2)
+    checkpoint = find_newest(out)
+    assert checkpoint is not None
+    assert checkpoint.step == 2
+    assert checkpoint.description["corrupt"] == {"no file": 3}

@@ -12,7 +12,7 @@ from ddit.diffusion import flow, masked
 from ddit.diffusion.flow import FlowConfig
 from ddit.diffusion.masked import MaskedConfig
 from ddit.model import DualDiT, DualDiTConfig
-from ddit.train.batch import Batch, Drawn, Pictures, Read
+from ddit.train.batch import Batch, I2TBatch, Images, T2IBatch
 from ddit.train.cross_entropy import CHUNK_ELEMENTS
 from ddit.train.objective import AlignmentHead, Losses, alignment_loss, step_losses
 
@@ -28,7 +28,7 @@ CONFIG = DualDiTConfig(
     pos_embed_max_size=12,
 )
 OBJECTIVE = ObjectiveConfig(lambda_text=0.3)
-NO_PICTURES = Pictures(None, None, None, None)
+NO_IMAGES = Images(None, None, None, None)
 
 
 def make_model(**changes) -> DualDiT:
@@ -42,30 +42,30 @@ def make_model(**changes) -> DualDiT:
 
 
 def make_inputs(
-    num_t2i: int = 3, num_read: int = 5, *, read_size: int = 8, i2t_length: int = LENGTH
+    num_t2i: int = 3, num_i2t: int = 5, *, i2t_size: int = 8, i2t_length: int = LENGTH
 ) -> tuple[Batch, list[Tensor]]:
     """A batch, and clean latents and text states of both halves."""
     g = torch.Generator().manual_seed(2)
-    drawn = Drawn(
-        NO_PICTURES,
+    t2i = T2IBatch(
+        NO_IMAGES,
         prompt_ids=torch.zeros(num_t2i, LENGTH, dtype=torch.long),
         t=torch.rand(num_t2i, generator=g),
         noise=torch.randn(num_t2i, 4, 8, 8, generator=g),
         features=torch.randn(num_t2i, 7, 4, 4, generator=g),
     )
-    ids = torch.randint(0, MASK, (num_read, i2t_length), generator=g)
+    ids = torch.randint(0, MASK, (num_i2t, i2t_length), generator=g)
     answer_mask = torch.ones_like(ids, dtype=torch.bool)
     answer_mask[:, 0] = False
-    t = torch.rand(num_read, generator=g) * 0.7 + 0.3
+    t = torch.rand(num_i2t, generator=g) * 0.7 + 0.3
     noisy_ids = masked.mask_tokens(ids, answer_mask, t, mask_token_id=MASK, generator=g)
-    read = Read(NO_PICTURES, ids, answer_mask, noisy_ids, t)
+    i2t = I2TBatch(NO_IMAGES, ids, answer_mask, noisy_ids, t)
     tensors = [
         torch.randn(num_t2i, 4, 8, 8, generator=g),
-        torch.randn(num_read, 4, 8, read_size, generator=g),
+        torch.randn(num_i2t, 4, 8, i2t_size, generator=g),
         torch.randn(num_t2i, LENGTH, 24, generator=g),
-        torch.randn(num_read, i2t_length, 24, generator=g),
+        torch.randn(num_i2t, i2t_length, 24, generator=g),
     ]
-    return Batch(drawn, read, {}), tensors
+    return Batch(t2i, i2t, {}), tensors
 
 
 def gradients_of(model: DualDiT, total: Tensor) -> list[Tensor]:
@@ -75,30 +75,38 @@ def gradients_of(model: DualDiT, total: Tensor) -> list[Tensor]:
 
 
 def losses_of(model: DualDiT, batch: Batch, tensors: list[Tensor], cfg: ObjectiveConfig, head=None) -> Losses:
-    return step_losses(model, batch, *tensors, cfg, mask_token_id=MASK, alignment_head=head)
+    return step_losses(
+        model,
+        batch,
+        (tensors[0], tensors[1]),
+        (tensors[2], tensors[3]),
+        cfg,
+        mask_token_id=MASK,
+        alignment_head=head,
+    )
 
 
 @pytest.mark.parametrize("image_attends_text", [True, False])
 def test_one_joint_forward_has_the_loss_and_gradient_of_two_separate_passes(image_attends_text: bool) -> None:
     model = make_model(image_attends_text=image_attends_text)
-    batch, (drawn_latents, read_latents, drawn_states, read_states) = make_inputs()
+    batch, (t2i_latents, i2t_latents, t2i_states, i2t_states) = make_inputs()
     torch.manual_seed(0)
     head, cfg = AlignmentHead(32, 7), dataclasses.replace(OBJECTIVE, alignment_weight=0.5, alignment_block=1)
 
-    joint = losses_of(model, batch, [drawn_latents, read_latents, drawn_states, read_states], cfg, head)
+    joint = losses_of(model, batch, [t2i_latents, i2t_latents, t2i_states, i2t_states], cfg, head)
     together = gradients_of(model, joint.total)
-    drawn = losses_of(model, batch._replace(read=None), [drawn_latents, None, drawn_states, None], cfg, head)
-    by_drawing = gradients_of(model, drawn.total)
-    read = losses_of(model, batch._replace(drawn=None), [None, read_latents, None, read_states], cfg, head)
-    by_reading = gradients_of(model, read.total)
+    t2i = losses_of(model, batch._replace(i2t=None), [t2i_latents, None, t2i_states, None], cfg, head)
+    by_t2i = gradients_of(model, t2i.total)
+    i2t = losses_of(model, batch._replace(t2i=None), [None, i2t_latents, None, i2t_states], cfg, head)
+    by_i2t = gradients_of(model, i2t.total)
 
-    torch.testing.assert_close(joint.total, drawn.total + read.total, rtol=1e-5, atol=1e-5)
-    torch.testing.assert_close(joint[1:], (drawn.image, read.text, drawn.alignment), rtol=1e-5, atol=1e-5)
-    for a, b, c in zip(together, by_drawing, by_reading, strict=True):
+    torch.testing.assert_close(joint.total, t2i.total + i2t.total, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(joint[1:], (t2i.image, i2t.text, t2i.alignment), rtol=1e-5, atol=1e-5)
+    for a, b, c in zip(together, by_t2i, by_i2t, strict=True):
         torch.testing.assert_close(a, b + c, rtol=1e-5, atol=1e-5)
-    assert drawn.text is None
-    assert read.image is None
-    assert read.alignment is None
+    assert t2i.text is None
+    assert i2t.image is None
+    assert i2t.alignment is None
 
 
 class _Forwards:
@@ -110,7 +118,7 @@ class _Forwards:
 
 
 @pytest.mark.parametrize(
-    ("changes", "sizes"), [({}, [8]), ({"read_size": 12}, [3, 5]), ({"i2t_length": 4}, [3, 5])]
+    ("changes", "sizes"), [({}, [8]), ({"i2t_size": 12}, [3, 5]), ({"i2t_length": 4}, [3, 5])]
 )
 def test_one_forward_where_shapes_agree_and_two_where_they_differ(changes: dict, sizes: list[int]) -> None:
     model, (batch, tensors) = make_model(), make_inputs(**changes)
@@ -118,8 +126,8 @@ def test_one_forward_where_shapes_agree_and_two_where_they_differ(changes: dict,
     together = gradients_of(model, losses_of(model, batch, tensors, OBJECTIVE).total)
     assert forwards.sizes == sizes
     apart = [
-        losses_of(model, batch._replace(read=None), [tensors[0], None, tensors[2], None], OBJECTIVE).total,
-        losses_of(model, batch._replace(drawn=None), [None, tensors[1], None, tensors[3]], OBJECTIVE).total,
+        losses_of(model, batch._replace(i2t=None), [tensors[0], None, tensors[2], None], OBJECTIVE).total,
+        losses_of(model, batch._replace(t2i=None), [None, tensors[1], None, tensors[3]], OBJECTIVE).total,
     ]
     for a, b in zip(together, gradients_of(model, apart[0] + apart[1]), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
@@ -133,26 +141,28 @@ def test_the_losses_are_those_of_the_two_processes(text_cfg: MaskedConfig, weigh
     losses = losses_of(model, batch, tensors, cfg)
     image = flow.flow_loss(
         lambda x, t: model(x, t, tensors[2], num_t2i=3).velocity,
-        tensors[0], cfg=cfg.flow, t=batch.drawn.t, noise=batch.drawn.noise,
+        tensors[0], cfg=cfg.flow, t=batch.t2i.t, noise=batch.t2i.noise,
     )  # fmt: skip
     text = masked.masked_loss(
-        lambda ids, at, rows: model(tensors[1], torch.zeros(5), tensors[3], num_t2i=0, logit_mask=at).logits,
-        batch.read.input_ids, batch.read.answer_mask, mask_token_id=MASK, cfg=text_cfg,
-        t=batch.read.t, noisy_ids=batch.read.noisy_ids,
+        lambda ids, is_masked, rows: model(
+            tensors[1], torch.zeros(5), tensors[3], num_t2i=0, logit_mask=is_masked
+        ).logits,
+        batch.i2t.input_ids, batch.i2t.answer_mask, mask_token_id=MASK, cfg=text_cfg,
+        t=batch.i2t.t, noisy_ids=batch.i2t.noisy_ids,
     )  # fmt: skip
     torch.testing.assert_close(losses.image, image.mean())
     torch.testing.assert_close(losses.text, text.mean())
     torch.testing.assert_close(losses.total, image.mean() + 0.3 * text.mean())
 
 
-def take(batch: Batch, tensors: list[Tensor], drawn: slice, read: slice) -> tuple[Batch, list[Tensor]]:
+def take(batch: Batch, tensors: list[Tensor], t2i: slice, i2t: slice) -> tuple[Batch, list[Tensor]]:
     """Some samples of a batch."""
 
     def cut(half, rows: slice):
         return half._replace(**{k: v[rows] for k, v in half._asdict().items() if isinstance(v, Tensor)})
 
-    parts = [tensor[rows] for tensor, rows in zip(tensors, (drawn, read, drawn, read), strict=True)]
-    return Batch(cut(batch.drawn, drawn), cut(batch.read, read), {}), parts
+    parts = [tensor[rows] for tensor, rows in zip(tensors, (t2i, i2t, t2i, i2t), strict=True)]
+    return Batch(cut(batch.t2i, t2i), cut(batch.i2t, i2t), {}), parts
 
 
 def test_the_mean_over_micro_batches_is_the_loss_and_gradient_of_the_whole() -> None:
@@ -168,22 +178,22 @@ def test_the_mean_over_micro_batches_is_the_loss_and_gradient_of_the_whole() -> 
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
 
 
-def test_pictures_that_are_absent_are_read_as_the_null_image() -> None:
+def test_images_that_are_absent_are_null_images() -> None:
     model, (batch, tensors) = make_model(), make_inputs()
     is_null = torch.tensor([False, True, False, False, True])
-    mixed = batch._replace(read=batch.read._replace(pictures=NO_PICTURES._replace(is_null=is_null)))
+    mixed = batch._replace(i2t=batch.i2t._replace(images=NO_IMAGES._replace(is_null=is_null)))
     loss = losses_of(model, mixed, tensors, OBJECTIVE)
     joint = gradients_of(model, loss.total)
 
     parts = []
     for rows in (is_null, ~is_null):
-        chosen, cut = take(batch._replace(drawn=batch.drawn), tensors, slice(0), rows)
+        chosen, cut = take(batch._replace(t2i=batch.t2i), tensors, slice(0), rows)
         latents = None if rows is is_null else cut[1]
-        read = losses_of(model, chosen._replace(drawn=None), [None, latents, None, cut[3]], OBJECTIVE)
-        parts.append(read.text * rows.sum() / 5)
+        i2t = losses_of(model, chosen._replace(t2i=None), [None, latents, None, cut[3]], OBJECTIVE)
+        parts.append(i2t.text * rows.sum() / 5)
     torch.testing.assert_close(loss.text, parts[0] + parts[1], rtol=1e-5, atol=1e-6)
-    drawn = losses_of(model, batch._replace(read=None), [tensors[0], None, tensors[2], None], OBJECTIVE)
-    apart = gradients_of(model, drawn.total + 0.3 * (parts[0] + parts[1]))
+    t2i = losses_of(model, batch._replace(i2t=None), [tensors[0], None, tensors[2], None], OBJECTIVE)
+    apart = gradients_of(model, t2i.total + 0.3 * (parts[0] + parts[1]))
     for a, b in zip(joint, apart, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
 
@@ -191,8 +201,8 @@ def test_pictures_that_are_absent_are_read_as_the_null_image() -> None:
 def test_a_step_with_nothing_masked_leaves_zero_gradients_of_the_text_head_not_none() -> None:
     """Ranks of a sharded model reduce the same list of gradients."""
     model, (batch, tensors) = make_model(), make_inputs()
-    read = batch.read._replace(noisy_ids=batch.read.input_ids)
-    losses = losses_of(model, batch._replace(read=read), tensors, OBJECTIVE)
+    i2t = batch.i2t._replace(noisy_ids=batch.i2t.input_ids)
+    losses = losses_of(model, batch._replace(i2t=i2t), tensors, OBJECTIVE)
     losses.total.backward()
     assert losses.text == 0
     assert [name for name, p in model.named_parameters() if p.grad is None] == ["null_image_embd"]
@@ -215,7 +225,7 @@ class _Largest(TorchDispatchMode):
 def test_a_step_never_holds_the_logits_of_all_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(CHUNK_ELEMENTS, "cpu", 4 * 5000)
     model, (batch, tensors) = make_model(vocab_size=5000), make_inputs(2, 20)
-    num_masked = int((batch.read.noisy_ids == MASK).sum())
+    num_masked = int((batch.i2t.noisy_ids == MASK).sum())
     with _Largest() as seen:
         losses_of(model, batch, tensors, OBJECTIVE).total.backward()
     assert num_masked > 40

@@ -13,7 +13,10 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from ddit.config.runs import DualRun
-from ddit.train.parallel import Ranks, make_mesh
+from ddit.devices import Ranks
+from ddit.model.encoders import TextCodec
+from ddit.train.batches import ImageFacts, StepData
+from ddit.train.parallel import make_mesh
 
 HERE = Path(__file__).parent
 
@@ -114,16 +117,13 @@ def test_replicas_that_do_not_divide_the_ranks_are_named() -> None:
 
 
 def test_samples_that_cannot_be_shared_are_named(plain: DualRun) -> None:
-    from ddit.model.encoders import TextCodec
-    from ddit.train.batches import ImageFacts, StepData
-
     codec = TextCodec.from_pretrained(f"{plain.text}/tokenizer", f"{plain.text}/text_encoder")
     with pytest.raises(ValueError, match="cannot be shared equally by 3 ranks"):
-        StepData(plain, codec, ImageFacts(8, 4), 0, 3)
+        StepData(plain, codec, ImageFacts(8, 4), Ranks(0, 3))
 
 
 @pytest.mark.slow
-def test_ranks_share_figures_sheets_and_exports(
+def test_ranks_share_figures_samples_and_exports(
     joint: DualRun, plain: DualRun, config_file: Callable[[DualRun], Path], tmp_path: Path
 ) -> None:
     """Whole runs: held-out figures are those of one rank, although each rank measures a part of the samples."""
@@ -140,7 +140,7 @@ def test_ranks_share_figures_sheets_and_exports(
         done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
         assert done.returncode == 0, done.stderr[-3000:]
         assert (out / "export" / "model_index.json").exists()
-        assert (out / "sheets" / "0000004.png").exists()
+        assert (out / "samples" / "0000004.png").exists()
         lines = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
         return [line for line in lines if "uptake" in line]
 

@@ -1,1 +1,1 @@
-"""The verbs of the command `ddit`, and what they share."""
+"""The verbs of the command `ddit`, listed in `ddit.cli`, and what they share."""

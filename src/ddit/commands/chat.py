@@ -1,29 +1,19 @@
-"""The verb `ddit chat`: many questions about one picture, which is encoded once."""
+"""The verb `ddit chat`: many questions about one image, which is encoded once."""
 
 import contextlib
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Annotated, Any, Unpack
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ddit.commands.live import CLEAR_LINE, rewrite_line
-from ddit.commands.shared import (
-    AdapterOption,
-    DeviceOption,
-    DtypeOption,
-    JsonOption,
-    MaskOption,
-    ModelOption,
-    SeedOption,
-    StepsOption,
-    WritingFlags,
-    emit,
-    load,
-    spread_flags,
-)
+from ddit.commands.loading import load
+from ddit.commands.options import Given, JsonOption, ModelOption, SeedOption, spread
+from ddit.commands.output import print_result
+from ddit.commands.partial_text import CLEAR_LINE, rewrite_line
 from ddit.errors import near_misses
+from ddit.settings import LoadOptions, ModelSettings, TextOptions
 
 if TYPE_CHECKING:
     from ddit.inference.batching import StepCallback
@@ -31,34 +21,35 @@ if TYPE_CHECKING:
 
 PROMPT = "> "
 HELP = """A line is a question; blanks (___) are filled in instead, one token each.
-/caption       describe the picture
-/image PATH    look at another picture
-/seed N        of the draws from now on
-/help          these lines
+/caption       describe the image
+/image PATH    take another image
+/seed N        seed of the answers from now on
+/help          print these lines
 /quit          leave, as Ctrl-D and Ctrl-C do"""
 COMMANDS = ("/caption", "/image", "/seed", "/help", "/quit")
 
 
-class Leave(Exception):
-    """The user has had enough."""
+class Quit(Exception):
+    """The user wants to leave."""
 
 
 class Chat:
-    """A picture, and what was set for the answers about it."""
+    """An image, and what was set for the answers about it."""
 
-    def __init__(self, pipeline: "Pipeline", image: Path, *, seed: int, options: dict[str, Any]) -> None:
+    def __init__(self, pipeline: "Pipeline", image: Path, *, seed: int, options: Mapping[str, Any]) -> None:
         self.pipeline, self.options, self.seed = pipeline, options, seed
-        self.look(image)
+        self.open_image(image)
 
-    def look(self, image: Path) -> None:
-        """Takes another picture; the old one stays if that cannot be read."""
-        self.picture = self.pipeline.look(image)
+    def open_image(self, image: Path) -> None:
+        """Takes another image; the old one stays if that cannot be read."""
+        size = {side: self.options.get(side) for side in ("height", "width")}
+        self.encoded = self.pipeline.encode_image(image, **size)
         self.image = image
 
-    def command(self, line: str) -> str | None:
-        """Obeys a line that begins with a slash; what there is to say, if anything.
+    def run_command(self, line: str) -> str | None:
+        """Obeys a line that begins with a slash; what there is to print, if anything.
 
-        Raises ValueError for a command or an argument that makes no sense.
+        Raises ValueError for an unknown command or a bad argument.
         """
         name, _, argument = line.partition(" ")
         argument = argument.strip()
@@ -67,21 +58,21 @@ class Chat:
                 f"unknown command '{name}': use {', '.join(COMMANDS)}{near_misses(name, COMMANDS)}"
             )
         if name == "/quit":
-            raise Leave
+            raise Quit
         if name == "/help":
             return HELP
         if name == "/image":
             if not argument:
-                raise ValueError("/image needs the path of a picture")
-            self.look(Path(argument.strip("'\"")).expanduser())
+                raise ValueError("/image needs the path of an image")
+            self.open_image(Path(argument.strip("'\"")).expanduser())
         if name == "/seed":
             if not argument.isdecimal():
                 raise ValueError(f"/seed needs a whole number of at least 0, got '{argument}'")
             self.seed = int(argument)
         return None
 
-    def show_passes(self, line: str) -> "StepCallback":
-        """Shows the reply to a line on the terminal while it is written."""
+    def show_steps(self, line: str) -> "StepCallback":
+        """Shows the reply to a line on the terminal while it is sampled."""
         from ddit.prompts import BLANK
 
         prefix = self.pipeline.style.caption_prefix if BLANK.search(line) else None
@@ -93,46 +84,40 @@ class Chat:
 
         options = {**self.options, "seed": self.seed, "on_step": on_step}
         if line.split()[0] == "/caption":
-            return {"caption": self.pipeline.caption(self.picture, **options)[0]}
+            return {"caption": self.pipeline.caption(self.encoded, **options)[0]}
         if BLANK.search(line):
-            return {"text": line, "filled": self.pipeline.infill(self.picture, line, **options)[0]}
-        return {"question": line, "answer": self.pipeline.answer(self.picture, line, **options)[0]}
+            return {"text": line, "filled": self.pipeline.infill(self.encoded, line, **options)[0]}
+        return {"question": line, "answer": self.pipeline.answer(self.encoded, line, **options)[0]}
 
 
-def register(app: typer.Typer) -> None:
-    app.command()(spread_flags(chat))
-
-
+@spread
 def chat(
-    image: Annotated[Path, typer.Argument(help="picture to talk about")],
+    image: Annotated[Path, typer.Argument(metavar="IMAGE", help="image to talk about")],
+    *,
     model: ModelOption = "mini",
     seed: SeedOption = 0,
-    num_steps: StepsOption = None,
-    mask_embedding: MaskOption = None,
-    adapter: AdapterOption = None,
-    device: DeviceOption = None,
-    dtype: DtypeOption = None,
     as_json: JsonOption = False,
-    **flags: Unpack[WritingFlags],
+    options: Given[TextOptions],
+    loading: LoadOptions,
 ) -> None:
-    """Answer questions about IMAGE as they are typed, or a line each from a pipe.
+    """Answer questions about IMAGE as they are typed.
 
-    Every answer is that of `ddit ask`. /help lists what else can be said.
+    Or a line each from a pipe. Every answer is that of `ddit ask`. /help lists the commands.
     """
     from ddit.images import read_image
 
-    read_image(image)  # a fault is told before a model is loaded
-    pipeline = load(model, device, dtype, mask_embedding=mask_embedding, adapter=adapter)
-    session = Chat(pipeline, image, seed=seed, options={"num_steps": num_steps, **flags})
-    by_hand = sys.stdin.isatty()
-    if by_hand:
+    read_image(image)  # a fault is found before a model is loaded
+    ModelSettings().text_options("answer", options)
+    session = Chat(load(model, loading), image, seed=seed, options=options)
+    is_terminal = sys.stdin.isatty()
+    if is_terminal:
         typer.echo(f"{image} - /help for more, Ctrl-D to leave", err=True)
-    failed = _talk(session, _typed() if by_hand else sys.stdin, as_json, by_hand)
-    if failed and not by_hand:
+    failed = _answer_lines(session, _typed_lines() if is_terminal else sys.stdin, as_json, is_terminal)
+    if failed and not is_terminal:
         raise typer.Exit(1)
 
 
-def _talk(session: Chat, lines: "Iterator[str] | IO[str]", as_json: bool, by_hand: bool) -> int:
+def _answer_lines(session: Chat, lines: Iterable[str], as_json: bool, is_terminal: bool) -> int:
     """Answers line by line; the number of lines that could not be answered.
 
     Faults go to stderr and end nothing. From a pipe every question gets one line, an empty one if it has no answer.
@@ -143,36 +128,37 @@ def _talk(session: Chat, lines: "Iterator[str] | IO[str]", as_json: bool, by_han
             if not line:
                 continue
             try:
-                _answer(session, line, as_json, by_hand)
+                _answer(session, line, as_json, is_terminal)
             except ValueError as error:
                 failed += 1
-                typer.echo(f"ddit: {str(error).splitlines()[0]}", err=True)
-                if not by_hand and (line.startswith("/caption") or not line.startswith("/")):
-                    emit(as_json, "", image=str(session.image), asked=line, error=str(error).splitlines()[0])
-    except (Leave, KeyboardInterrupt):
-        if by_hand:
+                fault = str(error).splitlines()[0]
+                typer.echo(f"ddit: {fault}", err=True)
+                if not is_terminal and (line.startswith("/caption") or not line.startswith("/")):
+                    print_result(as_json, "", image=str(session.image), asked=line, error=fault)
+    except (Quit, KeyboardInterrupt):
+        if is_terminal:
             typer.echo(err=True)
     return failed
 
 
-def _answer(session: Chat, line: str, as_json: bool, by_hand: bool) -> None:
+def _answer(session: Chat, line: str, as_json: bool, is_terminal: bool) -> None:
     if line.startswith("/") and (line.split()[0] != "/caption"):
-        said = session.command(line)
-        if said:
-            typer.echo(said, err=True)
+        message = session.run_command(line)
+        if message:
+            typer.echo(message, err=True)
         return
-    is_live = by_hand and not as_json and sys.stdout.isatty()
-    on_step = session.show_passes(line) if is_live else None
+    is_live = is_terminal and not as_json and sys.stdout.isatty()
+    on_step = session.show_steps(line) if is_live else None
     try:
         reply = session.reply(line, on_step)
     finally:
         if is_live:
             sys.stdout.write(CLEAR_LINE)
-    emit(as_json, list(reply.values())[-1], image=str(session.image), seed=session.seed, **reply)
+    print_result(as_json, list(reply.values())[-1], image=str(session.image), seed=session.seed, **reply)
     sys.stdout.flush()
 
 
-def _typed() -> Iterator[str]:
+def _typed_lines() -> Iterator[str]:
     """Lines typed at a terminal, with readline's editing and history where Python has it."""
     with contextlib.suppress(ImportError):
         import readline  # noqa: F401  # `input` uses it once it is there
@@ -184,4 +170,4 @@ def _typed() -> Iterator[str]:
                 typer.echo(PROMPT, nl=False, err=True)
                 yield input()
         except EOFError:
-            raise Leave from None
+            raise Quit from None

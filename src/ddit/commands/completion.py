@@ -1,27 +1,12 @@
-"""What the shell completes for an option. The names stand here once more, since a key press cannot wait for PyTorch."""
+"""What the shell completes for an option: quickly, so nothing here needs PyTorch."""
 
 import os
 from collections.abc import Callable
 from pathlib import Path
 
-ORDERS = ("random", "first-hitting", "confidence", "margin", "threshold", "entropy")
-SAMPLERS = ("paper", "euler", "adams", "dpm")
 DTYPES = ("float32", "bfloat16", "float16")
 DEVICES = ("cpu", "cuda")
-TASKS = ("geneval", "vqav2", "vizwiz", "gqa", "pope", "mme", "caption")
-PRESETS = ("fixed-1", "fixed", "fixed-3", "grid", "free")
-SPLITS = ("train", "val", "test", "heldout", "detector")
 FORMS = ("scenes", "json", "tar", "llava", "questions", "parquet")
-_BIG = [
-    f"{size}-{stage}"
-    for size in ("sd3-medium", "sd3.5-medium")
-    for stage in ("stage1", "stage2", "stage2_512", "stage3", "lora")
-]
-_SMALL = (
-    "vae", "text", "teacher", "latents", "latents_mixed", "image", "stage1", "stage2", "stage3", "stage4",
-    "isolated", "stage4_128",
-)  # fmt: skip
-RECIPES = ("mini", "tiny", *_BIG, *(f"{family}-{stage}" for family in ("mini", "tiny") for stage in _SMALL))
 
 Complete = Callable[[str], list[str]]
 
@@ -33,6 +18,29 @@ def among(*names: str) -> Complete:
         return [name for name in names if name.startswith(incomplete)]
 
     return complete
+
+
+def presets(incomplete: str) -> list[str]:
+    """Presets of the small world."""
+    from ddit.world import PRESETS
+
+    return among(*PRESETS)(incomplete)
+
+
+def splits(incomplete: str) -> list[str]:
+    """Splits of the small world."""
+    from ddit.world import SPLITS
+
+    return among(*SPLITS)(incomplete)
+
+
+def recipes(incomplete: str) -> list[str]:
+    """Stages of training, and whole chains of them."""
+    from ddit.recipes import list_recipes
+
+    stages = list_recipes()
+    tiny = [f"tiny-{name.removeprefix('mini-')}" for name in stages if name.startswith("mini-")]
+    return among("mini", "tiny", *stages, *tiny)(incomplete)
 
 
 def models(incomplete: str) -> list[str]:

@@ -3,77 +3,64 @@
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from ddit.commands import completion
-from ddit.commands.completion import among
-from ddit.commands.shared import JsonOption, check_writable, emit
-from ddit.errors import near_misses
+from ddit.commands.options import JsonOption
+from ddit.commands.output import check_choice, check_writable, print_result
+from ddit.commands.progress import progress_bar
 
 if TYPE_CHECKING:
     from ddit.data.sources.guess import Hints
 
-data = typer.Typer(no_args_is_help=True, help="Look at training data, and prepare it.")
+SourceArgument = Annotated[
+    str,
+    typer.Argument(
+        metavar="SOURCE",
+        help="a JSON, tar or parquet file, a folder or pattern of them, or a source's configuration",
+    ),
+]
+KindOption = Annotated[
+    str | None,
+    typer.Option(help="json, tar, llava, questions or huggingface [default: guessed from the file]"),
+]
+ImagesOption = Annotated[str | None, typer.Option(help="folder of the images [default: the file's]")]
+AnnotationsOption = Annotated[str | None, typer.Option(help="file of the answers to SOURCE's questions")]
+FieldsOption = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="another setting of the source: caption_key=alt"),
+]
+WorkersOption = Annotated[
+    int | None, typer.Option(min=0, help="processes that read [default: one a core, 8 at most]")
+]
 
-
-def register(app: typer.Typer) -> None:
-    app.add_typer(data, name="data")
-    app.command()(world)
-
-
-@contextmanager
-def sample_bar(what: str) -> Iterator[Callable[[int, int], None]]:
-    """A progress bar of samples on stderr, which appears with the first ones; it is given (done, total)."""
-    from tqdm import tqdm
-
-    with ExitStack() as stack:
-        bar: tqdm | None = None
-
-        def advance(done: int, total: int) -> None:
-            nonlocal bar
-            if bar is None:
-                bar = stack.enter_context(
-                    tqdm(total=total, desc=what, unit="sample", file=sys.stderr, leave=False)
-                )
-            bar.update(done - bar.n)
-
-        yield advance
+data = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    help="Check training data, and prepare it.",
+)
 
 
 @data.command()
 def check(
-    path: Annotated[
-        str,
-        typer.Argument(
-            metavar="SOURCE",
-            help="a JSON, tar or parquet file, a folder or pattern of them, or a source's configuration",
-        ),
-    ],
-    kind: Annotated[
-        str | None, typer.Option(help="json, tar, llava, questions or huggingface [default: by its looks]")
-    ] = None,
-    images: Annotated[str | None, typer.Option(help="folder of the pictures [default: the file's]")] = None,
+    path: SourceArgument,
+    kind: KindOption = None,
+    images: ImagesOption = None,
     questions: Annotated[
         bool, typer.Option("--questions", help="the file holds questions: the same as --kind questions")
     ] = False,
-    annotations: Annotated[str | None, typer.Option(help="file of the answers to SOURCE's questions")] = None,
-    fields: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="another setting of the source: caption_key=alt"),
-    ] = None,
+    annotations: AnnotationsOption = None,
+    fields: FieldsOption = None,
     limit: Annotated[
-        int | None, typer.Option(min=1, help="read so many samples, evenly spread [default: all]")
+        int | None, typer.Option(min=1, help="number of samples to read, evenly spread [default: all]")
     ] = None,
-    num_workers: Annotated[
-        int | None, typer.Option(min=0, help="processes that read [default: one a core, 8 at most]")
-    ] = None,
+    num_workers: WorkersOption = None,
     max_corrupt_share: Annotated[
-        float, typer.Option(min=0, max=1, help="the exit code is 1 above this share of broken samples")
+        float, typer.Option(min=0, max=1, help="the exit code is 1 above this share of corrupt samples")
     ] = 0.02,
     as_json: JsonOption = False,
 ) -> None:
@@ -84,22 +71,18 @@ def check(
     hints = _hints("questions" if questions else kind, images, annotations, fields)
     workers = min(os.cpu_count() or 1, 8) if num_workers is None else num_workers
     source = guess_source(path, hints)
-    with sample_bar("reading") as advance:
+    with progress_bar("reading", "sample") as advance:
         report = check_source(source, limit=limit, num_workers=workers, on_progress=advance)
     typer.echo(json.dumps(report.to_json(), ensure_ascii=False) if as_json else "\n".join(report.lines()))
     if report.corrupt_share > max_corrupt_share:
-        typer.echo(
-            f"ddit: {100 * report.corrupt_share:.2f} % of the samples are broken, {100 * max_corrupt_share:g} % may be",
-            err=True,
-        )
+        found, most = 100 * report.corrupt_share, 100 * max_corrupt_share
+        typer.echo(f"ddit: {found:.2f} % of the samples are corrupt, {most:g} % may be", err=True)
         raise typer.Exit(1)
 
 
 @data.command()
 def precompute(
-    path: Annotated[
-        str, typer.Argument(metavar="SOURCE", help="as of `ddit data check`, or a source's configuration")
-    ],
+    path: SourceArgument,
     out: Annotated[Path, typer.Argument(help="folder of the latents, for the source's `latents`")],
     vae: Annotated[
         str, typer.Option(help="the run's autoencoder: mini, a model folder, a hub id, or a vae folder")
@@ -109,33 +92,27 @@ def precompute(
     unit: Annotated[
         int, typer.Option(min=1, help="multiple of the buckets' sides: down-sampling times patch size")
     ] = 16,
-    kind: Annotated[
-        str | None, typer.Option(help="json, tar, llava, questions or huggingface [default: by its looks]")
-    ] = None,
-    images: Annotated[str | None, typer.Option(help="folder of the pictures [default: the file's]")] = None,
-    annotations: Annotated[str | None, typer.Option(help="file of the answers to SOURCE's questions")] = None,
-    fields: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="another setting of the source: caption_key=alt"),
-    ] = None,
+    kind: KindOption = None,
+    images: ImagesOption = None,
+    annotations: AnnotationsOption = None,
+    fields: FieldsOption = None,
     teacher: Annotated[
         str | None, typer.Option(help="weights of a teacher, whose features are kept for alignment")
     ] = None,
     shard_size: Annotated[int, typer.Option(min=1, help="samples of a file")] = 1000,
-    batch_size: Annotated[int, typer.Option(min=1, help="pictures encoded at once")] = 32,
-    num_workers: Annotated[
-        int | None, typer.Option(min=0, help="processes that read [default: one a core, 8 at most]")
-    ] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="images encoded at a time")] = 32,
+    num_workers: WorkersOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Encode every picture of SOURCE once, so that training runs no autoencoder.
+    """Encode every image of SOURCE once, so that training runs no autoencoder.
 
-    Goes on where an interrupted run stopped. Under torchrun (`torchrun --nproc-per-node 8 -m ddit data precompute ...`)
-    the processes share the work.
+    Resumes an interrupted run. Under torchrun (`torchrun --nproc-per-node 8 -m ddit data precompute ...`) the processes
+    share the work.
     """
     from ddit.config.runs import LatentsRun
     from ddit.data.latents import LatentFolder
     from ddit.data.sources.guess import guess_source
+    from ddit.devices import join_ranks
     from ddit.train.precompute import precompute as make
 
     source = guess_source(path, _hints(kind, images, annotations, fields))
@@ -143,9 +120,10 @@ def precompute(
         out=str(out), vae=vae, source=source, teacher=teacher, image_size=size, num_buckets=buckets, bucket_unit=unit,
         shard_size=shard_size, batch_size=batch_size,
     )  # fmt: skip
-    num_samples = len(LatentFolder(make(cfg, num_workers=num_workers)))
-    if os.environ.get("RANK", "0") == "0":
-        emit(as_json, str(out), path=str(out), num=num_samples)
+    ranks = join_ranks()
+    num_samples = len(LatentFolder(make(cfg, ranks, num_workers=num_workers)))
+    if ranks.is_first:
+        print_result(as_json, str(out), path=str(out), num=num_samples)
 
 
 def _hints(
@@ -160,46 +138,44 @@ def _hints(
 
 
 def world(
-    folder: Annotated[Path, typer.Argument(help="gets the pictures and their texts")],
+    folder: Annotated[Path, typer.Argument(help="gets the images and their texts")],
     form: Annotated[
         str,
         typer.Option(
-            help="scenes (pictures and a line of truth each), json, tar, llava, questions or parquet",
-            autocompletion=among(*completion.FORMS),
+            help="scenes (images and a line of truth each), json, tar, llava, questions or parquet",
+            autocompletion=completion.among(*completion.FORMS),
         ),
     ] = "scenes",
     preset: Annotated[
         str,
-        typer.Option(
-            help="how hard: fixed-1, fixed, fixed-3, grid, free", autocompletion=among(*completion.PRESETS)
-        ),
+        typer.Option(help="how hard: fixed-1, fixed, fixed-3, grid, free", autocompletion=completion.presets),
     ] = "fixed",
     split: Annotated[
         str,
-        typer.Option(help="train, val, test, heldout or detector", autocompletion=among(*completion.SPLITS)),
+        typer.Option(help="train, val, test, heldout or detector", autocompletion=completion.splits),
     ] = "train",
     num: Annotated[int, typer.Option(min=1, help="number of scenes")] = 16,
     seed: Annotated[int, typer.Option(help="of the world")] = 0,
     upscale: Annotated[int, typer.Option(min=1, help="enlarge N times; the truth's boxes stay in 64 px")] = 1,
     jpeg: Annotated[
-        bool, typer.Option("--jpeg", help="pictures as JPEG (questions always are) [default: PNG]")
+        bool, typer.Option("--jpeg", help="images as JPEG (questions always are) [default: PNG]")
     ] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Write scenes of the small world, as a reference or as training files of a common form.
+    """Write scenes of the small world as files.
 
-    Prints the path that `ddit data check` takes.
+    As a reference, or as training files of a common form; prints the path that `ddit data check` takes.
     """
     from tqdm import tqdm
 
     from ddit.data.world_files import FORMS, WorldScenes, write_world
     from ddit.world import PRESETS, SPLITS
 
-    for name, value, known in (("preset", preset, PRESETS), ("split", split, SPLITS), ("form", form, FORMS)):
-        if value not in known:
-            raise ValueError(f"unknown {name} '{value}': use {', '.join(known)}{near_misses(value, known)}")
+    check_choice("preset", preset, PRESETS)
+    check_choice("split", split, SPLITS)
+    check_choice("form", form, FORMS)
     check_writable(folder)
     scenes = WorldScenes(PRESETS[preset], split, num, seed=seed, upscale=upscale, jpeg=jpeg)
-    with tqdm(total=num, desc="drawing", unit="scene", file=sys.stderr, leave=False) as bar:
+    with tqdm(total=num, desc="rendering", unit="scene", file=sys.stderr, leave=False) as bar:
         path = write_world(folder, scenes, form, on_scene=bar.update)
-    emit(as_json, str(path), path=str(path), num=num)
+    print_result(as_json, str(path), path=str(path), num=num)

@@ -5,11 +5,7 @@ from typing import Annotated
 import typer
 
 from ddit.commands import completion
-from ddit.commands.shared import JsonOption
-
-
-def register(app: typer.Typer) -> None:
-    app.command()(info)
+from ddit.commands.options import JsonOption
 
 
 def info(
@@ -21,9 +17,9 @@ def info(
     ] = "mini",
     as_json: JsonOption = False,
 ) -> None:
-    """Print MODEL's sizes, settings and the memory that it needs.
+    """Print MODEL's sizes, settings and memory.
 
-    By its configurations and the headers of its files: nothing is loaded or downloaded.
+    From its configuration files and the headers of its weights: nothing is loaded or downloaded.
     """
     from ddit.model.folders import resolve
     from ddit.model.info import inspect_model, to_json_line, to_text

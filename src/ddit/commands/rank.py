@@ -5,48 +5,28 @@ from typing import Annotated
 
 import typer
 
-from ddit.commands.shared import (
-    AdapterOption,
-    DeviceOption,
-    DtypeOption,
-    JsonOption,
-    MaskOption,
-    ModelOption,
-    emit,
-    load,
-    progress,
-)
+from ddit.commands.loading import load
+from ddit.commands.options import Given, JsonOption, ModelOption, spread
+from ddit.commands.output import print_result
+from ddit.commands.progress import step_bar
+from ddit.schema import override
+from ddit.settings import LoadOptions, ScoreOptions
 
 
-def register(app: typer.Typer) -> None:
-    app.command()(rank)
-
-
+@spread
 def rank(
-    image: Annotated[Path, typer.Argument(metavar="IMAGE", help="picture to read")],
+    image: Annotated[Path, typer.Argument(metavar="IMAGE", help="image to look at")],
     texts: Annotated[list[str], typer.Argument(metavar="TEXT", help="captions, or answers to --question")],
+    *,
     question: Annotated[str | None, typer.Option(help="what the texts are answers to")] = None,
-    null_weight: Annotated[
-        float,
-        typer.Option(help="how much texts count less that are likely without the picture too; 1 is usual"),
-    ] = 0.0,
     per_token: Annotated[
         bool, typer.Option("--per-token", help="rank by nats a token: for texts of different lengths")
     ] = False,
-    num_samples: Annotated[
-        int, typer.Option(min=2, help="masks a text; short texts are exact with fewer")
-    ] = 32,
-    length: Annotated[
-        int | None, typer.Option(min=1, help="positions of a text with its padding [default: the model's]")
-    ] = None,
-    seed: Annotated[int, typer.Option(help="of the masks")] = 0,
-    batch_size: Annotated[int, typer.Option(min=1, help="masked texts at a time")] = 32,
     model: ModelOption = "mini",
-    mask_embedding: MaskOption = None,
-    adapter: AdapterOption = None,
-    device: DeviceOption = None,
-    dtype: DtypeOption = None,
+    seed: Annotated[int, typer.Option(help="of the masks")] = 0,
     as_json: JsonOption = False,
+    options: Given[ScoreOptions],
+    loading: LoadOptions,
 ) -> None:
     """Sort TEXTs by how likely they are, given IMAGE.
 
@@ -55,16 +35,16 @@ def rank(
     """
     from ddit.images import read_image
 
-    picture = read_image(image)
-    pipeline = load(model, device, dtype, mask_embedding=mask_embedding, adapter=adapter)
-    with progress("reading") as step:
+    source = read_image(image)
+    override(ScoreOptions(), options)
+    pipeline = load(model, loading)
+    with step_bar("scoring") as on_step:
         (choice,) = pipeline.choose(
-            picture, texts, questions=question, per_token=per_token, null_weight=null_weight, num_samples=num_samples,
-            seed=seed, length=length, batch_size=batch_size, on_step=step,
-        )  # fmt: skip
+            source, texts, questions=question, per_token=per_token, seed=seed, on_step=on_step, **options
+        )
     found = zip(texts, choice.probabilities, choice.scores, strict=True)
     for text, probability, score in sorted(found, key=lambda one: -one[1]):
-        emit(
+        print_result(
             as_json,
             f"{probability:.3f}\t{score.log_prob:.2f} ± {score.standard_error:.2f}\t{text}",
             image=str(image),

@@ -1,127 +1,89 @@
-"""The verb `ddit serve`."""
+"""The verbs `ddit serve` and `ddit demo`."""
 
+from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from ddit.commands.shared import (
-    AdapterOption,
-    CompileOption,
-    DeviceOption,
-    DtypeOption,
-    Int8Option,
-    MaskOption,
-    ModelOption,
-    OffloadOption,
-    load,
-)
-
-API_KEY_VARIABLE = "DDIT_API_KEY"
+from ddit.commands.loading import load
+from ddit.commands.options import Given, ModelOption, spread
+from ddit.schema import override
+from ddit.serve.options import ServeConfig
+from ddit.settings import LoadOptions
 
 
-def register(app: typer.Typer) -> None:
-    app.command()(serve)
-
-
+@spread
 def serve(
+    *,
     model: ModelOption = "mini",
     host: Annotated[
         str, typer.Option(help="address to listen on; 0.0.0.0 is every one of this machine")
     ] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="0: a free one")] = 8000,
-    api_key: Annotated[
-        str | None, typer.Option(envvar=API_KEY_VARIABLE, help="bearer token that requests must bring")
-    ] = None,
     page: Annotated[bool, typer.Option("--page/--no-page", help="the page at / (extra page)")] = False,
-    max_batch_size: Annotated[int, typer.Option(min=1, help="jobs of one call of the model")] = 16,
-    max_wait: Annotated[
-        float, typer.Option(min=0, help="milliseconds that an idle server waits for more jobs")
-    ] = 4.0,
-    max_queue: Annotated[int, typer.Option(min=1, help="jobs that wait; more are answered 429")] = 64,
-    timeout: Annotated[float, typer.Option(help="seconds of a request, queue included")] = 60.0,
     grace: Annotated[float, typer.Option(min=0, help="seconds to finish what runs, at SIGTERM")] = 60.0,
-    max_n: Annotated[int, typer.Option(min=1, help="pictures or answers of one request")] = 10,
-    max_steps: Annotated[int, typer.Option(min=1, help="steps of one picture or text")] = 100,
-    max_side: Annotated[int, typer.Option(min=1, help="pixels of a side of what is sent back")] = 2048,
-    max_prompt_chars: Annotated[int, typer.Option(min=1, help="of a prompt, question or text")] = 2000,
-    max_image_pixels: Annotated[int, typer.Option(min=1, help="of a picture that is sent")] = 16_000_000,
-    max_body_bytes: Annotated[int, typer.Option(min=1, help="of a request")] = 20_000_000,
-    body_timeout: Annotated[float, typer.Option(help="seconds within which a body must have come")] = 30.0,
-    fetch_urls: Annotated[
-        bool, typer.Option("--fetch-urls", help="fetch pictures from public addresses that clients name")
-    ] = False,
-    files: Annotated[
-        Path | None, typer.Option(help="folder of uploads and of pictures as URLs [default: a temporary one]")
-    ] = None,
-    max_files: Annotated[int, typer.Option(min=1, help="files kept; the oldest go first")] = 1000,
-    max_files_bytes: Annotated[int, typer.Option(min=1, help="bytes of the files kept")] = 1_000_000_000,
-    public_url: Annotated[str | None, typer.Option(help="this server's address in URLs of pictures")] = None,
-    cors_origins: Annotated[
-        list[str] | None, typer.Option("--cors-origin", help="origin whose pages may use the API")
-    ] = None,
     ray: Annotated[bool, typer.Option("--ray", help="replicas by Ray Serve (extra ray)")] = False,
     replicas: Annotated[int, typer.Option(min=1, help="with --ray")] = 1,
-    mask_embedding: MaskOption = None,
-    adapter: AdapterOption = None,
-    int8: Int8Option = False,
-    offload: OffloadOption = False,
-    compiled: CompileOption = False,
-    device: DeviceOption = None,
-    dtype: DtypeOption = None,
+    options: Given[ServeConfig],
+    loading: LoadOptions,
 ) -> None:
     """Serve MODEL over HTTP to OpenAI's clients.
 
-    The API is at /v1, its document at /docs; /healthz and /metrics tell how it is. SIGTERM finishes what runs.
+    The API is at /v1, its document at /docs, its health at /healthz and its figures at /metrics. SIGTERM finishes what
+    runs.
     """
     _check_extra()
-    from ddit.serve.jobs import Limits
-    from ddit.serve.options import ServeConfig
-
-    config = ServeConfig(
-        model_name=Path(model).name,
-        api_key=api_key,
-        limits=Limits(max_batch_size, max_queue, max_wait / 1000, timeout),
-        max_body_bytes=max_body_bytes,
-        body_timeout=body_timeout,
-        max_image_pixels=max_image_pixels,
-        max_prompt_chars=max_prompt_chars,
-        max_n=max_n,
-        max_steps=max_steps,
-        max_side=max_side,
-        fetch_urls=fetch_urls,
-        files=files,
-        max_files=max_files,
-        max_files_bytes=max_files_bytes,
-        public_url=public_url,
-        cors_origins=tuple(cors_origins or ()),
-    )
-    if page and api_key is not None:
+    config = override(ServeConfig(model_name=Path(model).name), options)
+    if page and config.api_key is not None:
         raise ValueError("the page has no login: it does not go with a token")
     if replicas > 1 and not ray:
         raise ValueError(f"--replicas {replicas} needs --ray")
-    if ray:
-        if page:
-            raise ValueError("the page is not served by replicas: leave out --page")
-        from ddit.serve.ray_app import Replica, serve_replicas
-
-        options = {
-            "mask_embedding": mask_embedding,
-            "adapter": adapter,
-            "text_encoder": "int8" if int8 else "whole",
-            "offload": offload,
-        }
-        replica = Replica(model, device, dtype, compiled=compiled, options=options, config=config)
-        serve_replicas(replica, count=replicas, host=host, port=port, ready=_announce)
+    if not ray:
+        _serve(model, loading, config, host=host, port=port, grace=grace, page=page, ready=_announce)
         return
+    if page:
+        raise ValueError("the page is not served by replicas: leave out --page")
+    from ddit.serve.ray_app import Replica, serve_replicas
+
+    replica = Replica(model, loading, config)
+    serve_replicas(replica, count=replicas, host=host, port=port, ready=_announce)
+
+
+@spread
+def demo(
+    *,
+    model: ModelOption = "mini",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="on 127.0.0.1; 0 takes a free one")] = 7860,
+    loading: LoadOptions,
+) -> None:
+    """Serve the page to this machine's browser.
+
+    Until interrupted; prints its address. It is `ddit serve --page` on 127.0.0.1. Needs the extra `page`.
+    """
+    if find_spec("gradio") is None:
+        raise ValueError("the page needs Gradio: pip install 'ddit[page]'")
+    config = ServeConfig(model_name=Path(model).name)
+    _serve(model, loading, config, host="127.0.0.1", port=port, grace=1, page=True, ready=typer.echo)
+
+
+def _serve(
+    model: str,
+    loading: LoadOptions,
+    config: ServeConfig,
+    *,
+    host: str,
+    port: int,
+    grace: float,
+    page: bool,
+    ready: Callable[[str], object],
+) -> None:
+    """Serves a model from this process until SIGTERM or SIGINT."""
     from ddit.serve import server
 
-    listening = server.bind(host, port)  # an address that is taken is told before a model is loaded
-    pipeline = load(
-        model, device, dtype, mask_embedding=mask_embedding, adapter=adapter, int8=int8, offload=offload
-    )
-    if compiled:
-        pipeline.compile()
+    listening = server.bind(host, port)  # an address that is taken is found before a model is loaded
+    pipeline = load(model, loading)
     from ddit.serve.api import create_app
 
     app = create_app(pipeline, config)
@@ -129,7 +91,7 @@ def serve(
         from ddit.serve.page import mount_page
 
         app = mount_page(app, app.state.service.engine, name=config.model_name)
-    server.serve(app, listening, grace=grace, ready=_announce)
+    server.serve(app, listening, grace=grace, ready=ready)
 
 
 def _announce(address: str) -> None:

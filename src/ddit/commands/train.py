@@ -1,18 +1,14 @@
 """The verbs `ddit train` and `ddit merge`."""
 
+import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from ddit.commands import completion
-from ddit.commands.completion import among
-from ddit.commands.shared import check_writable, uncollected
-
-
-def register(app: typer.Typer) -> None:
-    app.command()(train)
-    app.command()(merge)
+from ddit.commands.loading import paused_gc
+from ddit.commands.output import check_writable
 
 
 def train(
@@ -21,14 +17,14 @@ def train(
         typer.Argument(
             metavar="RECIPE",
             help="a stage, or mini for its whole chain (docs/training.md); with --plot: runs",
-            autocompletion=among(*completion.RECIPES),
+            autocompletion=completion.recipes,
         ),
     ],
     root: Annotated[Path, typer.Option(help="folder that holds the runs, one folder a stage")] = Path(
         "runs/mini"
     ),
     world: Annotated[
-        str, typer.Option(help="preset of the small world", autocompletion=among(*completion.PRESETS))
+        str, typer.Option(help="preset of the small world", autocompletion=completion.presets)
     ] = "fixed",
     overrides: Annotated[
         list[str] | None,
@@ -38,14 +34,14 @@ def train(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="print the configuration as JSON and stop")
     ] = False,
-    plot: Annotated[bool, typer.Option("--plot", help="draw the curves of RUN folders as a PNG")] = False,
+    plot: Annotated[bool, typer.Option("--plot", help="plot the curves of RUN folders into a PNG")] = False,
     out: Annotated[
         Path | None, typer.Option(help="file of --plot [default: curves.png in the first RUN]")
     ] = None,
 ) -> None:
-    """Run a training RECIPE, or go on where it stopped.
+    """Run a training RECIPE, or resume it.
 
-    With --plot RUN [RUN ...] nothing is trained: the curves of these runs are drawn over one another.
+    With --plot RUN [RUN ...] nothing is trained: the curves of these runs are plotted over one another.
     """
     if plot:
         from ddit.train.plot import plot_runs
@@ -56,13 +52,18 @@ def train(
         raise ValueError(f"one recipe at a time, got {' and '.join(names)} (several runs go with --plot)")
     if out is not None:
         raise ValueError("--out is the file of --plot; the folder of a run is --set out=DIR")
-    with uncollected():
-        from ddit.train.stages import run_recipe
+    from ddit.config.runs import to_json
+    from ddit.recipes import plan_runs
 
-    changes = [*(overrides or []), *([] if init is None else [f"init={init}"])]
-    if not dry_run:
-        check_writable(root)
-    run_recipe(names[0], root, world=world, overrides=changes, dry_run=dry_run)
+    changes = [*(overrides or []), *([] if init is None else [f"init={json.dumps(init)}"])]
+    configs = plan_runs(names[0], root, world=world, overrides=changes)
+    if dry_run:
+        typer.echo("".join(to_json(config) for config in configs), nl=False)
+        return
+    check_writable(root)
+    with paused_gc():
+        from ddit.train.stages import run_stages
+    run_stages(configs)
 
 
 def merge(
@@ -71,9 +72,18 @@ def merge(
     ],
     adapter: Annotated[Path, typer.Argument(help="folder of LoRA adapters")],
     out: Annotated[Path, typer.Argument(help="gets the merged model")],
-    dtype: Annotated[str, typer.Option(help="of the written weights; the sums are float32")] = "bfloat16",
+    dtype: Annotated[
+        str,
+        typer.Option(
+            help="of the saved weights; the sums are float32",
+            autocompletion=completion.among(*completion.DTYPES),
+        ),
+    ] = "bfloat16",
 ) -> None:
-    """Write BASE with the adapters of ADAPTER merged into its weights to OUT, a model folder."""
+    """Merge LoRA adapters into a model's weights.
+
+    Writes BASE with the adapters of ADAPTER to OUT, a model folder.
+    """
     from ddit.pipeline import Pipeline
 
     check_writable(out.absolute().parent)

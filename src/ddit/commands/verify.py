@@ -5,11 +5,9 @@ from typing import Annotated
 
 import typer
 
-from ddit.commands.shared import DeviceOption, JsonOption, emit
-
-
-def register(app: typer.Typer) -> None:
-    app.command()(verify)
+from ddit.commands import completion
+from ddit.commands.options import JsonOption
+from ddit.commands.output import print_result
 
 
 def verify(
@@ -18,11 +16,22 @@ def verify(
     ],
     atol: Annotated[float, typer.Option(min=0, help="absolute tolerance")] = 1e-4,
     rtol: Annotated[float, typer.Option(min=0, help="relative tolerance")] = 1e-4,
-    device: DeviceOption = None,
-    dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16")] = "float32",
+    device: Annotated[
+        str | None,
+        typer.Option(
+            help="cpu, cuda, ... [default: CUDA if there is one]",
+            autocompletion=completion.among(*completion.DEVICES),
+        ),
+    ] = None,
+    dtype: Annotated[
+        str,
+        typer.Option(
+            help="float32, bfloat16 or float16", autocompletion=completion.among(*completion.DTYPES)
+        ),
+    ] = "float32",
     as_json: JsonOption = False,
 ) -> None:
-    """Recompute every tensor of DIR.
+    """Recompute every reference tensor of DIR.
 
     Prints the largest absolute error of each; the exit code is 1 if one is out of tolerance.
     """
@@ -37,7 +46,7 @@ def verify(
         for result in compare(folder, atol=atol, rtol=rtol, dtype=torch_dtype, device=torch_device):
             total, failed = total + 1, failed + (not result.within)
             line = f"{'ok  ' if result.within else 'FAIL'} {result.name:<24} {result.max_error:.2e}"
-            emit(as_json, line, name=result.name, max_error=result.max_error, within=result.within)
+            print_result(as_json, line, name=result.name, max_error=result.max_error, within=result.within)
     except SafetensorError as error:
         raise ValueError(f"'{folder}' cannot be read: {error}") from None
     outcome = f"{failed} of {total} tensors are not" if failed else f"all {total} tensors are"

@@ -54,7 +54,7 @@ def _assign(data: Any, key: str, text: str) -> None:
     place = _place(node, last, way, key, data, may_be_new=True)
     old = node[place] if isinstance(place, int) else node.get(place)
     new = _value(text, old)
-    if place == "kind" and new != old:
+    if place == "kind" and way and new != old:
         raise ValueError(f"{key} is {old!r}: give '{'.'.join(way)}' as a whole to change its kind")
     node[place] = new
 

@@ -19,6 +19,9 @@ from ddit.world.presets import WorldConfig
 
 FractionBelowOne = Annotated[float, Field(ge=0, lt=1)]
 
+TEACHER_FILE = "teacher.safetensors"
+"""In `export/` of a `TeacherRun`."""
+
 
 @strict
 class OptimizerConfig:

@@ -1,4 +1,4 @@
-"""Aspect-ratio buckets: shapes of about equal area, from tall to wide, and which picture goes into which."""
+"""Aspect-ratio buckets: shapes of about equal area, from tall to wide, and which image goes into which."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ Shape = tuple[int, int]
 def bucket_shapes(image_size: int, num_buckets: int, unit: int) -> list[Shape]:
     """Shapes of about `image_size` squared pixels whose sides are multiples of `unit`; one bucket is the square.
 
-    The ratios of neighbours differ by the square root of two, so that a picture within their range loses at most 16 %
+    The ratios of neighbours differ by the square root of two, so that an image within their range loses at most 16 %
     of one side to the crop; an odd number includes the square. Shapes that rounding makes equal are merged.
     """
     if num_buckets < 1 or image_size < unit or image_size % unit:
@@ -28,19 +28,19 @@ def bucket_shapes(image_size: int, num_buckets: int, unit: int) -> list[Shape]:
 
 
 def assign_buckets(sizes: np.ndarray, shapes: list[Shape]) -> np.ndarray:
-    """The bucket (n,) int16 of each picture, by the nearest ratio; `sizes` (n, 2) are widths and heights.
+    """The bucket (n,) int16 of each image, by the nearest ratio; `sizes` (n, 2) are widths and heights.
 
-    What has no picture (size 0, 0) fits any shape: such samples are spread in proportion to the others, or evenly where
+    What has no image (size 0, 0) fits any shape: such samples are spread in proportion to the others, or evenly where
     there are none.
     """
     ratios = np.log([width / height for height, width in shapes])
-    has_picture = sizes.min(axis=1) > 0
+    has_image = sizes.min(axis=1) > 0
     logs = np.log(np.maximum(sizes, 1).astype(np.float64))
     middles = (ratios[1:] + ratios[:-1]) / 2
     buckets = np.searchsorted(middles, logs[:, 0] - logs[:, 1]).astype(np.int16)
-    counts = np.bincount(buckets[has_picture], minlength=len(shapes))
+    counts = np.bincount(buckets[has_image], minlength=len(shapes))
     shares = counts if counts.sum() else np.ones(len(shapes))
-    without = np.flatnonzero(~has_picture)
+    without = np.flatnonzero(~has_image)
     ends = np.cumsum(shares) / shares.sum()
     golden = (np.arange(len(without)) + 1) * 0.6180339887498949 % 1  # evenly spread in every stretch
     buckets[without] = np.minimum(np.searchsorted(ends, golden, side="right"), len(shapes) - 1)

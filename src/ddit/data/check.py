@@ -1,4 +1,4 @@
-"""Reading everything in a source once, to see what training would meet: `ddit data check`."""
+"""Reads every sample of a source once, to find what training could not use: `ddit data check`."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ _CHUNK = 64
 _WORTH_PROCESSES = 2000  # samples; starting processes takes as long as reading these
 
 
-class Broken(NamedTuple):
-    """Samples with one cause, and where the first few are."""
+class Fault(NamedTuple):
+    """Corrupt samples with one cause, and where the first few are."""
 
     num: int
     first: tuple[str, ...]
@@ -41,14 +41,14 @@ class Spread(NamedTuple):
 class Report:
     """What was found; a spread is None where there is nothing to measure.
 
-    `width`, `height`: pixels, `aspect`: width by height, all of pictures that could be decoded. `words`: of a caption.
-    `num_turns`: a sample. `num_without_picture`: conversations that are text alone.
+    `width`, `height`: pixels, `aspect`: width by height, all of images that could be decoded. `words`: of a caption.
+    `num_turns`: of a sample. `num_without_image`: conversations that are text alone.
     """
 
     num_samples: int
     num_checked: int
-    corrupt: dict[str, Broken]
-    num_without_picture: int
+    corrupt: dict[str, Fault]
+    num_without_image: int
     width: Spread | None
     height: Spread | None
     aspect: Spread | None
@@ -68,8 +68,8 @@ class Report:
         for key, value in values.items():
             if isinstance(value, Spread):
                 values[key] = value._asdict()
-        values["broken"] = {cause: corrupt._asdict() for cause, corrupt in self.corrupt.items()}
-        return {**values, "broken_share": self.corrupt_share}
+        values["corrupt"] = {cause: corrupt._asdict() for cause, corrupt in self.corrupt.items()}
+        return {**values, "corrupt_share": self.corrupt_share}
 
     def lines(self) -> Iterator[str]:
         """The report for people."""
@@ -77,11 +77,11 @@ class Report:
         yield f"samples      {self.num_samples:,}{checked}"
         usable = self.num_checked - self.num_corrupt
         yield f"usable       {usable:,} ({100 * (1 - self.corrupt_share):.2f} %)"
-        yield f"broken       {self.num_corrupt:,}"
+        yield f"corrupt      {self.num_corrupt:,}"
         for cause, corrupt in self.corrupt.items():
             yield f"  {corrupt.num:>8,}  {cause}: {', '.join(corrupt.first)}"
-        if self.num_without_picture:
-            yield f"text only    {self.num_without_picture:,}"
+        if self.num_without_image:
+            yield f"text only    {self.num_without_image:,}"
         rows = {
             "width": self.width,
             "height": self.height,
@@ -95,7 +95,7 @@ class Report:
 
 
 class _Found(NamedTuple):
-    """One sample: why it is broken and its name; or the size of its picture, words of its captions, and turns."""
+    """One sample: why it is corrupt and its name; or the size of its image, words of its captions, and turns."""
 
     cause: str | None
     name: str
@@ -123,7 +123,7 @@ def check_source(
     indices = (np.arange(num_checked) * num_samples // num_checked).tolist()
     found: list[_Found] = []
     if num_workers == 0 or num_checked < _WORTH_PROCESSES:
-        parts: Iterable[list[_Found]] = ([_look(source, index)] for index in indices)
+        parts: Iterable[list[_Found]] = ([_read_sample(source, index)] for index in indices)
     else:
         parts = _in_processes(cfg, indices, num_workers)
     for part in parts:
@@ -137,7 +137,7 @@ def _in_processes(cfg: SourceConfig, indices: list[int], num_workers: int) -> It
     chunks = [indices[start : start + _CHUNK] for start in range(0, len(indices), _CHUNK)]
     context = multiprocessing.get_context("spawn")  # forking a process that has threads may lock up
     with ProcessPoolExecutor(num_workers, context, initializer=_open_here, initargs=(cfg,)) as pool:
-        yield from pool.map(_look_at_chunk, chunks)
+        yield from pool.map(_read_chunk, chunks)
 
 
 _source: Source | None = None  # of a worker process
@@ -148,17 +148,17 @@ def _open_here(cfg: SourceConfig) -> None:
     _source = open_source(cfg)
 
 
-def _look_at_chunk(indices: list[int]) -> list[_Found]:
+def _read_chunk(indices: list[int]) -> list[_Found]:
     assert _source is not None
-    return [_look(_source, index) for index in indices]
+    return [_read_sample(_source, index) for index in indices]
 
 
-def _look(source: Source, index: int) -> _Found:
+def _read_sample(source: Source, index: int) -> _Found:
     try:
-        sample = source.sample(index, random.Random(index), reading=True)
+        sample = source.sample(index, random.Random(index), i2t=True)
     except CorruptSample as error:
         return _Found(error.cause, source.name(index), None, (), 0)
-    size = sample.picture.size if isinstance(sample.picture, Image.Image) else None
+    size = sample.image.size if isinstance(sample.image, Image.Image) else None
     words = tuple(len(turn.answer.split()) for turn in sample.turns if turn.question is None)
     return _Found(None, "", size, words, len(sample.turns))
 
@@ -166,7 +166,7 @@ def _look(source: Source, index: int) -> _Found:
 def _report(num_samples: int, found: list[_Found]) -> Report:
     counts = Counter(item.cause for item in found if item.cause is not None)
     corrupt = {
-        cause: Broken(num, tuple(item.name for item in found if item.cause == cause)[:NUM_NAMES])
+        cause: Fault(num, tuple(item.name for item in found if item.cause == cause)[:NUM_NAMES])
         for cause, num in counts.most_common()
     }
     whole = [item for item in found if item.cause is None]
@@ -175,7 +175,7 @@ def _report(num_samples: int, found: list[_Found]) -> Report:
         num_samples,
         len(found),
         corrupt,
-        num_without_picture=len(whole) - len(sizes),
+        num_without_image=len(whole) - len(sizes),
         width=_spread([width for width, _ in sizes]),
         height=_spread([height for _, height in sizes]),
         aspect=_spread([width / height for width, height in sizes]),

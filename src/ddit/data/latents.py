@@ -1,9 +1,9 @@
-"""Cached latents: the autoencoder's (and a teacher's) work on every picture of a source, paid once.
+"""Cached latents: the autoencoder's (and a teacher's) work on every image of a source, done once.
 
-A folder with `latents.json`, which tells what it was made from, and shards `latents-00000.safetensors` of `shard_size`
+A folder with `latents.json`, which says what it was made from, and shards `latents-00000.safetensors` of `shard_size`
 consecutive samples. A shard holds, for each bucket B, `mean.B` and `std.B` (n, C, h, w) and with a teacher `features.B`
-(n, F, h', w'), all float16, the samples in order, and `bucket` (shard_size,), the bucket of each: -1 has no picture, -2
-is broken (for the reason in the shard's metadata).
+(n, F, h', w'), all float16, the samples in order, and `bucket` (shard_size,), the bucket of each: -1 has no image, -2
+is corrupt (for the reason in the shard's metadata).
 """
 
 from __future__ import annotations
@@ -27,8 +27,9 @@ from torch import Tensor
 from ddit.config.data import SourceConfig
 from ddit.data.buckets import Shape
 from ddit.data.samples import CorruptSample, Latents, Sample, Source
+from ddit.files import write_atomically
 
-NO_PICTURE, BROKEN = -1, -2
+NO_IMAGE, CORRUPT = -1, -2
 _DESCRIPTION = "latents.json"
 _MAX_OPEN_SHARDS = 256
 _NUM_FOR_STATISTICS = 2000
@@ -36,14 +37,14 @@ _TEXT_KEYS = {
     "weight", "latents", "question_fraction", "caption_key", "original_key", "original_share", "question_key",
     "answer_key", "annotations", "unanswerable",
 }  # fmt: skip
-"""Settings of a source that change its texts alone: the latents of its pictures stay good."""
+"""Settings of a source that change its texts alone: the latents of its images stay good."""
 
 
 @dataclasses.dataclass(frozen=True)
 class LatentsInfo:
     """What a folder of latents was made from and how it is laid out: `latents.json`.
 
-    `shapes` are the pictures' heights and widths in pixels by bucket, `autoencoder` its fingerprint (see
+    `shapes` are the images' heights and widths in pixels by bucket, `autoencoder` its fingerprint (see
     `encoders.ImageCodec`).
     """
 
@@ -74,7 +75,8 @@ class LatentsInfo:
                     f"{folder} holds latents made with other settings: remove it or choose another folder"
                 )
             return
-        write_aside(path, lambda aside: aside.write_text(text))
+        with write_atomically(path) as part:
+            part.write_text(text)
 
     @classmethod
     def read(cls, folder: Path) -> LatentsInfo:
@@ -96,7 +98,7 @@ class LatentsInfo:
 
 
 def describe_source(cfg: SourceConfig) -> dict[str, Any]:
-    """The settings of a source on which its pictures depend."""
+    """The settings of a source on which its images depend."""
     values = dataclasses.asdict(cfg)
     return json.loads(json.dumps({key: value for key, value in values.items() if key not in _TEXT_KEYS}))
 
@@ -105,20 +107,10 @@ def shard_path(folder: Path, shard: int) -> Path:
     return folder / f"latents-{shard:05d}.safetensors"
 
 
-def write_aside(path: Path, write: Any) -> None:
-    """Has `write` make a file beside `path`, then renames it: what bears the name is always whole."""
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        write(aside)
-        os.replace(aside, path)
-    finally:
-        aside.unlink(missing_ok=True)
-
-
 def write_shard(
     folder: Path, shard: int, buckets: np.ndarray, entries: Mapping[int, Latents], corrupt: Mapping[int, str]
 ) -> None:
-    """Writes one shard; `entries` are its pictures by place in the shard, and `corrupt` what is wrong with others."""
+    """Writes one shard; `entries` are its images by place in the shard, and `corrupt` what is wrong with others."""
     tensors: dict[str, Tensor] = {"bucket": torch.from_numpy(buckets.astype(np.int16))}
     for bucket in sorted(set(buckets[buckets >= 0].tolist())):
         own = [entries[int(place)] for place in np.flatnonzero(buckets == bucket)]
@@ -126,8 +118,9 @@ def write_shard(
             parts = [getattr(entry, name) for entry in own]
             if parts[0] is not None:
                 tensors[f"{name}.{bucket}"] = torch.stack(parts).to(torch.float16).contiguous()
-    metadata = {"broken": json.dumps({str(place): reason for place, reason in corrupt.items()})}
-    write_aside(shard_path(folder, shard), lambda aside: save_file(tensors, aside, metadata))
+    metadata = {"corrupt": json.dumps({str(place): reason for place, reason in corrupt.items()})}
+    with write_atomically(shard_path(folder, shard)) as part:
+        save_file(tensors, part, metadata)
 
 
 class _Shard(NamedTuple):
@@ -171,32 +164,33 @@ class LatentFolder:
         try:
             with safe_open(path, "pt") as file:
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-                corrupt = json.loads((file.metadata() or {}).get("broken", "{}"))
+                metadata = file.metadata() or {}
         except (OSError, SafetensorError) as error:
             raise ValueError(f"{path} cannot be read ({error}): remove it and precompute it again") from None
+        stored = metadata.get("corrupt") or metadata.get("broken", "{}")  # the key of version 0.1
         buckets = tensors.pop("bucket").numpy()
         rows = np.zeros(len(buckets), dtype=np.int64)
         for bucket in np.unique(buckets):
             rows[buckets == bucket] = np.arange((buckets == bucket).sum())
-        shard = _Shard(buckets.tolist(), rows.tolist(), tensors, corrupt)
+        shard = _Shard(buckets.tolist(), rows.tolist(), tensors, json.loads(stored))
         self._shards[number] = shard
         if len(self._shards) > _MAX_OPEN_SHARDS:
             self._shards.popitem(last=False)
         return shard
 
     def get(self, index: int) -> Latents | None:
-        """Latents of sample `index` in float16, features as they were saved; None: it has no picture.
+        """Latents of sample `index` in float16, features as they were saved; None: it has no image.
 
         Raises:
-            BrokenSample: if its picture could not be read when the latents were made.
+            CorruptSample: if its image could not be read when the latents were made.
         """
         number, place = divmod(index, self.info.shard_size)
         shard = self._shard(number)
         bucket, row = shard.buckets[place], shard.rows[place]
-        if bucket == BROKEN:
+        if bucket == CORRUPT:
             cause, _, detail = shard.corrupt[str(place)].partition(": ")
             raise CorruptSample(cause, detail)
-        if bucket == NO_PICTURE:
+        if bucket == NO_IMAGE:
             return None
         features = shard.tensors.get(f"features.{bucket}")
         return Latents(
@@ -208,7 +202,7 @@ class LatentFolder:
     def standardize(self, features: Tensor) -> Tensor:
         """Features (F, h, w) with mean 0 and deviation 1 a channel over the first samples, in float32.
 
-        What all pictures share is no target.
+        The alignment loss is to learn how images differ, not what all of them share.
         """
         if self._statistics is None:
             num_shards = -(-min(_NUM_FOR_STATISTICS, len(self)) // self.info.shard_size)
@@ -221,14 +215,14 @@ class LatentFolder:
         return (features.float() - mean) / std
 
     def sizes(self) -> np.ndarray:
-        """Width and height of the cached pictures in pixels, (len, 2); (0, 0): no picture."""
+        """Width and height of the cached images in pixels, (len, 2); (0, 0): no image."""
         shapes = np.array([*[(width, height) for height, width in self.info.shapes], (0, 0)])
         buckets = np.concatenate([self._shard(number).buckets for number in range(self.info.num_shards)])
-        return shapes[np.where(buckets == BROKEN, 0, buckets)]  # -1 is the last entry: no picture
+        return shapes[np.where(buckets == CORRUPT, 0, buckets)]  # -1 is the last entry: no image
 
 
 class CachedSource:
-    """A source whose pictures are replaced by their latents; it is asked for its texts alone.
+    """A source whose images are replaced by their latents; only its texts are read.
 
     Args:
         with_features: whether samples bring the teacher's features, standardised.
@@ -266,14 +260,14 @@ class CachedSource:
         light.with_features = False
         return light
 
-    def sample(self, index: int, rng: random.Random, *, reading: bool, with_picture: bool = True) -> Sample:
-        latents = self.latents.get(index) if with_picture else None
-        sample = self.source.sample(index, rng, reading=reading, with_picture=False)
+    def sample(self, index: int, rng: random.Random, *, i2t: bool, with_image: bool = True) -> Sample:
+        latents = self.latents.get(index) if with_image else None
+        sample = self.source.sample(index, rng, i2t=i2t, with_image=False)
         if latents is not None:
             stored = latents.features if self.with_features else None
             features = None if stored is None else self.latents.standardize(stored)
             latents = latents._replace(features=features)
-        return sample._replace(picture=latents)
+        return sample._replace(image=latents)
 
     def sizes(self) -> np.ndarray:
         return self.latents.sizes()

@@ -1,6 +1,6 @@
 """Which samples make up a half of global batch k: a pure function of (seed, k), whatever the number of processes.
 
-Weights are met exactly, not on average: a repeating pattern names the source of every global sample, and each source
+The weights hold exactly, not on average: a repeating pattern names the source of every global sample, and each source
 is walked in seeded permutations of its own, epoch after epoch.
 """
 
@@ -16,7 +16,7 @@ from ddit.data.sampler import sample_rng, shuffled_index
 from ddit.data.samples import Source
 
 PERIOD = 10_000
-"""Entries of a pattern: shares are met to a ten-thousandth, and the smallest source still gets one entry."""
+"""Entries of a pattern: shares are exact to a ten-thousandth, and the smallest source still gets one entry."""
 
 Weighted = tuple[Source, float]
 
@@ -40,8 +40,7 @@ class Pattern:
             PERIOD, dtype=np.int64
         )  # of each entry, how many of its own choice come before it
         for choice in range(len(counts)):
-            at = self._choices == choice
-            self._before[at] = np.arange(counts[choice])
+            self._before[self._choices == choice] = np.arange(counts[choice])
 
     def locate(self, number: int) -> tuple[int, int]:
         """The choice of entry `number`, and how many entries of that choice come before it."""
@@ -72,7 +71,7 @@ class Place:
 
 
 class HalfBatches:
-    """The drawn or the read half of every global batch.
+    """The t2i or the i2t half of every global batch.
 
     With several `shapes` a half has one of them, chosen in proportion to the samples (as the sources' weights count
     them). A bucket with fewer samples than a half-batch is merged into the nearest ratio's, or, where latents are
@@ -82,7 +81,7 @@ class HalfBatches:
         sources: with their weights.
         batch_size: samples of this half in a global batch.
         shapes: buckets; a single one takes every sample and asks no source for its sizes.
-        can_cut: whether pictures can be cut to any shape; cached latents cannot.
+        can_cut: whether images can be cut to any shape; cached latents cannot.
 
     Raises:
         ValueError: for a weight that is not positive or a source without samples.
@@ -142,7 +141,7 @@ class HalfBatches:
         )
 
     def shape(self, step: int) -> Shape:
-        """Height and width of the pictures of this half of global batch `step`."""
+        """Height and width of the images of this half of global batch `step`."""
         return self.shapes[self._used[self._buckets.locate(step)[0]]]
 
     def place(self, step: int, position: int) -> Place:
@@ -155,11 +154,11 @@ class HalfBatches:
         return Place(source, int(members[shuffled_index(running, len(members), seed=seed)]), bucket)
 
     def replacement(self, place: Place, step: int, position: int, attempt: int) -> Place:
-        """Another sample of the same source and bucket for one that is broken; `attempt` counts from 1."""
+        """Another sample of the same source and bucket for one that is corrupt; `attempt` counts from 1."""
         members, _ = self._walked[place.bucket][place.source]
         rng = sample_rng(self.seed, step, position + (attempt << 23) + (self._stream << 22))
         return replace(place, index=int(members[rng.randrange(len(members))]))
 
 
-def _find(at: np.ndarray) -> np.ndarray:
-    return np.flatnonzero(at).astype(np.int32)
+def _find(is_member: np.ndarray) -> np.ndarray:
+    return np.flatnonzero(is_member).astype(np.int32)

@@ -11,14 +11,14 @@ from torch import Tensor
 
 
 class Turn(NamedTuple):
-    """A text to be read off a picture: a caption (no question), or a question with its answer."""
+    """A text about an image: a caption (no question), or a question with its answer."""
 
     question: str | None
     answer: str
 
 
 class Latents(NamedTuple):
-    """Cached work on one picture: mean and std (C, h, w) of its latents, and a teacher's features (F, h', w')."""
+    """Cached work on one image: mean and std (C, h, w) of its latents, and a teacher's features (F, h', w')."""
 
     mean: Tensor
     std: Tensor | None
@@ -26,17 +26,17 @@ class Latents(NamedTuple):
 
 
 class Sample(NamedTuple):
-    """One picture with its texts.
+    """One image with its texts.
 
     Attributes:
-        picture: RGB, or its cached latents, or None where a conversation has no picture (the null image).
-        caption: to draw from; None where the source has none.
-        turns: to be read off, in order; a caption is a single turn without a question.
+        image: RGB, or its cached latents, or None where a conversation has no image (the null image).
+        caption: the prompt of a t2i sample; None where the source has none.
+        turns: the texts of an i2t sample, in order; a caption is a single turn without a question.
         short_answers: whether the questions are of a short-answer benchmark, and
         unanswerable: whether they may have no answer: the prompt's wording depends on both.
     """
 
-    picture: Image.Image | Latents | None
+    image: Image.Image | Latents | None
     caption: str | None
     turns: tuple[Turn, ...]
     short_answers: bool = False
@@ -44,7 +44,7 @@ class Sample(NamedTuple):
 
 
 class CorruptSample(Exception):
-    """A sample that cannot be used; `cause` is a short, countable reason such as "not a picture"."""
+    """A sample that cannot be used; `cause` is a short, countable reason such as "not an image"."""
 
     def __init__(self, cause: str, detail: str) -> None:
         super().__init__(f"{cause}: {detail}")
@@ -52,21 +52,24 @@ class CorruptSample(Exception):
 
 
 class Source(Protocol):
-    """Samples by index; the same index with an equally seeded `rng` gives the same sample, in every process."""
+    """Training samples by index; one index with an equally seeded `rng` gives one sample, in every process."""
 
     def __len__(self) -> int: ...
 
-    def sample(self, index: int, rng: random.Random, *, reading: bool, with_picture: bool = True) -> Sample:
-        """Sample `index`, with its turns if `reading`, else with its caption; `CorruptSample` if it is unusable.
+    def sample(self, index: int, rng: random.Random, *, i2t: bool, with_image: bool = True) -> Sample:
+        """Sample `index`, for i2t with its turns, else (for t2i) with its caption.
 
-        Without `with_picture` the picture is neither opened nor decoded, and is None; the texts are the same.
+        Without `with_image` the image is neither opened nor decoded, and is None; the texts are the same.
+
+        Raises:
+            CorruptSample: if it cannot be used.
         """
         ...
 
     def sizes(self) -> np.ndarray:
-        """Width and height of every picture, (len, 2) int32, upright, from metadata or file headers.
+        """Width and height of every image, (len, 2) int32, upright, from metadata or file headers.
 
-        (0, 0): there is no picture, or its header cannot be read.
+        (0, 0): there is no image, or its header cannot be read.
         """
         ...
 

@@ -1,4 +1,4 @@
-"""The small world as raw training files, in the forms in which other people's data come."""
+"""The small world as raw training files, in the common forms of training data."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import json
 import random
 import tarfile
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +20,10 @@ from ddit.world import (
     QUESTION_KINDS,
     Scene,
     WorldConfig,
-    make_caption,
     list_captions,
-    make_scene,
+    make_caption,
     make_question,
+    make_scene,
     render,
 )
 from ddit.world.captions import NUMBERS, phrase
@@ -37,7 +37,7 @@ Advance = Callable[[], Any]
 
 @dataclass(frozen=True)
 class WorldScenes:
-    """`num` scenes of a split, drawn `upscale` times as large, as PNG or JPEG."""
+    """`num` scenes of a split, rendered `upscale` times as large, as PNG or JPEG."""
 
     config: WorldConfig
     split: str
@@ -56,8 +56,8 @@ class WorldScenes:
             scene = make_scene(self.config, self.split, index, seed=self.seed)
             yield index, scene, random.Random(f"{self.seed}/{self.split}/{index}")
 
-    def picture(self, scene: Scene) -> bytes:
-        """The encoded picture."""
+    def encode(self, scene: Scene) -> bytes:
+        """The scene as a PNG or JPEG file."""
         buffer = io.BytesIO()
         image = upscale_image(Image.fromarray(render(scene)), self.upscale)
         image.save(
@@ -80,11 +80,11 @@ def write_world(folder: Path, scenes: WorldScenes, form: str, *, on_scene: Advan
 
 
 def _write_scenes(folder: Path, scenes: WorldScenes, on_scene: Advance) -> Path:
-    """Pictures, and a line of truth each: objects, every caption, and one question of each kind that fits."""
+    """Images, and a line of truth each: objects, every caption, and one question of each kind that fits."""
     path = folder / "scenes.jsonl"
     with path.open("w", encoding="utf-8") as truth:
         for index, scene, rng in scenes:
-            (folder / scenes.name(index)).write_bytes(scenes.picture(scene))
+            (folder / scenes.name(index)).write_bytes(scenes.encode(scene))
             asked = [make_question(scene, rng, kind) for kind in QUESTION_KINDS]
             questions = [
                 {"question": q.text, "answer": q.answer, "kind": q.kind} for q in asked if q is not None
@@ -101,7 +101,7 @@ def _write_scenes(folder: Path, scenes: WorldScenes, on_scene: Advance) -> Path:
 
 
 def _captions(scenes: WorldScenes, scene: Scene, rng: random.Random) -> dict[str, Any]:
-    """The published form's keys: a short original caption, a complete one, and the picture's size."""
+    """The published form's keys: a short original caption, a complete one, and the image's size."""
     texts = {"caption": make_caption(scene, rng, complete=False), "re_caption": make_caption(scene, rng)}
     return {**texts, "width": scenes.side(), "height": scenes.side()}
 
@@ -111,14 +111,14 @@ def _write_json(folder: Path, scenes: WorldScenes, on_scene: Advance) -> Path:
     entries = []
     for index, scene, rng in scenes:
         name = f"images/{scenes.name(index)}"
-        (folder / name).write_bytes(scenes.picture(scene))
+        (folder / name).write_bytes(scenes.encode(scene))
         entries.append({"image_path": name, **_captions(scenes, scene, rng)})
         on_scene()
     return _dump(folder / "metadata.json", entries)
 
 
 def _write_tar(folder: Path, scenes: WorldScenes, on_scene: Advance) -> Path:
-    """Shards as img2dataset writes them: picture, original caption and metadata a sample."""
+    """Shards as img2dataset writes them: image, original caption and metadata of each sample."""
     shard: tarfile.TarFile | None = None
     try:
         for index, scene, rng in scenes:
@@ -129,7 +129,7 @@ def _write_tar(folder: Path, scenes: WorldScenes, on_scene: Advance) -> Path:
                 shard = tarfile.open(folder / f"{number:05d}.tar", "w")  # noqa: SIM115
             assert shard is not None
             key, entry = f"{number:05d}{place:04d}", _captions(scenes, scene, rng)
-            _add(shard, f"{key}.{scenes.suffix}", scenes.picture(scene))
+            _add(shard, f"{key}.{scenes.suffix}", scenes.encode(scene))
             _add(shard, f"{key}.txt", entry["caption"].encode())
             _add(shard, f"{key}.json", json.dumps({"key": key, "status": "success", **entry}).encode())
             on_scene()
@@ -146,12 +146,12 @@ def _add(shard: tarfile.TarFile, name: str, data: bytes) -> None:
 
 
 def _write_llava(folder: Path, scenes: WorldScenes, on_scene: Advance) -> Path:
-    """Conversations of two to four turns, some opened by a description, and some without a picture."""
+    """Conversations of two to four turns, some opened by a description, and some without an image."""
     (folder / "images").mkdir(exist_ok=True)
     entries = []
     for index, scene, rng in scenes:
         name = f"images/{scenes.name(index)}"
-        (folder / name).write_bytes(scenes.picture(scene))
+        (folder / name).write_bytes(scenes.encode(scene))
         turns = [("describe the picture.", make_caption(scene, rng))] if rng.random() < 0.5 else []
         turns += _distinct_questions(scene, rng, rng.randint(2, 4) - len(turns))
         entries.append({"id": f"{index:09d}", "image": name, "conversations": _messages(turns, IMAGE_TAG)})
@@ -183,7 +183,7 @@ def _distinct_questions(scene: Scene, rng: random.Random, count: int) -> list[tu
 
 
 def _text_question(rng: random.Random) -> tuple[str, str]:
-    """A question that needs no picture, in the world's own words: a sum, or whether a red dog is a dog."""
+    """A question that needs no image, in the world's own words: a sum, or whether a red dog is a dog."""
     if rng.random() < 0.5:
         total = rng.randrange(len(NUMBERS))
         first = rng.randint(0, total)
@@ -194,44 +194,44 @@ def _text_question(rng: random.Random) -> tuple[str, str]:
 
 
 def _write_questions(folder: Path, scenes: WorldScenes, on_scene: Advance) -> Path:
-    """VQAv2's pair of files: two questions a picture, ten answers a question, of which one may be worded otherwise."""
+    """VQAv2's pair of files: two questions an image, ten answers a question, of which one may have other words."""
     (folder / "images").mkdir(exist_ok=True)
     asked, answered = [], []
-    drawn = WorldScenes(**{**vars(scenes), "jpeg": True})
-    for index, scene, rng in drawn:
+    scenes = replace(scenes, jpeg=True)
+    for index, scene, rng in scenes:
         name = f"COCO_train2014_{index:012d}.jpg"
-        (folder / "images" / name).write_bytes(drawn.picture(scene))
+        (folder / "images" / name).write_bytes(scenes.encode(scene))
         for number, (text, answer) in enumerate(_distinct_questions(scene, rng, 2)):
             ids = {"image_id": index, "question_id": index * 1000 + number}
             asked.append({**ids, "question": text})
             answers = [answer] * NUM_ANSWERS
             if answer in CLASSES:
                 answers[rng.randrange(NUM_ANSWERS)] = phrase(answer)
-            told = [
+            listed = [
                 {"answer": text, "answer_confidence": "yes", "answer_id": i + 1}
                 for i, text in enumerate(answers)
             ]
-            answered.append({**ids, "multiple_choice_answer": answer, "answers": told})
+            answered.append({**ids, "multiple_choice_answer": answer, "answers": listed})
         on_scene()
     _dump(folder / "annotations.json", {"data_subtype": "train", "annotations": answered})
     return _dump(folder / "questions.json", {"data_subtype": "train", "questions": asked})
 
 
 def _write_parquet(folder: Path, scenes: WorldScenes, on_scene: Advance) -> Path:
-    """One file of the `datasets` library's layout: encoded pictures and their complete captions."""
+    """One file of the `datasets` library's layout: encoded images and their complete captions."""
     try:
         import pyarrow as arrow
         import pyarrow.parquet as parquet
     except ImportError:
         raise ValueError("parquet needs the datasets library: pip install 'ddit[data]'") from None
-    pictures, texts = [], []
+    images, texts = [], []
     for index, scene, rng in scenes:
-        pictures.append({"bytes": scenes.picture(scene), "path": scenes.name(index)})
+        images.append({"bytes": scenes.encode(scene), "path": scenes.name(index)})
         texts.append(make_caption(scene, rng))
         on_scene()
-    picture = arrow.struct({"bytes": arrow.binary(), "path": arrow.string()})
+    encoded = arrow.struct({"bytes": arrow.binary(), "path": arrow.string()})
     table = arrow.table(
-        {"image": arrow.array(pictures, picture), "caption": arrow.array(texts, arrow.string())}
+        {"image": arrow.array(images, encoded), "caption": arrow.array(texts, arrow.string())}
     )
     parquet.write_table(table, folder / "train-00000-of-00001.parquet")
     return folder

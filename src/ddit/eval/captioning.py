@@ -9,9 +9,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from ddit.eval.items import Figure, Item, Outcome, Pictures, find_file, mean, read_json, wanted
-from ddit.eval.vqa import image_folder
+from ddit.eval.items import Figure, ImageIndex, Item, TaskScore, find_file, mean, require
+from ddit.eval.vqa import find_image_folder
 from ddit.eval.world_tasks import read_world
+from ddit.files import read_json
 from ddit.world import caption_is_right
 
 _LONGEST = 4
@@ -41,7 +42,7 @@ NGram = tuple[str, ...]
 def tokenize_caption(text: str) -> list[str]:
     """Words in lower case without punctuation.
 
-    Near to the Penn Treebank tokens of the official COCO scorer, which a Java program makes: "dog's", "isn't" and
+    Nearly the Penn Treebank tokens of the official COCO scorer, which uses a Java program: "dog's", "isn't" and
     "cannot" are two tokens each, "black-and-white" is one, and a bracket is "-lrb-".
     """
     found: list[str] = _TOKENS.findall(_BEFORE_CLITIC.sub(r" \1", text.lower()))
@@ -59,10 +60,10 @@ def cider(captions: Sequence[str], references: Sequence[Sequence[str]]) -> list[
 
     Cosines of the tf-idf vectors of 1- to 4-grams, each count clipped to the reference's, times a Gaussian of the
     difference in length, averaged over n and over the references, times 10. The idf is that of the references of all
-    pictures given, so a caption's score depends on the others' references.
+    images given, so a caption's score depends on the others' references.
 
     Raises:
-        ValueError: for a picture without a reference, or numbers that do not match.
+        ValueError: for an image without a reference, or numbers that do not match.
     """
     if len(captions) != len(references) or not all(references):
         raise ValueError(f"{len(captions)} captions need references each, got {len(references)} lists")
@@ -104,39 +105,39 @@ def _similarity(own: _Vector, other: _Vector) -> float:
 def read_captions(folder: Path, images: Path | None = None) -> list[Item]:
     """Items of COCO's `*captions*.json`: images (id, file_name) and annotations (image_id, caption).
 
-    In a folder that `export` wrote, each item has its scene.
+    In a folder that `write_eval_data` wrote, each item has its scene.
     """
     world = read_world(folder)
     path = find_file(folder, "*captions*.json")
     data = read_json(path)
     references: dict[object, list[str]] = {}
-    for entry in wanted(data, "annotations", path):
-        references.setdefault(wanted(entry, "image_id", path), []).append(wanted(entry, "caption", path))
-    pictures = Pictures(image_folder(folder, images))
+    for entry in require(data, "annotations", path):
+        references.setdefault(require(entry, "image_id", path), []).append(require(entry, "caption", path))
+    index = ImageIndex(find_image_folder(folder, images))
     items = []
-    for entry in wanted(data, "images", path):
-        name, number = wanted(entry, "file_name", path), wanted(entry, "id", path)
-        if number in references:  # the official scorer too leaves out pictures without a caption
+    for entry in require(data, "images", path):
+        name, number = require(entry, "file_name", path), require(entry, "id", path)
+        if number in references:  # the official scorer, too, leaves out images without a caption
             scene = None if world is None else world.scene(number)
             truth = {"references": references[number]}
-            items.append(Item(str(number), pictures.find(name), None, truth, scene))
+            items.append(Item(str(number), index.find(name), None, truth, scene))
     return items
 
 
-def score_captions(items: Sequence[Item], texts: Sequence[str]) -> Outcome:
-    """CIDEr; and where the scene is known, the share of captions right in every attribute, by kind of scene.
+def score_captions(items: Sequence[Item], texts: Sequence[str]) -> TaskScore:
+    """CIDEr and, if the scenes are known, the share of captions right in every attribute, by kind of scene.
 
-    The items' scores are "right in every attribute" where that is known, else their CIDEr.
+    The items' scores are "right in every attribute" if that is known, else their CIDEr.
     """
     values = cider(texts, [item.truth["references"] for item in items])
     score = Figure("CIDEr", mean(values), len(items), is_share=False)
     known = [(item.scene, text) for item, text in zip(items, texts, strict=True) if item.scene is not None]
     if not items or len(known) < len(items):
-        return Outcome(values, [score])
+        return TaskScore(values, [score])
     right = [float(caption_is_right(scene, text, complete=True)) for scene, text in known]
     kinds = list(dict.fromkeys(scene.kind for scene, _ in known))
     figures = [Figure("every attribute", mean(right), len(right)), score]
     for kind in sorted(kinds):
         chosen = [value for value, (scene, _) in zip(right, known, strict=True) if scene.kind == kind]
         figures.append(Figure(f"every attribute: {kind}", mean(chosen), len(chosen)))
-    return Outcome(right, figures)
+    return TaskScore(right, figures)

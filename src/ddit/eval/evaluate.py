@@ -1,9 +1,7 @@
-"""Runs benchmarks: each rank draws or reads its part, the first scores the whole and writes it down.
+"""Runs benchmarks: each rank makes its part of the samples, the first scores all and writes the report.
 
-Sample k depends on `seed + k` alone, so that batches and ranks change nothing.
+Sample k depends on `seed + k` alone, so that the numbers of batches and of ranks change nothing.
 """
-
-from __future__ import annotations
 
 import random
 import time
@@ -13,36 +11,38 @@ from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, NamedTuple, Unpack
+from typing import Any, NamedTuple
 
 from ddit.devices import Ranks
-from ddit.diffusion.flow import ImageSampling
 from ddit.errors import near_misses
 from ddit.eval import geneval
 from ddit.eval.captioning import read_captions, score_captions
-from ddit.eval.items import Figure, Item, Outcome, find_file
-from ddit.eval.report import Summary, aside_of, check_free, write_report, written_aside
+from ddit.eval.items import Figure, Item, TaskScore, find_file
+from ddit.eval.options import TASKS, EvalOptions
+from ddit.eval.report import Summary, check_free, write_report
 from ddit.eval.vqa import read_gqa, read_vizwiz, read_vqav2, score_gqa, score_vizwiz, score_vqav2
 from ddit.eval.world_tasks import WorldSplit, write_eval_data
 from ddit.eval.yesno import read_mme, read_pope, score_mme, score_pope
-from ddit.inference.text_generator import TextSampling, WritingOptions
+from ddit.files import write_folder_atomically
 from ddit.pipeline import Pipeline
+from ddit.schema import to_data
+from ddit.settings import ModelSettings
 from ddit.world import Prompt
 
-Advance = Callable[[int], Any]
-"""Called with the number of samples done since the last call."""
+OnProgress = Callable[[int], Any]
+"""Called with the number of samples that were made since the last call."""
 
 
 class TextTask(NamedTuple):
     """A benchmark of answers or captions.
 
     Attributes:
-        unit: items that stay together under --limit.
+        unit: number of consecutive items that stay together under a limit.
         unanswerable: the prompt says that there may be no answer.
     """
 
     read: Callable[[Path, Path | None], list[Item]]
-    score: Callable[[Sequence[Item], Sequence[str]], Outcome]
+    score: Callable[[Sequence[Item], Sequence[str]], TaskScore]
     unit: int = 1
     unanswerable: bool = False
 
@@ -55,124 +55,55 @@ TEXT_TASKS = {
     "mme": TextTask(read_mme, score_mme, unit=2),
     "caption": TextTask(read_captions, score_captions),
 }
-TASKS = ("geneval", *TEXT_TASKS)
 METADATA_FILE = "*metadata*.jsonl"
 SCORER_NOTE = (
-    "pictures only: the prompts are beyond the small world. Score them with github.com/djghosh13/geneval: "
+    "images only: the small world does not know the prompts. Score them with github.com/djghosh13/geneval: "
     "python evaluation/evaluate_images.py {folder} --outfile results.jsonl --model-path DETECTORS; "
     "python evaluation/summary_scores.py results.jsonl"
 )
 
 
-@dataclass(frozen=True, kw_only=True)
-class Decoding(ImageSampling):
-    """Everything that decides how a model draws and writes; fixed before a run and written into its summary.
-
-    Attributes: those of drawing, and
-        prompt_length: of drawing.
-        answer_steps, caption_steps, answer_length, caption_length, text_length, writing: of writing.
-        size: pixels a side, of pictures drawn and of pictures as they are read.
-    """
-
-    prompt_length: int
-    answer_steps: int
-    caption_steps: int
-    answer_length: int | None
-    caption_length: int | None
-    text_length: int
-    size: int
-    writing: TextSampling
-
-    @classmethod
-    def of(
-        cls,
-        pipeline: Pipeline,
-        drawing: ImageSampling | None = None,
-        *,
-        text_steps: int | None = None,
-        size: int | None = None,
-        length: int | None = None,
-        **writing: Unpack[WritingOptions],
-    ) -> Decoding:
-        """The model's own settings (`ddit.json`), but for what is given."""
-        own = pipeline.settings
-        return cls(
-            **asdict(own.but(drawing)),
-            prompt_length=own.prompt_length,
-            answer_steps=text_steps or own.answer_steps,
-            caption_steps=text_steps or own.caption_steps,
-            answer_length=length or own.answer_length,
-            caption_length=length or own.caption_length,
-            text_length=own.text_length,
-            size=size or own.image_size,
-            writing=own.writing.changed(writing),
-        )
-
-    def to_json(self) -> dict[str, Any]:
-        """All of it, flat."""
-        values = asdict(self)
-        return values | values.pop("writing")
-
-
 @dataclass(frozen=True)
-class EvalSettings:
-    """How much of each benchmark is run.
+class EvalData:
+    """What to evaluate on: official files in `folder`, or else the small world.
 
     Attributes:
-        seed: of the first sample.
-        limit: at most so many prompts, questions or captions a task, spread over the whole.
-        num_samples: pictures a prompt.
-        grid: also write a prompt's pictures into one.
+        folder: of a task, or with one folder a task.
+        images: the images' folder, if it is not in `folder`.
+        metadata: GenEval's prompt file, if it is not in `folder`.
     """
 
-    seed: int = 0
-    limit: int | None = None
-    batch_size: int = 32
-    num_samples: int = geneval.NUM_SAMPLES
-    grid: bool = False
-
-
-@dataclass(frozen=True)
-class Source:
-    """What to evaluate on: official files in `data`, or else the small world.
-
-    Attributes:
-        data: a task's folder, or a folder with one folder a task.
-        images: the pictures' folder, if it is not in `data`.
-        metadata: GenEval's prompt file, if it is not in `data`.
-    """
-
-    data: Path | None
+    folder: Path | None
     world: WorldSplit
     images: Path | None = None
     metadata: Path | None = None
 
     def check(self, tasks: Sequence[str]) -> None:
-        """`ValueError` in one line for an unknown task, or a folder or file that is not there."""
+        """`ValueError` in one line for an unknown task, or a missing folder or file."""
         unknown = [task for task in tasks if task not in TASKS]
         if unknown or not tasks:
             near = near_misses(unknown[0], TASKS)
             raise ValueError(f"unknown task '{' '.join(unknown)}': use {', '.join(TASKS)}{near}")
-        for path in (self.data, self.images):
+        for path in (self.folder, self.images):
             if path is not None and not path.is_dir():
                 raise ValueError(f"no such folder: '{path}'")
         if self.metadata is not None:
             geneval.read_prompts(self.metadata)
 
-    def to_json(self, task: str) -> dict[str, Any]:
+    def describe(self, task: str) -> dict[str, Any]:
         """What a task is evaluated on, for its summary."""
         if task == "geneval" and self.metadata is not None:
             return {"metadata": str(self.metadata)}
-        if self.data is None:
-            return {"world": self.world.to_json()}
-        named = {"data": self.data, "images": self.images}
+        if self.folder is None:
+            return {"world": to_data(self.world)}
+        named = {"data": self.folder, "images": self.images}
         return {name: str(path) for name, path in named.items() if path is not None}
 
     @contextmanager
-    def folder(self, tasks: Sequence[str]) -> Iterator[Path]:
-        """`data`, or the world's files of these tasks in a folder that is removed afterwards."""
-        if self.data is not None:
-            yield self.data
+    def open(self, tasks: Sequence[str]) -> Iterator[Path]:
+        """`folder`, or the world's files of these tasks in a temporary one."""
+        if self.folder is not None:
+            yield self.folder
             return
         world = self.world if set(tasks) - {"geneval"} else replace(self.world, num=0)
         with TemporaryDirectory(prefix="ddit-eval-") as name:
@@ -180,113 +111,125 @@ class Source:
             yield Path(name)
 
 
+def describe_decoding(settings: ModelSettings, options: EvalOptions) -> dict[str, Any]:
+    """All that decides how samples are made, flat, for summaries."""
+    text_sampling = asdict(settings.text_sampling)
+    rule = text_sampling.pop("rule")
+    return {
+        **asdict(settings.image_sampling),
+        "prompt_length": settings.prompt_length,
+        "answer_steps": options.text_steps or settings.answer_steps,
+        "caption_steps": options.text_steps or settings.caption_steps,
+        "answer_length": settings.answer_length,
+        "caption_length": settings.caption_length,
+        "text_length": settings.text_length,
+        "size": options.size or settings.image_size,
+        **rule,
+        **text_sampling,
+    }
+
+
 def evaluate(
     pipeline: Pipeline,
     tasks: Sequence[str],
-    source: Source,
+    data: EvalData,
     out: Path,
     *,
-    decoding: Decoding,
-    settings: EvalSettings,
+    options: EvalOptions,
     about: dict[str, Any],
     ranks: Ranks,
-    advance: Callable[[str, int], Advance],
+    start_task: Callable[[str, int], OnProgress],
 ) -> Iterator[Summary]:
-    """Runs the tasks; the folder `out/<task>` gets `predictions.jsonl` and `summary.json`, GenEval's also its pictures.
+    """Runs the tasks; the folder `out/<task>` gets `predictions.jsonl` and `summary.json`, GenEval's also its images.
 
     All questions are read before the first is asked.
 
     Args:
         about: what the summaries say of the model.
-        advance: given a task and this rank's number of samples, what is to be called as they are done.
+        start_task: called with a task and this rank's number of samples; gives what is called as they are made.
 
     Raises:
-        ValueError: in one line; for an unknown task, files that do not have the official form, missing pictures, or a
-            folder in `out` that is not a run's.
+        ValueError: in one line; for an unknown task, files that do not have the official form, missing images, or a
+            folder in `out` that no run wrote.
     """
-    source.check(tasks)
+    data.check(tasks)
     for task in tasks:
         check_free(out / task)
-    with source.folder(tasks) as data:
-        prompts = _prompts(source, data, settings) if "geneval" in tasks else []
-        items = {task: _items(task, source, data, settings) for task in tasks if task in TEXT_TASKS}
+    with data.open(tasks) as folder:
+        prompts = _read_prompts(data, folder, options) if "geneval" in tasks else []
+        items = {task: _read_items(task, data, folder, options) for task in tasks if task in TEXT_TASKS}
+        run = _Run(pipeline, options, ranks, start_task)
         for task in tasks:
-            run = _Run(pipeline, out / task, decoding, settings, ranks)
             start, started = time.monotonic(), datetime.now(UTC).isoformat(timespec="seconds")
             made = {
-                **about, **source.to_json(task), "decoding": decoding.to_json(), "settings": asdict(settings),
-                "num_ranks": ranks.size, "started": started,
+                **about, **data.describe(task), "decoding": describe_decoding(pipeline.settings, options),
+                "settings": to_data(options), "num_ranks": ranks.size, "started": started,
             }  # fmt: skip
-            first = ranks.is_first
-            with written_aside(out / task) if first else nullcontext() as aside:
-                ranks.wait()  # until there is a folder for everyone's pictures
-                result = run.task(task, prompts, items.get(task, []), advance)
+            with write_folder_atomically(out / task) if ranks.is_first else nullcontext() as own_part:
+                part = ranks.share(own_part)  # where all ranks save their images
+                assert part is not None
+                result = (
+                    run.geneval(prompts, part, out / task)
+                    if task == "geneval"
+                    else run.text(task, items[task])
+                )
                 seconds = time.monotonic() - start
-                summary = Summary(task, result.figures, result.num_samples, seconds, made, result.note)
-                if aside is not None:
-                    write_report(aside, summary, result.predictions)
-            if first:
+                summary = Summary(task, result.figures, len(result.predictions), seconds, made, result.note)
+                if ranks.is_first:
+                    write_report(part, summary, result.predictions)
+            if ranks.is_first:
                 yield summary
 
 
-def _folder_of(task: str, data: Path) -> Path:
-    return data / task if (data / task).is_dir() else data
+def _task_folder(task: str, folder: Path) -> Path:
+    return folder / task if (folder / task).is_dir() else folder
 
 
-def _prompts(source: Source, data: Path, settings: EvalSettings) -> list[Prompt]:
-    path = source.metadata or find_file(_folder_of("geneval", data), METADATA_FILE)
-    prompts = geneval.read_prompts(path)
-    count = min(settings.limit or len(prompts), len(prompts))
+def _read_prompts(data: EvalData, folder: Path, options: EvalOptions) -> list[Prompt]:
+    """GenEval's prompts; with a limit, so many of them at equal distances."""
+    prompts = geneval.read_prompts(data.metadata or find_file(_task_folder("geneval", folder), METADATA_FILE))
+    count = min(options.limit or len(prompts), len(prompts))
     return [prompts[i * len(prompts) // count] for i in range(count)]
 
 
-def _items(task: str, source: Source, data: Path, settings: EvalSettings) -> list[Item]:
-    """A task's items; with a limit, a fixed random choice of them, in their order."""
+def _read_items(task: str, data: EvalData, folder: Path, options: EvalOptions) -> list[Item]:
+    """A task's items; with a limit, a random choice of them (always the same), in their order."""
     kind = TEXT_TASKS[task]
-    items = kind.read(_folder_of(task, data), source.images)
+    items = kind.read(_task_folder(task, folder), data.images)
     if not items:
-        raise ValueError(f"no question for {task} in '{_folder_of(task, data)}'")
+        raise ValueError(f"no question for {task} in '{_task_folder(task, folder)}'")
     units = range(0, len(items), kind.unit)
-    if settings.limit is not None and settings.limit < len(items):
-        chosen = random.Random(task).sample(units, max(settings.limit // kind.unit, 1))
+    if options.limit is not None and options.limit < len(items):
+        chosen = random.Random(task).sample(units, max(options.limit // kind.unit, 1))
         items = [items[first + i] for first in sorted(chosen) for i in range(kind.unit)]
     return items
 
 
 class _Result(NamedTuple):
     figures: list[Figure]
-    num_samples: int
     predictions: list[dict[str, Any]]
     note: str = ""
 
 
 @dataclass(frozen=True)
 class _Run:
-    """One task on one rank."""
+    """The tasks on one rank."""
 
     pipeline: Pipeline
-    folder: Path
-    decoding: Decoding
-    settings: EvalSettings
+    options: EvalOptions
     ranks: Ranks
+    start_task: Callable[[str, int], OnProgress]
 
-    def task(
-        self, task: str, prompts: list[Prompt], items: list[Item], advance: Callable[[str, int], Advance]
-    ) -> _Result:
-        if task == "geneval":
-            return self.draw(prompts, advance)
-        return self.read(task, items, advance)
-
-    def read(self, task: str, items: list[Item], advance: Callable[[str, int], Advance]) -> _Result:
+    def text(self, task: str, items: list[Item]) -> _Result:
         """Answers or captions, scored on every rank alike."""
         mine = self.ranks.part(len(items))
-        step = advance(task, len(mine))
+        on_progress = self.start_task(task, len(mine))
         texts = []
-        for part in _batches(mine, self.settings.batch_size):
-            texts += self._write([items[k] for k in part], self.settings.seed + part.start, task)
-            step(len(part))
+        for batch in _batches(mine, self.options.batch_size):
+            texts += self._write([items[k] for k in batch], self.options.seed + batch.start, task)
+            on_progress(len(batch))
         texts = self.ranks.gather(texts)
-        outcome = TEXT_TASKS[task].score(items, texts)
+        scored = TEXT_TASKS[task].score(items, texts)
         predictions = [
             {
                 "id": item.id,
@@ -296,68 +239,71 @@ class _Run:
                 "score": score,
                 **item.truth,
             }
-            for item, text, score in zip(items, texts, outcome.scores, strict=True)
+            for item, text, score in zip(items, texts, scored.scores, strict=True)
         ]
-        return _Result(outcome.figures, len(items), predictions)
+        return _Result(scored.figures, predictions)
 
     def _write(self, items: list[Item], seed: int, task: str) -> list[str]:
-        pipeline, decoding = self.pipeline, self.decoding
-        images = [item.image for item in items]
+        """A batch of answers or captions."""
+        images, size = [item.image for item in items], self.options.size
         common: dict[str, Any] = {
-            **asdict(decoding.writing),
-            "seed": seed, "height": decoding.size, "width": decoding.size, "batch_size": len(items),
+            "num_steps": self.options.text_steps, "seed": seed,
+            "height": size, "width": size, "batch_size": len(items),
         }  # fmt: skip
         questions = [
-            pipeline.style.short_answer(item.question, unanswerable=TEXT_TASKS[task].unanswerable)
+            self.pipeline.style.short_answer(item.question, unanswerable=TEXT_TASKS[task].unanswerable)
             for item in items
             if item.question is not None
         ]
         if not questions:
-            steps, length = decoding.caption_steps, decoding.caption_length
-            return pipeline.caption(images, num_steps=steps, length=length, **common)
-        steps, length = decoding.answer_steps, decoding.answer_length
-        return pipeline.answer(images, questions, num_steps=steps, length=length, **common)
+            return self.pipeline.caption(images, **common)
+        return self.pipeline.answer(images, questions, **common)
 
-    def draw(self, prompts: list[Prompt], advance: Callable[[str, int], Advance]) -> _Result:
-        """Pictures in GenEval's folders, scored by the world's detector if it knows what is asked for."""
-        settings, folder = self.settings, aside_of(self.folder)
+    def geneval(self, prompts: list[Prompt], folder: Path, final_folder: Path) -> _Result:
+        """Images in GenEval's layout, scored by the world's detector if it knows what is asked for."""
+        num_samples = self.options.num_samples
         in_world = all(geneval.is_in_world(prompt) for prompt in prompts)
         mine = self.ranks.part(len(prompts))
-        step = advance("geneval", len(mine) * settings.num_samples)
-        samples = range(mine.start * settings.num_samples, mine.stop * settings.num_samples)
-        places = {index: geneval.write_metadata(folder, index, prompts[index]) for index in mine}
+        on_progress = self.start_task("geneval", len(mine) * num_samples)
+        folders = {index: geneval.write_metadata(folder, index, prompts[index]) for index in mine}
         lines = []
-        for part in _batches(samples, settings.batch_size):
-            asked = [prompts[k // settings.num_samples] for k in part]
-            images = self.pipeline.generate(
-                [prompt.text for prompt in asked],
-                seed=settings.seed + part.start,
-                sampler=self.decoding,
-                height=self.decoding.size,
-                width=self.decoding.size,
-                batch_size=len(part),
-            )
-            found = geneval.judge_images(asked, images) if in_world else [None] * len(part)
-            for k, prompt, image, judged in zip(part, asked, images, found, strict=True):
-                index, number = divmod(k, settings.num_samples)
-                image.save(places[index] / geneval.sample_name(number))
-                line = {
-                    "image": f"{index:05d}/samples/{geneval.sample_name(number)}",
-                    "seed": settings.seed + k,
-                }
-                judgement = {} if judged is None else geneval.to_json(judged)
-                lines.append({**line, "tag": prompt.tag, "prompt": prompt.text, **judgement})
-            step(len(part))
-        if settings.grid:
+        for batch in _batches(
+            range(mine.start * num_samples, mine.stop * num_samples), self.options.batch_size
+        ):
+            lines += self._generate(prompts, batch, folders, in_world=in_world)
+            on_progress(len(batch))
+        if self.options.save_grids:
             for index in mine:
                 geneval.write_grid(folder, index)
         lines = self.ranks.gather(lines)
         if not in_world:
-            return _Result([], len(lines), lines, SCORER_NOTE.format(folder=self.folder))
-        figures = geneval.geneval_figures(
-            [line["tag"] for line in lines], [bool(line["score"]) for line in lines]
+            return _Result([], lines, SCORER_NOTE.format(folder=final_folder))
+        tags, scores = [line["tag"] for line in lines], [bool(line["score"]) for line in lines]
+        return _Result(geneval.tally_categories(tags, scores), lines)
+
+    def _generate(
+        self, prompts: list[Prompt], batch: range, folders: dict[int, Path], *, in_world: bool
+    ) -> list[dict[str, Any]]:
+        """Saves a batch of images; gives their predictions."""
+        options, num_samples = self.options, self.options.num_samples
+        asked = [prompts[k // num_samples] for k in batch]
+        images = self.pipeline.generate(
+            [prompt.text for prompt in asked],
+            seed=options.seed + batch.start,
+            height=options.size,
+            width=options.size,
+            batch_size=len(batch),
         )
-        return _Result(figures, len(lines), lines)
+        scores = geneval.score_images(asked, images) if in_world else [None] * len(batch)
+        lines = []
+        for k, prompt, image, score in zip(batch, asked, images, scores, strict=True):
+            index, number = divmod(k, num_samples)
+            name = geneval.sample_name(number)
+            image.save(folders[index] / name)
+            line = {"image": f"{index:05d}/samples/{name}", "seed": options.seed + k}
+            found = {} if score is None else score.to_json()
+            lines.append({**line, "tag": prompt.tag, "prompt": prompt.text, **found})
+        return lines
 
 
 def _batches(samples: range, size: int) -> Iterator[range]:

@@ -1,9 +1,9 @@
-"""GenEval (Ghosh et al. 2023, github.com/djghosh13/geneval): prompts, the official folder, and scores.
+"""GenEval (Ghosh et al. 2023, github.com/djghosh13/geneval): prompts, the official folder layout, and scores.
 
 The official scorer reads `00000/metadata.jsonl` and `00000/samples/0000.png` and finds objects with Mask2Former and
-colours with CLIP. Here the small world's detector finds both; what a picture must hold, and how positions are judged,
-is the official rule (`world.judge`). Its thresholds are not: Mask2Former's 0.3, and 0.9 when counting, mean nothing for
-another detector, which takes one threshold for all.
+colours with CLIP. Here the small world's detector finds both. What an image must show, and what the positions mean, is
+the official rule (`world.check_detections`). Its thresholds are not: Mask2Former's 0.3, and 0.9 when counting, mean
+nothing for another detector, which has one threshold for all.
 """
 
 from __future__ import annotations
@@ -17,31 +17,44 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
-from ddit.eval.items import Figure, mean, read_json_lines, wanted
+from ddit.eval.items import Figure, mean, read_json_lines, require
 from ddit.images import fit_image
-from ddit.world import CLASSES, COLORS, TAGS, Detection, Prompt, WorldConfig, detect, check_detections
+from ddit.world import CLASSES, COLORS, TAGS, Detection, Prompt, WorldConfig, check_detections
+from ddit.world.detector import detect
 
 NUM_SAMPLES = 4
 OVERALL = "overall"
 
 
-class Judged(NamedTuple):
-    """One picture: whether it shows what was asked, and what was found in it."""
+class ImageScore(NamedTuple):
+    """Whether an image shows what was asked for, and what was found in it."""
 
     correct: bool
     detections: list[Detection]
 
+    def to_json(self) -> dict[str, Any]:
+        found = [
+            {
+                "class": d.class_name,
+                "color": d.color,
+                "box": [round(v, 1) for v in d.box],
+                "score": round(d.score, 3),
+            }
+            for d in self.detections
+        ]
+        return {"score": float(self.correct), "detections": found}
+
 
 def read_prompts(path: Path) -> list[Prompt]:
-    """Prompts of a file such as the official evaluation_metadata.jsonl; `ValueError` names what is wrong with it."""
+    """Prompts of a file such as the official evaluation_metadata.jsonl; `ValueError` if it has another form."""
     prompts = []
     for entry in read_json_lines(path):
-        tag, include, text = (wanted(entry, key, path) for key in ("tag", "include", "prompt"))
+        tag, include, text = (require(entry, key, path) for key in ("tag", "include", "prompt"))
         if tag not in TAGS:
             raise ValueError(f"'{path}': tag must be one of {', '.join(TAGS)}, got {tag!r}")
         for clause in (*include, *entry.get("exclude", [])):
             for key in ("class", "count"):
-                wanted(clause, key, path)
+                require(clause, key, path)
         prompts.append(Prompt(text, tag, include, entry.get("exclude", [])))
     if not prompts:
         raise ValueError(f"'{path}' holds no prompt")
@@ -56,10 +69,11 @@ def is_in_world(prompt: Prompt) -> bool:
 
 def write_metadata(folder: Path, index: int, prompt: Prompt) -> Path:
     """Makes the folder of prompt `index`, with its metadata; returns the folder of its samples."""
-    at = folder / f"{index:05d}"
-    (at / "samples").mkdir(parents=True, exist_ok=True)
-    (at / "metadata.jsonl").write_text(json.dumps(prompt.to_json()) + "\n", encoding="utf-8")
-    return at / "samples"
+    samples = folder / f"{index:05d}" / "samples"
+    samples.mkdir(parents=True, exist_ok=True)
+    metadata = json.dumps(prompt.to_json()) + "\n"
+    (samples.parent / "metadata.jsonl").write_text(metadata, encoding="utf-8")
+    return samples
 
 
 def sample_name(number: int) -> str:
@@ -67,27 +81,29 @@ def sample_name(number: int) -> str:
 
 
 def write_grid(folder: Path, index: int) -> None:
-    """`grid.png` beside the samples of prompt `index`: all of them, side by side, in rows as long as columns."""
-    at = folder / f"{index:05d}"
-    images = [Image.open(path) for path in sorted((at / "samples").glob("*.png"))]
+    """Writes `grid.png` beside the samples of prompt `index`: all of them in a square, GenEval's layout."""
+    prompt_folder = folder / f"{index:05d}"
+    images = [Image.open(path) for path in sorted((prompt_folder / "samples").glob("*.png"))]
     columns = math.ceil(math.sqrt(len(images)))
     width, height = images[0].size
     grid = Image.new("RGB", (columns * width, -(-len(images) // columns) * height))
     for number, image in enumerate(images):
         grid.paste(image, (number % columns * width, number // columns * height))
-    grid.save(at / "grid.png")
+    grid.save(prompt_folder / "grid.png")
 
 
-def judge_images(prompts: Sequence[Prompt], images: Sequence[Image.Image]) -> list[Judged]:
-    """Each picture against its prompt; a picture of another size than the world's is brought to that first."""
+def score_images(prompts: Sequence[Prompt], images: Sequence[Image.Image]) -> list[ImageScore]:
+    """Each image against its prompt; images of another size are resized to the world's first."""
     size = WorldConfig().size
     pixels = [np.asarray(fit_image(image, size, size)) for image in images]
     found = detect(np.stack(pixels)) if pixels else []
-    return [Judged(check_detections(prompt, seen), seen) for prompt, seen in zip(prompts, found, strict=True)]
+    return [
+        ImageScore(check_detections(prompt, seen), seen) for prompt, seen in zip(prompts, found, strict=True)
+    ]
 
 
-def geneval_figures(tags: Sequence[str], correct: Sequence[bool]) -> list[Figure]:
-    """The share of right pictures of each category, and first their mean: GenEval's overall score."""
+def tally_categories(tags: Sequence[str], correct: Sequence[bool]) -> list[Figure]:
+    """First GenEval's overall score, the mean of the categories; then the share of right images of each category."""
     figures = []
     for tag in TAGS:
         chosen = [right for own, right in zip(tags, correct, strict=True) if own == tag]
@@ -95,17 +111,3 @@ def geneval_figures(tags: Sequence[str], correct: Sequence[bool]) -> list[Figure
             figures.append(Figure(tag, mean(chosen), len(chosen)))
     overall = mean(figure.value for figure in figures)
     return [Figure(OVERALL, overall, len(tags), is_share=False), *figures]
-
-
-def to_json(judged: Judged) -> dict[str, Any]:
-    """Plain data for the predictions' file."""
-    found = [
-        {
-            "class": d.class_name,
-            "color": d.color,
-            "box": [round(v, 1) for v in d.box],
-            "score": round(d.score, 3),
-        }
-        for d in judged.detections
-    ]
-    return {"score": float(judged.correct), "detections": found}

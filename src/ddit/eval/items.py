@@ -1,30 +1,27 @@
-"""What a benchmark asks: one question about one picture, and the files in which the official data sets come."""
-
-from __future__ import annotations
+"""What a benchmark asks: one question about one image; and how to read the official data sets' files."""
 
 import json
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
-if TYPE_CHECKING:
-    from ddit.world import Scene
+from ddit.world import Scene
 
-PICTURE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp"}
+IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp"}
 
 
 @dataclass(frozen=True)
 class Item:
-    """One question about one picture.
+    """One question about one image.
 
     Attributes:
         id: unique within the task.
-        image: file of the picture.
+        image: its file.
         question: None asks for a caption.
-        truth: what the scorer compares with, plain data; `answer` is the single right one, `kind` the breakdown's.
-        scene: what the picture shows in full, where the small world made it.
+        truth: what the scorer compares with, as JSON values; `answer` is the right one, `kind` its category.
+        scene: what the image shows, if the small world made it.
     """
 
     id: str
@@ -34,21 +31,14 @@ class Item:
     scene: Scene | None = None
 
 
-class Outcome(NamedTuple):
-    """Each item's score, in order, and the task's figures, the headline first."""
-
-    scores: list[float]
-    figures: list[Figure]
-
-
 class Figure(NamedTuple):
     """One number of a table.
 
     Attributes:
-        value: a share from 0 to 1, but for CIDEr and MME's points.
-        num: samples that it is taken over.
-        baseline: what the commonest right answer would reach, where that means something.
-        is_share: whether `value` is a mean of `num` scores from 0 to 1, so that chance spreads it.
+        value: a share from 0 to 1, except for CIDEr and MME's points.
+        num: samples that it is measured on.
+        baseline: what always giving the most common right answer would reach, where that means something.
+        is_share: whether `value` is a mean of `num` scores from 0 to 1, and so has a sampling error.
     """
 
     name: str
@@ -65,34 +55,41 @@ class Figure(NamedTuple):
         return 1.96 * (max(self.value * (1 - self.value), 0.0) / self.num) ** 0.5
 
 
+class TaskScore(NamedTuple):
+    """Each item's score, in order, and the task's figures, the headline first."""
+
+    scores: list[float]
+    figures: list[Figure]
+
+
 def mean(values: Iterable[float]) -> float:
     """0 for no values."""
     found = list(values)
     return sum(found) / len(found) if found else 0.0
 
 
-class Pictures:
-    """The pictures of a folder and all below it, by file name or by name without suffix."""
+class ImageIndex:
+    """The images of a folder and all folders in it, by file name or by name without suffix."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         if not folder.is_dir():
-            raise ValueError(f"no such folder of pictures: '{folder}'")
+            raise ValueError(f"no such folder of images: '{folder}'")
         self._found: dict[str, Path] = {}
-        for at, folders, names in os.walk(folder):
+        for parent, folders, names in os.walk(folder):
             folders.sort()
             for name in sorted(names):
-                path = Path(at, name)
-                if path.suffix.lower() in PICTURE_SUFFIXES:
+                path = Path(parent, name)
+                if path.suffix.lower() in IMAGE_SUFFIXES:
                     self._found.setdefault(name, path)
                     self._found.setdefault(path.stem, path)
 
     def find(self, *names: str) -> Path:
-        """The picture of the first name that there is; `ValueError` if there is none."""
+        """The image of the first name that there is; `ValueError` if there is none."""
         for name in names:
             if name in self._found:
                 return self._found[name]
-        raise ValueError(f"no picture {' or '.join(names)} in '{self.folder}'")
+        raise ValueError(f"no image {' or '.join(names)} in '{self.folder}'")
 
 
 def find_file(folder: Path, *patterns: str) -> Path:
@@ -108,18 +105,8 @@ def find_file(folder: Path, *patterns: str) -> Path:
     raise ValueError(f"'{folder}' has no file {' or '.join(patterns)}")
 
 
-def read_json(path: Path) -> Any:
-    """A JSON file; `ValueError` in one line if it is none."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ValueError(f"no such file: '{path}'") from None
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise ValueError(f"'{path}' is not JSON: {error}") from None
-
-
 def read_json_lines(path: Path) -> list[dict[str, Any]]:
-    """A file of one JSON object a line, empty lines left out; `ValueError` with the line's number otherwise."""
+    """A file of one JSON object a line, without empty lines; `ValueError` that names the line if it is not one."""
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except FileNotFoundError:
@@ -138,7 +125,7 @@ def read_json_lines(path: Path) -> list[dict[str, Any]]:
     return entries
 
 
-def wanted(entry: Mapping[str, Any], key: str, path: Path) -> Any:
+def require(entry: Mapping[str, Any], key: str, path: Path) -> Any:
     """`entry[key]`; `ValueError` that names the file and the key if it is missing."""
     try:
         return entry[key]

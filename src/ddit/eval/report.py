@@ -1,14 +1,11 @@
-"""What a run leaves behind: what made it, its predictions and its summary, written whole or not at all."""
+"""What a run writes: its predictions, and a summary that names the model and the code."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
-import shutil
 import subprocess
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,11 +23,11 @@ class Summary:
     """One task's result.
 
     Attributes:
-        figures: the headline first; none where the pictures wait for another scorer.
-        num_samples: pictures drawn, or answers and captions read.
+        figures: the headline first; none if the images are to be scored elsewhere.
+        num_samples: images, answers or captions.
         seconds: wall-clock time of the task, without loading the model.
         about: what made it: model and its hash, commit, seed, data, decoding.
-        note: what else there is to do.
+        note: what is left to do.
     """
 
     task: str
@@ -71,7 +68,7 @@ def model_hash(folder: Path) -> str:
 
 
 def code_version() -> str:
-    """The commit ("+changes" where files differ from it) if ddit runs from a checkout of its own; else its version."""
+    """The commit, with "+changes" if files differ from it, where ddit runs from its own checkout; else its version."""
     package = Path(ddit.__file__).resolve().parent
 
     def git(*arguments: str) -> str:
@@ -87,35 +84,13 @@ def code_version() -> str:
 
 
 def check_free(folder: Path) -> None:
-    """`ValueError` if a task's folder exists and is not an earlier run's, which may be replaced."""
+    """`ValueError` if a task's folder exists and is not that of an earlier run, which would be replaced."""
     if folder.exists() and not (folder / SUMMARY_FILE).is_file():
         raise ValueError(f"'{folder}' exists and is not an earlier run's: it is left alone")
 
 
-def aside_of(folder: Path) -> Path:
-    """Where a folder is written before it takes its name: the same for all of a run's processes."""
-    return folder.with_name(f".{folder.name}.{os.environ.get('TORCHELASTIC_RUN_ID', 'one')}.new")
-
-
-@contextmanager
-def written_aside(folder: Path) -> Iterator[Path]:
-    """A fresh folder that takes the place of `folder` if all goes well, and vanishes otherwise."""
-    aside, old = aside_of(folder), folder.with_name(f".{folder.name}.old")
-    shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir(parents=True)
-    try:
-        yield aside
-        shutil.rmtree(old, ignore_errors=True)
-        if folder.exists():
-            folder.rename(old)
-        aside.rename(folder)
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
-        shutil.rmtree(old, ignore_errors=True)
-
-
 def write_report(folder: Path, summary: Summary, predictions: Iterable[Mapping[str, Any]]) -> None:
-    """`predictions.jsonl` and `summary.json`."""
+    """Writes `predictions.jsonl` and `summary.json`."""
     with (folder / PREDICTIONS_FILE).open("w", encoding="utf-8") as file:
         for line in predictions:
             file.write(json.dumps(line, ensure_ascii=False) + "\n")

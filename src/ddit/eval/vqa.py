@@ -13,7 +13,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from ddit.eval.items import Figure, Item, Outcome, Pictures, find_file, mean, read_json, wanted
+from ddit.eval.items import Figure, ImageIndex, Item, TaskScore, find_file, mean, require
+from ddit.files import read_json
 
 NUM_ANSWERS = 10
 UNANSWERABLE = "unanswerable"
@@ -55,7 +56,7 @@ _FULL_SPELLING = _without_one_apostrophe()
 def normalize_punctuation(text: str) -> str:
     """Removes punctuation as the official VQA script does.
 
-    Each mark vanishes if it stands beside a space anywhere in the text, or if the text has a comma between digits;
+    Each mark is removed if it stands beside a space anywhere in the text, or if the text has a comma between digits;
     else a space takes its place. A period goes unless a digit follows it. Apostrophes and colons stay.
     """
     has_number = _NUMBER_WITH_COMMA.search(text) is not None
@@ -89,9 +90,9 @@ def ten_answer_score(answer: str, answers: Sequence[str]) -> float:
 def vqav2_score(text: str, answers: Sequence[str]) -> float:
     """VQAv2's accuracy of one answer.
 
-    Both sides are normalised. The official script (of 2021) does that where people disagree and compares the bare texts
-    where all ten agree; the same, since it is customary to normalise answers before they are submitted, and published
-    annotations are in lower case, with digits, already.
+    Both sides are normalised. The official script (of 2021) does that only where people disagree, and else compares the
+    bare texts. That comes to the same: answers are usually normalised before they are submitted, and published
+    annotations are in lower case, with digits.
     """
     return ten_answer_score(normalize_answer(text), [normalize_answer(answer) for answer in answers])
 
@@ -99,84 +100,86 @@ def vqav2_score(text: str, answers: Sequence[str]) -> float:
 def read_vqav2(folder: Path, images: Path | None = None) -> list[Item]:
     """Items of `*questions*.json` and `*annotations*.json` (v2_OpenEnded_mscoco_val2014_questions.json, ...).
 
-    Pictures are named COCO_<data_subtype>_<image id in twelve digits>, or by those digits or the id alone.
+    Images are named COCO_<data_subtype>_<image id in twelve digits>, or by those digits or the id alone.
     """
     path = find_file(folder, "*[Qq]uestions*.json")
     annotations_path = find_file(folder, "*[Aa]nnotations*.json")
     asked, annotated = read_json(path), read_json(annotations_path)
     answered = {
-        wanted(entry, "question_id", annotations_path): entry
-        for entry in wanted(annotated, "annotations", annotations_path)
+        require(entry, "question_id", annotations_path): entry
+        for entry in require(annotated, "annotations", annotations_path)
     }
-    pictures = Pictures(image_folder(folder, images))
+    index = ImageIndex(find_image_folder(folder, images))
     subtype = asked.get("data_subtype", "")
     items = []
-    for entry in wanted(asked, "questions", path):
-        number, name = wanted(entry, "question_id", path), wanted(entry, "image_id", path)
+    for entry in require(asked, "questions", path):
+        number, name = require(entry, "question_id", path), require(entry, "image_id", path)
         if number not in answered:
             raise ValueError(f"'{annotations_path}' has no answers to question {number}")
-        told = answered[number]
+        annotation = answered[number]
         digits = f"{name:012d}" if isinstance(name, int) else str(name)
-        answers = [answer["answer"] for answer in wanted(told, "answers", annotations_path)]
+        answers = [answer["answer"] for answer in require(annotation, "answers", annotations_path)]
         truth = {
-            "answer": told.get("multiple_choice_answer") or commonest(answers),
+            "answer": annotation.get("multiple_choice_answer") or most_common(answers),
             "answers": answers,
-            "kind": told.get("answer_type", "other"),
-            "question_type": told.get("question_type", ""),
+            "kind": annotation.get("answer_type", "other"),
+            "question_type": annotation.get("question_type", ""),
         }
-        image = pictures.find(f"COCO_{subtype}_{digits}", digits, str(name))
-        items.append(Item(str(number), image, wanted(entry, "question", path), truth))
+        image = index.find(f"COCO_{subtype}_{digits}", digits, str(name))
+        items.append(Item(str(number), image, require(entry, "question", path), truth))
     return items
 
 
-def score_vqav2(items: Sequence[Item], texts: Sequence[str]) -> Outcome:
+def score_vqav2(items: Sequence[Item], texts: Sequence[str]) -> TaskScore:
     """Accuracy in all, by kind of answer (yes/no, number, other) and by kind of question."""
-    return scored(items, texts, lambda item, text: vqav2_score(text, item.truth["answers"]), "question_type")
+    return score_items(
+        items, texts, lambda item, text: vqav2_score(text, item.truth["answers"]), "question_type"
+    )
 
 
 def read_vizwiz(folder: Path, images: Path | None = None) -> list[Item]:
     """Items of VizWiz' `val.json` or `annotations.json`: a list with image, question, answers, answerable."""
     path = find_file(folder, "*annotations*.json", "val*.json", "*.json")
-    pictures = Pictures(image_folder(folder, images))
+    index = ImageIndex(find_image_folder(folder, images))
     items = []
-    for number, entry in enumerate(read_json(path)):
-        answers = [answer["answer"] for answer in wanted(entry, "answers", path)]
+    for number, entry in enumerate(read_json(path, list)):
+        answers = [answer["answer"] for answer in require(entry, "answers", path)]
         truth = {
-            "answer": commonest(answers),
+            "answer": most_common(answers),
             "answers": answers,
             "kind": entry.get("answer_type", "other"),
-            "answerable": int(wanted(entry, "answerable", path)),
+            "answerable": int(require(entry, "answerable", path)),
         }
-        image = pictures.find(wanted(entry, "image", path))
-        items.append(Item(str(number), image, wanted(entry, "question", path), truth))
+        image = index.find(require(entry, "image", path))
+        items.append(Item(str(number), image, require(entry, "question", path), truth))
     return items
 
 
 def vizwiz_score(text: str, answers: Sequence[str]) -> float:
-    """VizWiz' accuracy of one answer; the official script compares with what people said, as they said it."""
+    """VizWiz' accuracy of one answer; the official script does not normalise people's answers."""
     return ten_answer_score(normalize_answer(text), answers)
 
 
-def score_vizwiz(items: Sequence[Item], texts: Sequence[str]) -> Outcome:
-    """Accuracy in all and by kind of answer; then how well "unanswerable" is told.
+def score_vizwiz(items: Sequence[Item], texts: Sequence[str]) -> TaskScore:
+    """Accuracy in all and by kind of answer; then how well "unanswerable" is recognised.
 
     The official figures on that take a confidence. Here it is 1 where the answer is "unanswerable" and 0 elsewhere, so
     that F1 is the official one and average precision that of a two-valued score.
     """
-    outcome = scored(items, texts, lambda item, text: vizwiz_score(text, item.truth["answers"]))
-    said = [normalize_answer(text) == UNANSWERABLE for text in texts]
-    meant = [not item.truth["answerable"] for item in items]
-    both = sum(a and b for a, b in zip(said, meant, strict=True))
-    precision, recall = both / max(sum(said), 1), both / max(sum(meant), 1)
-    f1 = 2 * both / max(sum(said) + sum(meant), 1)
-    average_precision = recall * precision + (1 - recall) * mean(meant)
-    told = [
+    result = score_items(items, texts, lambda item, text: vizwiz_score(text, item.truth["answers"]))
+    predicted = [normalize_answer(text) == UNANSWERABLE for text in texts]
+    actual = [not item.truth["answerable"] for item in items]
+    both = sum(a and b for a, b in zip(predicted, actual, strict=True))
+    precision, recall = both / max(sum(predicted), 1), both / max(sum(actual), 1)
+    f1 = 2 * both / max(sum(predicted) + sum(actual), 1)
+    average_precision = recall * precision + (1 - recall) * mean(actual)
+    unanswerable = [
         Figure("unanswerable: F1", f1, len(items), is_share=False),
-        Figure("unanswerable: precision", precision, sum(said)),
-        Figure("unanswerable: recall", recall, sum(meant)),
+        Figure("unanswerable: precision", precision, sum(predicted)),
+        Figure("unanswerable: recall", recall, sum(actual)),
         Figure("unanswerable: average precision", average_precision, len(items), is_share=False),
     ]
-    return Outcome(outcome.scores, [*outcome.figures, *told])
+    return TaskScore(result.scores, [*result.figures, *unanswerable])
 
 
 def normalize_gqa(text: str) -> str:
@@ -187,54 +190,54 @@ def normalize_gqa(text: str) -> str:
 def read_gqa(folder: Path, images: Path | None = None) -> list[Item]:
     """Items of `*questions*.json` (testdev_balanced_questions.json): id -> question, imageId, answer, types.
 
-    Pictures are named by their id. The kind is `types.structural`: verify, query, choose, logical, compare.
+    Images are named by their id. The kind is `types.structural`: verify, query, choose, logical, compare.
     """
     path = find_file(folder, "*[Qq]uestions*.json")
-    pictures = Pictures(image_folder(folder, images))
+    index = ImageIndex(find_image_folder(folder, images))
     items = []
     for number, entry in read_json(path).items():
         types: dict[str, Any] = entry.get("types") or {}
-        truth = {"answer": wanted(entry, "answer", path), "kind": types.get("structural", "other"), **types}
-        image = pictures.find(str(wanted(entry, "imageId", path)))
-        items.append(Item(str(number), image, wanted(entry, "question", path), truth))
+        truth = {"answer": require(entry, "answer", path), "kind": types.get("structural", "other"), **types}
+        image = index.find(str(require(entry, "imageId", path)))
+        items.append(Item(str(number), image, require(entry, "question", path), truth))
     return items
 
 
-def score_gqa(items: Sequence[Item], texts: Sequence[str]) -> Outcome:
+def score_gqa(items: Sequence[Item], texts: Sequence[str]) -> TaskScore:
     """Exact matches in all, by structural, semantic and detailed type; binary (yes/no and choices) and open."""
 
     def score(item: Item, text: str) -> float:
         return float(normalize_gqa(text) == normalize_gqa(item.truth["answer"]))
 
-    outcome = scored(items, texts, score, "semantic", "detailed")
+    result = score_items(items, texts, score, "semantic", "detailed")
     halves = []
     for name, is_open in (("binary", False), ("open", True)):
         chosen = [
             value
-            for item, value in zip(items, outcome.scores, strict=True)
+            for item, value in zip(items, result.scores, strict=True)
             if (item.truth["kind"] == "query") == is_open
         ]
         if chosen:
             halves.append(Figure(name, mean(chosen), len(chosen)))
-    return Outcome(outcome.scores, [outcome.figures[0], *halves, *outcome.figures[1:]])
+    return TaskScore(result.scores, [result.figures[0], *halves, *result.figures[1:]])
 
 
-# --- shared by the tasks of questions ---
+# --- shared by the tasks ---
 
 
-def commonest(answers: Sequence[str]) -> str:
-    """The answer most often given, the first of equals; `ValueError` for none."""
+def most_common(answers: Sequence[str]) -> str:
+    """The most frequent answer, of several the first; `ValueError` for none."""
     if not answers:
         raise ValueError("a question has no answer")
     return Counter(answers).most_common(1)[0][0]
 
 
-def scored(
+def score_items(
     items: Sequence[Item], texts: Sequence[str], score: Callable[[Item, str], float], *further: str
-) -> Outcome:
+) -> TaskScore:
     """The mean score, and that of each `kind` and of each value of the `further` keys of the truth.
 
-    Beside each figure stands what the commonest right answer of these items would score, whatever is asked.
+    Each figure's baseline is the score of always giving these items' most common right answer.
     """
     scores = [score(item, text) for item, text in zip(items, texts, strict=True)]
     figures = [_share("accuracy", list(zip(items, scores, strict=True)), score)]
@@ -246,19 +249,19 @@ def scored(
                 groups.setdefault(str(name), []).append((item, value))
         prefix = "" if key == "kind" else f"{key.replace('_', ' ')}: "
         figures += [_share(f"{prefix}{name}", groups[name], score) for name in sorted(groups)]
-    return Outcome(scores, figures)
+    return TaskScore(scores, figures)
 
 
 def _share(name: str, group: list[tuple[Item, float]], score: Callable[[Item, str], float]) -> Figure:
     if not group:
         return Figure(name, 0.0, 0)
-    guess = commonest([item.truth["answer"] for item, _ in group])
+    guess = most_common([item.truth["answer"] for item, _ in group])
     baseline = mean(score(item, guess) for item, _ in group)
     return Figure(name, mean(value for _, value in group), len(group), baseline)
 
 
-def image_folder(folder: Path, images: Path | None) -> Path:
-    """Where a task's pictures are: as given, or images/ in its folder or beside it, or its folder itself."""
+def find_image_folder(folder: Path, images: Path | None) -> Path:
+    """Where a task's images are: as given, or images/ in its folder or beside it, or its folder itself."""
     if images is not None:
         return images
     nearby = (folder / "images", folder.parent / "images")

@@ -1,4 +1,4 @@
-"""The small world as evaluation sets in the official formats, all over one folder of pictures.
+"""The small world as evaluation sets in the official formats, with one folder of images for all.
 
 FOLDER/world.json                     which scenes these are
 FOLDER/images/000000000007.png        scene 7
@@ -18,7 +18,6 @@ import random
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from functools import cache
 from itertools import islice
 from pathlib import Path
@@ -26,10 +25,10 @@ from typing import Any, NamedTuple
 
 from PIL import Image
 
-from ddit.eval.items import read_json, wanted
 from ddit.eval.vqa import NUM_ANSWERS, UNANSWERABLE, normalize_answer
 from ddit.eval.yesno import COARSE, POPE_FILES
-from ddit.schema import parse, to_data
+from ddit.files import read_json
+from ddit.schema import parse, strict, to_data
 from ddit.world import (
     QUESTION_KINDS,
     Question,
@@ -37,21 +36,21 @@ from ddit.world import (
     WorldConfig,
     list_captions,
     make_prompts,
-    make_scene,
     make_question,
+    make_scene,
     render,
 )
 from ddit.world.captions import phrase
 
 WORLD_FILE = "world.json"
 NUM_REFERENCES = 5
-"""Captions a picture, as in COCO."""
-_MAX_PER_PICTURE = 3
-"""Questions with yes, and with no, about a picture in a file of POPE."""
+"""Captions an image, as in COCO."""
+_MAX_PER_IMAGE = 3
+"""Of questions with yes, and of those with no, about an image in a file of POPE."""
 _NUM_OBSERVED = 3000
-"""Training scenes from which POPE's frequencies are taken."""
+"""Training scenes that POPE's frequencies are counted in."""
 _UNANSWERABLE_SHARE = 0.3
-"""Near to that of VizWiz."""
+"""Close to that of VizWiz."""
 
 _STRUCTURE = {
     "color": ("query", "attr"),
@@ -66,9 +65,9 @@ _STRUCTURE = {
 """GQA's structural and semantic type of each kind of the world's questions; GQA itself counts nothing."""
 
 
-@dataclass(frozen=True)
+@strict
 class WorldSplit:
-    """The first `num` scenes of a split, and `num_prompts` drawing prompts of each of GenEval's categories."""
+    """The first `num` scenes of a split, and `num_prompts` prompts of each of GenEval's categories."""
 
     config: WorldConfig
     split: str = "test"
@@ -83,31 +82,26 @@ class WorldSplit:
         """The generator of a task's choices about a scene."""
         return random.Random(f"eval/{task}/{self.seed}/{self.split}/{index}")
 
-    def to_json(self) -> dict[str, Any]:
-        sizes = {"num": self.num, "num_prompts": self.num_prompts}
-        return {"config": to_data(self.config), "split": self.split, "seed": self.seed, **sizes}
-
 
 def read_world(folder: Path) -> WorldSplit | None:
     """The world that an exported folder, or one of its tasks' folders, was made of; None for any other folder."""
     for path in (folder / WORLD_FILE, folder.parent / WORLD_FILE):
         if path.is_file():
-            data = dict(read_json(path))
-            return WorldSplit(parse(WorldConfig, wanted(data, "config", path)), **_without(data, "config"))
+            return parse(WorldSplit, read_json(path), "world")
     return None
 
 
 def write_eval_data(
     folder: Path, world: WorldSplit, tasks: Sequence[str] = (), *, on_scene: Callable[[], Any] = lambda: None
 ) -> dict[str, int]:
-    """Writes some tasks' files, by default all; returns how many questions, captions or prompts each has."""
+    """Writes the files of some tasks, by default of all; returns how many questions, captions or prompts each has."""
     scenes = []
     (folder / "images").mkdir(parents=True, exist_ok=True)
     for index in range(world.num):
         scenes.append(world.scene(index))
         Image.fromarray(render(scenes[-1])).save(folder / "images" / f"{_name(index)}.png")
         on_scene()
-    _dump(folder / WORLD_FILE, world.to_json())
+    _dump(folder / WORLD_FILE, to_data(world))
     return {name: _WRITERS[name](folder / name, world, scenes) for name in tasks or _WRITERS}
 
 
@@ -120,15 +114,11 @@ def _dump(path: Path, value: Any) -> None:
     path.write_text(json.dumps(value) + "\n", encoding="utf-8")
 
 
-def _without(data: dict[str, Any], key: str) -> dict[str, Any]:
-    return {name: value for name, value in data.items() if name != key}
-
-
 # --- open questions ---
 
 
-def _ask(scene: Scene, rng: random.Random, kinds: Sequence[str]) -> Question:
-    """A question of a kind drawn from those that fit, each as likely as the others."""
+def _ask_any(scene: Scene, rng: random.Random, kinds: Sequence[str]) -> Question:
+    """A question of a random one of those kinds that fit."""
     for kind in rng.sample(list(kinds), len(kinds)):
         asked = make_question(scene, rng, kind)
         if asked is not None:
@@ -136,10 +126,9 @@ def _ask(scene: Scene, rng: random.Random, kinds: Sequence[str]) -> Question:
     raise AssertionError("asking whether there is something always fits")
 
 
-def _people(answer: str) -> list[dict[str, Any]]:
-    """Ten people who agree, in the form of published annotations: digits for number words."""
-    told = normalize_answer(answer)
-    return [{"answer": told, "answer_confidence": "yes", "answer_id": i + 1} for i in range(NUM_ANSWERS)]
+def _ten_answers(answer: str) -> list[dict[str, Any]]:
+    """The same answer from ten people, in the form of published annotations: digits for number words."""
+    return [{"answer": normalize_answer(answer), "answer_confidence": "yes"}] * NUM_ANSWERS
 
 
 def _answer_type(answer: str) -> str:
@@ -149,21 +138,23 @@ def _answer_type(answer: str) -> str:
 
 
 def _write_vqav2(folder: Path, world: WorldSplit, scenes: list[Scene]) -> int:
-    """Two questions a picture."""
+    """Two questions an image."""
     asked, answered = [], []
     for scene in scenes:
         rng = world.rng("vqav2", scene.index)
         for number in range(2):
-            one = _ask(scene, rng, list(_STRUCTURE))
+            one = _ask_any(scene, rng, list(_STRUCTURE))
             ids = {"image_id": scene.index, "question_id": 1000 * scene.index + number}
             asked.append({**ids, "question": one.text})
-            told = {
+            annotation = {
                 "question_type": " ".join(one.text.split()[:2]),
                 "multiple_choice_answer": normalize_answer(one.answer),
-                "answers": _people(one.answer),
+                "answers": [
+                    {**given, "answer_id": i} for i, given in enumerate(_ten_answers(one.answer), start=1)
+                ],
                 "answer_type": _answer_type(one.answer),
             }
-            answered.append({**ids, **told})
+            answered.append({**ids, **annotation})
     about = {"data_type": "mscoco", "data_subtype": world.split}
     _dump(folder / "questions.json", {**about, "task_type": "Open-Ended", "questions": asked})
     _dump(folder / "annotations.json", {**about, "annotations": answered})
@@ -171,18 +162,18 @@ def _write_vqav2(folder: Path, world: WorldSplit, scenes: list[Scene]) -> int:
 
 
 def _write_vizwiz(folder: Path, world: WorldSplit, scenes: list[Scene]) -> int:
-    """One question a picture; some ask about what is not there."""
+    """One question an image; some are about what is not there."""
     entries = []
     for scene in scenes:
         rng = world.rng("vizwiz", scene.index)
         kinds = [UNANSWERABLE] if rng.random() < _UNANSWERABLE_SHARE else list(_STRUCTURE)
-        one = _ask(scene, rng, kinds)
+        one = _ask_any(scene, rng, kinds)
         answerable = one.kind != UNANSWERABLE
         entries.append(
             {
                 "image": f"{_name(scene.index)}.png",
                 "question": one.text,
-                "answers": [_without(person, "answer_id") for person in _people(one.answer)],
+                "answers": _ten_answers(one.answer),
                 "answer_type": _answer_type(one.answer) if answerable else UNANSWERABLE,
                 "answerable": int(answerable),
             }
@@ -192,7 +183,7 @@ def _write_vizwiz(folder: Path, world: WorldSplit, scenes: list[Scene]) -> int:
 
 
 def _write_gqa(folder: Path, world: WorldSplit, scenes: list[Scene]) -> int:
-    """Of every picture one question of each kind that fits."""
+    """About every image one question of each kind that fits."""
     entries = {}
     for scene in scenes:
         for kind in QUESTION_KINDS:
@@ -217,39 +208,39 @@ def _write_gqa(folder: Path, world: WorldSplit, scenes: list[Scene]) -> int:
 # --- yes or no ---
 
 
-class _Observed(NamedTuple):
-    """How often a class is in a training picture, and two classes share one."""
+class _ClassCounts(NamedTuple):
+    """How many training images a class is in, and two classes together."""
 
     single: Counter[str]
     together: Counter[tuple[str, str]]
 
 
 @cache
-def observed(config: WorldConfig) -> _Observed:
-    """The frequencies of the classes, and of their pairs in both orders, in the first scenes of the training split."""
+def count_classes(config: WorldConfig) -> _ClassCounts:
+    """Of the classes, and of their pairs in both orders, in the first scenes of the training split."""
     single: Counter[str] = Counter()
     together: Counter[tuple[str, str]] = Counter()
     for index in range(_NUM_OBSERVED):
         names = {group.class_name for group in make_scene(config, "train", index).groups}
         single.update(names)
         together.update((a, b) for a in names for b in names if a != b)
-    return _Observed(single, together)
+    return _ClassCounts(single, together)
 
 
-def pope_absent(scene: Scene, kind: str, count: int, rng: random.Random) -> list[str]:
+def choose_absent(scene: Scene, kind: str, count: int, rng: random.Random) -> list[str]:
     """Classes to ask for that the scene does not have, by POPE's three rules.
 
     `random`: any; `popular`: the most frequent ones; `adversarial`: those most often seen with the scene's classes.
-    Equally frequent ones come in an order drawn by `rng`.
+    Equally frequent ones come in a random order.
     """
     present = {group.class_name for group in scene.groups}
     absent = [name for name in scene.config.classes if name not in present]
     rng.shuffle(absent)
-    seen = observed(scene.config)
+    counts = count_classes(scene.config)
     if kind == "popular":
-        absent.sort(key=lambda name: -seen.single[name])
+        absent.sort(key=lambda name: -counts.single[name])
     elif kind == "adversarial":
-        absent.sort(key=lambda name: -sum(seen.together[name, other] for other in present))
+        absent.sort(key=lambda name: -sum(counts.together[name, other] for other in present))
     return absent[:count]
 
 
@@ -260,8 +251,8 @@ def _write_pope(folder: Path, world: WorldSplit, scenes: list[Scene]) -> int:
     for kind in POPE_FILES:
         lines = []
         for scene in scenes:
-            present = [group.class_name for group in scene.groups][:_MAX_PER_PICTURE]
-            absent = pope_absent(scene, kind, len(present), world.rng(f"pope/{kind}", scene.index))
+            present = [group.class_name for group in scene.groups][:_MAX_PER_IMAGE]
+            absent = choose_absent(scene, kind, len(present), world.rng(f"pope/{kind}", scene.index))
             for name, label in [(n, "yes") for n in present] + [(n, "no") for n in absent]:
                 text = f"is there {phrase(name)}?"
                 image = f"{_name(scene.index)}.png"
@@ -275,14 +266,14 @@ def _write_pope(folder: Path, world: WorldSplit, scenes: list[Scene]) -> int:
 def _mme_pair(scene: Scene, category: str, rng: random.Random) -> list[tuple[str, str]] | None:
     """A question with the answer yes and a similar one with no; None if the scene does not fit the category."""
     if category == "existence":
-        absent = rng.choice(pope_absent(scene, "random", len(scene.config.classes), rng))
+        absent = rng.choice(choose_absent(scene, "random", len(scene.config.classes), rng))
         asked = [rng.choice(scene.groups).class_name, absent]
         return list(zip((f"is there {phrase(name)}?" for name in asked), ("Yes", "No"), strict=True))
     kinds = {"count": "exists_count", "position": "relation", "color": "exists_color"}
-    return _asked_both_ways(scene, kinds[category], rng)
+    return _ask_both_ways(scene, kinds[category], rng)
 
 
-def _asked_both_ways(scene: Scene, kind: str, rng: random.Random) -> list[tuple[str, str]] | None:
+def _ask_both_ways(scene: Scene, kind: str, rng: random.Random) -> list[tuple[str, str]] | None:
     found: dict[str, str] = {}
     for _ in range(100):
         one = make_question(scene, rng, kind)
@@ -295,7 +286,7 @@ def _asked_both_ways(scene: Scene, kind: str, rng: random.Random) -> list[tuple[
 
 
 def _write_mme(folder: Path, world: WorldSplit, scenes: list[Scene]) -> int:
-    """Two questions a picture; a quarter as many pictures in each category as there are scenes, if so many fit."""
+    """Two questions an image; in each category a quarter as many images as there are scenes, if so many fit."""
     total = 0
     for category in COARSE:
         (folder / category).mkdir(parents=True, exist_ok=True)
@@ -321,7 +312,7 @@ def _mme_pairs(
 
 
 def _write_captions(folder: Path, world: WorldSplit, scenes: list[Scene]) -> int:
-    """Up to five right captions a picture, out of all its wordings."""
+    """Up to five right captions an image, of all its wordings."""
     images, annotations = [], []
     side = world.config.size
     for scene in scenes:

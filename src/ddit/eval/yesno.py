@@ -10,17 +10,17 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ddit.eval.items import (
-    PICTURE_SUFFIXES,
+    IMAGE_SUFFIXES,
     Figure,
+    ImageIndex,
     Item,
-    Outcome,
-    Pictures,
+    TaskScore,
     find_file,
     mean,
     read_json_lines,
-    wanted,
+    require,
 )
-from ddit.eval.vqa import image_folder
+from ddit.eval.vqa import find_image_folder
 
 POPE_FILES = ("random", "popular", "adversarial")
 COARSE = ("existence", "count", "position", "color")
@@ -30,8 +30,8 @@ COGNITION = ("commonsense_reasoning", "numerical_calculation", "text_translation
 _YES_OR_NO = "Please answer yes or no."
 
 
-def pope_answer(text: str) -> str:
-    """ "no" if the first sentence has the word no, No or not, else "yes": POPE's rule, so what is unclear is a yes."""
+def parse_pope_answer(text: str) -> str:
+    """ "no" if the first sentence has the word no, No or not, else "yes", even if unclear: POPE's rule."""
     words = text.split(".")[0].replace(",", "").split(" ")
     return "no" if {"no", "No", "not"} & set(words) else "yes"
 
@@ -43,80 +43,81 @@ def is_unclear(text: str) -> bool:
 
 def read_pope(folder: Path, images: Path | None = None) -> list[Item]:
     """Items of three files of JSON lines, `*random*.json` and so on: question_id, image, text, label."""
-    pictures = Pictures(image_folder(folder, images))
+    index = ImageIndex(find_image_folder(folder, images))
     items = []
     for kind in POPE_FILES:
         path = find_file(folder, f"*pope*{kind}*.json*", f"{kind}*.json*")
         for entry in read_json_lines(path):
-            label = wanted(entry, "label", path)
+            label = require(entry, "label", path)
             if label not in ("yes", "no"):
                 raise ValueError(f"'{path}': label must be yes or no, got {label!r}")
-            image = pictures.find(wanted(entry, "image", path), Path(entry["image"]).stem)
-            name = f"{kind}/{wanted(entry, 'question_id', path)}"
-            items.append(Item(name, image, wanted(entry, "text", path), {"answer": label, "kind": kind}))
+            image = index.find(require(entry, "image", path), Path(entry["image"]).stem)
+            name = f"{kind}/{require(entry, 'question_id', path)}"
+            items.append(Item(name, image, require(entry, "text", path), {"answer": label, "kind": kind}))
     return items
 
 
-def score_pope(items: Sequence[Item], texts: Sequence[str]) -> Outcome:
-    """F1 (the mean of the three files' first), accuracy, precision, recall, share of yes; unclear answers apart."""
+def score_pope(items: Sequence[Item], texts: Sequence[str]) -> TaskScore:
+    """F1, accuracy, precision, recall, share of yes and of unclear answers: means of the three files, then of each."""
     scores = [
-        float(pope_answer(text) == item.truth["answer"]) for item, text in zip(items, texts, strict=True)
+        float(parse_pope_answer(text) == item.truth["answer"])
+        for item, text in zip(items, texts, strict=True)
     ]
     parts: list[list[Figure]] = []
     for kind in POPE_FILES:
         chosen = [i for i, item in enumerate(items) if item.truth["kind"] == kind]
         if chosen:
-            tallied = pope_figures([items[i].truth["answer"] for i in chosen], [texts[i] for i in chosen])
+            tallied = tally_pope([items[i].truth["answer"] for i in chosen], [texts[i] for i in chosen])
             parts.append([figure._replace(name=f"{kind}: {figure.name}") for figure in tallied])
     means = []
     for same in zip(*parts, strict=True):
         count, name = sum(figure.num for figure in same), same[0].name.split(": ")[1]
         means.append(Figure(name, mean(figure.value for figure in same), count, is_share=same[0].is_share))
-    return Outcome(scores, [*means, *(figure for part in parts for figure in part)])
+    return TaskScore(scores, [*means, *(figure for part in parts for figure in part)])
 
 
-def pope_figures(labels: Sequence[str], texts: Sequence[str]) -> list[Figure]:
+def tally_pope(labels: Sequence[str], texts: Sequence[str]) -> list[Figure]:
     """POPE's figures of one file; "yes" is the positive class. A ratio without a denominator is 0."""
-    answers = [pope_answer(text) for text in texts]
+    answers = [parse_pope_answer(text) for text in texts]
     both = sum(a == b == "yes" for a, b in zip(answers, labels, strict=True))
-    said, meant, count = answers.count("yes"), labels.count("yes"), len(labels)
+    predicted, actual, count = answers.count("yes"), labels.count("yes"), len(labels)
     right = sum(a == b for a, b in zip(answers, labels, strict=True))
     return [
-        Figure("F1", 2 * both / (said + meant) if said + meant else 0.0, count, is_share=False),
+        Figure("F1", 2 * both / (predicted + actual) if predicted + actual else 0.0, count, is_share=False),
         Figure("accuracy", right / count if count else 0.0, count),
-        Figure("precision", both / said if said else 0.0, said),
-        Figure("recall", both / meant if meant else 0.0, meant),
-        Figure("share of yes", said / count if count else 0.0, count),
+        Figure("precision", both / predicted if predicted else 0.0, predicted),
+        Figure("recall", both / actual if actual else 0.0, actual),
+        Figure("share of yes", predicted / count if count else 0.0, count),
         Figure("unclear", mean(is_unclear(text) for text in texts), count),
     ]
 
 
-def mme_answer(text: str) -> str:
+def parse_mme_answer(text: str) -> str:
     """ "yes", "no" or "other": MME looks for these words in the first four letters."""
     start = text.strip().lower()[:4]
     return next((word for word in ("yes", "no") if word in start), "other")
 
 
 def read_mme(folder: Path, images: Path | None = None) -> list[Item]:
-    """Items of MME's folders, one a category, each with `<name>.txt` beside its picture.
+    """Items of MME's folders, one a category, each with `<name>.txt` beside its image.
 
-    Or the texts are in `questions_answers_YN/`, the pictures in `images/`. A text is two lines: question, tab, Yes or
+    Or the texts are in `questions_answers_YN/`, the images in `images/`. A text is two lines: question, tab, Yes or
     No. "Please answer yes or no." is left out, since the prompt asks for a short answer in its own words.
     """
-    del images  # MME's pictures belong to their categories
+    del images  # MME's images are in the categories' folders
     items = []
     for category in sorted(path for path in folder.iterdir() if path.is_dir()):
         texts = sorted([*category.glob("*.txt"), *category.glob("questions_answers_YN/*.txt")])
         for path in texts:
             beside = category / "images" if path.parent != category else category
             image = next(
-                (p for p in sorted(beside.glob(f"{path.stem}.*")) if p.suffix.lower() in PICTURE_SUFFIXES),
+                (p for p in sorted(beside.glob(f"{path.stem}.*")) if p.suffix.lower() in IMAGE_SUFFIXES),
                 None,
             )
             if image is None:
-                raise ValueError(f"no picture beside '{path}'")
+                raise ValueError(f"no image beside '{path}'")
             for number, (question, label) in enumerate(_question_pair(path)):
-                truth = {"answer": label, "kind": category.name, "picture": path.stem}
+                truth = {"answer": label, "kind": category.name}
                 items.append(Item(f"{category.name}/{path.stem}/{number}", image, question, truth))
     if not items:
         raise ValueError(f"'{folder}' has no folder of MME's, such as existence/ with its .txt files")
@@ -134,16 +135,16 @@ def _question_pair(path: Path) -> list[tuple[str, str]]:
     return pair
 
 
-def score_mme(items: Sequence[Item], texts: Sequence[str]) -> Outcome:
-    """MME's points: of each category 100 x (accuracy + share of pictures with both answers right), and their sums."""
+def score_mme(items: Sequence[Item], texts: Sequence[str]) -> TaskScore:
+    """MME's points: of each category 100 x (accuracy + share of images with both answers right), and their sums."""
     scores = [
-        float(mme_answer(text) == item.truth["answer"]) for item, text in zip(items, texts, strict=True)
+        float(parse_mme_answer(text) == item.truth["answer"]) for item, text in zip(items, texts, strict=True)
     ]
-    pictures: dict[str, dict[str, list[float]]] = {}
+    by_kind: dict[str, dict[Path, list[float]]] = {}
     for item, score in zip(items, scores, strict=True):
-        pictures.setdefault(item.truth["kind"], {}).setdefault(item.truth["picture"], []).append(score)
+        by_kind.setdefault(item.truth["kind"], {}).setdefault(item.image, []).append(score)
     points, figures, asked = {}, [], {}
-    for kind, pairs in pictures.items():
+    for kind, pairs in by_kind.items():
         answers = [score for pair in pairs.values() for score in pair]
         both = [float(min(pair)) for pair in pairs.values()]
         asked[kind], points[kind] = len(answers), 100 * (mean(answers) + mean(both))
@@ -155,9 +156,9 @@ def score_mme(items: Sequence[Item], texts: Sequence[str]) -> Outcome:
     sums = []
     for name, kinds in (("perception", PERCEPTION), ("cognition", COGNITION), ("coarse", COARSE)):
         known = [kind for kind in kinds if kind in points]
-        # the four coarse categories get a sum of their own only where there are others beside them
+        # the four coarse categories get their own sum only if there are others, too
         if known and (name != "coarse" or any(k in points for k in PERCEPTION[len(COARSE) :])):
             total = sum(points[kind] for kind in known)
             sums.append(Figure(f"{name}, sum", total, sum(asked[kind] for kind in known), is_share=False))
-    unclear = Figure("unclear", mean(mme_answer(text) == "other" for text in texts), len(items))
-    return Outcome(scores, [*sums, *figures, unclear])
+    unclear = Figure("unclear", mean(parse_mme_answer(text) == "other" for text in texts), len(items))
+    return TaskScore(scores, [*sums, *figures, unclear])

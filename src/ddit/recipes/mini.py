@@ -1,13 +1,12 @@
 """The paper's stages on the small world, with all that comes before them; and the same in seconds, for tests."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 from ddit.config.data import DataConfig, WorldData
 from ddit.config.runs import (
+    TEACHER_FILE,
     AutoencoderRun,
     DualRun,
     LatentsRun,
@@ -19,22 +18,21 @@ from ddit.config.runs import (
     TeacherRun,
     TextEncoderRun,
 )
-from ddit.model import DualDiTConfig
-from ddit.model.encoders import build_tokenizer
-from ddit.prompts import MINI
+from ddit.model.config import DualDiTConfig
 from ddit.settings import FlowConfig, MaskedConfig
-from ddit.train.teacher import TEACHER_FILE
-from ddit.world import WorldConfig, enlarge, list_vocabulary
+from ddit.world import WorldConfig, enlarge
 from ddit.world.presets import Kind
 
 TEXT_LENGTH, TEXT_DIM, LATENT_CHANNELS, LATENT_SIZE = 16, 192, 8, 16  # no text of the world exceeds 14 tokens
+VOCAB_SIZE = 96
+"""Tokens of the world's words and of the templates'."""
 NUM_SCENES = 150_000
 SCENE_WEIGHTS: dict[Kind, float] = {"single": 0.15, "two": 0.5, "count": 0.22, "mixed": 0.13}
-"""What the transformer is trained on: more of what is hard than a preset has."""
+"""Of the transformer's training scenes: more of the hard ones than a preset has."""
 
 
 def _trained(world: WorldConfig, *, latents: Path | None = None, questions: float = 0.0) -> WorldData:
-    """The training scenes of the transformer, cached or drawn anew."""
+    """The training scenes of the transformer, cached or rendered."""
     return WorldData(
         replace(world, weights=SCENE_WEIGHTS),
         num_scenes=NUM_SCENES,
@@ -75,14 +73,14 @@ def mini_latents(root: Path, world: WorldConfig) -> LatentsRun:
 
 
 def mini_latents_mixed(root: Path, world: WorldConfig) -> LatentsRun:
-    """A second pool, of what captions are learnt last: two kinds, with several of one."""
+    """A second pool, of the scenes whose captions are learnt last: two kinds of object, several of one."""
     return replace(
         mini_latents(root, world), out=str(root / "mini-latents_mixed"), source=_mixed(world), teacher=None
     )
 
 
 def mini_image(root: Path, world: WorldConfig) -> DualRun:
-    """Image only, with representation alignment: what SD3 is to the paper."""
+    """Images only, with representation alignment: the part that SD3 has in the paper."""
     return DualRun(
         out=str(root / "mini-image"),
         vae=str(root / "mini-vae/export/vae"),
@@ -94,7 +92,7 @@ def mini_image(root: Path, world: WorldConfig) -> DualRun:
             depth=6,
             num_heads=4,
             text_dim=TEXT_DIM,
-            vocab_size=len(build_tokenizer([*list_vocabulary(), *MINI.words])),
+            vocab_size=VOCAB_SIZE,
             sample_size=LATENT_SIZE,
             pos_embed_max_size=8,
         ),
@@ -133,7 +131,7 @@ def mini_image(root: Path, world: WorldConfig) -> DualRun:
 
 
 def mini_stage1(root: Path, world: WorldConfig) -> DualRun:
-    """Both directions at once, from the image-only model; captions and questions are read."""
+    """Both directions at once, from the image-only model; the texts are captions and questions."""
     image = mini_image(root, world)
     return replace(
         image,
@@ -148,14 +146,14 @@ def mini_stage1(root: Path, world: WorldConfig) -> DualRun:
 
 
 def _both_pools(root: Path, world: WorldConfig, questions: float, of_mixed: float) -> tuple[WorldData, ...]:
-    """The two pools, to be read; `questions` and `of_mixed` are the shares of questions among their texts."""
+    """The two pools as i2t sources; `questions` and `of_mixed` are the shares of questions among their texts."""
     usual = _trained(world, latents=root / "mini-latents", questions=questions)
     mixed = _mixed(world, latents=root / "mini-latents_mixed", questions=of_mixed)
     return replace(usual, weight=0.75), replace(mixed, weight=0.25)
 
 
 def mini_stage2(root: Path, world: WorldConfig) -> DualRun:
-    """More of the captions and of the harder ones, and the mask token's embedding is trained."""
+    """More captions, and harder ones; the mask token's embedding is trained."""
     stage1 = mini_stage1(root, world)
     return replace(
         stage1,
@@ -186,7 +184,7 @@ def mini_stage3(root: Path, world: WorldConfig) -> DualRun:
 
 
 def mini_stage4(root: Path, world: WorldConfig) -> DualRun:
-    """Stage 3 once more from a lower rate, with more captions among what is read and more that is drawn."""
+    """Stage 3 once more from a lower rate, with more captions among the texts and more t2i samples."""
     stage3 = mini_stage3(root, world)
     return replace(
         stage3,
@@ -225,7 +223,7 @@ def mini_stage4_128(root: Path, world: WorldConfig) -> DualRun:
 
 
 def mini_isolated(root: Path, world: WorldConfig) -> DualRun:
-    """Conversion: a short tuning after which the image side of reading is computed once."""
+    """Conversion: a short tuning, after which the image side of an i2t sample is computed once for all steps."""
     stage4 = mini_stage4(root, world)
     return replace(
         stage4,
@@ -256,7 +254,7 @@ MINI_STAGES: dict[str, Callable[[Path, WorldConfig], RunConfig]] = {
     "stage4_128": mini_stage4_128,
 }
 ASIDE = {"stage4_128"}
-"""Stages that the whole chain leaves out."""
+"""Stages that are not part of the whole chain."""
 
 
 def make_tiny(config: RunConfig) -> RunConfig:

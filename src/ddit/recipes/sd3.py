@@ -1,7 +1,5 @@
 """The paper's stages at its sizes, with the published values."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -9,7 +7,7 @@ from typing import NamedTuple
 
 from ddit.config.data import DataConfig, JsonData, LlavaData, QuestionsData, TarData
 from ddit.config.runs import DualRun, LoraConfig, ParallelConfig, ReportConfig
-from ddit.model import DualDiTConfig
+from ddit.model.config import DualDiTConfig
 from ddit.settings import ImageSampling
 
 
@@ -79,7 +77,7 @@ def sd3_stage2(root: Path, size: Size) -> DualRun:
 
 
 def sd3_stage2_512(root: Path, size: Size) -> DualRun:
-    """Stage 2 at 512 px: the position table's central crop grows with the picture."""
+    """Stage 2 at 512 px: the position table's central crop grows with the image."""
     stage2 = sd3_stage2(root, size)
     return replace(
         stage2,

@@ -2,42 +2,41 @@
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from fastapi import FastAPI
 from fastapi_offline import FastAPIOffline
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
-from starlette.responses import JSONResponse, PlainTextResponse, Response
+from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Match
 
 import ddit
+from ddit.pipeline import Pipeline
+from ddit.serve.answers import Health, ModelList, ModelObject
 from ddit.serve.chat import add_chat_routes
 from ddit.serve.content import ImageReader
 from ddit.serve.engine import Engine
 from ddit.serve.errors import ApiError, add_error_handlers
 from ddit.serve.files import FileStore
 from ddit.serve.guard import Guard
-from ddit.serve.images import add_picture_routes
+from ddit.serve.images import add_image_routes
 from ddit.serve.metrics import Metrics
 from ddit.serve.options import ServeConfig
 from ddit.serve.service import FAULTS, Service
 from ddit.serve.uploads import add_file_routes
 
-if TYPE_CHECKING:  # torch takes seconds to import
-    from ddit.pipeline import Pipeline
-
-DESCRIPTION = """Draws pictures from text and reads text from pictures. OpenAI's clients work with this server: set
-their base URL to its `/v1`. The field `ddit` of answers holds what OpenAI's form has no place for: seeds, notices about
-words that the model does not know, texts as they settle."""
+DESCRIPTION = """Generates images from text and text from images. OpenAI's clients work with this server: set their
+base URL to its `/v1`. The field `ddit` of answers is for what OpenAI's form has no place for: seeds, `notices` (such as
+words that the model does not know), texts on the way."""
 
 
-def create_app(engine: "Engine | Pipeline", config: ServeConfig | None = None) -> FastAPI:
-    """The application; its lifespan starts the engine, and stops it when everything taken is done.
+def create_app(engine: Engine | Pipeline, config: ServeConfig | None = None) -> FastAPI:
+    """The application; its lifespan starts the engine, and stops it once all its jobs are done.
 
     Args:
-        engine: or the pipeline of one that is made here, with the limits of the configuration.
+        engine: or a pipeline, for an engine with the limits of the configuration.
 
     Raises:
         ValueError: if the folder of files cannot be written to.
@@ -66,15 +65,15 @@ def create_app(engine: "Engine | Pipeline", config: ServeConfig | None = None) -
     app.state.service = service
     add_error_handlers(app)
     add_chat_routes(app, service)
-    add_picture_routes(app, service)
+    add_image_routes(app, service)
     add_file_routes(app, service)
     _add_status_routes(app, service)
     _add_unknown_route(app)
     _leave_out_422(app)
     app.add_middleware(Guard, config=config, metrics=metrics)
-    if config.cors_origins:
+    if config.cors_origin:
         app.add_middleware(
-            CORSMiddleware, allow_origins=config.cors_origins, allow_methods=["*"], allow_headers=["*"]
+            CORSMiddleware, allow_origins=config.cors_origin, allow_methods=["*"], allow_headers=["*"]
         )
     return app
 
@@ -82,15 +81,14 @@ def create_app(engine: "Engine | Pipeline", config: ServeConfig | None = None) -
 def _add_status_routes(app: FastAPI, service: Service) -> None:
     engine, config = service.engine, service.config
 
-    @app.get("/healthz", tags=["status"], summary="Whether requests are taken", responses={503: {}})
-    async def health() -> JSONResponse:
-        ready = engine.is_running
-        body = {
-            "status": "ok" if ready else "stopping",
-            "waiting": engine.num_waiting if ready else 0,
-            "running": engine.num_running,
-        }
-        return JSONResponse(body, 200 if ready else 503)
+    @app.get(
+        "/healthz", tags=["status"], summary="Whether requests are taken", responses={503: {"model": Health}}
+    )
+    async def health(response: Response) -> Health:
+        if engine.is_running:
+            return Health(status="ok", waiting=engine.num_waiting, running=engine.num_running)
+        response.status_code = 503
+        return Health(status="stopping", waiting=0, running=engine.num_running)
 
     @app.get(
         "/metrics", tags=["status"], summary="Figures for Prometheus", responses={401: FAULTS[401]},
@@ -99,24 +97,23 @@ def _add_status_routes(app: FastAPI, service: Service) -> None:
     async def metrics() -> Response:
         return Response(service.metrics.page(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
-    def about() -> dict[str, Any]:
-        return {"id": config.model_name, "object": "model", "created": service.created, "owned_by": "ddit"}
+    own = ModelObject(id=config.model_name, created=service.created)
 
     @app.get("/v1/models", tags=["models"], summary="The model", responses={401: FAULTS[401]})
-    async def models() -> dict[str, Any]:
-        return {"object": "list", "data": [about()]}
+    async def models() -> ModelList:
+        return ModelList(data=[own])
 
     @app.get("/v1/models/{model:path}", tags=["models"], summary="A model", responses=FAULTS)
-    async def model(model: str) -> dict[str, Any]:
+    async def model(model: str) -> ModelObject:
         if model != config.model_name:
             raise ApiError(
                 f"there is no model '{model[:60]}'", status=404, param="model", code="model_not_found"
             )
-        return about()
+        return own
 
 
 def _add_unknown_route(app: FastAPI) -> None:
-    """Answers what is under /v1 and no route in our shape, where a mounted page would answer in its own."""
+    """Answers paths under /v1 that are no route in our shape; a mounted page would answer in its own."""
     methods = ["GET", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"]
 
     @app.api_route("/v1/{path:path}", methods=methods, include_in_schema=False)
@@ -126,7 +123,7 @@ def _add_unknown_route(app: FastAPI) -> None:
 
 
 def _leave_out_422(app: FastAPI) -> None:
-    """FastAPI's document says 422 of every route; here such faults are answered with 400, in OpenAI's shape."""
+    """FastAPI documents 422 for every route; here such faults are answered with 400, in OpenAI's shape."""
     make = app.openapi
 
     def document() -> dict[str, Any]:

@@ -1,53 +1,33 @@
-"""Chat completions in OpenAI's form: a question, a caption, or blanks to fill in, about the newest picture."""
+"""Chat completions in OpenAI's form: an answer, a caption or filled blanks, about the newest image."""
 
 import time
 import uuid
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 from fastapi import FastAPI
+from PIL.Image import Image
+from sse_starlette import ServerSentEvent
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 
 from ddit.inference.batching import Step
-from ddit.inference.text_generator import WRITING_FIELDS
 from ddit.prompts import BLANK
+from ddit.serve.answers import ChatCompletion, ChatDetails, ChatMessage, ChatUsage, Choice
 from ddit.serve.errors import ApiError
 from ddit.serve.jobs import Job, Result, Verb, make_options
-from ddit.serve.responses import event_stream, merge, run_jobs, sse, started
+from ddit.serve.responses import event, event_stream, merge, run_jobs, started
 from ddit.serve.schemas import ChatRequest, ContentPart, Message
-from ddit.serve.service import FAULTS, Service, distinct, random_seed
+from ddit.serve.service import ANSWERS, Service, distinct_warnings, random_seed
 from ddit.serve.texts import TextView
-
-CHAT_ANSWER: dict[str, Any] = {
-    "description": "The text; with `stream`, server-sent events",
-    "content": {
-        "application/json": {
-            "schema": {
-                "type": "object",
-                "required": ["id", "object", "created", "model", "choices", "usage"],
-                "properties": {
-                    "id": {"type": "string"},
-                    "object": {"const": "chat.completion"},
-                    "created": {"type": "integer"},
-                    "model": {"type": "string"},
-                    "choices": {"type": "array", "items": {"type": "object"}},
-                    "usage": {"type": "object"},
-                    "ddit": {"type": "object", "description": "the task, seeds, and notices"},
-                },
-            }
-        },
-        "text/event-stream": {"schema": {"type": "string"}},
-    },
-}
 
 
 @dataclass(frozen=True)
-class Conversation:
-    """A request to write, ready to run."""
+class ChatCall:
+    """A request for texts, ready to run."""
 
-    asked: ChatRequest
+    body: ChatRequest
     jobs: list[Job]
     id: str
     created: int
@@ -67,31 +47,31 @@ def add_chat_routes(app: FastAPI, service: Service) -> None:
     @app.post(
         "/v1/chat/completions",
         tags=["chat"],
-        responses={**FAULTS, 200: CHAT_ANSWER},
-        summary="Write about a picture",
+        responses=ANSWERS,
+        response_model=ChatCompletion,
+        summary="Generate texts about an image",
     )
-    async def complete(request: Request, asked: ChatRequest) -> Response:
-        talk = await _conversation(service, asked)
-        if asked.stream:
-            events = merge(service.engine.streams(talk.jobs))
-            return event_stream(_stream(service, talk, await started(request, events)))
-        results = await run_jobs(request, service.engine, talk.jobs)
-        return JSONResponse(_whole(service, talk, results))
+    async def complete(request: Request, body: ChatRequest) -> ChatCompletion | Response:
+        call = await _prepare(service, body)
+        if body.stream:
+            events = merge(service.engine.streams(call.jobs))
+            return event_stream(_stream(service, call, await started(request, events)))
+        return _completion(service, call, await run_jobs(request, service.engine, call.jobs))
 
 
-async def _conversation(service: Service, asked: ChatRequest) -> Conversation:
-    """What is asked, as jobs within this server's limits. Raises ApiError."""
-    service.check_model(asked.model)
-    count = asked.n or 1
+async def _prepare(service: Service, body: ChatRequest) -> ChatCall:
+    """The jobs of a request, within this server's limits. Raises ApiError."""
+    service.check_model(body.model)
+    count = body.n or 1
     service.check_count(count, service.config.max_n, "n")
-    service.check_count(asked.num_steps, service.config.max_steps, "num_steps")
-    if asked.stream_options is not None and not asked.stream:
-        raise ApiError("stream_options goes with stream", param="stream_options")
-    text = _last_text(asked.messages)
-    image = await _newest_picture(service, asked.messages)
-    if image is None and not text.strip() and asked.task != "caption":
-        raise ApiError("messages hold neither a text of a user nor a picture", param="messages")
-    verb: Verb = asked.task or (
+    service.check_count(body.options.get("num_steps"), service.config.max_steps, "num_steps")
+    if body.stream_options is not None and not body.stream:
+        raise ApiError("stream_options needs stream", param="stream_options")
+    text = _last_text(body.messages)
+    image = await _newest_image(service, body.messages)
+    if image is None and not text.strip() and body.task != "caption":
+        raise ApiError("messages contain neither a text of a user nor an image", param="messages")
+    verb: Verb = body.task or (
         "caption" if not text.strip() else "infill" if BLANK.search(text) else "answer"
     )
     sample: dict[str, Any] = {"image": image}
@@ -99,21 +79,16 @@ async def _conversation(service: Service, asked: ChatRequest) -> Conversation:
         sample["question" if verb == "answer" else "text"] = service.check_text(
             text, "messages", "the last message of a user"
         )
-    options = make_options(
-        num_steps=asked.num_steps,
-        length=_window(service, asked, verb),
-        **{name: getattr(asked, name) for name in WRITING_FIELDS},
-    )
-    seed = random_seed() if asked.seed is None else asked.seed
+    options = make_options(**body.options, length=_length(service, body, verb))
+    seed = random_seed() if body.seed is None else body.seed
     jobs = [Job(verb, sample, seed + row, options) for row in range(count)]
-    return Conversation(
-        asked, jobs, f"chatcmpl-{uuid.uuid4().hex}", int(time.time()), service.config.model_name
-    )
+    answer_id = f"chatcmpl-{uuid.uuid4().hex}"
+    return ChatCall(body, jobs, answer_id, int(time.time()), service.config.model_name)
 
 
-def _window(service: Service, asked: ChatRequest, verb: Verb) -> int | None:
-    """Positions to write: max_tokens, but no more than the model's own. Blanks are as many as there are."""
-    most = asked.max_completion_tokens or asked.max_tokens
+def _length(service: Service, body: ChatRequest, verb: Verb) -> int | None:
+    """Positions to fill, by max_tokens; None, and the most, is the model's own number. A text to infill has its own."""
+    most = body.max_completion_tokens or body.max_tokens
     settings = service.engine.pipeline.settings
     own = settings.answer_length if verb == "answer" else settings.caption_length
     return None if most is None or verb == "infill" or most >= (own or settings.text_length) else most
@@ -126,20 +101,20 @@ def _last_text(messages: Sequence[Message]) -> str:
             if message.content is None or isinstance(message.content, str):
                 return message.content or ""
             return "\n".join(part.text for part in message.content if part.text)
-    raise ApiError("messages hold none of a user", param="messages")
+    raise ApiError("messages contain none of a user", param="messages")
 
 
-async def _newest_picture(service: Service, messages: Sequence[Message]) -> Any:
-    """The last picture of the conversation, if any. Others are not looked at."""
+async def _newest_image(service: Service, messages: Sequence[Message]) -> Image | None:
+    """The last image of the conversation, if any. Others are not read."""
     for number, message in reversed(list(enumerate(messages))):
         if isinstance(message.content, list):
             for place, part in reversed(list(enumerate(message.content))):
                 if part.type != "text":
-                    return await _picture(service, part, f"messages.{number}.content.{place}")
+                    return await _read_part(service, part, f"messages.{number}.content.{place}")
     return None
 
 
-async def _picture(service: Service, part: ContentPart, param: str) -> Any:
+async def _read_part(service: Service, part: ContentPart, param: str) -> Image:
     if part.type == "image_url" and part.image_url is not None:
         return await service.reader.from_url(part.image_url.url, f"{param}.image_url.url")
     file = part.file
@@ -149,68 +124,64 @@ async def _picture(service: Service, part: ContentPart, param: str) -> Any:
     return await service.reader.from_url(file.file_data or "", f"{param}.file.file_data")
 
 
-def _whole(service: Service, talk: Conversation, results: Sequence[Result]) -> dict[str, Any]:
-    """The body of an answer that is not streamed."""
-    view = TextView(service.engine.pipeline, talk.verb)
+def _completion(service: Service, call: ChatCall, results: Sequence[Result]) -> ChatCompletion:
+    """The answer that is not streamed."""
+    view = TextView(service.engine.pipeline, call.verb)
     choices = [
-        {
-            "index": number,
-            "message": {"role": "assistant", "content": result.value, "refusal": None},
-            "logprobs": None,
-            "finish_reason": "length" if view.is_cut(result.state) else "stop",
-        }
+        Choice(
+            index=number,
+            message=ChatMessage(content=result.value),
+            finish_reason="length" if view.is_cut(result.state) else "stop",
+        )
         for number, result in enumerate(results)
     ]
-    return {
-        **talk.head("chat.completion"),
-        "choices": choices,
-        "usage": _usage(service, talk, results),
-        "ddit": {
-            "task": talk.verb,
-            "seeds": [job.seed for job in talk.jobs],
-            "notices": distinct([result.notices for result in results]),
-        },
-    }
+    seeds = [job.seed for job in call.jobs]
+    return ChatCompletion(
+        **call.head("chat.completion"),
+        choices=choices,
+        usage=_usage(service, call, results),
+        ddit=ChatDetails(task=call.verb, seeds=seeds, notices=distinct_warnings(results)),
+    )
 
 
 async def _stream(
-    service: Service, talk: Conversation, events: AsyncIterator[tuple[int, Any]]
-) -> AsyncIterator[str]:
-    """A chunk a pass: its delta is what may be appended, its field `ddit` the whole text as it settles."""
-    views = [TextView(service.engine.pipeline, talk.verb) for _ in talk.jobs]
-    wants_usage = talk.asked.stream_options is not None and talk.asked.stream_options.include_usage
+    service: Service, call: ChatCall, events: AsyncGenerator[tuple[int, Any]]
+) -> AsyncGenerator[ServerSentEvent]:
+    """A chunk a step: its delta is what can be appended, its field `ddit` the whole text so far."""
+    views = [TextView(service.engine.pipeline, call.verb) for _ in call.jobs]
+    wants_usage = call.body.stream_options is not None and call.body.stream_options.include_usage
     results: list[Result] = []
 
-    def chunk(number: int, delta: dict[str, Any], own: dict[str, Any], finish: str | None = None) -> str:
+    def chunk(number: int, delta: Any, own: dict[str, Any], finish: str | None = None) -> ServerSentEvent:
         choice = {"index": number, "delta": delta, "logprobs": None, "finish_reason": finish}
         usage = {"usage": None} if wants_usage else {}
-        return sse({**talk.head("chat.completion.chunk"), "choices": [choice], **usage, "ddit": own})
+        return event({**call.head("chat.completion.chunk"), "choices": [choice], **usage, "ddit": own})
 
-    for number, job in enumerate(talk.jobs):
-        yield chunk(number, {"role": "assistant", "content": ""}, {"task": talk.verb, "seed": job.seed})
-    async for number, event in events:
+    for number, job in enumerate(call.jobs):
+        yield chunk(number, {"role": "assistant", "content": ""}, {"task": call.verb, "seed": job.seed})
+    async for number, found in events:
         view = views[number]
-        if isinstance(event, Step):
-            tokens = [token.as_dict() for token in view.tokens(event.state)]
-            delta = {"content": view.advance(event.state)}
-            yield chunk(number, delta, {"pass": event.done, "of": event.total, "tokens": tokens})
-        elif isinstance(event, Result):
-            results.append(event)
-            own = {"text": event.value, "notices": list(event.notices)}
-            yield chunk(number, {"content": view.finish(event.value)}, own)
-            yield chunk(number, {}, {}, "length" if view.is_cut(event.state) else "stop")
+        if isinstance(found, Step):
+            tokens = [token.as_dict() for token in view.tokens(found.state)]
+            delta = {"content": view.advance(found.state)}
+            yield chunk(number, delta, {"pass": found.done, "of": found.total, "tokens": tokens})
+        elif isinstance(found, Result):
+            results.append(found)
+            own = {"text": found.value, "notices": list(found.warnings)}
+            yield chunk(number, {"content": view.finish(found.value)}, own)
+            yield chunk(number, {}, {}, "length" if view.is_cut(found.state) else "stop")
     if wants_usage:
-        usage = _usage(service, talk, results)
-        yield sse({**talk.head("chat.completion.chunk"), "choices": [], "usage": usage})
-    yield sse("[DONE]")
+        usage = _usage(service, call, results).model_dump()
+        yield event({**call.head("chat.completion.chunk"), "choices": [], "usage": usage})
+    yield event("[DONE]")
 
 
-def _usage(service: Service, talk: Conversation, results: Sequence[Result]) -> dict[str, int]:
-    """Tokens: of the text and the picture that were read, and written."""
-    sample = talk.jobs[0].sample
-    read = service.count_tokens(sample.get("question"), BLANK.sub(" ", cast(str, sample.get("text") or "")))
+def _usage(service: Service, call: ChatCall, results: Sequence[Result]) -> ChatUsage:
+    sample = call.jobs[0].sample
+    text = BLANK.sub(" ", sample.get("text") or "")
+    prompt = service.count_tokens(sample.get("question"), text)
     if sample["image"] is not None:
-        read += service.count_image_tokens()
-    view = TextView(service.engine.pipeline, talk.verb)
-    written = sum(view.num_written(result.state) for result in results)
-    return {"prompt_tokens": read, "completion_tokens": written, "total_tokens": read + written}
+        prompt += service.count_image_tokens()
+    view = TextView(service.engine.pipeline, call.verb)
+    count = sum(view.num_generated(result.state) for result in results)
+    return ChatUsage(prompt_tokens=prompt, completion_tokens=count, total_tokens=prompt + count)

@@ -1,10 +1,11 @@
-"""Pictures that clients send: data URLs, uploads, masks and, where switched on, public addresses."""
+"""Images that clients send: data URLs, uploads, masks and, if switched on, public addresses."""
 
 import asyncio
 import base64
 import binascii
 import io
 import re
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 
 from PIL import Image, ImageOps
@@ -13,8 +14,10 @@ from starlette.requests import Request
 
 from ddit.images import FORMATS, image_size, read_image
 from ddit.serve.errors import ApiError
+from ddit.serve.fetching import fetch
 from ddit.serve.files import FileStore, StoredFile
 from ddit.serve.options import ServeConfig
+from ddit.serve.schemas import LISTS
 
 DATA_URL = re.compile(
     r"data:([\w.+-]+/[\w.+-]+)?((?:;[\w.+-]+=[\w.+-]+)*)(;base64)?,", re.ASCII | re.IGNORECASE
@@ -23,19 +26,19 @@ OWN_FILE = re.compile(r"(?:https?://[^/?#]+)?/v1/files/(file-[0-9a-f]{32})/conte
 
 
 class ImageReader:
-    """Reads clients' pictures, one at a time in a thread of its own, so that their memory is bounded."""
+    """Reads clients' images, one at a time in its own thread, so that their memory is bounded."""
 
     def __init__(self, config: ServeConfig, store: FileStore) -> None:
         self.config, self.store = config, store
-        self._executor = ThreadPoolExecutor(1, thread_name_prefix="ddit-pictures")
+        self._executor = ThreadPoolExecutor(1, thread_name_prefix="ddit-images")
 
     def close(self) -> None:
         self._executor.shutdown(wait=False, cancel_futures=True)
 
     async def from_url(self, url: str, param: str) -> Image.Image:
-        """The picture of a data URL, of this server's own files, or of a public address.
+        """The image of a data URL, of one of this server's files, or of a public address.
 
-        Raises ApiError if there is none, or if addresses are not fetched here.
+        Raises ApiError if there is none, or if this server does not fetch.
         """
         if url[:5].lower() == "data:":
             return await self.from_bytes(_data_of(url, param), param)
@@ -49,36 +52,35 @@ class ImageReader:
             )  # fmt: skip
         if not self.config.fetch_urls:
             raise ApiError(
-                "this server does not fetch pictures: send a data URL or upload to /v1/files", param=param,
+                "this server does not fetch images: send a data URL or upload to /v1/files", param=param,
                 code="invalid_image_url",
             )  # fmt: skip
-        from ddit.serve.fetching import fetch
-
         data = await asyncio.to_thread(fetch, url, max_bytes=self.config.max_body_bytes)
         return await self.from_bytes(data, param)
 
     async def from_file(self, file_id: str, param: str) -> Image.Image:
-        """The picture of an upload."""
+        """The image of an upload."""
         data = await asyncio.to_thread(self.store.read, file_id)
         if data is None:
             raise ApiError(
-                f"no such file: '{file_id[:60]}' (it may have made room for newer ones)", param=param,
+                f"no such file: '{file_id[:60]}' (it may have been removed for newer ones)", param=param,
                 code="file_not_found",
             )  # fmt: skip
         return await self.from_bytes(data, param)
 
     async def from_bytes(self, data: bytes, param: str) -> Image.Image:
-        """The picture in a file's bytes."""
+        """The image in a file's bytes."""
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._executor, self._decode, data, param)
 
     async def mask_from_bytes(self, data: bytes, param: str) -> Image.Image:
-        """A mask, white where a picture is to be redrawn: where it is transparent, or, if all is opaque, white."""
+        """A mask: white where the image is to be generated, which is where the file is transparent or, if it is opaque
+        all over, white."""
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._executor, self._decode_mask, data, param)
 
     async def keep(self, data: bytes, param: str) -> StoredFile:
-        """Puts an upload into the store, once it has proved to be a picture."""
+        """Puts an upload into the store if it is an image."""
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._executor, self._keep, data, param)
 
@@ -98,7 +100,7 @@ class ImageReader:
             )  # fmt: skip
 
     def _decode_mask(self, data: bytes, param: str) -> Image.Image:
-        opaque = self._decode(data, param)  # checks it all
+        opaque = self._decode(data, param)  # with all checks
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             if not image.has_transparency_data:
                 return opaque.convert("L")
@@ -126,14 +128,19 @@ def _data_of(url: str, param: str) -> bytes:
         ) from None
 
 
-def check_is_form(request: Request) -> None:
-    """Raises ApiError if a request's body is no form."""
+async def check_form(request: Request) -> None:
+    """Raises ApiError if a request's body is not a form, or one of its fields is given twice."""
     if not request.headers.get("content-type", "").lower().startswith("multipart/form-data"):
         raise ApiError("the body must be a form, with content-type multipart/form-data")
+    form = await request.form()
+    counts = Counter(name.removesuffix("[]") for name, _ in form.multi_items())
+    for name, count in counts.items():
+        if count > 1 and name not in LISTS:
+            raise ApiError(f"'{name[:60]}' is given twice", param=name[:60])
 
 
 async def upload_bytes(upload: UploadFile, param: str) -> bytes:
-    """The bytes of an uploaded file. Its name is used for nothing; one with a path in it is refused all the same."""
+    """The bytes of an uploaded file. Its name is not used, but one with a path in it is refused."""
     name = upload.filename or ""
     if re.search(r"[/\\\x00-\x1f]", name) or name in (".", "..") or len(name) > 255:
         raise ApiError(f"the file name '{name[:60]}' holds a path", param=param, code="invalid_file_name")

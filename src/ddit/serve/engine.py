@@ -1,8 +1,7 @@
 """The engine under the server: jobs of many clients, batched into calls of one `Pipeline`.
 
-Jobs wait in a bounded queue of the event loop. One worker thread runs the model, one call at a time: that of the oldest
-job, with all others of the same kind. Every sample has its own seed, so that each client gets what a call of its own
-would give.
+Jobs wait in a bounded queue of the event loop. One worker thread runs the model, one call at a time: the oldest job
+with all others of its kind. Every sample has its own seed, so that each client gets what a call of its own would give.
 """
 
 import asyncio
@@ -13,13 +12,13 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 
 from ddit.inference.batching import Step
-from ddit.serve.jobs import BatchReport, Job, Limits, Overloaded, Preview, Result, Stopping, TimedOut
-
-if TYPE_CHECKING:  # torch takes seconds to import
-    from ddit.pipeline import Pipeline
+from ddit.pipeline import Pipeline
+from ddit.serve.calls import call_pipeline
+from ddit.serve.jobs import BatchReport, Job, Overloaded, Preview, Result, Stopping, TimedOut
+from ddit.serve.options import Limits
 
 log = logging.getLogger(__name__)
 
@@ -30,18 +29,19 @@ class _Abandoned(Exception):
 
 @dataclass(eq=False)
 class Stream:
-    """What becomes of one job: an asynchronous iterator over its steps, then its `Result`, which is the last.
+    """The events of one job: an asynchronous iterator over its steps and, as the last one, its `Result`.
 
-    Leave it early with `aclose` (or `contextlib.aclosing`): the job is then dropped. Of one event loop, the engine's.
+    To leave it early, call `aclose` (or use `contextlib.aclosing`), which drops the job. It belongs to the engine's
+    event loop.
 
-    Raises, from the iteration: TimedOut; Stopping; whatever the pipeline raises for this job.
+    The iteration raises TimedOut, Stopping, or what the pipeline raises for this job.
     """
 
     job: Job
     timeout: float
     deadline: float  # of the loop's clock
     wants_steps: bool
-    born: float = field(default_factory=time.monotonic)
+    created: float = field(default_factory=time.monotonic)
     is_wanted: bool = True
     state: Any = None
     _events: asyncio.Queue[Any] = field(default_factory=asyncio.Queue)
@@ -69,7 +69,7 @@ class Stream:
         return TimedOut(f"not done within {self.timeout:g} s")
 
     def expire(self) -> None:
-        """Ends it as too late."""
+        """Ends it: its time is over."""
         self.put(self._late())
 
     async def result(self) -> Result:
@@ -77,17 +77,17 @@ class Stream:
         async for event in self:
             if isinstance(event, Result):
                 return event
-        raise asyncio.CancelledError  # closed by someone else
+        raise asyncio.CancelledError  # it was closed elsewhere
 
     async def aclose(self) -> None:
         self.drop()
 
     def drop(self) -> None:
-        """Nobody waits for it any more. In a call that runs its rows are ignored."""
+        """Nobody waits for it any more; if its call is running, its rows are ignored."""
         self.is_wanted = False
 
     def put(self, event: Any) -> None:
-        """Called on the event loop. A result or an exception is the end."""
+        """Adds an event, from the event loop. A result or an exception is the last one."""
         if not self.is_wanted:
             return
         if isinstance(event, Result | Exception):
@@ -100,13 +100,13 @@ class Engine:
 
     Args:
         pipeline: used by the engine's thread alone while it runs.
-        limits: of batches, queue and time.
+        limits: of its batches, its queue and the time of a job.
         on_batch: called on the event loop after every call of the model.
     """
 
     def __init__(
         self,
-        pipeline: "Pipeline",
+        pipeline: Pipeline,
         limits: Limits | None = None,
         *,
         on_batch: Callable[[BatchReport], None] | None = None,
@@ -132,7 +132,7 @@ class Engine:
         self._dispatcher = asyncio.create_task(self._dispatch(), name="ddit-dispatcher")
 
     async def stop(self, grace: float = 0.0) -> None:
-        """Takes no more jobs, finishes those it has within `grace` seconds, gives up the rest, ends the worker."""
+        """Takes no more jobs, finishes those it has within `grace` seconds, drops the rest, ends the worker."""
         dispatcher, self._is_stopping = self._dispatcher, True
         if dispatcher is None:
             return
@@ -144,7 +144,7 @@ class Engine:
                 stream.put(Stopping("the server was stopped before this was done"))
             self._waiting.clear()
             self._arrival.set()
-            await self._idle.wait()  # a call whose jobs nobody waits for ends with its next pass
+            await self._idle.wait()  # a call that nobody waits for ends with its next step
         dispatcher.cancel()
         await asyncio.gather(dispatcher, return_exceptions=True)
         self._executor.shutdown()
@@ -157,12 +157,12 @@ class Engine:
     @property
     def num_waiting(self) -> int:
         """Jobs in the queue that someone waits for."""
-        self._forget()
+        self._drop_unwanted()
         return len(self._waiting)
 
     @property
     def num_running(self) -> int:
-        """Jobs of the call that runs."""
+        """Jobs of the call that is running."""
         return len(self._running)
 
     # --- jobs ---
@@ -172,10 +172,10 @@ class Engine:
         return self.streams([job])[0]
 
     def streams(self, jobs: Sequence[Job], *, steps: bool = True) -> list[Stream]:
-        """Queues several jobs, all of them or none; without `steps` only their results are told."""
+        """Queues several jobs, all or none of them; without `steps` their streams give results only."""
         if not self.is_running:
             raise Stopping("the server is shutting down")
-        self._forget()
+        self._drop_unwanted()
         if len(self._waiting) + len(jobs) > self.limits.max_queue:
             raise Overloaded(self.retry_after)
         timeout = self.limits.timeout
@@ -199,17 +199,17 @@ class Engine:
                 stream.drop()
 
     async def in_worker(self, function: Callable[..., Any], *given: Any) -> Any:
-        """Runs a function in the model's thread, between its calls: for work with the pipeline that is no job."""
+        """Runs a function in the model's thread, between calls: for work with the pipeline that is not a job."""
         return await self._loop.run_in_executor(self._executor, function, *given)
 
     @property
     def retry_after(self) -> int:
-        """Seconds until what waits now is done, by the measured rate."""
+        """Seconds until the jobs of now are done, by the measured rate."""
         count = len(self._waiting) + len(self._running)
         return min(max(math.ceil(count * self._seconds_per_job), 1), 600)
 
-    def _forget(self) -> None:
-        """Drops from the queue what nobody waits for, or is too late."""
+    def _drop_unwanted(self) -> None:
+        """Takes from the queue what nobody waits for and what is too late."""
         now = self._loop.time()
         for stream in self._waiting:
             if stream.deadline <= now:
@@ -236,7 +236,7 @@ class Engine:
 
     async def _gather(self) -> None:
         """Waits until the oldest job's batch is full, at most `max_wait`."""
-        until = self._loop.time() + self.limits.max_wait
+        until = self._loop.time() + self.limits.max_wait / 1000
         while (left := until - self._loop.time()) > 0 and not self._is_stopping:
             if len(self._next_batch(take=False)) >= self.limits.max_batch_size:
                 return
@@ -249,7 +249,7 @@ class Engine:
 
     def _next_batch(self, *, take: bool = True) -> list[Stream]:
         """The oldest job and the next ones of its kind."""
-        self._forget()
+        self._drop_unwanted()
         if not self._waiting:
             return []
         kind = self._waiting[0].job.kind
@@ -267,14 +267,12 @@ class Engine:
             self._running = []
 
     async def _attempt(self, batch: list[Stream]) -> None:
-        """One call. What is wrong with a single sample (a ValueError) must not fail the others: they go one by one."""
-        from ddit.serve.calls import call_pipeline
-
-        began, passes = time.monotonic(), _Passes(self, batch)
+        """One call. A ValueError is the fault of a sample: then each goes alone, so that only that one fails."""
+        began, splitter = time.monotonic(), _StepSplitter(self, batch)
         jobs = [stream.job for stream in batch]
         try:
             results = await self._loop.run_in_executor(
-                self._executor, call_pipeline, self.pipeline, jobs, passes.on_step
+                self._executor, call_pipeline, self.pipeline, jobs, splitter.on_step
             )
         except _Abandoned:
             return
@@ -293,14 +291,14 @@ class Engine:
         seconds = time.monotonic() - began
         self._seconds_per_job += 0.2 * (seconds / len(batch) - self._seconds_per_job)
         if self.on_batch is not None:
-            self.on_batch(BatchReport(jobs[0].verb, len(batch), passes.count, seconds))
+            self.on_batch(BatchReport(jobs[0].verb, len(batch), splitter.count, seconds))
         now = time.monotonic()
-        for stream, (value, notices) in zip(batch, results, strict=True):
-            stream.put(Result(value, stream.state, notices, now - stream.born))
+        for stream, (value, warnings) in zip(batch, results, strict=True):
+            stream.put(Result(value, stream.state, warnings, now - stream.created))
 
 
-class _Passes:
-    """Splits the steps of a call by sample; `on_step` runs in the worker's thread."""
+class _StepSplitter:
+    """Gives each stream its rows of a call's steps; `on_step` runs in the worker's thread."""
 
     def __init__(self, engine: Engine, batch: list[Stream]) -> None:
         self.engine, self.batch = engine, batch
@@ -327,7 +325,7 @@ class _Passes:
 
     @staticmethod
     def _is_due(job: Job, step: Step[Any]) -> bool:
-        """Whether one of the previews falls on this step: after 1/(n+1), 2/(n+1), ... of the steps."""
+        """Whether a preview falls on this step: they come after 1/(n+1), 2/(n+1), ... of the steps."""
         parts = job.num_previews + 1
         return (
             step.done * parts // step.total > (step.done - 1) * parts // step.total and step.done < step.total

@@ -9,6 +9,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
+from ddit.serve.answers import ErrorBody, ErrorDetail
 from ddit.serve.jobs import Overloaded, Stopping, TimedOut
 
 log = logging.getLogger(__name__)
@@ -18,9 +19,9 @@ FASTAPI_CANNOT_PARSE = "There was an error parsing the body"
 
 
 class ApiError(Exception):
-    """A fault that a client is told of.
+    """An error that is answered to a client.
 
-    param: the field that is wrong, if it is one. code: for programs.
+    param: the field that is wrong, if one is. code: for programs.
     """
 
     def __init__(
@@ -53,15 +54,15 @@ def error_body(
     """The body of an error's answer."""
     kinds = {429: "rate_limit_error", 401: "authentication_error"}
     kind = kinds.get(status, "server_error" if status >= 500 else "invalid_request_error")
-    # what a client sent may be quoted in it: it must be short, and text that can be encoded
+    # it may quote what a client sent: it must be short, and text that can be encoded
     shown = " ".join(message.encode(errors="backslashreplace").decode().split())
     if len(shown) > LONGEST_MESSAGE:
         shown = shown[:LONGEST_MESSAGE] + " ..."
-    return {"error": {"message": shown, "type": kind, "param": param, "code": code}}
+    return ErrorBody(error=ErrorDetail(message=shown, type=kind, param=param, code=code)).model_dump()
 
 
 def as_api_error(error: Exception) -> ApiError:
-    """What a client is told of an exception. A fault that is ours is logged, and told without its details."""
+    """What a client is answered at an exception. A fault of ours is logged, and answered without its details."""
     if isinstance(error, ApiError):
         return error
     if isinstance(error, Overloaded):
@@ -87,7 +88,7 @@ _CODES = {404: "not_found", 405: "method_not_allowed", 413: "body_too_large"}
 
 
 def as_job_error(error: Exception) -> ApiError:
-    """The same for what comes out of the engine, where a ValueError is the pipeline's word for a user's mistake."""
+    """The same for what comes out of the engine, where a ValueError is a user's mistake."""
     return (
         ApiError(str(error), code="invalid_value") if isinstance(error, ValueError) else as_api_error(error)
     )
@@ -97,9 +98,9 @@ def _first_fault(faults: Sequence[Any]) -> tuple[str, str | None]:
     """One line about the first of pydantic's faults, and the field."""
     if not faults:
         return "the request is not valid", None
-    # of a union's members, the one that came furthest is what the client meant
+    # of a union's members, the client meant the one whose fault lies deepest
     fault = max(faults, key=lambda fault: len(fault["loc"]))
-    tags = ("body", "query", "path", "str")  # of where it was looked for, and of a union's members
+    tags = ("body", "query", "path", "str")  # where it was looked for, and members of unions
     place = ".".join(str(part) for part in fault["loc"] if part not in tags and "[" not in str(part))
     if fault["type"] == "json_invalid":
         reason = fault.get("ctx", {}).get("error", "")
@@ -111,11 +112,13 @@ def _first_fault(faults: Sequence[Any]) -> tuple[str, str | None]:
     ):
         return "the body must be a JSON object, with content-type application/json", None
     message = fault["msg"].removeprefix("Value error, ")
+    if message.startswith("Expected UploadFile"):
+        message = "this field must be a file"
     return (f"{place}: {message}" if place else message), place or None
 
 
 def add_error_handlers(app: FastAPI) -> None:
-    """Every fault of a request is answered in one shape, whoever finds it."""
+    """Makes every fault of a request be answered in one shape."""
 
     async def answer(_: Request, error: Exception) -> JSONResponse:
         return as_api_error(error).response()

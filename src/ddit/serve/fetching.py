@@ -1,7 +1,10 @@
-"""Fetching a picture from a public address that a client names, and from no other.
+"""Fetches an image from a public address that a client names, and from no other.
 
-The host is resolved once, every address it has must be public, and the connection goes to an address that was checked,
-so that no second answer of the name server can lead elsewhere. That is done anew for every redirect.
+The host is resolved once, all of its addresses must be public, and the connection goes to one that was checked, so that
+no second answer of the name server can lead elsewhere. The same holds for every redirect.
+
+Not by safehttpx, which accepts a host with one public address among private ones, asks dns.google about a host that has
+none, takes 100.64.0.0/10 and IPv6 networks that embed IPv4 for public, and reads a body of any size.
 """
 
 import http.client
@@ -26,7 +29,7 @@ EMBEDDING = [
 
 
 def is_public(address: Address) -> bool:
-    """Whether an address is one of the public internet: not private, loopback, link-local, multicast or reserved."""
+    """Whether an address belongs to the public internet: not private, loopback, link-local, multicast or reserved."""
     if isinstance(address, ipaddress.IPv6Address):
         if address.ipv4_mapped is not None:
             return is_public(address.ipv4_mapped)
@@ -41,12 +44,12 @@ def fetch(
     """The bytes at an http(s) URL, after at most three redirects.
 
     Args:
-        max_bytes: the most that is read.
-        timeout: seconds for all of it.
+        max_bytes: the most that may be read.
+        timeout: seconds in all.
         may_connect: whether an address may be connected to.
 
     Raises:
-        ApiError: if it cannot be had, may not be connected to, or is too large.
+        ApiError: if it cannot be fetched, may not be connected to, or is too large.
     """
     until = time.monotonic() + timeout
     for _ in range(MAX_REDIRECTS + 1):
@@ -103,7 +106,7 @@ def _split(url: str) -> tuple[SplitResult, int]:
 
 
 def _connect(host: str, port: int, until: float, may_connect: Callable[[Address], bool]) -> socket.socket:
-    """A connection to an address of the host, if all that it has may be connected to."""
+    """A connection to an address of the host, if all of its addresses may be connected to."""
     found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
     for *_, address in found:
         if not may_connect(ipaddress.ip_address(str(address[0]).partition("%")[0])):
@@ -119,7 +122,7 @@ def _read(response: http.client.HTTPResponse, sock: socket.socket, max_bytes: in
         chunks.append(chunk)
         size += len(chunk)
         if size > max_bytes:
-            raise _refused(f"what the URL holds is larger than {max_bytes:,} bytes")
+            raise _refused(f"the file at the URL is larger than {max_bytes:,} bytes")
         sock.settimeout(_left(until))
     return b"".join(chunks)
 

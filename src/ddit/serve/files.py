@@ -1,6 +1,7 @@
-"""A bounded folder of pictures: uploads, and results that are answered as URLs.
+"""A bounded folder of images: uploads, and results that are answered as URLs.
 
-The folder is all there is: several servers may share it. What protects a picture is that its id cannot be guessed.
+There is no state but the folder, so that several servers may share it. An image is protected by its id, which cannot be
+guessed.
 """
 
 import io
@@ -12,13 +13,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
+from PIL.Image import Image
+
+from ddit.files import write_atomically
+
 MEDIA_TYPES = {"png": "image/png", "jpeg": "image/jpeg", "webp": "image/webp", "gif": "image/gif"}
 ID = re.compile(r"file-[0-9a-f]{32}")
 
 
 @dataclass(frozen=True)
 class StoredFile:
-    """A picture in the store: its id, file, bytes and the time (Unix seconds) of its making."""
+    """An image in the store: its id, file, bytes and the time (Unix seconds) at which it was stored."""
 
     id: str
     path: Path
@@ -35,10 +40,10 @@ class StoredFile:
 
 
 class FileStore:
-    """At most so many files, of so many bytes together; the oldest make room for new ones.
+    """At most so many files, of so many bytes together; the oldest are removed for new ones.
 
     Args:
-        folder: made if need be; None: a temporary one, removed by `close`.
+        folder: created if missing; None: a temporary one, removed by `close`.
 
     Raises:
         ValueError: if the folder cannot be written to.
@@ -67,15 +72,14 @@ class FileStore:
         self.close()
 
     def put(self, data: bytes, suffix: str) -> StoredFile:
-        """Stores a picture of that format. Raises ValueError if it alone is larger than the store."""
+        """Stores an image of that format. Raises ValueError if it alone is larger than the store."""
         if len(data) > self.max_bytes:
             raise ValueError(f"a file of {len(data):,} bytes is larger than the store ({self.max_bytes:,})")
         if suffix not in MEDIA_TYPES:
             suffix = "bin"
         path = self.folder / f"file-{secrets.token_hex(16)}.{suffix}"
-        part = path.with_suffix(".part")  # nobody must read half of it
-        part.write_bytes(data)
-        os.replace(part, path)
+        with write_atomically(path) as part:
+            part.write_bytes(data)
         self._make_room(path)
         return self._describe(path)
 
@@ -113,7 +117,7 @@ class FileStore:
     def _make_room(self, newest: Path) -> None:
         files = []
         for entry in os.scandir(self.folder):
-            if entry.name.startswith("file-") and not entry.name.endswith(".part"):
+            if entry.name.startswith("file-"):
                 try:
                     status = entry.stat()
                 except FileNotFoundError:
@@ -129,9 +133,9 @@ class FileStore:
                 count, size = count - 1, size - num_bytes
 
 
-def encode_image_file(image, output_format: str, quality: int | None = None) -> bytes:
-    """A PIL image as a PNG, JPEG or WebP file; quality (0 to 100) is of the latter two."""
+def encode_image_file(image: Image, output_format: str, quality: int | None = None) -> bytes:
+    """An image as a PNG, JPEG or WebP file; quality (0 to 100) is of the latter two."""
     buffer = io.BytesIO()
-    options = {} if output_format == "png" or quality is None else {"quality": quality}
+    options: dict[str, int] = {} if output_format == "png" or quality is None else {"quality": quality}
     image.save(buffer, output_format.upper(), **options)
     return buffer.getvalue()

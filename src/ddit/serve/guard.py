@@ -1,4 +1,4 @@
-"""What stands before the application: token, size and time of bodies, counting. Plain ASGI, so that streams stream."""
+"""Before the application: the token, size and time of bodies, counting. Plain ASGI, which does not hold up streams."""
 
 import asyncio
 import hmac
@@ -17,21 +17,21 @@ from ddit.serve.options import ServeConfig
 log = logging.getLogger(__name__)
 
 OPEN = re.compile(r"/healthz|/docs|/static-offline-docs/.+|/openapi\.json|/v1/files/[^/]+/content")
-"""Paths that need no token. The content of a file is protected by its id, which only its owner was told."""
+"""Paths that need no token. The content of a file is protected by its id, which only its owner knows."""
 
 DRAINED = 4
-"""A body that is too large is read and thrown away up to so many times the limit: a client that is cut off while it
-sends does not read the answer."""
+"""Times the limit up to which a body that is too large is read and thrown away: a client that is cut off while it sends
+does not read the answer."""
 
 SHARED = 16
-"""Bodies of the largest size that are held at a time, of all requests together."""
+"""Bodies of the largest size that may be held at a time, of all requests together."""
 
 
 class Guard:
-    """Answers what may not come in, and counts everything.
+    """Answers requests that may not pass, and counts all of them.
 
-    A body is held until it is whole, then given on: its size and the time that it takes are bounded whether or not
-    its length is announced.
+    A body is held until it is whole, then passed on: its size and time are bounded whether its length was announced or
+    not.
     """
 
     def __init__(self, app: ASGIApp, *, config: ServeConfig, metrics: Metrics) -> None:
@@ -55,7 +55,7 @@ class Guard:
             await self._admit(scope, receive, counted)
         finally:
             self.metrics.in_flight.dec()
-            # without a status the client has left, or the server was stopped
+            # no status: the client has left, or the server was stopped
             self.metrics.count_request(_route(scope), status or 499, time.monotonic() - began)
 
     async def _admit(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -83,7 +83,7 @@ class Guard:
         kind, _, token = given.partition(b" ")
         if kind.lower() != b"bearer" or not hmac.compare_digest(token.strip(), key.encode()):
             raise ApiError(
-                "this server wants a token: Authorization: Bearer KEY", status=401, code="invalid_api_key"
+                "this server requires a token: Authorization: Bearer KEY", status=401, code="invalid_api_key"
             )
 
     async def _read_body(self, scope: Scope, receive: Receive) -> bytes:
@@ -108,7 +108,7 @@ class Guard:
                     more = message.get("more_body", False) and size <= DRAINED * limit
         except TimeoutError:
             raise ApiError(
-                f"the body did not come within {self.config.body_timeout:g} s", status=408, code="timeout"
+                f"the body did not arrive within {self.config.body_timeout:g} s", status=408, code="timeout"
             ) from None
         if is_too_large:
             raise ApiError(f"the body is larger than {limit:,} bytes", status=413, code="body_too_large")
@@ -124,7 +124,7 @@ class _Left(Exception):
 
 
 def _replay(body: bytes, receive: Receive) -> Receive:
-    """A receive that gives the body, then whatever comes after it."""
+    """A receive that gives the body, then what comes after it."""
     is_given = False
 
     async def replay() -> Message:

@@ -1,283 +1,197 @@
-"""Routes that draw: generations, edits, variations, in OpenAI's form."""
+"""Routes that generate images: generations, edits and variations, in OpenAI's form."""
 
 import asyncio
 import base64
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Annotated, Any
 
-from fastapi import FastAPI
-from fastapi.exceptions import RequestValidationError
+from fastapi import Depends, FastAPI, Form
 from PIL import Image
-from pydantic import ValidationError
-from starlette.datastructures import UploadFile
+from sse_starlette import ServerSentEvent
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 
 from ddit.images import upscale_image
-from ddit.serve.content import check_is_form, upload_bytes
-from ddit.serve.errors import ApiError
+from ddit.serve.answers import Details, ImageData, Images, ImageUsage
+from ddit.serve.content import check_form, upload_bytes
+from ddit.serve.errors import ApiError, as_job_error
 from ddit.serve.files import encode_image_file
 from ddit.serve.jobs import Job, Preview, Result, Verb, make_options
-from ddit.serve.responses import event_stream, merge, run_jobs, sse, started
-from ddit.serve.schemas import ApiModel, DrawRequest, EditRequest, GenerationRequest, VariationRequest
-from ddit.serve.service import FAULTS, Service, distinct, random_seed
-
-Form = TypeVar("Form", bound=ApiModel)
-
-MAX_FORM_FIELD_BYTES = 64_000
-
-IMAGES_ANSWER: dict[str, Any] = {
-    "description": "The pictures; with `stream`, server-sent events",
-    "content": {
-        "application/json": {
-            "schema": {
-                "type": "object",
-                "required": ["created", "data"],
-                "properties": {
-                    "created": {"type": "integer"},
-                    "data": {
-                        "type": "array",
-                        "items": {
-                            "type": "object",
-                            "properties": {"b64_json": {"type": "string"}, "url": {"type": "string"}},
-                        },
-                    },
-                    "size": {"type": "string"},
-                    "output_format": {"type": "string"},
-                    "usage": {"type": "object"},
-                    "ddit": {"type": "object", "description": "seeds of the pictures, and notices"},
-                },
-            }
-        },
-        "text/event-stream": {"schema": {"type": "string"}},
-    },
-}
+from ddit.serve.responses import event, event_stream, merge, run_jobs, started
+from ddit.serve.schemas import EditForm, GenerationRequest, ImageRequest, VariationForm
+from ddit.serve.service import ANSWERS, Service, distinct_warnings, random_seed
 
 
 @dataclass(frozen=True)
-class Drawing:
-    """A request to draw, ready to run: its jobs, and how what they draw is sent back."""
+class ImageCall:
+    """A request for images, ready to run: its jobs, and how their images are sent back."""
 
-    asked: DrawRequest
+    body: ImageRequest
     jobs: list[Job]
-    event: str  # of streams: "image_generation" or "image_edit"
-
-    @property
-    def seeds(self) -> list[int]:
-        return [job.seed for job in self.jobs]
+    kind: str  # of a stream's events: "image_generation" or "image_edit"
 
     def encode(self, image: Image.Image) -> tuple[bytes, str]:
-        """A drawn picture as a file, and its size after enlarging."""
-        larger = upscale_image(image, self.asked.upscale)
-        data = encode_image_file(larger, self.asked.output_format, self.asked.output_compression)
+        """A generated image as a file, and its size after enlarging."""
+        larger = upscale_image(image, self.body.upscale)
+        data = encode_image_file(larger, self.body.output_format, self.body.output_compression)
         return data, f"{larger.width}x{larger.height}"
 
 
-def add_picture_routes(app: FastAPI, service: Service) -> None:
+def add_image_routes(app: FastAPI, service: Service) -> None:
     """Adds /v1/images/generations, /v1/images/edits and /v1/images/variations."""
+    document: dict[str, Any] = {
+        "tags": ["images"],
+        "responses": ANSWERS,
+        "response_model": Images,
+        "response_model_exclude_none": True,
+    }
+    form = {**document, "dependencies": [Depends(check_form)]}
+
+    @app.post("/v1/images/generations", **document, summary="Generate images")
+    async def generate(request: Request, body: GenerationRequest) -> Images | Response:
+        prompt = service.check_text(body.prompt, "prompt")
+        call = _prepare(service, body, "generate", {"prompt": prompt}, "image_generation")
+        return await _answer(service, request, call)
 
     @app.post(
-        "/v1/images/generations",
-        tags=["images"],
-        responses={**FAULTS, 200: IMAGES_ANSWER},
-        summary="Draw pictures",
+        "/v1/images/edits", **form, summary="Generate the masked part again, or without a mask vary it all"
     )
-    async def generate(request: Request, asked: GenerationRequest) -> Response:
-        prompt = service.check_text(asked.prompt, "prompt")
-        drawing = _drawing(service, asked, "generate", {"prompt": prompt}, "image_generation")
-        return await _answer(service, request, drawing)
+    async def edit(request: Request, body: Annotated[EditForm, Form()]) -> Images | Response:
+        sample: dict[str, Any] = {"prompt": service.check_text(body.prompt, "prompt")}
+        sample["image"] = await service.reader.from_bytes(await upload_bytes(body.image, "image"), "image")
+        if body.mask is not None:
+            if body.strength is not None:
+                raise ApiError("strength is of variations: leave it out with a mask", param="strength")
+            sample["mask"] = await service.reader.mask_from_bytes(
+                await upload_bytes(body.mask, "mask"), "mask"
+            )
+        verb: Verb = "vary" if body.mask is None else "inpaint"
+        call = _prepare(service, body, verb, sample, "image_edit", strength=body.strength)
+        return await _answer(service, request, call)
 
     @app.post(
-        "/v1/images/edits", tags=["images"], responses={**FAULTS, 200: IMAGES_ANSWER},
-        openapi_extra=_form_document(EditRequest, image=True, mask=False),
-        summary="Redraw the masked part of a picture, or, without a mask, vary it",
-    )  # fmt: skip
-    async def edit(request: Request) -> Response:
-        check_is_form(request)
-        async with request.form(max_files=4, max_fields=64, max_part_size=MAX_FORM_FIELD_BYTES) as form:
-            asked, files = _read_form(EditRequest, form.multi_items())
-            sample: dict[str, Any] = {"prompt": service.check_text(asked.prompt, "prompt")}
-            sample["image"] = await service.reader.from_bytes(await _file(files, "image"), "image")
-            if "mask" in files:
-                if asked.strength is not None:
-                    raise ApiError("strength is of variations: it goes without a mask", param="strength")
-                sample["mask"] = await service.reader.mask_from_bytes(await _file(files, "mask"), "mask")
-        verb: Verb = "inpaint" if "mask" in sample else "vary"
-        drawing = _drawing(service, asked, verb, sample, "image_edit", strength=asked.strength)
-        return await _answer(service, request, drawing)
-
-    @app.post(
-        "/v1/images/variations", tags=["images"], responses={**FAULTS, 200: IMAGES_ANSWER},
-        openapi_extra=_form_document(VariationRequest, image=True),
-        summary="Vary a picture, by a prompt or by the model's caption of it",
-    )  # fmt: skip
-    async def vary(request: Request) -> Response:
-        check_is_form(request)
-        async with request.form(max_files=2, max_fields=64, max_part_size=MAX_FORM_FIELD_BYTES) as form:
-            asked, files = _read_form(VariationRequest, form.multi_items())
-            if "mask" in files:
-                raise ApiError("a mask is of edits: use /v1/images/edits", param="mask")
-            image = await service.reader.from_bytes(await _file(files, "image"), "image")
-        prompt = asked.prompt
+        "/v1/images/variations", **form, summary="Vary an image, by a prompt or the model's own caption"
+    )
+    async def vary(request: Request, body: Annotated[VariationForm, Form()]) -> Images | Response:
+        image = await service.reader.from_bytes(await upload_bytes(body.image, "image"), "image")
+        prompt = body.prompt
         if prompt is None:
-            caption = Job("caption", {"image": image}, asked.seed or 0)
+            caption = Job("caption", {"image": image}, body.seed or 0)
             prompt = (await run_jobs(request, service.engine, [caption]))[0].value
             if not prompt:
-                raise ApiError("the model has no caption of this picture: give a prompt", param="prompt")
+                raise ApiError("the model has no caption for this image: give a prompt", param="prompt")
         sample = {"prompt": service.check_text(prompt, "prompt"), "image": image}
-        drawing = _drawing(service, asked, "vary", sample, "image_edit", strength=asked.strength)
-        return await _answer(service, request, drawing)
+        call = _prepare(service, body, "vary", sample, "image_edit", strength=body.strength)
+        return await _answer(service, request, call)
 
 
-def _drawing(
-    service: Service, asked: DrawRequest, verb: Verb, sample: dict[str, Any], event: str, **own: Any
-) -> Drawing:
-    """The jobs of a request within this server's limits. Raises ApiError."""
-    service.check_model(asked.model)
-    service.check_count(asked.n, service.config.max_n, "n")
-    service.check_count(asked.num_steps, service.config.max_steps, "num_steps")
-    if asked.negative_prompt is not None:
-        sample["negative_prompt"] = service.check_text(asked.negative_prompt, "negative_prompt")
-    width, height = (None, None) if asked.size == "auto" else map(int, asked.size.split("x"))
+def _prepare(
+    service: Service, body: ImageRequest, verb: Verb, sample: dict[str, Any], kind: str, **own: Any
+) -> ImageCall:
+    """The jobs of a request, within this server's limits. Raises ApiError."""
+    service.check_model(body.model)
+    service.check_count(body.n, service.config.max_n, "n")
+    service.check_count(body.options.get("num_steps"), service.config.max_steps, "num_steps")
+    if body.negative_prompt is not None:
+        sample["negative_prompt"] = service.check_text(body.negative_prompt, "negative_prompt")
+    width, height = (None, None) if body.size == "auto" else map(int, body.size.split("x"))
     side = service.engine.pipeline.settings.image_size
-    longest = max(width or side, height or side) * asked.upscale  # of what is sent back
-    service.check_count(longest, service.config.max_side, "size" if asked.upscale == 1 else "upscale")
-    if asked.partial_images and not asked.stream:
-        raise ApiError("partial_images goes with stream", param="partial_images")
-    if asked.stream and asked.response_format == "url":
-        raise ApiError("streams answer with b64_json", param="response_format")
-    if asked.best_of > 1 and verb != "generate":
-        raise ApiError("best_of is of generations", param="best_of")
-    if asked.best_of > 1 and asked.partial_images:
-        raise ApiError("partial_images are of one picture: leave out best_of", param="partial_images")
-    options = make_options(
-        num_steps=asked.num_steps, guidance_scale=asked.guidance_scale, sampler=asked.sampler, height=height,
-        width=width, best_of=asked.best_of if asked.best_of > 1 else None, **own,
-    )  # fmt: skip
-    seed = random_seed() if asked.seed is None else asked.seed
-    jobs = [Job(verb, sample, seed + row, options, asked.partial_images) for row in range(asked.n)]
-    return Drawing(asked, jobs, event)
+    longest = max(width or side, height or side) * body.upscale  # of what is sent back
+    service.check_count(longest, service.config.max_side, "size" if body.upscale == 1 else "upscale")
+    if body.partial_images and not body.stream:
+        raise ApiError("partial_images needs stream", param="partial_images")
+    if body.stream and body.response_format == "url":
+        raise ApiError("a stream answers with b64_json", param="response_format")
+    if body.best_of > 1 and verb != "generate":
+        raise ApiError("best_of is of generations only", param="best_of")
+    if body.best_of > 1 and body.partial_images:
+        raise ApiError("partial_images are of a single candidate: leave out best_of", param="partial_images")
+    options = {**body.options, "height": height, "width": width}
+    try:
+        service.engine.pipeline.settings.image_options(options)
+    except ValueError as error:
+        raise as_job_error(error) from None
+    best_of = body.best_of if body.best_of > 1 else None
+    seed = random_seed() if body.seed is None else body.seed
+    kept = make_options(**options, best_of=best_of, **own)
+    jobs = [Job(verb, sample, seed + row, kept, body.partial_images) for row in range(body.n)]
+    return ImageCall(body, jobs, kind)
 
 
-async def _answer(service: Service, request: Request, drawing: Drawing) -> Response:
-    if drawing.asked.stream:
-        events = merge(service.engine.streams(drawing.jobs))
-        return event_stream(_stream(service, drawing, await started(request, events)))
-    results = await run_jobs(request, service.engine, drawing.jobs)
-    files = [await asyncio.to_thread(drawing.encode, result.value) for result in results]
-    if drawing.asked.response_format == "url":
-        stored = [
-            await asyncio.to_thread(service.store.put, data, drawing.asked.output_format) for data, _ in files
-        ]
-        data = [{"url": service.file_url(request, file.id)} for file in stored]
-    else:
-        data = [{"b64_json": base64.b64encode(data).decode()} for data, _ in files]
-    return JSONResponse(
-        {
-            "created": int(time.time()),
-            "data": data,
-            **_about(drawing, files[0][1]),
-            "usage": _usage(service, drawing, results),
-            "ddit": {"seeds": drawing.seeds, "notices": distinct([result.notices for result in results])},
-        }
+async def _answer(service: Service, request: Request, call: ImageCall) -> Images | Response:
+    if call.body.stream:
+        events = merge(service.engine.streams(call.jobs))
+        return event_stream(_stream(service, call, await started(request, events)))
+    results = await run_jobs(request, service.engine, call.jobs)
+    files = [await asyncio.to_thread(call.encode, result.value) for result in results]
+    data = [await _image_data(service, request, call, file) for file, _ in files]
+    seeds = [job.seed for job in call.jobs]
+    return Images(
+        created=int(time.time()),
+        data=data,
+        **_facts(call, files[0][1]),
+        usage=_usage(service, call, results),
+        ddit=Details(seeds=seeds, notices=distinct_warnings(results)),
     )
+
+
+async def _image_data(service: Service, request: Request, call: ImageCall, file: bytes) -> ImageData:
+    if call.body.response_format == "b64_json":
+        return ImageData(b64_json=base64.b64encode(file).decode())
+    stored = await asyncio.to_thread(service.store.put, file, call.body.output_format)
+    return ImageData(url=service.file_url(request, stored.id))
 
 
 async def _stream(
-    service: Service, drawing: Drawing, events: AsyncIterator[tuple[int, Any]]
-) -> AsyncIterator[str]:
-    """OpenAI's events of a drawing: partial pictures, then the whole one; of several pictures, as they come."""
-    shown = [0] * len(drawing.jobs)
-    async for number, event in events:
-        if not isinstance(event, Preview | Result):
+    service: Service, call: ImageCall, events: AsyncGenerator[tuple[int, Any]]
+) -> AsyncGenerator[ServerSentEvent]:
+    """OpenAI's events of an image: partial ones, then the whole; of several images, as they come."""
+    num_partial = [0] * len(call.jobs)
+    async for number, found in events:
+        if not isinstance(found, Preview | Result):
             continue
-        is_result = isinstance(event, Result)
-        image = event.value if is_result else event.image
-        data, size = await asyncio.to_thread(drawing.encode, image)
-        kind = f"{drawing.event}.{'completed' if is_result else 'partial_image'}"
+        image = found.value if isinstance(found, Result) else found.image
+        data, size = await asyncio.to_thread(call.encode, image)
+        kind = f"{call.kind}.{'completed' if isinstance(found, Result) else 'partial_image'}"
         body: dict[str, Any] = {
             "type": kind,
             "b64_json": base64.b64encode(data).decode(),
             "created_at": int(time.time()),
-            **_about(drawing, size),
+            **_facts(call, size),
         }
-        own: dict[str, Any] = {"index": number, "seed": drawing.jobs[number].seed}
-        if isinstance(event, Result):
-            body["usage"] = _usage(service, drawing, [event])
-            own["notices"] = list(event.notices)
+        own: dict[str, Any] = {"index": number, "seed": call.jobs[number].seed}
+        if isinstance(found, Result):
+            body["usage"] = _usage(service, call, [found]).model_dump()
+            own["notices"] = list(found.warnings)
         else:
-            body["partial_image_index"] = shown[number]
-            shown[number] += 1
-            own |= {"step": event.done, "of": event.total}
-        yield sse({**body, "ddit": own}, kind)
+            body["partial_image_index"] = num_partial[number]
+            num_partial[number] += 1
+            own |= {"step": found.done, "of": found.total}
+        yield event({**body, "ddit": own}, kind)
 
 
-def _about(drawing: Drawing, size: str) -> dict[str, str]:
+def _facts(call: ImageCall, size: str) -> dict[str, Any]:
     return {
         "size": size,
-        "output_format": drawing.asked.output_format,
+        "output_format": call.body.output_format,
         "quality": "auto",
         "background": "opaque",
     }
 
 
-def _usage(service: Service, drawing: Drawing, results: Sequence[Result]) -> dict[str, Any]:
-    """Tokens, as OpenAI counts them: read, and drawn."""
-    sample = drawing.jobs[0].sample
-    drawn = results[0].value
-    size = drawn.height, drawn.width
+def _usage(service: Service, call: ImageCall, results: Sequence[Result]) -> ImageUsage:
+    """Tokens as OpenAI counts them: of what goes in, and of the images that come out."""
+    sample = call.jobs[0].sample
+    image = results[0].value
     text = service.count_tokens(sample["prompt"], sample.get("negative_prompt"))
-    read = service.count_image_tokens(*size) if "image" in sample else 0
-    output = len(results) * service.count_image_tokens(*size)
-    return {
-        "input_tokens": text + read,
-        "input_tokens_details": {"text_tokens": text, "image_tokens": read},
-        "output_tokens": output,
-        "total_tokens": text + read + output,
-    }
-
-
-# --- forms ---
-
-
-def _read_form(
-    model: type[Form], items: Sequence[tuple[str, UploadFile | str]]
-) -> tuple[Form, dict[str, UploadFile]]:
-    """A form's fields, checked, and its files by name ("image[]" is how clients name one of a list)."""
-    fields: dict[str, str] = {}
-    files: dict[str, UploadFile] = {}
-    for name, value in items:
-        is_file = isinstance(value, UploadFile)
-        name = name.removesuffix("[]") if is_file else name
-        if name in fields or name in files:
-            raise ApiError(f"'{name[:60]}' is given twice: one is what this server takes", param=name[:60])
-        if is_file and name not in ("image", "mask"):
-            raise ApiError(f"unexpected file '{name[:60]}'", param=name[:60])
-        if is_file:
-            files[name] = value
-        elif name in ("image", "mask"):
-            raise ApiError(f"'{name}' must be a file", param=name)
-        else:
-            fields[name] = value
-    try:
-        return model.model_validate(fields), files
-    except ValidationError as error:
-        raise RequestValidationError(error.errors(include_url=False)) from None
-
-
-async def _file(files: dict[str, UploadFile], name: str) -> bytes:
-    if name not in files:
-        raise ApiError(f"the file '{name}' is missing", param=name, code="missing_file")
-    return await upload_bytes(files[name], name)
-
-
-def _form_document(model: type[ApiModel], **files: bool) -> dict[str, Any]:
-    """A form in the OpenAPI document: a model's fields and files, each with whether it must be given."""
-    schema = model.model_json_schema(ref_template="#/components/schemas/{model}")
-    schema.pop("$defs", None)
-    for name in files:
-        schema["properties"][name] = {"type": "string", "format": "binary"}
-    schema["required"] = [*schema.get("required", []), *(name for name, needed in files.items() if needed)]
-    return {"requestBody": {"required": True, "content": {"multipart/form-data": {"schema": schema}}}}
+    per_image = service.count_image_tokens(image.height, image.width)
+    source = per_image if "image" in sample else 0
+    output = len(results) * per_image
+    return ImageUsage(
+        input_tokens=text + source,
+        input_tokens_details={"text_tokens": text, "image_tokens": source},
+        output_tokens=output,
+        total_tokens=text + source + output,
+    )

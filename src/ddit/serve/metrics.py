@@ -12,7 +12,7 @@ BATCHES = (1, 2, 4, 8, 12, 16, 24, 32, 64)
 
 
 class Metrics:
-    """Counters of one server, in a registry of their own, so that a process may hold several servers."""
+    """Counters of one server, in their own registry, so that a process may hold several servers."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
@@ -37,15 +37,13 @@ class Metrics:
             buckets=SECONDS,
             registry=here,
         )
-        self.passes = Counter(
-            "ddit_model_passes", "Passes of the denoiser over a batch", ["verb"], registry=here
-        )
-        self.jobs = Counter("ddit_jobs", "Pictures drawn and texts written", ["verb"], registry=here)
+        self.steps = Counter("ddit_model_passes", "Sampling steps of batches", ["verb"], registry=here)
+        self.jobs = Counter("ddit_jobs", "Images and texts generated", ["verb"], registry=here)
         self.waiting = Gauge("ddit_jobs_waiting", "Jobs in the queue", registry=here)
         self.running = Gauge("ddit_jobs_running", "Jobs in the model", registry=here)
 
     def watch(self, engine: Engine) -> None:
-        """Has an engine report to this."""
+        """Makes an engine report its batches here."""
         engine.on_batch = self.count_batch
         self.waiting.set_function(_count(lambda: engine.num_waiting))
         self.running.set_function(_count(lambda: engine.num_running))
@@ -53,7 +51,7 @@ class Metrics:
     def count_batch(self, report: BatchReport) -> None:
         self.batch_size.labels(report.verb).observe(report.size)
         self.batch_seconds.labels(report.verb).observe(report.seconds)
-        self.passes.labels(report.verb).inc(report.num_steps_taken)
+        self.steps.labels(report.verb).inc(report.num_steps)
         self.jobs.labels(report.verb).inc(report.size)
 
     def count_request(self, route: str, status: int, seconds: float) -> None:

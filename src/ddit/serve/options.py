@@ -43,9 +43,9 @@ class ServeConfig:
     max_image_pixels: Annotated[Count, Field(description="pixels of an image that is sent in")] = 16_000_000
     max_body_bytes: Annotated[Count, Field(description="bytes of a request")] = 20_000_000
     body_timeout: Annotated[float, Field(gt=0, description="seconds for a request's body to arrive")] = 30.0
-    fetch_urls: Annotated[
-        bool, Field(description="fetch images from public addresses that clients name")
-    ] = False
+    fetch_urls: Annotated[bool, Field(description="fetch images from public addresses that clients name")] = (
+        False
+    )
     files: Annotated[
         Path | None,
         Field(

@@ -68,7 +68,9 @@ def examples_for(codec: "TextCodec") -> Examples:
     """Those of the small world for a tokenizer that holds its words and little else."""
     from ddit.world import list_vocabulary
 
-    knows = codec.vocab_size <= LARGEST_SMALL_VOCABULARY and not codec.unknown_words(" ".join(list_vocabulary()))
+    knows = codec.vocab_size <= LARGEST_SMALL_VOCABULARY and not codec.unknown_words(
+        " ".join(list_vocabulary())
+    )
     return SMALL_WORLD if knows else ANY
 
 

@@ -1,30 +1,39 @@
 """The same application as a Ray Serve deployment: replicas, on one machine or many, behind Ray's proxy.
 
-Each replica batches with its own engine and not with `ray.serve.batch`: that batches the calls of one method whatever
-they ask for, and gives each a whole result; the engine groups jobs by kind, takes those of a request together, tells
-steps, and drops what clients have left.
+Each replica batches with its own engine and not with `ray.serve.batch`, which batches the calls of one method whatever
+they ask for and gives each a whole result. The engine batches jobs of one kind, takes the jobs of a request together,
+streams steps, and drops what clients have left.
 
 For a cluster: `serve run ddit.serve.ray_app:build model=mini replicas=4`, or `build` in a Serve configuration file.
 """
 
+import dataclasses
 import logging
 import math
 import os
 import signal
 import tempfile
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ddit.errors import near_misses
-from ddit.serve.jobs import Limits
-from ddit.serve.options import ServeConfig
+from fastapi import FastAPI
+from pydantic import TypeAdapter, ValidationError
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-if TYPE_CHECKING:  # seconds to import
-    from fastapi import FastAPI
+from ddit.devices import limit_threads
+from ddit.errors import near_misses
+from ddit.model.folders import resolve
+from ddit.pipeline import Pipeline
+from ddit.schema import list_options, override
+from ddit.serve.api import create_app
+from ddit.serve.options import ServeConfig
+from ddit.settings import LoadOptions
+
+if TYPE_CHECKING:  # the extra ray
     from ray.serve import Application
 
 APP_NAME = "ddit"
@@ -35,44 +44,29 @@ OBJECT_STORE_BYTES = 100_000_000
 
 @dataclass(frozen=True)
 class Replica:
-    """What a replica needs to make its application.
-
-    options: keywords of `Pipeline.from_pretrained` beside device and dtype.
-    """
+    """What a replica needs to make its application."""
 
     model: str = "mini"
-    device: str | None = None
-    dtype: str | None = None
-    compiled: bool = False
-    options: dict[str, Any] = field(default_factory=dict)
+    load: LoadOptions = field(default_factory=LoadOptions)
     config: ServeConfig = field(default_factory=ServeConfig)
 
-    def make_app(self) -> "FastAPI":
-        """Loads the model and makes the application; run in the replica's process."""
-        from ddit.devices import limit_threads
-        from ddit.model.folders import resolve
-        from ddit.pipeline import Pipeline
-        from ddit.serve.api import create_app
-
+    def make_app(self) -> FastAPI:
+        """Loads the model and makes the application, in the replica's process."""
         folder = resolve(self.model)
         limit_threads(folder)
-        pipeline = Pipeline.from_pretrained(folder, device=self.device, dtype=self.dtype, **self.options)
-        if self.compiled:
-            pipeline.compile()
-        app = create_app(pipeline, self.config)
-        _tell_replica(app)
+        app = create_app(Pipeline.from_pretrained(folder, **dataclasses.asdict(self.load)), self.config)
+        _add_replica_header(app)
         return app
 
 
-def _tell_replica(app: "FastAPI") -> None:
-    """Has every answer say which replica gave it, in the header X-DDIT-Replica."""
+def _add_replica_header(app: FastAPI) -> None:
+    """Makes every answer name its replica in the header X-DDIT-Replica."""
     from ray import serve
-    from starlette.types import Message, Receive, Scope, Send
 
     name = serve.get_replica_context().replica_id.unique_id.encode()
 
     class Named:
-        def __init__(self, inner: Any) -> None:
+        def __init__(self, inner: ASGIApp) -> None:
             self.inner = inner
 
         async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -89,12 +83,12 @@ def _tell_replica(app: "FastAPI") -> None:
 def deployment(replica: Replica, count: int, *, num_cpus: float = 1) -> "Application":
     """The application as `count` replicas, to be run by `ray.serve.run`.
 
-    Ray lets as many requests into a replica as its engine takes, and answers 503 to those that no replica has room for
-    after as many again; within a replica the engine answers 429.
+    Ray passes as many requests to a replica as its engine takes, and holds as many again; beyond that it answers 503.
+    Within a replica the engine answers 429.
     """
     from ray import serve
 
-    def make_app() -> "FastAPI":  # of a plain function Ray knows that it is to be called in the replica
+    def make_app() -> FastAPI:  # Ray calls a plain function in the replica
         return replica.make_app()
 
     limits = replica.config.limits
@@ -111,43 +105,45 @@ def deployment(replica: Replica, count: int, *, num_cpus: float = 1) -> "Applica
     return made.bind()
 
 
-def build(given: dict[str, str]) -> "Application":
-    """For `serve run` and configuration files: model, replicas, device, dtype, files, api_key, max_queue, ..."""
-    known = {
-        "model",
-        "replicas",
-        "device",
-        "dtype",
-        "num_cpus",
-        "files",
-        "api_key",
-        "max_queue",
-        "max_batch_size",
+def build(given: dict[str, Any]) -> "Application":
+    """For `serve run` and configuration files: model, replicas, num_cpus, and the options of loading and serving.
+
+    Raises:
+        ValueError: for an unknown argument or a bad value.
+    """
+    model = str(given.get("model", "mini"))
+    config = ServeConfig(model_name=Path(model).name, api_key=os.environ.get("DDIT_API_KEY"))
+    hints = {
+        "model": str,
+        "replicas": int,
+        "num_cpus": float,
+        **{
+            option.name: option.annotation for of in (LoadOptions, ServeConfig) for option in list_options(of)
+        },
     }
-    for name in given:
-        if name not in known:
-            raise ValueError(f"unknown argument '{name}'{near_misses(name, known)}")
-    limits = Limits()
-    limits = replace(
-        limits,
-        max_queue=int(given.get("max_queue", limits.max_queue)),
-        max_batch_size=int(given.get("max_batch_size", limits.max_batch_size)),
-    )
-    model = given.get("model", "mini")
-    config = ServeConfig(
-        model_name=Path(model).name,
-        api_key=given.get("api_key") or os.environ.get("DDIT_API_KEY"),
-        limits=limits,
-        files=Path(given["files"]) if "files" in given else None,
-    )
-    replica = Replica(model, given.get("device"), given.get("dtype"), config=config)
-    return deployment(replica, int(given.get("replicas", 1)), num_cpus=float(given.get("num_cpus", 1)))
+    values = {name: _parse(name, value, hints) for name, value in given.items()}
+
+    def of(options: Any) -> dict[str, Any]:
+        return {option.name: values.get(option.name) for option in list_options(options)}
+
+    replica = Replica(model, override(LoadOptions(), of(LoadOptions)), override(config, of(ServeConfig)))
+    return deployment(replica, values.get("replicas", 1), num_cpus=values.get("num_cpus", 1))
+
+
+def _parse(name: str, value: Any, hints: Mapping[str, Any]) -> Any:
+    """The value of an argument, which the command line gives as a string."""
+    if name not in hints:
+        raise ValueError(f"unknown argument '{name}'{near_misses(name, hints)}")
+    try:
+        return TypeAdapter(hints[name]).validate_python(value)
+    except ValidationError:
+        raise ValueError(f"bad value for {name}: {value!r}") from None
 
 
 def serve_replicas(
     replica: Replica, *, count: int, host: str, port: int, ready: Callable[[str], None], num_cpus: float = 1
 ) -> None:
-    """Runs replicas on a Ray of this machine until SIGTERM or SIGINT, then finishes what runs and ends Ray.
+    """Runs replicas on a Ray of this machine until SIGTERM or SIGINT, then finishes their jobs and ends Ray.
 
     Without a folder of files the replicas share a temporary one.
 
@@ -163,7 +159,7 @@ def serve_replicas(
         if replica.config.files is None:
             replica = replace(replica, config=replace(replica.config, files=Path(folder)))
         run(replica, count, num_cpus=num_cpus)
-        for number in (signal.SIGTERM, signal.SIGINT):  # Ray has set handlers of its own by now
+        for number in (signal.SIGTERM, signal.SIGINT):  # Ray has set its own handlers by now
             signal.signal(number, lambda *_: stopped.set())
         ready(f"http://{host}:{port}")
         stopped.wait()
@@ -171,7 +167,7 @@ def serve_replicas(
 
 def _check_ray(port: int) -> None:
     if port == 0:
-        raise ValueError("--ray needs a port of its own: 0 is none")
+        raise ValueError("--ray needs a fixed port, not 0")
     try:
         from ray import serve  # noqa: F401
     except ImportError as error:
@@ -187,14 +183,12 @@ def run(replica: Replica, count: int, *, num_cpus: float = 1) -> None:
 
 @contextmanager
 def local_ray(host: str, port: int, *, num_cpus: float) -> Iterator[None]:
-    """Within this context Ray runs on this machine alone, with Serve's proxy at an address."""
+    """Within this context Ray runs on this machine alone, with Serve's proxy at that address."""
     import ray
     from ray import serve
 
     before = os.environ.get(USAGE_VARIABLE)
-    os.environ[USAGE_VARIABLE] = (
-        "0"  # Ray would report its use over the network; there is no argument for that
-    )
+    os.environ[USAGE_VARIABLE] = "0"  # there is no argument against Ray's reports over the network
     try:
         ray.init(
             address="local",

@@ -1,13 +1,14 @@
-"""Requests and the engine: jobs of one request together, for as long as its client is there."""
+"""Requests and the engine: the jobs of a request together, for as long as its client stays."""
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Awaitable, Sequence
-from contextlib import suppress
+import math
+from collections.abc import AsyncGenerator, Awaitable, Sequence
+from contextlib import aclosing, suppress
 from typing import Any, TypeVar
 
+from sse_starlette import EventSourceResponse, ServerSentEvent
 from starlette.requests import Request
-from starlette.responses import StreamingResponse
 
 from ddit.inference.batching import Step
 from ddit.serve.engine import Engine, Stream
@@ -15,9 +16,6 @@ from ddit.serve.errors import ApiError, as_job_error
 from ddit.serve.jobs import Job, Preview, Result
 
 Value = TypeVar("Value")
-
-PING_SECONDS = 15.0
-"""How long a stream may be silent: proxies close connections on which nothing happens."""
 
 
 async def run_jobs(request: Request, engine: Engine, jobs: Sequence[Job]) -> list[Result]:
@@ -48,14 +46,14 @@ async def while_connected(request: Request, work: Awaitable[Value]) -> Value:
             await leaving
 
 
-async def merge(streams: Sequence[Stream]) -> AsyncIterator[tuple[int, Step[Any] | Preview | Result]]:
-    """What comes out of several jobs, with the job's number, as it comes. Drops them all when it is left."""
+async def merge(streams: Sequence[Stream]) -> AsyncGenerator[tuple[int, Step[Any] | Preview | Result]]:
+    """The events of several jobs as they come, with the job's number. Drops all jobs when it is left."""
     events: asyncio.Queue[tuple[int, Any]] = asyncio.Queue()
 
     async def follow(number: int, stream: Stream) -> None:
         try:
-            async for event in stream:
-                events.put_nowait((number, event))
+            async for found in stream:
+                events.put_nowait((number, found))
         except Exception as error:
             events.put_nowait((number, error))
 
@@ -63,11 +61,11 @@ async def merge(streams: Sequence[Stream]) -> AsyncIterator[tuple[int, Step[Any]
     try:
         left = len(streams)
         while left:
-            number, event = await events.get()
-            if isinstance(event, Exception):
-                raise event
-            left -= isinstance(event, Result)
-            yield number, event
+            number, found = await events.get()
+            if isinstance(found, Exception):
+                raise found
+            left -= isinstance(found, Result)
+            yield number, found
     finally:
         for task, stream in zip(tasks, streams, strict=True):
             task.cancel()
@@ -75,66 +73,44 @@ async def merge(streams: Sequence[Stream]) -> AsyncIterator[tuple[int, Step[Any]
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
-def event_stream(events: AsyncIterator[str]) -> StreamingResponse:
-    """Server-sent events as an answer, with pings while nothing happens.
-
-    When the client leaves, Starlette cancels the iteration.
-    """
-    headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
-    return StreamingResponse(
-        _with_pings(_with_errors(events)), media_type="text/event-stream", headers=headers
-    )
-
-
-def sse(data: Any, event: str | None = None) -> str:
-    """One server-sent event; data other than a string as JSON, which has no line breaks."""
-    text = data if isinstance(data, str) else json.dumps(data, ensure_ascii=False, allow_nan=False)
-    return (f"event: {event}\n" if event else "") + f"data: {text}\n\n"
-
-
-async def _with_errors(events: AsyncIterator[str]) -> AsyncIterator[str]:
-    """A fault after the head of the answer is gone becomes its last event, as OpenAI's clients read it."""
-    try:
-        async for event in events:
-            yield event
-    except Exception as error:
-        yield sse(as_job_error(error).body, "error")
-
-
-async def _with_pings(events: AsyncIterator[str]) -> AsyncIterator[str]:
-    coming = asyncio.ensure_future(anext(events))
-    try:
-        while True:
-            done, _ = await asyncio.wait([coming], timeout=PING_SECONDS)
-            if not done:
-                yield ": ping\n\n"
-                continue
-            try:
-                event = coming.result()
-            except StopAsyncIteration:
-                return
-            yield event
-            coming = asyncio.ensure_future(anext(events))
-    finally:
-        coming.cancel()
-        with suppress(asyncio.CancelledError, StopAsyncIteration):
-            await coming
-        await events.aclose()  # type: ignore[attr-defined]
-
-
-async def started(request: Request, events: AsyncIterator[Value]) -> AsyncIterator[Value]:
-    """The same events, once the first has come: a fault before it still has a status of its own. Raises ApiError."""
+async def started(request: Request, events: AsyncGenerator[Value]) -> AsyncGenerator[Value]:
+    """The same events, once the first has come: a fault before it still has its own status. Raises ApiError."""
     try:
         first = await while_connected(request, anext(events))
     except Exception as error:
         raise as_job_error(error) from error
 
-    async def rest() -> AsyncIterator[Value]:
-        try:
+    async def rest() -> AsyncGenerator[Value]:
+        async with aclosing(events):
             yield first
-            async for event in events:
-                yield event
-        finally:
-            await events.aclose()  # type: ignore[attr-defined]
+            async for found in events:
+                yield found
 
     return rest()
+
+
+# --- server-sent events ---
+
+
+def event(data: Any, kind: str | None = None) -> ServerSentEvent:
+    """An event of a stream: text, or what is sent as JSON."""
+    text = data if isinstance(data, str) else json.dumps(data, ensure_ascii=False, allow_nan=False)
+    return ServerSentEvent(text, event=kind, sep="\n")
+
+
+def event_stream(events: AsyncGenerator[ServerSentEvent]) -> EventSourceResponse:
+    """An answer of server-sent events, with pings while nothing happens; it is cancelled if the client leaves.
+
+    At SIGTERM the response itself would end at once, but the engine ends the stream: its jobs are finished first.
+    """
+    return EventSourceResponse(_with_fault(events), sep="\n", shutdown_grace_period=math.inf)
+
+
+async def _with_fault(events: AsyncGenerator[ServerSentEvent]) -> AsyncGenerator[ServerSentEvent]:
+    """A fault after the answer's head was sent becomes its last event, as OpenAI's clients read it."""
+    async with aclosing(events):
+        try:
+            async for found in events:
+                yield found
+        except Exception as error:
+            yield event(as_job_error(error).body, "error")

@@ -1,27 +1,43 @@
-"""What clients send: OpenAI's fields and our own, checked strictly.
+"""What clients send: OpenAI's fields and the options of `ddit.settings`, checked strictly.
 
-A field that OpenAI knows and that changes nothing here is accepted and ignored; one that would change the answer and is
-not supported is refused, and so is one that nobody knows, since it is most likely a typing error.
+A field that OpenAI knows and that changes nothing here is accepted and ignored. One that would change the answer and is
+not supported is refused, and so is an unknown one, which is most likely a typing error.
 """
 
-from typing import Annotated, Any, ClassVar, Literal, Self
+from collections.abc import Callable, Iterable, Mapping
+from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar, get_origin
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from fastapi import UploadFile
+from pydantic import BaseModel, ConfigDict, Field, create_model, model_validator
 
-from ddit.diffusion.flow import Sampler
-from ddit.diffusion.unmasking import Order
 from ddit.errors import near_misses
+from ddit.schema import list_options
+from ddit.settings import ImageOptions, TextOptions
 
 Seed = Annotated[int, Field(ge=0, lt=2**62)]
+Model = TypeVar("Model", bound="ApiModel")
+
+LISTS = frozenset(option.name for option in list_options(ImageOptions) if get_origin(option.kind) is tuple)
+"""Options of images with several values: a form repeats such a field."""
 
 
 class ApiModel(BaseModel):
-    """Strict: no strings for numbers, no NaN, no unknown fields."""
+    """Strict: no strings for numbers, no NaN, no unknown fields.
+
+    OPTIONS: the fields that `with_options` added.
+    """
 
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
+    OPTIONS: ClassVar[tuple[str, ...]] = ()
     IGNORED: ClassVar[frozenset[str]] = frozenset()
     UNSUPPORTED: ClassVar[frozenset[str]] = frozenset()
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The sampling options that are given."""
+        values = {name: getattr(self, name) for name in self.OPTIONS}
+        return {name: value for name, value in values.items() if value is not None}
 
     @model_validator(mode="before")
     @classmethod
@@ -41,27 +57,52 @@ class ApiModel(BaseModel):
         return kept
 
 
-class DrawRequest(ApiModel):
-    """What all ways of drawing have in common."""
+def with_options(
+    options: Any, *, but: Iterable[str], at_most: Mapping[str, float]
+) -> Callable[[type[Model]], type[Model]]:
+    """Adds the fields of a strict dataclass to a request; one that is not given is None.
+
+    but: those that clients say in another way, or not at all. at_most: bounds of this server's own.
+    """
+
+    def add(cls: type[Model]) -> type[Model]:
+        fields: dict[str, Any] = {}
+        for option in list_options(options):
+            if option.name in but:
+                continue
+            bounds = option.bounds | ({"le": at_most[option.name]} if option.name in at_most else {})
+            strict = None if get_origin(option.kind) is not tuple else False  # JSON has lists, not tuples
+            field = Field(description=option.help, strict=strict, **bounds)
+            fields[option.name] = (Annotated[option.kind | None, field], None)
+        made = create_model(
+            cls.__name__, __base__=cls, __module__=cls.__module__, __doc__=cls.__doc__, **fields
+        )
+        made.OPTIONS = tuple(fields)
+        return made
+
+    return add
+
+
+# --- images ---
+
+
+@with_options(
+    ImageOptions, but=("height", "width", "batch_size", "negative_prompt"), at_most={"guidance_scale": 100}
+)
+class ImageRequest(ApiModel):
+    """The fields of all requests for images."""
 
     IGNORED: ClassVar[frozenset[str]] = frozenset(
         {
-            "user",
-            "quality",
-            "style",
-            "moderation",
-            "safety_identifier",
-            "input_fidelity",
-            "effort",
-            "complexity",
+            "user", "quality", "style", "moderation", "safety_identifier", "input_fidelity", "effort", "complexity",
         }
-    )
+    )  # fmt: skip
     UNSUPPORTED: ClassVar[frozenset[str]] = frozenset(
         {"background", "frame_count", "frame_duration_ms", "svg", "reasoning", "markup"}
     )
 
-    model: str | None = Field(None, description="this server's model, or none given")
-    n: int = Field(1, ge=1, description="pictures; picture i has the seed `seed` + i")
+    model: str | None = Field(None, description="this server's model; may be left out")
+    n: int = Field(1, ge=1, description="images; image i has the seed `seed` + i")
     size: str = Field(
         "auto",
         pattern=r"^(auto|[0-9]{1,5}x[0-9]{1,5})$",
@@ -71,14 +112,11 @@ class DrawRequest(ApiModel):
     output_format: Literal["png", "jpeg", "webp"] = "png"
     output_compression: int | None = Field(None, ge=0, le=100, description="quality of jpeg and webp")
     stream: bool = False
-    partial_images: int = Field(0, ge=0, le=3, description="pictures on the way, with `stream`")
-    seed: Seed | None = Field(None, description="by default a random one, which the answer tells")
-    num_steps: int | None = Field(None, ge=1)
-    guidance_scale: float | None = Field(None, ge=0, le=100)
-    sampler: Sampler | None = None
-    negative_prompt: str | None = Field(None, min_length=1)
-    best_of: int = Field(1, ge=1, le=16, description="pictures drawn for each, of which the best is kept")
-    upscale: int = Field(1, ge=1, le=64, description="enlarges the picture that is sent back")
+    partial_images: int = Field(0, ge=0, le=3, description="images on the way, with `stream`")
+    seed: Seed | None = Field(None, description="by default a random one, which the answer contains")
+    negative_prompt: str | None = Field(None, min_length=1, description="what guidance leads away from")
+    best_of: int = Field(1, ge=1, le=16, description="candidates for each image, of which the best is kept")
+    upscale: int = Field(1, ge=1, le=64, description="enlarges the image that is sent back")
 
     @model_validator(mode="before")
     @classmethod
@@ -89,36 +127,50 @@ class DrawRequest(ApiModel):
         return {name: value for name, value in given.items() if value is not None or name == "prompt"}
 
 
-class GenerationRequest(DrawRequest):
+class GenerationRequest(ImageRequest):
     prompt: str = Field(min_length=1)
 
 
-class FormRequest(DrawRequest):
-    """The fields of a form, whose numbers are strings."""
+class ImageForm(ImageRequest):
+    """A form: its numbers are strings, and it brings an image."""
 
     model_config = ConfigDict(extra="forbid", strict=False, allow_inf_nan=False)
 
+    image: UploadFile
     strength: float | None = Field(
-        None, gt=0, le=1, description="without a mask: how far from the picture, up to 1 [default: 0.6]"
+        None, gt=0, le=1, description="without a mask: how far from the image, up to 1 [default: 0.7]"
     )
 
+    @model_validator(mode="before")
+    @classmethod
+    def _strip_brackets(cls, given: Any) -> Any:
+        """Clients name a member of a list "image[]"."""
+        if not isinstance(given, dict):
+            return given
+        return {name.removesuffix("[]"): value for name, value in given.items()}
 
-class EditRequest(FormRequest):
+
+class EditForm(ImageForm):
     prompt: str = Field(min_length=1)
+    mask: UploadFile | None = None
 
 
-class VariationRequest(FormRequest):
-    prompt: str | None = Field(
-        None, min_length=1, description="by default the model's caption of the picture"
-    )
+class VariationForm(ImageForm):
+    prompt: str | None = Field(None, min_length=1, description="by default the model's caption of the image")
+
+
+class UploadForm(BaseModel):
+    file: UploadFile
+    purpose: Literal["vision", "user_data", "assistants"] = "vision"
+
+
+# --- chat ---
 
 
 class ImageUrl(BaseModel):
     model_config = ConfigDict(strict=True)
 
-    url: str = Field(
-        description="a data URL, a URL of this server's files, or where allowed a public address"
-    )
+    url: str = Field(description="a data URL, a URL of this server's files, or a public address if allowed")
 
 
 class FileRef(BaseModel):
@@ -129,7 +181,7 @@ class FileRef(BaseModel):
 
 
 class ContentPart(BaseModel):
-    """A text or a picture."""
+    """A text or an image."""
 
     model_config = ConfigDict(strict=True)
 
@@ -148,7 +200,7 @@ class ContentPart(BaseModel):
 
 
 class Message(BaseModel):
-    """Of a conversation. Only the last user's text and the newest picture are shown to the model."""
+    """Of a conversation. The model is shown the last user's text and the newest image only."""
 
     model_config = ConfigDict(strict=True)
 
@@ -162,6 +214,11 @@ class StreamOptions(BaseModel):
     include_usage: bool = False
 
 
+@with_options(
+    TextOptions,
+    but=("length", "height", "width", "batch_size"),
+    at_most={"temperature": 2, "text_guidance_scale": 100},
+)
 class ChatRequest(ApiModel):
     IGNORED: ClassVar[frozenset[str]] = frozenset(
         {
@@ -177,40 +234,16 @@ class ChatRequest(ApiModel):
         }
     )  # fmt: skip
 
-    model: str | None = Field(None, description="this server's model, or none given")
+    model: str | None = Field(None, description="this server's model; may be left out")
     messages: list[Message] = Field(min_length=1, max_length=256)
     modalities: list[Literal["text"]] | None = None
     n: int | None = Field(None, ge=1, description="answers; answer i has the seed `seed` + i")
     stream: bool | None = None
     stream_options: StreamOptions | None = None
-    seed: Seed | None = Field(None, description="by default a random one, which the answer tells")
-    temperature: float | None = Field(None, ge=0, le=2)
-    top_p: float | None = Field(None, gt=0, le=1)
-    max_tokens: int | None = Field(None, ge=1, description="positions written, at most the model's own")
+    seed: Seed | None = Field(None, description="by default a random one, which the answer contains")
+    max_tokens: int | None = Field(None, ge=1, description="positions to fill, at most the model's own")
     max_completion_tokens: int | None = Field(None, ge=1, description="as max_tokens")
     task: Literal["caption", "answer", "infill"] | None = Field(
         None,
-        description="by default: without text a caption, with blanks (two or more underscores) infill, else an answer",
+        description="by default: caption without a text, infill with blanks (two or more underscores), else answer",
     )
-    num_steps: int | None = Field(None, ge=1)
-    order: Order | None = None
-    threshold: float | None = Field(None, gt=0, le=1)
-    entropy_bound: float | None = Field(None, ge=0)
-    commit_above: float | None = Field(None, gt=0, le=1)
-    block_size: int | None = Field(None, ge=0, le=4096)
-    text_guidance_scale: float | None = Field(None, ge=0, le=100)
-    image_refresh: int | None = Field(None, ge=0, le=4096)
-    text_refresh: int | None = Field(None, ge=0, le=4096)
-
-
-class ErrorDetail(BaseModel):
-    message: str
-    type: str
-    param: str | None
-    code: str | None
-
-
-class ErrorBody(BaseModel):
-    """What every fault is answered with."""
-
-    error: ErrorDetail

@@ -1,4 +1,4 @@
-"""Running the application by uvicorn: signals, and an end that leaves nothing half done."""
+"""Runs the application by uvicorn, until a signal, after which it finishes what it has taken."""
 
 import asyncio
 import math
@@ -14,16 +14,15 @@ from ddit.serve.service import Service
 
 KEEP_ALIVE_SECONDS = 20
 FURTHER_SECONDS = 2.0
-"""What answers get for their way to the client, after the last job is done."""
+"""For answers to reach their clients, after the last job is done."""
 
 
 class GracefulServer(uvicorn.Server):
-    """Ends once every taken job is done and answered, not once every client has hung up: a page stays connected."""
+    """Ends once every job is done and answered, not once every client has hung up: a page stays connected."""
 
     def __init__(self, config: uvicorn.Config, service: Service, *, grace: float) -> None:
-        config.timeout_graceful_shutdown = math.ceil(
-            grace + 2 * FURTHER_SECONDS
-        )  # uvicorn's own end, if ours fails
+        # uvicorn's own end, should ours fail
+        config.timeout_graceful_shutdown = math.ceil(grace + 2 * FURTHER_SECONDS)
         super().__init__(config)
         self.service, self.grace = service, grace
 
@@ -37,9 +36,9 @@ class GracefulServer(uvicorn.Server):
                 await drained
 
     async def _hang_up_when_drained(self) -> None:
-        """Has the engine finish within the grace, gives its answers time to leave, and closes what is left.
+        """Lets the engine finish within the grace, gives its answers time to leave, closes the connections that remain.
 
-        What comes on connections that are still open is answered 503, and so is what the grace does not suffice for.
+        A request that arrives meanwhile is answered 503, and so is a job that is not done within the grace.
         """
         await self.service.engine.stop(self.grace)
         await asyncio.sleep(FURTHER_SECONDS)
@@ -51,9 +50,9 @@ class GracefulServer(uvicorn.Server):
 
 
 def serve(app: FastAPI, listening: socket.socket, *, grace: float, ready: Callable[[str], None]) -> None:
-    """Serves until SIGTERM or SIGINT, then finishes what runs within `grace` seconds, closes the socket and returns.
+    """Serves until SIGTERM or SIGINT, then finishes its jobs within `grace` seconds, closes the socket and returns.
 
-    listening: of `bind`. ready: called with the address once requests are taken.
+    listening: from `bind`. ready: called with the address once requests are taken.
     """
     host, port = listening.getsockname()[:2]
     shown = f"[{host}]" if ":" in host else host
@@ -74,7 +73,7 @@ def serve(app: FastAPI, listening: socket.socket, *, grace: float, ready: Callab
             ready(f"http://{shown}:{port}")
         await serving
 
-    # uvicorn raises the signal anew when it is done, which by default would end the process as if by a fault
+    # uvicorn raises the signal again when it is done, which by default ends the process as if by a fault
     before = {number: signal.signal(number, _ignore) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         asyncio.run(run())
@@ -89,7 +88,7 @@ def _ignore(number: int, frame: object) -> None:
 
 
 def bind(host: str, port: int) -> socket.socket:
-    """A socket of that address, for `serve`; port 0 takes a free one. Raises ValueError if it cannot be had."""
+    """A socket at that address, for `serve`; port 0 takes a free one. Raises ValueError if it cannot be bound."""
     listening: socket.socket | None = None
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]

@@ -8,13 +8,14 @@ from typing import Any
 
 from starlette.requests import Request
 
+from ddit.serve.answers import ErrorBody
 from ddit.serve.content import ImageReader
 from ddit.serve.engine import Engine
 from ddit.serve.errors import ApiError
 from ddit.serve.files import FileStore
+from ddit.serve.jobs import Result
 from ddit.serve.metrics import Metrics
 from ddit.serve.options import ServeConfig
-from ddit.serve.schemas import ErrorBody
 
 FAULTS: dict[int | str, dict[str, Any]] = {
     status: {"model": ErrorBody, "description": text}
@@ -30,7 +31,16 @@ FAULTS: dict[int | str, dict[str, Any]] = {
         504: "Not done in time",
     }.items()
 }
-"""Answers that every route may give beside its own, for the OpenAPI document."""
+"""Answers of every route beside its own, for the OpenAPI document."""
+
+ANSWERS: dict[int | str, dict[str, Any]] = {
+    **FAULTS,
+    200: {
+        "description": "With `stream`, server-sent events",
+        "content": {"text/event-stream": {"schema": {"type": "string"}}},
+    },
+}
+"""The same for routes that can stream."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +63,7 @@ class Service:
             )  # fmt: skip
 
     def check_text(self, text: str, param: str, name: str | None = None) -> str:
-        """The text, unless it is empty or too long. Raises ApiError, which calls it by its name or its field."""
+        """The text itself. Raises ApiError, which names it or its field, if it is empty or too long."""
         name = name or param
         limit = self.config.max_prompt_chars
         if len(text) > limit:
@@ -70,27 +80,27 @@ class Service:
             raise ApiError(f"{param} is {value:,}, the limit is {limit:,}", param=param, code="invalid_value")
 
     def count_tokens(self, *texts: str | None) -> int:
-        """Tokens of texts that the model has read."""
+        """Tokens of the texts that are given."""
         return sum(len(self.engine.pipeline.text_codec.token_ids(text)) for text in texts if text)
 
     def count_image_tokens(self, height: int | None = None, width: int | None = None) -> int:
-        """Tokens of a picture of that size, by default the model's own."""
+        """Tokens of an image of that size, by default the model's own."""
         pipeline = self.engine.pipeline
         unit = pipeline.image_codec.downsample * pipeline.transformer.config.patch_size
         own = pipeline.settings.image_size
         return ((height or own) // unit) * ((width or own) // unit)
 
     def file_url(self, request: Request, file_id: str) -> str:
-        """Where a file of the store can be had."""
+        """The address of a file of the store."""
         base = self.config.public_url or str(request.base_url)
         return f"{base.rstrip('/')}/v1/files/{file_id}/content"
 
 
 def random_seed() -> int:
-    """A seed for who gives none: small enough for JavaScript's numbers."""
+    """A seed where none is given, small enough for JavaScript's numbers."""
     return secrets.randbelow(2**32)
 
 
-def distinct(notices: Sequence[tuple[str, ...]]) -> list[str]:
-    """The notices of several jobs, each once."""
-    return list(dict.fromkeys(notice for some in notices for notice in some))
+def distinct_warnings(results: Sequence[Result]) -> list[str]:
+    """The warnings of several jobs, each once."""
+    return list(dict.fromkeys(warning for result in results for warning in result.warnings))

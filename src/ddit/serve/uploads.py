@@ -1,68 +1,34 @@
-"""Routes of files: uploads to ask about, and drawn pictures that are answered as URLs."""
+"""Routes of files: uploads to ask about, and generated images that are answered as URLs."""
 
-from typing import Any
+from typing import Annotated
 
-from fastapi import FastAPI
-from starlette.datastructures import UploadFile
-from starlette.requests import Request
-from starlette.responses import FileResponse, JSONResponse, Response
+from fastapi import Depends, FastAPI, Form
+from starlette.responses import FileResponse, Response
 
-from ddit.serve.content import check_is_form, upload_bytes
+from ddit.serve.answers import DeletedFile, FileObject
+from ddit.serve.content import check_form, upload_bytes
 from ddit.serve.errors import ApiError
 from ddit.serve.files import StoredFile
+from ddit.serve.schemas import UploadForm
 from ddit.serve.service import FAULTS, Service
-
-MAX_FIELD_BYTES = 4_000
-PURPOSES = ("vision", "user_data", "assistants")
-
-FILE_FORM: dict[str, Any] = {
-    "requestBody": {
-        "required": True,
-        "content": {
-            "multipart/form-data": {
-                "schema": {
-                    "type": "object",
-                    "required": ["file"],
-                    "properties": {
-                        "file": {"type": "string", "format": "binary"},
-                        "purpose": {"type": "string", "enum": list(PURPOSES)},
-                    },
-                }
-            }
-        },
-    }
-}
 
 
 def add_file_routes(app: FastAPI, service: Service) -> None:
-    """Adds /v1/files. There is no list of them: ids are what protects files."""
+    """Adds /v1/files. Files are not listed: who knows an id may have its file."""
 
     @app.post(
-        "/v1/files",
-        tags=["files"],
-        responses=FAULTS,
-        openapi_extra=FILE_FORM,
-        summary="Upload a picture to ask about",
-    )
-    async def upload(request: Request) -> Response:
-        check_is_form(request)
-        async with request.form(max_files=2, max_fields=8, max_part_size=MAX_FIELD_BYTES) as form:
-            files = [value for name, value in form.multi_items() if name == "file"]
-            if len(files) != 1 or not isinstance(files[0], UploadFile):
-                raise ApiError(
-                    "a form with one file named 'file' is needed", param="file", code="missing_file"
-                )
-            if form.get("purpose", "vision") not in PURPOSES:
-                raise ApiError(f"purpose must be one of {', '.join(PURPOSES)}", param="purpose")
-            stored = await service.reader.keep(await upload_bytes(files[0], "file"), "file")
-        return JSONResponse(_describe(stored))
+        "/v1/files", tags=["files"], responses=FAULTS, dependencies=[Depends(check_form)],
+        summary="Upload an image to ask about",
+    )  # fmt: skip
+    async def upload(body: Annotated[UploadForm, Form()]) -> FileObject:
+        return _describe(await service.reader.keep(await upload_bytes(body.file, "file"), "file"))
 
-    @app.get("/v1/files/{file_id}", tags=["files"], responses=FAULTS, summary="What a file is")
-    async def describe(file_id: str) -> JSONResponse:
-        return JSONResponse(_describe(_found(file_id)))
+    @app.get("/v1/files/{file_id}", tags=["files"], responses=FAULTS, summary="Describe a file")
+    async def describe(file_id: str) -> FileObject:
+        return _describe(_found(file_id))
 
     @app.get(
-        "/v1/files/{file_id}/content", tags=["files"], summary="A file's bytes; its id is all that is needed",
+        "/v1/files/{file_id}/content", tags=["files"], summary="Read a file; needs no token, only its id",
         response_class=FileResponse, responses={**FAULTS, 200: {"content": {"image/*": {}}}},
     )  # fmt: skip
     async def content(file_id: str) -> Response:
@@ -71,10 +37,10 @@ def add_file_routes(app: FastAPI, service: Service) -> None:
         return FileResponse(found.path, media_type=found.media_type, headers=headers)
 
     @app.delete("/v1/files/{file_id}", tags=["files"], responses=FAULTS, summary="Remove a file")
-    async def delete(file_id: str) -> JSONResponse:
+    async def delete(file_id: str) -> DeletedFile:
         if not service.store.remove(file_id):
             raise _missing(file_id)
-        return JSONResponse({"id": file_id, "object": "file", "deleted": True})
+        return DeletedFile(id=file_id)
 
     def _found(file_id: str) -> StoredFile:
         found = service.store.find(file_id)
@@ -87,13 +53,5 @@ def _missing(file_id: str) -> ApiError:
     return ApiError(f"no such file: '{file_id[:60]}'", status=404, param="file_id", code="file_not_found")
 
 
-def _describe(file: StoredFile) -> dict[str, Any]:
-    return {
-        "id": file.id,
-        "object": "file",
-        "bytes": file.num_bytes,
-        "created_at": file.created,
-        "filename": file.name,
-        "purpose": "vision",
-        "status": "processed",
-    }
+def _describe(file: StoredFile) -> FileObject:
+    return FileObject(id=file.id, bytes=file.num_bytes, created_at=file.created, filename=file.name)

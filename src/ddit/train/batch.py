@@ -61,7 +61,7 @@ class I2TBatch(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """One micro-batch of one rank; a half that is not trained is None. corrupt: samples that were replaced, by cause."""
+    """One micro-batch of one rank; a half that is not trained is None. corrupt: replaced samples, by cause."""
 
     t2i: T2IBatch | None
     i2t: I2TBatch | None

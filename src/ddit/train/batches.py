@@ -6,7 +6,6 @@ from typing import NamedTuple, Self
 
 import numpy as np
 import torch
-from torch import Tensor
 from torch.utils.data import Dataset
 
 from ddit import prompts
@@ -106,7 +105,13 @@ class StepData(Dataset[list[Batch]]):
     """
 
     def __init__(
-        self, cfg: DualRun, codec: TextCodec, facts: ImageFacts, ranks: Ranks, *, open_with: Opener = open_source
+        self,
+        cfg: DualRun,
+        codec: TextCodec,
+        facts: ImageFacts,
+        ranks: Ranks,
+        *,
+        open_with: Opener = open_source,
     ) -> None:
         self.seed, self.data, self.objective = cfg.seed, cfg.data, cfg.objective
         self.facts, self.style = facts, STYLES[cfg.prompts]
@@ -188,7 +193,11 @@ class StepData(Dataset[list[Batch]]):
         input_ids = torch.stack([row.input_ids for row in made.rows])
         answer_mask = torch.stack([row.answer_mask for row in made.rows if row.answer_mask is not None])
         noisy_ids = masked.mask_tokens(
-            input_ids, answer_mask, t, mask_token_id=self.codec.mask_token_id, uniform=torch.from_numpy(uniform)
+            input_ids,
+            answer_mask,
+            t,
+            mask_token_id=self.codec.mask_token_id,
+            uniform=torch.from_numpy(uniform),
         )
         return I2TBatch(self._images(half, made), input_ids, answer_mask, noisy_ids, t)
 
@@ -197,15 +206,13 @@ class StepData(Dataset[list[Batch]]):
         rows = [self._row(half, step, half.plan.place(step, i), i, shape, corrupt) for i in half.mine]
         return _Rows(rows, [noise_rng(self.seed, step, half.first + i) for i in half.mine], shape)
 
-    def _row(
-        self, half: _Half, step: int, place: Place, i: int, shape: Shape, corrupt: Counter[str]
-    ) -> Row:
+    def _row(self, half: _Half, step: int, place: Place, i: int, shape: Shape, corrupt: Counter[str]) -> Row:
         """Sample `i` of a half; a corrupt one is counted and replaced by another of its source and bucket."""
         position, error = half.first + i, None
         for attempt in range(1, _MAX_ATTEMPTS + 1):
             try:
                 rng = sample_rng(self.seed, step, position)
-                sample = half.sources[place.source].sample(place.index, rng, reading=half.stream == I2T)
+                sample = half.sources[place.source].sample(place.index, rng, i2t=half.stream == I2T)
                 return self._make_row(half, sample, shape)
             except CorruptSample as corrupt_sample:
                 error = corrupt_sample
@@ -217,9 +224,9 @@ class StepData(Dataset[list[Batch]]):
         )
 
     def _make_row(self, half: _Half, sample: Sample, shape: Shape) -> Row:
-        if sample.picture is None and not half.may_lack_images:
+        if sample.image is None and not half.may_lack_images:
             raise CorruptSample("no image", "the sample has only text")
-        image = fit_sample_image(sample.picture, shape)
+        image = fit_sample_image(sample.image, shape)
         if half.stream == T2I:
             return Row(image, caption_ids(self.codec, sample, self.data.t2i_length, self.style))
         return Row(image, *conversation_ids(self.codec, sample, self.data.i2t_length, self.style))

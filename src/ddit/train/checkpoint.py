@@ -1,10 +1,8 @@
-"""Checkpoints of a run: `ckpt-STEP/`, written by all ranks aside, then renamed by the first.
+"""Checkpoints of a run: `ckpt-STEP/`, written by all ranks under another name, then renamed by the first.
 
 A folder holds torch's distributed checkpoint, which loads at any number of ranks, and `manifest.json`: the run's
-description and the size of every file, so that a folder that lost something is known by it.
+description and the size of every file, by which an incomplete folder is recognised.
 """
-
-from __future__ import annotations
 
 import json
 import os
@@ -20,14 +18,14 @@ from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
-from ddit.train.parallel import Ranks
+from ddit.devices import Ranks
 
 MANIFEST = "manifest.json"
 _PATTERN = "ckpt-????????"
 
 
 class Checkpoint(NamedTuple):
-    """A complete checkpoint: the steps done, its folder, and what was said of the run when it was written."""
+    """A complete checkpoint: the steps done, its folder, and the run's description when it was written."""
 
     step: int
     folder: Path
@@ -49,19 +47,19 @@ def save_checkpoint(
         OSError: in one line, on every rank, if it cannot be written (a full disk); those before it are left whole.
     """
     target = run / f"ckpt-{step:08d}"
-    aside = run / f"{target.name}.tmp"
+    part = run / f"{target.name}.tmp"
     if ranks.is_first:
         for old in run.glob("ckpt-*.tmp"):
             shutil.rmtree(old, ignore_errors=True)
     ranks.wait()
-    problem = _write(aside, state)
+    problem = _write(part, state)
     if ranks.is_first:
         if problem is None:
-            problem = _seal(aside, target, {"step": step, **description})
+            problem = _seal(part, target, {"step": step, **description})
         if problem is None:
             _prune(run, target, keep)
         else:
-            shutil.rmtree(aside, ignore_errors=True)
+            shutil.rmtree(part, ignore_errors=True)
     problem = ranks.share(problem)
     if problem is not None:
         raise OSError(f"the checkpoint of step {step} cannot be written to {run}: {problem}")
@@ -69,7 +67,7 @@ def save_checkpoint(
 
 
 class _Writer(FileSystemWriter):
-    """Raises the system's own error where `torch.save` covers it with one of its own ("unexpected pos 704")."""
+    """Raises the system's own error where `torch.save` hides it behind one of its own ("unexpected pos 704")."""
 
     def write_data(self, plan: Any, planner: Any) -> Any:
         try:
@@ -81,11 +79,11 @@ class _Writer(FileSystemWriter):
             raise cause or error from None
 
 
-def _write(aside: Path, state: Mapping[str, Tensor]) -> str | None:
+def _write(part: Path, state: Mapping[str, Tensor]) -> str | None:
     """Writes this rank's part; what went wrong on any rank, in one line, the same on all of them."""
     try:
-        aside.mkdir(parents=True, exist_ok=True)
-        state_dict_saver.save(dict(state), storage_writer=_Writer(aside))
+        part.mkdir(parents=True, exist_ok=True)
+        state_dict_saver.save(dict(state), storage_writer=_Writer(part))
     except OSError as error:
         return error.strerror or str(error)
     except CheckpointException as error:  # the library's wrapper of whatever happened on whichever rank
@@ -97,15 +95,15 @@ def _write(aside: Path, state: Mapping[str, Tensor]) -> str | None:
     return None
 
 
-def _seal(aside: Path, target: Path, description: dict[str, Any]) -> str | None:
+def _seal(part: Path, target: Path, description: dict[str, Any]) -> str | None:
     """Adds the manifest and renames; what went wrong, in one line."""
     try:
-        files = {path.name: path.stat().st_size for path in sorted(aside.iterdir())}
-        (aside / MANIFEST).write_text(json.dumps({**description, "files": files}, indent=2) + "\n")
-        for path in (aside / MANIFEST, aside):
+        files = {path.name: path.stat().st_size for path in sorted(part.iterdir())}
+        (part / MANIFEST).write_text(json.dumps({**description, "files": files}, indent=2) + "\n")
+        for path in (part / MANIFEST, part):
             _to_disk(path)
         shutil.rmtree(target, ignore_errors=True)
-        aside.rename(target)
+        part.rename(target)
         _to_disk(target.parent)
     except OSError as error:
         return error.strerror or str(error)
@@ -121,7 +119,7 @@ def _to_disk(path: Path) -> None:
 
 
 def _prune(run: Path, newest: Path, keep: int) -> None:
-    """Leaves `newest` and the `keep - 1` before it. Any of a later step was torn, or it would have been resumed."""
+    """Leaves `newest` and the `keep - 1` before it. Later ones are incomplete: the run did not resume from them."""
     older = sorted(path for path in run.glob(_PATTERN) if path.name < newest.name)
     later = [path for path in run.glob(_PATTERN) if path.name > newest.name]
     for path in [*older[: max(len(older) - keep + 1, 0)], *later]:
@@ -129,7 +127,7 @@ def _prune(run: Path, newest: Path, keep: int) -> None:
 
 
 def find_newest(run: Path) -> Checkpoint | None:
-    """The newest complete checkpoint of a run folder; torn ones are passed over with a word on stderr."""
+    """The newest complete checkpoint of a run folder; incomplete ones are skipped with a line on stderr."""
     for folder in sorted(run.glob("ckpt-*"), reverse=True):
         try:
             if folder.suffix == ".tmp":
@@ -142,7 +140,7 @@ def find_newest(run: Path) -> Checkpoint | None:
             return Checkpoint(description["step"], folder, description)
         except (ValueError, KeyError, OSError) as error:
             reason = f"{MANIFEST} lacks {error}" if isinstance(error, KeyError) else error
-            print(f"checkpoint {folder} is passed over: {reason}", file=sys.stderr)
+            print(f"checkpoint {folder} is skipped: {reason}", file=sys.stderr)
     return None
 
 

@@ -1,6 +1,4 @@
-"""What a run leaves behind: model folders in the diffusers layout."""
-
-from __future__ import annotations
+"""The model folders of a run, in the diffusers layout."""
 
 import shutil
 from collections.abc import Mapping
@@ -10,14 +8,15 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ddit.config.runs import DualRun
-from ddit.model import DualDiT
+from ddit.config.runs import DualRun, LoraConfig
+from ddit.devices import Ranks
+from ddit.model import DualDiT, DualDiTConfig
 from ddit.model.adapters import add_adapters, merge_adapters, save_adapters
 from ddit.model.folders import resolve
 from ddit.model.loading import load_image_codec, load_text_codec, save_parts
 from ddit.settings import ModelSettings, TextSampling, UnmaskingRule
-from ddit.train.batches import STYLES
-from ddit.train.parallel import Ranks, gather_on_first
+from ddit.train.batch import STYLES
+from ddit.train.parallel import gather_on_first
 
 _DTYPE = torch.bfloat16
 _PREFIX = "transformer."
@@ -50,7 +49,7 @@ def _save(cfg: DualRun, folder: Path, whole: Mapping[str, Tensor]) -> None:
     codec = load_text_codec(text, dtype=_DTYPE)  # the run's own may be sharded or in 8 bit
     if cfg.train_mask_embedding:
         codec.set_mask_embedding(whole["mask_embedding"])
-    transformer = _transformer(cfg, tensors)
+    transformer = _transformer(cfg.model, cfg.lora, tensors)
     if cfg.lora.rank > 0:
         adapters = folder.with_name(folder.name.replace("export", "adapters"))
         save_adapters(adapters, transformer, base=cfg.init, dtype=_DTYPE)
@@ -61,10 +60,9 @@ def _save(cfg: DualRun, folder: Path, whole: Mapping[str, Tensor]) -> None:
     )  # fmt: skip
 
 
-def _transformer(cfg: DualRun, tensors: Mapping[str, Tensor]) -> DualDiT:
+def _transformer(config: DualDiTConfig, lora: LoraConfig, tensors: Mapping[str, Tensor]) -> DualDiT:
     with torch.device("meta"):
-        model = DualDiT(cfg.model)
-    lora = cfg.lora
+        model = DualDiT(config)
     if lora.rank > 0:
         add_adapters(model, rank=lora.rank, alpha=lora.alpha, dropout=lora.dropout)
     model.load_state_dict(tensors, assign=True)
@@ -72,7 +70,7 @@ def _transformer(cfg: DualRun, tensors: Mapping[str, Tensor]) -> DualDiT:
 
 
 def settings_of(cfg: DualRun) -> ModelSettings:
-    """How the trained model is to be used: published values, but for the sizes it was trained at; or the small ones."""
+    """The trained model's own defaults: the published ones with the sizes it was trained at, or the small world's."""
     data = cfg.data
     settings = ModelSettings(
         prompt_style=asdict(STYLES[cfg.prompts]),

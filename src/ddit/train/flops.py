@@ -12,7 +12,6 @@ from torch.utils.flop_counter import FlopCounterMode
 from ddit.config.runs import DualRun
 from ddit.model import DualDiT
 from ddit.model.adapters import add_adapters
-from ddit.model.dual_dit import DualOutput
 
 # bf16 matrix products without sparsity, TFLOP/s, from the vendors' data sheets; the longest name that fits counts
 PEAK_TFLOPS = {
@@ -69,40 +68,58 @@ def run_flops(cfg: DualRun, downsample: int) -> float:
 
     downsample: pixels a side of one latent.
     """
-    num_i2t = round(cfg.global_batch_size * cfg.objective.i2t_fraction)
-    num_t2i, data = cfg.global_batch_size - num_i2t, cfg.data
     with torch.device("meta"):
         model = DualDiT(cfg.model)
     if cfg.lora.rank > 0:
         add_adapters(model, rank=cfg.lora.rank, alpha=cfg.lora.alpha)
-    side = data.image_size // downsample
-    total = num_t2i * t2i_flops(model, side, data.t2i_length) if num_t2i else 0
-    return total + (num_i2t * i2t_flops(model, side, data.i2t_length, data.i2t_length // 2) if num_i2t else 0)
+    num_i2t = round(cfg.global_batch_size * cfg.objective.i2t_fraction)
+    return step_flops(
+        model,
+        num_t2i=cfg.global_batch_size - num_i2t,
+        num_i2t=num_i2t,
+        latent_size=cfg.data.image_size // downsample,
+        t2i_length=cfg.data.t2i_length,
+        i2t_length=cfg.data.i2t_length,
+        num_masked=cfg.data.i2t_length // 2,
+    )
 
 
-def t2i_flops(model: DualDiT, latent_size: int, length: int) -> int:
-    """FLOPs of one t2i sample, with latents of a side and so many text tokens, forward and backward.
+def step_flops(
+    model: DualDiT,
+    *,
+    num_t2i: int,
+    num_i2t: int,
+    latent_size: int,
+    t2i_length: int,
+    i2t_length: int,
+    num_masked: int,
+) -> int:
+    """FLOPs of a training step, forward and backward, counted on a model on the meta device: nothing is computed.
 
-    model: on the meta device. The work of a batch is the sum of its samples'.
+    Args:
+        num_t2i, num_i2t: samples of each kind; in one forward pass where the texts are of one length.
+        latent_size: side of the latents.
+        num_masked: positions of each i2t text at which logits are computed.
     """
+    passes = [(num_t2i, 0, t2i_length), (0, num_i2t, i2t_length)]
+    if t2i_length == i2t_length:
+        passes = [(num_t2i, num_i2t, t2i_length)]
     with FlopCounterMode(display=False) as counter:
-        velocity = _forward(model, latent_size, length, num_t2i=1).velocity
-        assert velocity is not None
-        velocity.sum().backward()
+        for t2i, i2t, length in passes:
+            if t2i + i2t:
+                _run_on_meta(model, t2i, i2t, latent_size, length, num_masked)
     return counter.get_total_flops()
 
 
-def i2t_flops(model: DualDiT, latent_size: int, length: int, num_masked: int) -> int:
-    """As `t2i_flops`, of one i2t sample with so many masked positions, where alone logits are computed."""
-    with FlopCounterMode(display=False) as counter:
-        hidden = _forward(model, latent_size, length, num_t2i=0).text_hidden
-        assert hidden is not None
-        model.text_proj_out(hidden[:, :num_masked]).sum().backward()
-    return counter.get_total_flops()
-
-
-def _forward(model: DualDiT, latent_size: int, length: int, *, num_t2i: int) -> DualOutput:
-    config = model.config
-    latents = torch.empty(1, config.in_channels, latent_size, latent_size, device="meta")
-    states = torch.empty(1, length, config.text_dim, device="meta")
-    return model(latents, torch.empty(1, device="meta"), states, num_t2i=num_t2i, text_hidden=True)
+def _run_on_meta(
+    model: DualDiT, num_t2i: int, num_i2t: int, latent_size: int, length: int, num_masked: int
+) -> None:
+    config, batch_size = model.config, num_t2i + num_i2t
+    latents = torch.empty(batch_size, config.in_channels, latent_size, latent_size, device="meta")
+    states = torch.empty(batch_size, length, config.text_dim, device="meta")
+    t = torch.empty(batch_size, device="meta")
+    out = model(latents, t, states, num_t2i=num_t2i, text_hidden=True)
+    parts = [] if out.velocity is None else [out.velocity]
+    if out.text_hidden is not None:  # a mask would need values to tell how many it selects
+        parts.append(model.text_proj_out(out.text_hidden[:, :num_masked]))
+    torch.stack([part.sum() for part in parts]).sum().backward()

@@ -112,18 +112,23 @@ def _read_sample(
     t2i = i2t = None
     caption_text = turn_text = (empty.input_ids[0], empty.answer_mask[0])
     with contextlib.suppress(CorruptSample):
-        sample = source.sample(index, sample_rng(0, 0, index), reading=False)
+        sample = source.sample(index, sample_rng(0, 0, index), i2t=False)
         prompt_ids = caption_ids(codec, sample, data.t2i_length, style)
         as_turn = sample._replace(turns=(Turn(None, sample.caption or ""),))
         caption_text, t2i = conversation_ids(codec, as_turn, data.i2t_length, style), sample
     with contextlib.suppress(CorruptSample):
-        sample = source.sample(index, sample_rng(0, 0, index), reading=True, with_picture=t2i is None)
+        sample = source.sample(index, sample_rng(0, 0, index), i2t=True, with_image=t2i is None)
         turn_text, i2t = conversation_ids(codec, sample, data.i2t_length, style), sample
     first = t2i or i2t
     if first is None:
         return None
     return _Read(
-        first.picture, prompt_ids, t2i.caption if t2i else None, caption_text, i2t.turns if i2t else (), turn_text
+        first.image,
+        prompt_ids,
+        t2i.caption if t2i else None,
+        caption_text,
+        i2t.turns if i2t else (),
+        turn_text,
     )
 
 
@@ -200,6 +205,18 @@ class HeldOut:
         latents, is_null = self.latents(rows), self.samples.images.is_null
         nulls = None if is_null is None else is_null[rows].to(latents.device)
         return ImageContext(latents, None, torch.arange(len(rows), device=latents.device), nulls)
+
+    def first_turns(self, count: int) -> tuple[Tensor, TokenizedPrompt, list[Turn]]:
+        """The first questions, then the first captions, `count` of each: rows, training texts and turns."""
+        samples = self.samples
+        asked, captioned = (has.nonzero()[:count, 0] for has in (samples.has_question, samples.has_caption))
+        parts = zip(samples.turn_texts, samples.caption_texts, strict=True)
+        texts = TokenizedPrompt(
+            *(torch.cat([turns[asked], captions[captioned]]) for turns, captions in parts)
+        )
+        turns = [samples.conversations[row][0] for row in asked.tolist()]
+        turns += [Turn(None, samples.captions[row] or "") for row in captioned.tolist()]
+        return torch.cat([asked, captioned]), texts, turns
 
     def _measure_uptake(self, model: DualDiT) -> dict[str, float]:
         there = self.samples.has_caption

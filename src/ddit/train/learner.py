@@ -97,7 +97,9 @@ def make_learner(
         learner = _build(cfg, DualDiT(cfg.model), codec, feature_channels, dtype)
     state = {}
     if ranks.is_first:
-        state = _build(cfg, start_weights(cfg.model, cfg.init, cfg.seed), codec, feature_channels, dtype).state_dict()
+        state = _build(
+            cfg, start_weights(cfg.model, cfg.init, cfg.seed), codec, feature_channels, dtype
+        ).state_dict()
     transformer = learner.transformer
     transformer.gradient_checkpointing = cfg.parallel.checkpoint_activations
     blocks = list(transformer.transformer_blocks)

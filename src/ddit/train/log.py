@@ -1,8 +1,6 @@
-"""What a run says while it goes: a progress bar on stderr and one JSON object a line in `log.jsonl`, always;
-TensorBoard where it is installed; Weights & Biases where it is asked for.
+"""The log of a run: a progress bar on stderr and one JSON object a line in `log.jsonl`, always; TensorBoard where it is
+installed; Weights & Biases where it is configured.
 """
-
-from __future__ import annotations
 
 import json
 import os
@@ -11,18 +9,19 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
 from tqdm import tqdm
 
 from ddit.config.runs import ReportConfig
+from ddit.files import write_atomically
 
 LOG_FILE, TENSORBOARD_FOLDER, WANDB_ID_FILE = "log.jsonl", "tensorboard", "wandb_id"
 _SHOWN = {"total": "loss", "image": "image", "text": "text", "pairs_per_second": "pairs/s", "mfu": "mfu"}
 
 
 class Sink(Protocol):
-    """Where figures go beside the log file."""
+    """Another place for the figures than the log file."""
 
     def write(self, values: Mapping[str, float], step: int) -> None: ...
 
@@ -30,9 +29,9 @@ class Sink(Protocol):
 
 
 class RunLog:
-    """Appends events to `out/log.jsonl` and shows the latest figures beside a bar with the time left.
+    """Appends events to `out/log.jsonl` and shows the latest figures beside a progress bar.
 
-    A run that goes on after `start` steps first drops the lines of later steps, which will be written again.
+    A run that is resumed after `start` steps first drops the lines of later steps, which will be written again.
 
     Args:
         total: units of the whole run; `unit` names them.
@@ -42,7 +41,7 @@ class RunLog:
         config: shown by Weights & Biases.
 
     Raises:
-        ValueError: if Weights & Biases is asked for and not installed.
+        ValueError: if Weights & Biases is configured and not installed.
     """
 
     def __init__(
@@ -69,7 +68,7 @@ class RunLog:
         self._start = time.monotonic()
         self._knows_any = False
 
-    def __enter__(self) -> RunLog:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
@@ -85,7 +84,7 @@ class RunLog:
         self._bar.update()
 
     def event(self, **values: float) -> None:
-        """Writes one line; `seconds` counts the time that the run has taken, all of its starts together."""
+        """Writes one line; `seconds` is the time that the run has taken, in all of its starts together."""
         rate = values.get("pairs_per_second")
         if self._share_a_unit is not None and rate is not None:
             values["mfu"] = rate * self._share_a_unit
@@ -104,7 +103,7 @@ class RunLog:
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:
-    """The events of a log file; a last line that was torn by a kill is left out."""
+    """The events of a log file; a last line that a kill left incomplete is left out."""
     events = []
     for line in path.read_text(encoding="utf-8").splitlines():
         try:
@@ -117,15 +116,14 @@ def read_log(path: Path) -> list[dict[str, Any]]:
 
 
 def drop_later_lines(path: Path, step: int) -> float:
-    """Rewrites a log, at once or not at all, without the events of steps after `step`; returns its last `seconds`."""
+    """Rewrites a log atomically without the events of steps after `step`; returns its last `seconds`."""
     if not path.is_file():
         return 0.0
     events = [event for event in read_log(path) if event.get("step", 0) <= step]
     if step == 0:
         events = []
-    aside = path.with_name(path.name + ".tmp")
-    aside.write_text("".join(json.dumps(event) + "\n" for event in events), encoding="utf-8")
-    os.replace(aside, path)
+    with write_atomically(path) as part:
+        part.write_text("".join(json.dumps(event) + "\n" for event in events), encoding="utf-8")
     return max((float(event.get("seconds", 0.0)) for event in events), default=0.0)
 
 

@@ -4,8 +4,6 @@ The update and the state are those of `torch.optim.Muon`, which on sharded matri
 iteration. Here each rank orthogonalises its share of the matrices whole: one exchange before, and one after.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Sequence
 from typing import Any
 

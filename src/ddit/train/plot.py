@@ -1,7 +1,5 @@
 """The curves of runs as a PNG: one small panel a figure of `log.jsonl`, the runs over one another."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any

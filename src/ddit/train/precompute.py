@@ -1,7 +1,5 @@
 """Latents of a whole source (and a teacher's features of it), made once and shared by several processes."""
 
-from __future__ import annotations
-
 import os
 import random
 import sys
@@ -19,14 +17,14 @@ from tqdm import tqdm
 
 from ddit.config.runs import LatentsRun, save_config
 from ddit.data.buckets import Shape, assign_buckets, bucket_shapes
-from ddit.data.latents import BROKEN, NO_PICTURE, LatentsInfo, describe_source, write_shard
+from ddit.data.latents import CORRUPT, NO_IMAGE, LatentsInfo, describe_source, write_shard
 from ddit.data.samples import CorruptSample, Latents, Sample, Source
 from ddit.data.sources import open_source
-from ddit.devices import find_device
+from ddit.devices import Ranks
 from ddit.model.folders import resolve
 from ddit.model.loading import load_image_codec
+from ddit.train.batch import fit_sample_image
 from ddit.train.loader import worker_settings
-from ddit.train.rows import fit_sample_image
 from ddit.world.detector import DetectorNet, load_detector
 
 _WORTH_PROCESSES = 2000  # samples; starting a process takes as long as reading some hundreds
@@ -38,37 +36,80 @@ def teacher_features(net: DetectorNet, pixels: Tensor, side: int) -> Tensor:
     return F.adaptive_avg_pool2d(net.features(pixels), side).float()
 
 
-def precompute(cfg: LatentsRun, *, num_workers: int | None = None) -> Path:
+class _Chunk(NamedTuple):
+    """Consecutive samples as a worker hands them over.
+
+    `buckets`: of each sample, or why it has none; `pixels`: of each bucket, uint8 (n, 3, H, W); `corrupt`: reasons by
+    place. (One tensor a bucket: each that a worker sends takes an open file.)
+    """
+
+    buckets: list[int]
+    pixels: dict[int, Tensor]
+    corrupt: dict[int, str]
+
+
+class _Encoder:
+    """A chunk -> latents (and features) in float16, with their places; each bucket is one batch."""
+
+    def __init__(self, cfg: LatentsRun, device: torch.device) -> None:
+        self.device = device
+        self.codec = load_image_codec(resolve(cfg.vae), device=self.device)
+        self.teacher = load_detector(Path(cfg.teacher)).to(self.device) if cfg.teacher else None
+        self.image_size, self.side = cfg.image_size, cfg.feature_side
+
+    def features_shape(self) -> list[int] | None:
+        if self.teacher is None:
+            return None
+        blank = torch.zeros(1, 3, self.image_size, self.image_size, device=self.device)
+        return list(teacher_features(self.teacher, blank, self.side).shape[1:])
+
+    def __call__(self, chunk: _Chunk) -> Iterator[tuple[int, Latents]]:
+        for bucket, pixels in chunk.pixels.items():
+            mean, std = (part.to("cpu", torch.float16) for part in self.codec.encode_distribution(pixels))
+            features: Tensor | None = None
+            if self.teacher is not None:
+                shown = pixels.to(self.device).float() / 127.5 - 1
+                features = teacher_features(self.teacher, shown, self.side).to("cpu", torch.float16)
+            places = (place for place, own in enumerate(chunk.buckets) if own == bucket)
+            for row, place in enumerate(places):
+                yield place, Latents(mean[row], std[row], None if features is None else features[row])
+
+
+def precompute(cfg: LatentsRun, ranks: Ranks, *, num_workers: int | None = None) -> Path:
     """Makes the shards that are missing in `cfg.out`, and returns when all are there.
 
-    Processes that torchrun started take every n-th shard each. A shard is written aside and renamed, so that an
-    interrupted run goes on where it stopped. `num_workers` processes of each read and decode [default: one a core].
+    Each rank takes every n-th shard. Shards are written atomically, so that an interrupted run goes on where it
+    stopped. `num_workers` processes of each rank read and decode [default: one a core].
 
     Raises:
         ValueError: in one line, for a source or an autoencoder that cannot be read, or a folder of other latents.
     """
     out = Path(cfg.out)
-    rank, num_ranks = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     source = open_source(cfg.source)
-    encoder = _Encoder(cfg)
+    encoder = _Encoder(cfg, ranks.device)
     info = _describe(cfg, len(source), encoder)
     info.write(out)
-    if rank == 0:
+    if ranks.is_first:
         save_config(cfg, out)
-    shards = [shard for shard in info.missing(out) if shard % num_ranks == rank]
+    shards = [shard for shard in info.missing(out) if shard % ranks.size == ranks.index]
     if num_workers is None:
         share = (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
         num_workers = min(share - 1, 8) if len(shards) * cfg.shard_size >= _WORTH_PROCESSES else 0
-    pictures = _Pictures(source, info, shards, cfg.batch_size)
-    chunks = DataLoader(pictures, batch_size=None, **worker_settings(num_workers))
+    images = _Images(source, info, shards, cfg.batch_size)
+    chunks = DataLoader(images, batch_size=None, **worker_settings(num_workers))
     bar = tqdm(
-        total=len(shards), desc="latents", unit="shard", file=sys.stderr, leave=False, disable=rank > 0
+        total=len(shards),
+        desc="latents",
+        unit="shard",
+        file=sys.stderr,
+        leave=False,
+        disable=not ranks.is_first,
     )
     with bar:
-        for shard in _encoded(pictures, chunks, encoder):
+        for shard in _encode_shards(images, chunks, encoder):
             write_shard(out, *shard)
             bar.update()
-    while info.missing(out):  # what the other processes still make
+    while info.missing(out):  # the other ranks' shards; longer than a barrier would wait
         time.sleep(0.2)
     return out
 
@@ -92,19 +133,7 @@ def _describe(cfg: LatentsRun, num_samples: int, encoder: _Encoder) -> LatentsIn
     )
 
 
-class _Chunk(NamedTuple):
-    """Consecutive samples as a worker hands them over.
-
-    `buckets`: of each sample, or why it has none; `pixels`: of each bucket, uint8 (n, 3, H, W); `corrupt`: reasons by
-    place. (One tensor a bucket: each that a worker sends takes an open file.)
-    """
-
-    buckets: list[int]
-    pixels: dict[int, Tensor]
-    corrupt: dict[int, str]
-
-
-class _Pictures(Dataset[_Chunk]):
+class _Images(Dataset[_Chunk]):
     """Item i is a chunk of consecutive samples of one shard; `places` tells which."""
 
     def __init__(self, source: Source, info: LatentsInfo, shards: list[int], chunk_size: int) -> None:
@@ -128,11 +157,11 @@ class _Pictures(Dataset[_Chunk]):
             try:
                 made = _pixels(self._sample(index), self.shapes[bucket])
                 if made is None:
-                    bucket = NO_PICTURE
+                    bucket = NO_IMAGE
                 else:
                     pixels.setdefault(bucket, []).append(made)
             except CorruptSample as error:
-                bucket = BROKEN
+                bucket = CORRUPT
                 corrupt[place] = str(error)
             buckets.append(bucket)
         return _Chunk(buckets, {bucket: torch.stack(rows) for bucket, rows in pixels.items()}, corrupt)
@@ -140,19 +169,19 @@ class _Pictures(Dataset[_Chunk]):
     def _sample(self, index: int) -> Sample:
         """The sample in whichever way it can be used: some have no caption, some no text to read."""
         try:
-            return self.source.sample(index, random.Random(0), reading=True)
+            return self.source.sample(index, random.Random(0), i2t=True)
         except CorruptSample:
-            return self.source.sample(index, random.Random(0), reading=False)
+            return self.source.sample(index, random.Random(0), i2t=False)
 
 
 def _pixels(sample: Sample, shape: Shape) -> Tensor | None:
-    pixels = fit_sample_image(sample.picture, shape)
-    assert not isinstance(pixels, Latents), "a source gives pictures, or none"
+    pixels = fit_sample_image(sample.image, shape)
+    assert not isinstance(pixels, Latents), "a source gives images, or none"
     return pixels
 
 
-def _encoded(
-    pictures: _Pictures, chunks: DataLoader, encoder: _Encoder
+def _encode_shards(
+    images: _Images, chunks: DataLoader, encoder: _Encoder
 ) -> Iterator[tuple[int, np.ndarray, dict[int, Latents], dict[int, str]]]:
     """Whole shards: (shard, bucket of each sample, latents by place, reasons by place)."""
     buckets: list[int] = []
@@ -163,36 +192,7 @@ def _encoded(
         latents |= {offset + place: found for place, found in encoder(chunk)}
         corrupt |= {offset + place: reason for place, reason in chunk.corrupt.items()}
         buckets += chunk.buckets
-        shard = pictures.places[number][0]
-        if number + 1 == len(pictures) or pictures.places[number + 1][0] != shard:
+        shard = images.places[number][0]
+        if number + 1 == len(images) or images.places[number + 1][0] != shard:
             yield shard, np.array(buckets, dtype=np.int64), latents, corrupt
             buckets, latents, corrupt = [], {}, {}
-
-
-class _Encoder:
-    """A chunk -> latents (and features) in float16, with their places; each bucket is one batch."""
-
-    def __init__(self, cfg: LatentsRun) -> None:
-        self.device = find_device()
-        if self.device.type == "cuda":
-            self.device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
-        self.codec = load_image_codec(resolve(cfg.vae), device=self.device)
-        self.teacher = load_detector(Path(cfg.teacher)).to(self.device) if cfg.teacher else None
-        self.image_size, self.side = cfg.image_size, cfg.feature_side
-
-    def features_shape(self) -> list[int] | None:
-        if self.teacher is None:
-            return None
-        blank = torch.zeros(1, 3, self.image_size, self.image_size, device=self.device)
-        return list(teacher_features(self.teacher, blank, self.side).shape[1:])
-
-    def __call__(self, chunk: _Chunk) -> Iterator[tuple[int, Latents]]:
-        for bucket, pixels in chunk.pixels.items():
-            mean, std = (part.to("cpu", torch.float16) for part in self.codec.encode_distribution(pixels))
-            features: Tensor | None = None
-            if self.teacher is not None:
-                shown = pixels.to(self.device).float() / 127.5 - 1
-                features = teacher_features(self.teacher, shown, self.side).to("cpu", torch.float16)
-            places = (place for place, own in enumerate(chunk.buckets) if own == bucket)
-            for row, place in enumerate(places):
-                yield place, Latents(mean[row], std[row], None if features is None else features[row])

@@ -20,7 +20,15 @@ from ddit.train.export import export_run
 from ddit.train.frozen import clean_latents, load_encoders, shard_text_encoder
 from ddit.train.learner import make_learner
 from ddit.train.loader import CorruptCounter
-from ddit.train.optim import Ema, build_optimizers, lr_factor, make_room, optimizer_state, scale_gradients, set_lr
+from ddit.train.optim import (
+    Ema,
+    build_optimizers,
+    lr_factor,
+    make_room,
+    optimizer_state,
+    scale_gradients,
+    set_lr,
+)
 from ddit.train.parallel import free_gathered, sync_gradients, total_norm
 
 Result = TypeVar("Result")
@@ -183,7 +191,8 @@ class Trainer:
         stored = checkpoint.description
         self.step, self.skipped = checkpoint.step, stored["skipped"]
         self.skipped_in_row = stored["skipped_in_row"]
-        self.corrupt.num_samples, self.corrupt.causes = stored["num_samples"], dict(stored["corrupt"])
+        corrupt = stored["corrupt"] if "corrupt" in stored else stored["broken"]  # the key of version 0.1
+        self.corrupt.num_samples, self.corrupt.causes = stored["num_samples"], dict(corrupt)
 
     def evaluate(self, work: Callable[[DualDiT], Result]) -> Result:
         """Calls `work` with the model under its averaged weights, without gradients.

@@ -1,32 +1,24 @@
-"""What a run shows while it goes: losses, held-out figures, sheets; and when it is time to save.
+"""What a run reports: losses, held-out figures, samples; and when it is time to save.
 
-All ranks take part in figures and sheets, since the model is sharded; the first one writes.
+All ranks take part in figures and samples, since the model is sharded; the first one writes.
 """
-
-from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
-
-import torch
-from torch import Tensor
 
 from ddit.config.runs import save_config
-from ddit.data.samples import Turn
 from ddit.devices import compute_dtype
-from ddit.prompts import TokenizedPrompt
-from ddit.train.batches import STYLES, ImageFacts, held_out_samples
+from ddit.train.batch import STYLES
+from ddit.train.batches import ImageFacts
 from ddit.train.export import settings_of
 from ddit.train.flops import peak_flops, run_flops
-from ddit.train.heldout import HeldOut
+from ddit.train.heldout import HeldOut, held_out_samples
 from ddit.train.log import RunLog
 from ddit.train.optim import lr_factor
-from ddit.train.sample_grid import Reading, draw_images, read_images, save_sheet, save_table
+from ddit.train.sample_grid import generate_images, sample_texts, save_grid, save_table
+from ddit.train.trainer import StepResult, Trainer
 
-if TYPE_CHECKING:  # the loop calls this module
-    from ddit.train.loop import StepResult, Trainer
+SAMPLES_FOLDER = "samples"
 
 
 class Watch:
@@ -35,18 +27,29 @@ class Watch:
     def __init__(self, trainer: Trainer) -> None:
         self.trainer, self.cfg, self.is_first = trainer, trainer.cfg, trainer.ranks.is_first
         self.style = STYLES[self.cfg.prompts]
-        self.held_out = None
-        if self.cfg.data.held_out and self.cfg.report.num_held_out > 0:
-            samples = held_out_samples(self.cfg, trainer.codec, ImageFacts.of(trainer.images))
-            self.held_out = HeldOut(self.cfg, samples, trainer.images, trainer.codec, trainer.ranks)
+        self.held_out = self._open_held_out()
         self.log = None
         if self.is_first:
             save_config(self.cfg, trainer.out)
             self.log = self._open_log()
         self.sums: dict[str, float] = {}
         self.count = self.timed = 0
-        self.shown = -1  # the step of the last sheet
+        self.sampled = -1  # the step of the last samples
         self.saved = self.start = time.monotonic()
+
+    def _open_held_out(self) -> HeldOut | None:
+        cfg, trainer = self.cfg, self.trainer
+        if not cfg.data.held_out or cfg.report.num_held_out == 0:
+            return None
+        samples = held_out_samples(
+            cfg.data, cfg.report.num_held_out, trainer.codec, ImageFacts.of(trainer.images),
+            style=self.style, patch_size=cfg.model.patch_size,
+        )  # fmt: skip
+        chunk = cfg.micro_batch_size or max(1, cfg.global_batch_size // trainer.ranks.size)
+        return HeldOut(
+            samples, trainer.images, trainer.codec, trainer.ranks,
+            chunk=chunk, i2t_fraction=cfg.objective.i2t_fraction,
+        )  # fmt: skip
 
     def _open_log(self) -> RunLog:
         cfg, trainer = self.cfg, self.trainer
@@ -70,7 +73,7 @@ class Watch:
             return done % report.checkpoint_steps == 0
         return self.is_first and time.monotonic() - self.saved > 60 * report.checkpoint_minutes
 
-    def note_checkpoint(self) -> None:
+    def after_save(self) -> None:
         self.saved = time.monotonic()
         self._restart_clock()
 
@@ -91,7 +94,7 @@ class Watch:
                 self.log.event(step=step, **figures)
             self._restart_clock()
         if step % report.grid_every == 0:
-            self._show()
+            self._save_samples()
             self._restart_clock()
 
     def _summary(self) -> dict[str, float]:
@@ -102,79 +105,61 @@ class Watch:
         lr = cfg.optimizer.lr * lr_factor(trainer.step - 1, cfg.max_steps, cfg.optimizer)
         self.sums, self.count = {}, 0
         self._restart_clock()
-        counts = {"broken": trainer.corrupt.num_corrupt, "skipped": trainer.skipped}
+        counts = {"corrupt": trainer.corrupt.num_corrupt, "skipped": trainer.skipped}
         return mean | {"pairs_per_second": rate, "lr": lr} | {k: v for k, v in counts.items() if v}
 
     def _restart_clock(self) -> None:
         self.timed, self.start = 0, time.monotonic()
 
-    def _show(self) -> None:
-        """A sheet of pictures drawn for held-out captions, and a table of texts read off held-out pictures."""
-        if self.held_out is None or self.shown == self.trainer.step:
+    def _save_samples(self) -> None:
+        """A grid of images generated for held-out captions, and a table of texts about held-out images."""
+        if self.held_out is None or self.sampled == self.trainer.step:
             return
-        self.shown = self.trainer.step
+        self.sampled = self.trainer.step
         if self.cfg.objective.i2t_fraction < 1 and self.held_out.captions:
-            self._draw_sheet(self.held_out)
+            self._save_grid(self.held_out)
         if self.cfg.objective.i2t_fraction > 0:
-            self._write_table(self.held_out)
+            self._save_table(self.held_out)
 
-    def _draw_sheet(self, held_out: HeldOut) -> None:
-        trainer, texts = self.trainer, held_out.captions[: self.cfg.report.num_grid]
+    def _save_grid(self, held_out: HeldOut) -> None:
+        trainer, cfg = self.trainer, self.cfg
+        texts = held_out.captions[: cfg.report.num_grid]
         pixels = trainer.evaluate(
-            lambda model: draw_images(
-                model, trainer.images, trainer.codec, texts, self.cfg.report, style=self.style,
-                length=self.cfg.data.t2i_length, latent_size=self.cfg.data.image_size // trainer.images.downsample,
+            lambda model: generate_images(
+                model, trainer.images, trainer.codec, texts, sampling=cfg.report.grid_sampling, style=self.style,
+                length=cfg.data.t2i_length, latent_size=cfg.data.image_size // trainer.images.downsample,
                 batch_size=held_out.chunk,
             )
         )  # fmt: skip
         if self.is_first:
-            save_sheet(trainer.out / "sheets" / f"{trainer.step:07d}.png", pixels, texts)
+            save_grid(trainer.out / SAMPLES_FOLDER / f"{trainer.step:07d}.png", pixels, texts)
 
-    def _write_table(self, held_out: HeldOut) -> None:
-        samples, count = held_out.samples, self.cfg.report.num_grid
-        readings: list[Reading] = []
-        for has_text, texts, turns in (
-            (
-                samples.has_question,
-                samples.turn_texts,
-                [turns[0] if turns else None for turns in samples.conversations],
-            ),
-            (
-                samples.has_caption,
-                samples.caption_texts,
-                [Turn(None, caption or "") for caption in samples.captions],
-            ),
-        ):
-            rows = has_text.nonzero()[:count, 0]
-            if len(rows):
-                readings += self._read(
-                    held_out, rows, TokenizedPrompt(*(part[rows] for part in texts)), turns
-                )
-        if self.is_first and readings:
-            rows = torch.tensor(sorted({reading.picture for reading in readings}))
-            pixels = self.trainer.images.decode(held_out.latents(rows)).float().cpu()
-            path = self.trainer.out / "sheets" / f"{self.trainer.step:07d}.md"
-            save_table(path, readings, pixels=dict(zip(rows.tolist(), pixels, strict=True)))
-
-    def _read(
-        self, held_out: HeldOut, rows: Tensor, texts: TokenizedPrompt, turns: Sequence[Turn | None]
-    ) -> list[Reading]:
-        is_null = held_out.samples.pictures.is_null
-        return self.trainer.evaluate(
-            lambda model: read_images(
-                model, self.trainer.codec, held_out.latents(rows), texts,
-                [turn for row in rows.tolist() if (turn := turns[row]) is not None], settings_of(self.cfg),
+    def _save_table(self, held_out: HeldOut) -> None:
+        trainer = self.trainer
+        rows, texts, turns = held_out.first_turns(self.cfg.report.num_grid)
+        if not turns:
+            return
+        is_null = held_out.samples.images.is_null
+        table = trainer.evaluate(
+            lambda model: sample_texts(
+                model, trainer.codec, held_out.latents(rows), texts, turns, settings_of(self.cfg),
                 null_rows=None if is_null is None else is_null[rows], numbers=rows.tolist(),
                 batch_size=held_out.chunk,
             )
         )  # fmt: skip
+        if self.is_first:
+            shown = rows.unique()
+            pixels = trainer.images.decode(held_out.latents(shown)).float().cpu()
+            path = trainer.out / SAMPLES_FOLDER / f"{trainer.step:07d}.md"
+            save_table(path, table, pixels=dict(zip(shown.tolist(), pixels, strict=True)))
 
     def finish(self) -> None:
+        """The last figures and samples, if the run came to its end."""
         trainer = self.trainer
         if trainer.step == self.cfg.max_steps:
             figures = {} if self.held_out is None else trainer.evaluate(self.held_out.measure)
             if self.log is not None:
                 self.log.event(step=trainer.step, **figures, final=1)
-            self._show()
+            self._save_samples()
         if self.log is not None:
             self.log.close()

@@ -1,4 +1,4 @@
-"""Sources of training samples, one file a form."""
+"""Sources of training samples, one file for each form."""
 
 from __future__ import annotations
 

@@ -1,8 +1,5 @@
 """The configuration of a source from its path alone, by what the file looks like."""
 
-from __future__ import annotations
-
-import dataclasses
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,8 +9,10 @@ from ddit.config.data import HuggingFaceData, JsonData, LlavaData, QuestionsData
 from ddit.data.samples import CorruptSample
 from ddit.data.sources.records import LINES_SUFFIXES, Records
 from ddit.errors import near_misses
+from ddit.schema import parse
 
-KINDS: dict[str, type[SourceConfig]] = {cls.kind: cls for cls in get_args(SourceConfig)}
+_AnySource: Any = SourceConfig
+KINDS: tuple[str, ...] = tuple(cls.kind for cls in get_args(get_args(_AnySource)[0]))
 _START = 1 << 16
 _IMAGE_KEYS = ("image_path", "image", "file_name", "filename", "path")
 _CAPTION_KEYS = ("re_caption", "caption", "captions", "text")
@@ -41,7 +40,7 @@ def guess_source(path: str, hints: Hints = Hints()) -> SourceConfig:
     """
     kind = hints.kind or _kind_of(path)
     if kind == "config":
-        return source_from_json(Path(path).read_text())
+        return parse(_AnySource, json.loads(Path(path).expanduser().read_text(encoding="utf-8")))
     if kind not in KINDS:
         raise ValueError(
             f"unknown kind of source {kind!r}: use {', '.join(KINDS)}{near_misses(str(kind), KINDS)}"
@@ -56,28 +55,7 @@ def guess_source(path: str, hints: Hints = Hints()) -> SourceConfig:
     if kind == "huggingface":
         values |= _columns(path)
     values |= {key: _value(text) for key, text in hints.fields}
-    return source_from_json(json.dumps({key: value for key, value in values.items() if value is not None}))
-
-
-def source_from_json(text: str) -> SourceConfig:
-    """A source's configuration from a JSON object; an unknown key or a value of the wrong type is a `ValueError`."""
-    from pydantic import TypeAdapter, ValidationError
-
-    values = json.loads(text)
-    cls = KINDS.get(values.get("kind"))
-    if cls is None:
-        raise ValueError(f"unknown kind of source {values.get('kind')!r}: use {', '.join(KINDS)}")
-    known = [field.name for field in dataclasses.fields(cls)]
-    unknown = sorted(set(values) - set(known))
-    if unknown:
-        raise ValueError(
-            f"a source of kind {values['kind']} has no {', '.join(unknown)}; it has {', '.join(known)}"
-        )
-    try:
-        return TypeAdapter(cls).validate_json(json.dumps(values), strict=True)
-    except ValidationError as error:
-        first = error.errors()[0]
-        raise ValueError(f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+    return parse(_AnySource, {key: value for key, value in values.items() if value is not None})
 
 
 def _value(text: str) -> Any:
@@ -141,7 +119,7 @@ def _first_entry(path: Path) -> dict[str, Any]:
 
 
 def _json_keys(path: str) -> dict[str, str]:
-    """The keys of pictures and captions, where an entry has others than the published form."""
+    """The keys of images and captions, where an entry has others than the published form."""
     entry = _first_entry(Path(path).expanduser())
     image = next((key for key in _IMAGE_KEYS if key in entry), None)
     captions = [key for key in _CAPTION_KEYS if key in entry]

@@ -11,14 +11,14 @@ import numpy as np
 
 from ddit.config.data import HuggingFaceData
 from ddit.data.samples import CorruptSample, Sample, Turn
-from ddit.data.sources.images import all_sizes, decode_image, file_size, image_size_of, load_image
-from ddit.data.sources.json_list import stated_size
-from ddit.data.sources.sidecar import Arrays, kept_beside
-from ddit.data.sources.texts import captioned, refuse_drawing, text_of
+from ddit.data.sources.images import decode_image, load_image, measure_all, measure_file, measure_image
+from ddit.data.sources.json_list import get_stated_size
+from ddit.data.sources.sidecar import Arrays, cache_beside
+from ddit.data.sources.texts import make_caption_sample, pick_text, refuse_t2i
 
 
 class HuggingFaceSource:
-    """Rows of a data set. Its pictures are decoded here, so that the same limits hold as for every other source."""
+    """Rows of a data set. Its images are decoded here, so that the same limits hold as for every other source."""
 
     def __init__(self, cfg: HuggingFaceData) -> None:
         if not cfg.caption_key and not (cfg.question_key and cfg.answer_key):
@@ -37,54 +37,55 @@ class HuggingFaceSource:
     def name(self, index: int) -> str:
         return f"{self.cfg.path}/{self.cfg.split}[{index}]"
 
-    def sample(self, index: int, rng: random.Random, *, reading: bool, with_picture: bool = True) -> Sample:
+    def sample(self, index: int, rng: random.Random, *, i2t: bool, with_image: bool = True) -> Sample:
         cfg, name = self.cfg, self.name(index)
-        if not reading and not cfg.caption_key:
-            raise refuse_drawing(name)
+        if not i2t and not cfg.caption_key:
+            refuse_t2i(name)
         row = self.rows[int(index)]
         if cfg.caption_key:
-            caption = text_of(row[cfg.caption_key], rng)
+            caption = pick_text(row[cfg.caption_key], rng)
             if not caption:
                 raise CorruptSample("no caption", f"{name}: no text under {cfg.caption_key}")
-            return captioned(self._picture(row, name) if with_picture else None, caption, reading=reading)
-        question, answer = text_of(row[cfg.question_key], rng), text_of(row[cfg.answer_key], rng)
+            image = self._load_image(row, name) if with_image else None
+            return make_caption_sample(image, caption, i2t=i2t)
+        question, answer = pick_text(row[cfg.question_key], rng), pick_text(row[cfg.answer_key], rng)
         if not question or not answer:
             raise CorruptSample("no answer" if question else "no question", name)
-        picture = self._picture(row, name) if with_picture else None
-        return Sample(picture, None, (Turn(question, answer),), short_answers=True)
+        image = self._load_image(row, name) if with_image else None
+        return Sample(image, None, (Turn(question, answer),), short_answers=True)
 
     def sizes(self) -> np.ndarray:
         keys = [self.cfg.image_key, *(k for k in ("width", "height") if k in self.rows.column_names)]
         rows = self.rows.select_columns(keys)
 
         def build() -> Arrays:
-            return {"sizes": all_sizes(lambda index: self._size(rows[index]), range(len(self)))}
+            return {"sizes": measure_all(lambda index: self._size(rows[index]), range(len(self)))}
 
         files = self.rows.cache_files
         if not files:
             return build()["sizes"]
-        return kept_beside(Path(files[0]["filename"]), "sizes", build, settings=self.cfg.image_key)["sizes"]
+        return cache_beside(Path(files[0]["filename"]), "sizes", build, settings=self.cfg.image_key)["sizes"]
 
     def _size(self, row: dict[str, Any]) -> tuple[int, int]:
         data, path = _content(row[self.cfg.image_key])
-        stated = stated_size(row)
+        stated = get_stated_size(row)
         if stated is not None:
             return stated
         if data is not None:
-            return image_size_of(lambda count: data if count < 0 else data[:count])
-        return (0, 0) if path is None else file_size(Path(path))
+            return measure_image(lambda count: data if count < 0 else data[:count])
+        return (0, 0) if path is None else measure_file(Path(path))
 
-    def _picture(self, row: dict[str, Any], name: str) -> Any:
+    def _load_image(self, row: dict[str, Any], name: str) -> Any:
         data, path = _content(row[self.cfg.image_key])
         if data is not None:
             return decode_image(data, name)
         if path is None:
-            raise CorruptSample("no picture", name)
+            raise CorruptSample("no image", name)
         return load_image(Path(path))
 
 
 def _content(value: Any) -> tuple[bytes | None, str | None]:
-    """A picture's bytes, or else its path."""
+    """An image's bytes, or else its path."""
     if isinstance(value, dict):
         return value.get("bytes"), value.get("path")
     return (value, None) if isinstance(value, bytes) else (None, value if isinstance(value, str) else None)

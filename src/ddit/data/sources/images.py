@@ -1,4 +1,4 @@
-"""Pictures of training samples: whatever is wrong with one becomes a `CorruptSample` with a countable cause."""
+"""Images of training samples: whatever is wrong with one becomes a `CorruptSample` with a countable cause."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from ddit.data.samples import CorruptSample
 from ddit.images import ImageTooLarge, NotAnImage, image_size, read_image
 
 HEADER_SIZE = 65_536
-"""Bytes that hold the size of nearly every picture; where they do not, the whole file is read."""
+"""Bytes that hold the size of nearly every image; where they do not, the whole file is read."""
 
-NUM_THREADS = 16  # headers wait for the disk or the network, not for the processor
+NUM_THREADS = 16  # reading headers waits for the disk or the network, not for the processor
 
 
 def decode_image(data: bytes, name: str) -> Image.Image:
-    """An encoded picture as upright 8-bit RGB.
+    """An encoded image as upright 8-bit RGB.
 
     Raises:
-        BrokenSample: "empty file", "not a picture", "too large", "truncated picture" or "broken picture".
+        CorruptSample: "empty file", "not an image", "too large", "truncated image" or "corrupt image".
     """
     if not data:
         raise CorruptSample("empty file", name)
@@ -31,14 +31,14 @@ def decode_image(data: bytes, name: str) -> Image.Image:
     except ImageTooLarge as error:
         raise CorruptSample("too large", f"{name}: {error}") from None
     except NotAnImage:
-        raise CorruptSample("not a picture", name) from None
+        raise CorruptSample("not an image", name) from None
     except ValueError as error:
-        cause = "truncated picture" if "truncated" in str(error).lower() else "broken picture"
+        cause = "truncated image" if "truncated" in str(error).lower() else "corrupt image"
         raise CorruptSample(cause, f"{name}: {error}") from None
 
 
 def load_image(path: Path) -> Image.Image:
-    """The picture of a file; `CorruptSample` as `decode_image`, or "missing file" or "unreadable file"."""
+    """The image of a file; `CorruptSample` as in `decode_image`, or "missing file" or "unreadable file"."""
     try:
         data = path.read_bytes()
     except (
@@ -53,7 +53,7 @@ def load_image(path: Path) -> Image.Image:
     return decode_image(data, str(path))
 
 
-def image_size_of(read: Callable[[int], bytes]) -> tuple[int, int]:
+def measure_image(read: Callable[[int], bytes]) -> tuple[int, int]:
     """Width and height from `read(n)`, which gives a file's first n bytes (-1: all); (0, 0) if they cannot be told."""
     try:
         data = read(HEADER_SIZE)
@@ -65,17 +65,17 @@ def image_size_of(read: Callable[[int], bytes]) -> tuple[int, int]:
     return size or (0, 0)
 
 
-def file_size(path: Path) -> tuple[int, int]:
-    """Width and height of the picture in a file; (0, 0) if they cannot be told."""
+def measure_file(path: Path) -> tuple[int, int]:
+    """Width and height of the image in a file; (0, 0) if they cannot be told."""
 
     def read(count: int) -> bytes:
         with path.open("rb") as file:
             return file.read(count)
 
-    return image_size_of(read)
+    return measure_image(read)
 
 
-def all_sizes(size_of: Callable[[int], tuple[int, int]], indices: Sequence[int]) -> np.ndarray:
+def measure_all(size_of: Callable[[int], tuple[int, int]], indices: Sequence[int]) -> np.ndarray:
     """`size_of` each index, in threads: (len(indices), 2) int32."""
     with ThreadPoolExecutor(NUM_THREADS) as threads:
         found = list(threads.map(size_of, indices))

@@ -9,22 +9,22 @@ import numpy as np
 
 from ddit.config.data import LlavaData
 from ddit.data.samples import CorruptSample, Sample, Turn
-from ddit.data.sources.images import file_size, load_image
-from ddit.data.sources.json_list import image_name, recorded_sizes, stated_size
-from ddit.data.sources.records import Records, existing_folder
-from ddit.data.sources.texts import refuse_drawing
+from ddit.data.sources.images import load_image, measure_file
+from ddit.data.sources.json_list import get_image_path, get_stated_size, measure_records
+from ddit.data.sources.records import Records, find_folder
+from ddit.data.sources.texts import refuse_t2i
 
 IMAGE_TAG = "<image>"
 HUMAN, MODEL = ("human", "user"), ("gpt", "assistant")
 
 
 class LlavaSource:
-    """All turns of a conversation in order; one without `image` has no picture."""
+    """All turns of a conversation in order; one without `image` has no image."""
 
     def __init__(self, cfg: LlavaData) -> None:
         self.cfg = cfg
         self.records = Records(cfg.path)
-        self.images = existing_folder(cfg.images, self.records.path)
+        self.images = find_folder(cfg.images, self.records.path)
 
     def __len__(self) -> int:
         return len(self.records)
@@ -32,36 +32,36 @@ class LlavaSource:
     def name(self, index: int) -> str:
         return self.records.name(index)
 
-    def sample(self, index: int, rng: random.Random, *, reading: bool, with_picture: bool = True) -> Sample:
+    def sample(self, index: int, rng: random.Random, *, i2t: bool, with_image: bool = True) -> Sample:
         name = self.name(index)
-        if not reading:
-            raise refuse_drawing(name)
+        if not i2t:
+            refuse_t2i(name)
         entry = self.records[index]
-        turns = conversation_turns(entry.get("conversations"), name)
-        if not with_picture or not entry.get("image"):
+        turns = parse_conversation(entry.get("conversations"), name)
+        if not with_image or not entry.get("image"):
             return Sample(None, None, turns)
-        return Sample(load_image(self.images / image_name(entry, "image", name)), None, turns)
+        return Sample(load_image(self.images / get_image_path(entry, "image", name)), None, turns)
 
     def sizes(self) -> np.ndarray:
-        return recorded_sizes(self.records, self._size, str(self.images))
+        return measure_records(self.records, self._size, str(self.images))
 
     def _size(self, index: int) -> tuple[int, int]:
         try:
             entry = self.records[index]
             if not entry.get("image"):
                 return 0, 0
-            return stated_size(entry) or file_size(self.images / image_name(entry, "image", ""))
+            return get_stated_size(entry) or measure_file(self.images / get_image_path(entry, "image", ""))
         except CorruptSample:
             return 0, 0
 
 
-def conversation_turns(conversation: Any, name: str) -> tuple[Turn, ...]:
-    """Questions with their answers, without the picture's tag; messages of the system are left out.
+def parse_conversation(conversation: Any, name: str) -> tuple[Turn, ...]:
+    """Questions with their answers, without the image's tag; messages of the system are left out.
 
     A human message that is the tag alone is a caption: a turn without a question.
 
     Raises:
-        BrokenSample: "bad conversation": empty, or people and model do not take turns.
+        CorruptSample: "bad conversation": empty, or people and model do not take turns.
     """
     if not isinstance(conversation, list):
         raise CorruptSample("bad conversation", f"{name}: no list under conversations")

@@ -11,14 +11,14 @@ import numpy as np
 
 from ddit.config.data import QuestionsData
 from ddit.data.samples import CorruptSample, Sample, Turn
-from ddit.data.sources.images import all_sizes, file_size, load_image
-from ddit.data.sources.records import existing_file, existing_folder
-from ddit.data.sources.sidecar import Arrays, kept_beside
-from ddit.data.sources.texts import refuse_drawing
+from ddit.data.sources.images import load_image, measure_all, measure_file
+from ddit.data.sources.records import find_file, find_folder
+from ddit.data.sources.sidecar import Arrays, cache_beside
+from ddit.data.sources.texts import refuse_t2i
 
 
 class QuestionsSource:
-    """One question a sample; its answer is that of a person drawn among those who answered.
+    """One question a sample; its answer is that of one of the people who answered, chosen at random.
 
     The entries are held as packed JSON: a list of Python objects would be ten times as large, and would be copied
     by every process that loads.
@@ -26,8 +26,8 @@ class QuestionsSource:
 
     def __init__(self, cfg: QuestionsData) -> None:
         self.cfg = cfg
-        self.path = existing_file(cfg.questions)
-        self.images = existing_folder(cfg.images, self.path)
+        self.path = find_file(cfg.questions)
+        self.images = find_folder(cfg.images, self.path)
         _check_pattern(cfg.image_pattern)
         packed = [json.dumps(entry).encode() for entry in _entries(self.path, cfg.annotations)]
         self._ends = np.cumsum([0, *map(len, packed)])
@@ -39,48 +39,47 @@ class QuestionsSource:
     def name(self, index: int) -> str:
         return f"{self.path}[{index}]"
 
-    def sample(self, index: int, rng: random.Random, *, reading: bool, with_picture: bool = True) -> Sample:
+    def sample(self, index: int, rng: random.Random, *, i2t: bool, with_image: bool = True) -> Sample:
         name = self.name(index)
-        if not reading:
-            raise refuse_drawing(name)
-        image, question, answers = self._entry(index)
+        if not i2t:
+            refuse_t2i(name)
+        image_id, question, answers = self._entry(index)
         if not isinstance(question, str) or not question.strip():
             raise CorruptSample("no question", name)
         if not answers:
             raise CorruptSample("no answer", f"{name}: {question}")
         turn = Turn(question.strip(), rng.choice(answers))
-        picture = load_image(self._image(image, name)) if with_picture else None
-        return Sample(picture, None, (turn,), short_answers=True, unanswerable=self.cfg.unanswerable)
+        image = load_image(self._find_image(image_id, name)) if with_image else None
+        return Sample(image, None, (turn,), short_answers=True, unanswerable=self.cfg.unanswerable)
 
     def sizes(self) -> np.ndarray:
         def build() -> Arrays:
             images = [json.dumps(self._entry(index)[0]) for index in range(len(self))]
-            distinct, inverse = np.unique(images, return_inverse=True)  # several questions share a picture
-            sizes = all_sizes(lambda i: self._size(json.loads(distinct[i])), range(len(distinct)))
+            distinct, inverse = np.unique(images, return_inverse=True)  # several questions share an image
+            sizes = measure_all(lambda i: self._size(json.loads(distinct[i])), range(len(distinct)))
             return {"sizes": sizes[inverse]}
 
         settings = f"{self.images}/{self.cfg.image_pattern}"
-        return kept_beside(self.path, "sizes", build, settings=settings)["sizes"]
+        return cache_beside(self.path, "sizes", build, settings=settings)["sizes"]
 
     def _entry(self, index: int) -> tuple[Any, Any, list[str]]:
         return json.loads(self._packed[self._ends[index] : self._ends[index + 1]])
 
-    def _size(self, image: Any) -> tuple[int, int]:
+    def _size(self, image_id: Any) -> tuple[int, int]:
         try:
-            return file_size(self._image(image, ""))
+            return measure_file(self._find_image(image_id, ""))
         except CorruptSample:
             return 0, 0
 
-    def _image(self, image: Any, name: str) -> Path:
-        """The picture's file: named in full (VizWiz), or by its id."""
-        if isinstance(image, list):
-            return self.images / str(image[0])
+    def _find_image(self, image_id: Any, name: str) -> Path:
+        """The image's file: named in full (VizWiz), or by its id."""
+        if isinstance(image_id, list):
+            return self.images / str(image_id[0])
         try:
-            return self.images / self.cfg.image_pattern.format(image_id=image)
+            return self.images / self.cfg.image_pattern.format(image_id=image_id)
         except (ValueError, TypeError):
-            raise CorruptSample(
-                "no picture", f"{name}: no file name can be made of image_id {image!r}"
-            ) from None
+            fault = f"{name}: no file name can be made of image_id {image_id!r}"
+            raise CorruptSample("no image", fault) from None
 
 
 def _check_pattern(pattern: str) -> None:
@@ -95,13 +94,13 @@ def _check_pattern(pattern: str) -> None:
 
 
 def _entries(path: Path, annotations: str) -> list[tuple[Any, Any, list[str]]]:
-    """Picture ([file name] or its id), question and answers of every entry."""
+    """Image ([file name] or its id), question and answers of every entry."""
     asked = _load(path)
     answered: dict[Any, Any] = {}
     if not isinstance(asked, list):
         if not annotations:
             raise ValueError(f"'{path}' holds questions alone: set annotations to the file of their answers")
-        found = _load(existing_file(annotations))
+        found = _load(find_file(annotations))
         answered = {
             item.get("question_id"): item.get("answers") for item in _list(found, "annotations", annotations)
         }

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 
 from ddit.data.samples import CorruptSample
-from ddit.data.sources.sidecar import Arrays, kept_beside
+from ddit.data.sources.sidecar import Arrays, cache_beside
 
 _CHUNK = 1 << 24
-_KEPT_FROM = 1 << 24  # bytes; the offsets of smaller files are found quicker than read
+_KEPT_FROM = 1 << 24  # bytes; finding the offsets of smaller files is faster than loading them
 _DECODER = json.JSONDecoder()
 _SPACE = " \t\r\n"
 LINES_SUFFIXES = (".jsonl", ".ndjson")
@@ -28,11 +28,11 @@ class Records:
     """
 
     def __init__(self, path: str | Path) -> None:
-        self.path = existing_file(path)
+        self.path = find_file(path)
         if self.path.stat().st_size < _KEPT_FROM:
             spans = self._find()["spans"]
         else:
-            spans = kept_beside(self.path, "index", self._find)["spans"]
+            spans = cache_beside(self.path, "index", self._find)["spans"]
         self.spans = spans  # (n, 2) int64: offset and size in bytes
 
     def __len__(self) -> int:
@@ -65,8 +65,8 @@ class Records:
         return {"spans": _line_spans(self.path)}
 
 
-def existing_file(path: str | Path) -> Path:
-    """The path of a file that is there; a `ValueError` otherwise."""
+def find_file(path: str | Path) -> Path:
+    """The path of an existing file; a `ValueError` if there is none."""
     found = Path(path).expanduser()
     if not found.is_file():
         what = "is a folder, not a file" if found.is_dir() else "does not exist"
@@ -74,13 +74,13 @@ def existing_file(path: str | Path) -> Path:
     return found
 
 
-def existing_folder(path: str | Path | None, beside: Path) -> Path:
-    """The folder of pictures: `path`, or that of the file `beside`; a `ValueError` if it is not there."""
+def find_folder(path: str | Path | None, beside: Path) -> Path:
+    """The folder of images: `path`, or that of the file `beside`; a `ValueError` if there is none."""
     if path is None:
         return beside.parent
     found = Path(path).expanduser()
     if not found.is_dir():
-        raise ValueError(f"there is no folder '{found}': set images to the folder that the pictures are in")
+        raise ValueError(f"there is no folder '{found}': set images to the folder that the images are in")
     return found
 
 

@@ -1,10 +1,9 @@
-"""What is costly to find out about a file, kept beside it: offsets and sizes, found again when the file changes."""
+"""Arrays that are slow to compute from a file (offsets, sizes), cached beside it until the file changes."""
 
 from __future__ import annotations
 
 import hashlib
 import os
-import uuid
 import zipfile
 import zlib
 from collections.abc import Callable
@@ -12,18 +11,20 @@ from pathlib import Path
 
 import numpy as np
 
+from ddit.files import write_atomically
+
 Arrays = dict[str, np.ndarray]
 
 _STAMP = "stamp"
 _VERSION = 1
 
 
-def kept_beside(path: Path, what: str, build: Callable[[], Arrays], *, settings: str = "") -> Arrays:
-    """The arrays that `build` gives about `path`, from `PATH.WHAT.npz` if that was made from the same file.
+def cache_beside(path: Path, what: str, build: Callable[[], Arrays], *, settings: str = "") -> Arrays:
+    """The arrays that `build` computes from `path`, or those in `PATH.WHAT.npz` if they are of the same file.
 
     The same file has the same size and time of change; `settings` is what else the arrays depend on. Where the
-    folder cannot be written, the arrays are kept under $XDG_CACHE_HOME/ddit (or ~/.cache/ddit), and if that cannot be
-    written either, nowhere. Files are written aside and renamed, so any number of processes may do this at once.
+    folder cannot be written, the cache is under $XDG_CACHE_HOME/ddit (or ~/.cache/ddit), and if that cannot be
+    written either, there is none. Files are written atomically: any number of processes may do this at once.
     """
     stamp = _stamp(path, settings)
     places = (path.with_name(f"{path.name}.{what}.npz"), _in_cache(path, what))
@@ -51,7 +52,7 @@ def _in_cache(path: Path, what: str) -> Path:
 
 def _read(place: Path, stamp: np.ndarray) -> Arrays | None:
     try:
-        # numpy leaves a path's file open when it is torn
+        # given a path, numpy leaves a truncated file open
         with place.open("rb") as raw, np.load(raw, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
     except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile):
@@ -61,15 +62,10 @@ def _read(place: Path, stamp: np.ndarray) -> Arrays | None:
 
 
 def _write(place: Path, arrays: Arrays) -> bool:
-    aside = place.with_name(f".{place.name}.{uuid.uuid4().hex}")
     try:
         place.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with aside.open("wb") as file:
-                np.savez(file, **arrays)  # type: ignore[arg-type]
-            aside.replace(place)
-        finally:
-            aside.unlink(missing_ok=True)
+        with write_atomically(place) as part, part.open("wb") as file:
+            np.savez(file, **arrays)  # type: ignore[arg-type]
     except OSError:
         return False
     return True

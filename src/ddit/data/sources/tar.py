@@ -19,11 +19,11 @@ from tqdm import tqdm
 
 from ddit.config.data import TarData
 from ddit.data.samples import CorruptSample, Sample
-from ddit.data.sources.images import all_sizes, decode_image, image_size_of
-from ddit.data.sources.json_list import stated_size
-from ddit.data.sources.sidecar import Arrays, kept_beside
+from ddit.data.sources.images import decode_image, measure_all, measure_image
+from ddit.data.sources.json_list import get_stated_size
+from ddit.data.sources.sidecar import Arrays, cache_beside
 from ddit.data.sources.tar_index import load_index
-from ddit.data.sources.texts import captioned, choose_caption
+from ddit.data.sources.texts import choose_caption, make_caption_sample
 
 Found = TypeVar("Found")
 
@@ -33,7 +33,7 @@ _RANGE = re.compile(r"(\d+)\.\.(\d+)")
 
 
 class TarSource:
-    """All samples of all shards. A shard that ends early adds one broken sample, which stands for what is lost.
+    """All samples of all shards. A shard that ends early adds one corrupt sample, which stands for what is lost.
 
     Shards are opened for each read, so that any number of processes and threads may share this object.
     """
@@ -56,13 +56,13 @@ class TarSource:
         stem = stems[place].decode() if place < len(stems) else "end"
         return f"{self.shards[shard]}:{stem}"
 
-    def sample(self, index: int, rng: random.Random, *, reading: bool, with_picture: bool = True) -> Sample:
+    def sample(self, index: int, rng: random.Random, *, i2t: bool, with_image: bool = True) -> Sample:
         shard, place = self._locate(index)
         found, name, cfg = self._indices[shard], self.name(index), self.cfg
         if place == len(found.stems):
             raise CorruptSample(found.end, f"{self.shards[shard]}: what follows its last sample is lost")
-        if not found.pictures[place, 1] and not found.pictures[place, 0]:
-            raise CorruptSample("no picture", name)
+        if not found.images[place].any():
+            raise CorruptSample("no image", name)
         if cfg.caption_key is None:
             entry, key = {"txt": self._text(shard, found.texts[place], name)}, "txt"
             if cfg.original_key is not None:
@@ -70,10 +70,8 @@ class TarSource:
         else:
             entry, key = self._metadata(shard, found.metadata[place], name), cfg.caption_key
         caption = choose_caption(entry, key, cfg.original_key, cfg.original_share, rng, name)
-        if not with_picture:
-            return captioned(None, caption, reading=reading)
-        picture = decode_image(self._read(shard, found.pictures[place], name), name)
-        return captioned(picture, caption, reading=reading)
+        image = decode_image(self._read(shard, found.images[place], name), name) if with_image else None
+        return make_caption_sample(image, caption, i2t=i2t)
 
     def sizes(self) -> np.ndarray:
         found = _for_each_shard(self._shard_sizes, len(self.shards), "measuring")
@@ -85,20 +83,20 @@ class TarSource:
         def size_of(place: int) -> tuple[int, int]:
             try:
                 if found.metadata[place, 1]:
-                    size = stated_size(self._metadata(shard, found.metadata[place], ""))
+                    size = get_stated_size(self._metadata(shard, found.metadata[place], ""))
                     if size is not None:
                         return size
-                offset, count = found.pictures[place].tolist()
-                return image_size_of(
+                offset, count = found.images[place].tolist()
+                return measure_image(
                     lambda n: self._read(shard, (offset, min(n, count) if n >= 0 else count), "")
                 )
             except CorruptSample:
                 return 0, 0
 
         def build() -> Arrays:
-            return {"sizes": all_sizes(size_of, range(len(found.stems)))}
+            return {"sizes": measure_all(size_of, range(len(found.stems)))}
 
-        sizes = kept_beside(self.shards[shard], "sizes", build)["sizes"]
+        sizes = cache_beside(self.shards[shard], "sizes", build)["sizes"]
         return np.concatenate([sizes, np.zeros((int(bool(found.end)), 2), np.int32)])
 
     def _locate(self, index: int) -> tuple[int, int]:

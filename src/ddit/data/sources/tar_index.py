@@ -1,4 +1,4 @@
-"""Where the samples of a tar shard are: found once by reading its headers, and kept beside it."""
+"""Where the samples of a tar shard are: found once by reading its headers, and cached beside it."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ddit.data.sources.sidecar import Arrays, kept_beside
+from ddit.data.sources.sidecar import Arrays, cache_beside
 
-PICTURE_SUFFIXES = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "ppm", "avif")
+IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "ppm", "avif")
 TRUNCATED, DAMAGED = "truncated tar", "damaged tar"
 _WHOLE = ""
 _BLOCK = 512
@@ -19,11 +19,11 @@ _BLOCK = 512
 class TarIndex(NamedTuple):
     """The samples of one shard, by stem in order of first appearance.
 
-    pictures, texts, metadata (n, 2) int64: offset and size of the member in the shard, or (0, 0) if there is none;
+    images, texts, metadata (n, 2) int64: offset and size of the member in the shard, or (0, 0) if there is none;
     stems (n,) bytes; end: why the shard ends early ("truncated tar", "damaged tar"), or "".
     """
 
-    pictures: np.ndarray
+    images: np.ndarray
     texts: np.ndarray
     metadata: np.ndarray
     stems: np.ndarray
@@ -36,7 +36,7 @@ def load_index(path: Path) -> TarIndex:
     Raises:
         ValueError: the shard is compressed, so that there is no reading from its middle.
     """
-    arrays = kept_beside(path, "index", lambda: _build(path))
+    arrays = cache_beside(path, "index", lambda: _build(path))
     spans = arrays["spans"]
     return TarIndex(spans[0], spans[1], spans[2], arrays["stems"], str(arrays["end"]))
 
@@ -79,7 +79,7 @@ def _build(path: Path) -> Arrays:
 
 
 def _kind(suffix: str) -> int | None:
-    if suffix in PICTURE_SUFFIXES:
+    if suffix in IMAGE_SUFFIXES:
         return 0
     return {"txt": 1, "json": 2}.get(suffix)
 

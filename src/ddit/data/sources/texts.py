@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import random
-from typing import Any
+from typing import Any, NoReturn
 
 from ddit.data.samples import CorruptSample, Sample, Turn
 
 
-def text_of(value: Any, rng: random.Random) -> str:
-    """A text, or one drawn from a list of texts, without white space around it; "" for anything else."""
+def pick_text(value: Any, rng: random.Random) -> str:
+    """A text, or one of a list of texts, without white space around it; "" for anything else."""
     if isinstance(value, list):
         texts = [text for text in value if isinstance(text, str) and text.strip()]
         return rng.choice(texts).strip() if texts else ""
@@ -24,15 +24,15 @@ def choose_caption(
     rng: random.Random,
     name: str,
 ) -> str:
-    """The caption `key`, or in a share of the draws, or where that is missing, `original_key`.
+    """The caption under `key`, or with probability `original_share`, or if that is missing, under `original_key`.
 
     Raises:
-        BrokenSample: "no caption".
+        CorruptSample: "no caption".
     """
     is_original = rng.random() < original_share
-    texts = [text_of(entry.get(key), rng)]
+    texts = [pick_text(entry.get(key), rng)]
     if original_key is not None:
-        texts.append(text_of(entry.get(original_key), rng))
+        texts.append(pick_text(entry.get(original_key), rng))
     if is_original:
         texts.reverse()
     text = next((text for text in texts if text), "")
@@ -42,13 +42,11 @@ def choose_caption(
     return text
 
 
-def captioned(picture: Any, caption: str, *, reading: bool) -> Sample:
-    """A sample of one caption, to draw from and to be read off."""
-    return Sample(picture, caption, (Turn(None, caption),) if reading else ())
+def make_caption_sample(image: Any, caption: str, *, i2t: bool) -> Sample:
+    """A sample of one caption, for either direction."""
+    return Sample(image, caption, (Turn(None, caption),) if i2t else ())
 
 
-def refuse_drawing(name: str) -> CorruptSample:
-    """Of a sample that has turns only."""
-    return CorruptSample(
-        "no caption", f"{name} has no caption to draw from: use this source in data.i2t only"
-    )
+def refuse_t2i(name: str) -> NoReturn:
+    """Raises `CorruptSample` ("no caption"), of a sample that has turns only."""
+    raise CorruptSample("no caption", f"{name} has no caption: use this source in data.i2t only")

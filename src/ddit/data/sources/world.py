@@ -1,4 +1,4 @@
-"""The small world as a source: scenes rendered on the fly, and texts drawn anew each time."""
+"""The small world as a source: scenes rendered on the fly, and other texts each time."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ddit.config.data import WorldData
 from ddit.data.samples import Sample, Turn
-from ddit.world import Scene, make_caption, make_scene, make_question, render
+from ddit.world import Scene, make_caption, make_question, make_scene, render
 from ddit.world.detector import to_tensor
 
 
@@ -26,11 +26,11 @@ class WorldSource:
     def name(self, index: int) -> str:
         return f"world/{self.cfg.split}[{index}]"
 
-    def sample(self, index: int, rng: random.Random, *, reading: bool, with_picture: bool = True) -> Sample:
-        picture = Image.fromarray(render(self.scene(index))) if with_picture else None
-        if reading:
-            return Sample(picture, None, (self.turn(index, rng, self.cfg.question_fraction),))
-        return Sample(picture, self.caption(index, rng), ())
+    def sample(self, index: int, rng: random.Random, *, i2t: bool, with_image: bool = True) -> Sample:
+        image = Image.fromarray(render(self.scene(index))) if with_image else None
+        if i2t:
+            return Sample(image, None, (self.turn(index, rng, self.cfg.question_fraction),))
+        return Sample(image, self.caption(index, rng), ())
 
     def sizes(self) -> np.ndarray:
         return np.full((len(self), 2), self.cfg.world.size, np.int32)
@@ -39,7 +39,7 @@ class WorldSource:
         return make_scene(self.cfg.world, self.cfg.split, int(index), seed=self.cfg.seed)
 
     def caption(self, index: int, rng: random.Random) -> str:
-        """A caption to draw from; as GenEval's prompts do, some leave out colours or places."""
+        """A prompt; as of GenEval's, some leave out colours or places."""
         return make_caption(self.scene(index), rng, complete=False)
 
     def turn(self, index: int, rng: random.Random, question_fraction: float) -> Turn:
@@ -51,5 +51,5 @@ class WorldSource:
         return Turn(asked.text, asked.answer)
 
     def pixels(self, first: int, end: int) -> Tensor:
-        """Pictures (end - first, 3, H, W) in [-1, 1], float32."""
+        """Images (end - first, 3, H, W) in [-1, 1], float32."""
         return to_tensor(np.stack([render(self.scene(index)) for index in range(first, end)]))

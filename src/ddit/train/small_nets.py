@@ -1,7 +1,6 @@
-"""Recipe stage: masked modelling of the tiny T5 encoder, with the mask token and in the model's own text formats."""
+"""Training of the small world's own networks: patch autoencoder, tiny text encoder, teacher for the alignment loss."""
 
-from __future__ import annotations
-
+import math
 from pathlib import Path
 
 import torch
@@ -11,22 +10,82 @@ from transformers import T5EncoderModel
 
 from ddit import prompts
 from ddit.config.data import WorldData
-from ddit.config.runs import OptimizerConfig, TextEncoderRun, save_config
-from ddit.data.sampler import sample_rng
+from ddit.config.runs import (
+    TEACHER_FILE,
+    AutoencoderRun,
+    OptimizerConfig,
+    TeacherRun,
+    TextEncoderRun,
+    save_config,
+)
+from ddit.data.sampler import batch_indices, sample_rng
 from ddit.data.sources import WorldSource
-from ddit.model.encoders import TextCodec, build_tokenizer, tiny_t5
+from ddit.model.autoencoder import PatchAutoencoder, autoencoder_loss
+from ddit.model.encoders import ImageCodec, TextCodec, build_tokenizer, tiny_t5
 from ddit.prompts import MINI
 from ddit.train.log import RunLog
 from ddit.train.optim import lr_factor
 from ddit.world import list_vocabulary
+from ddit.world.train_detector import train_detector
 
 BIAS_LR_FACTOR = 10.0
 """Position biases grow from near zero to several units; at the other weights' rate that takes most of the training."""
 
 
+# --- the autoencoder ---
+
+
+def psnr(pixels: Tensor, restored: Tensor) -> float:
+    """Peak signal-to-noise ratio in dB of images in [-1, 1], over their mean squared error."""
+    return 10 * math.log10(4 / (pixels - restored).square().mean().item())
+
+
+def train_autoencoder(cfg: AutoencoderRun) -> Path:
+    """Trains from the linear solution, sets the latents' normalisation, and leaves `export/vae`."""
+    out = Path(cfg.out)
+    save_config(cfg, out)
+    pixels = WorldSource(WorldData(cfg.world)).pixels(0, cfg.num_scenes)
+    held_out = WorldSource(WorldData(cfg.world, split="val")).pixels(0, cfg.num_held_out)
+    torch.manual_seed(cfg.seed)  # the module's own initialisation takes no generator
+    model = PatchAutoencoder()
+    model.init_from_pca(pixels[: cfg.num_pca_scenes])
+    optimizer = torch.optim.AdamW(model.parameters(), lr=cfg.lr, weight_decay=0.0)
+    schedule = OptimizerConfig(warmup_steps=cfg.warmup_steps, schedule="cosine")
+    with RunLog(out, cfg.max_steps, unit="step") as log:
+        log.event(step=0, psnr=_held_out_psnr(model, held_out))
+        for step in range(cfg.max_steps):
+            optimizer.param_groups[0]["lr"] = cfg.lr * lr_factor(step, cfg.max_steps, schedule)
+            indices = batch_indices(cfg.num_scenes, cfg.batch_size, seed=cfg.seed, step=step)
+            generator = torch.Generator().manual_seed(step)
+            loss = autoencoder_loss(model, pixels[indices], generator=generator).mean()
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+            log.advance()
+            if (step + 1) % 200 == 0 or step + 1 == cfg.max_steps:
+                log.event(step=step + 1, loss=loss.item(), psnr=_held_out_psnr(model, held_out))
+    model.fit_normalization(pixels[:2000])
+    codec = ImageCodec(model)
+    std = codec.encode(held_out).std(dim=(0, 2, 3))
+    print(
+        f"held-out PSNR {_held_out_psnr(model, held_out):.2f} dB, latent std {[round(s, 3) for s in std.tolist()]}"
+    )
+    codec.save_pretrained(out / "export" / "vae")
+    return out
+
+
+@torch.no_grad()
+def _held_out_psnr(model: PatchAutoencoder, pixels: Tensor) -> float:
+    return psnr(pixels, model.decode(model.encode(pixels).latent_dist.mode()).sample.clamp(-1, 1))
+
+
+# --- the text encoder ---
+
+
 @torch.no_grad()
 def _prepare(encoder: T5EncoderModel) -> None:
-    """A start from which a tiny T5 learns in minutes: small embeddings, and heads that look at single neighbours.
+    """Initialises a tiny T5 so that it learns in minutes: small embeddings, and heads that attend to single neighbours.
 
     T5 draws embeddings with unit variance, beside which both its layers and Adam's steps are small, and position biases
     near zero, so that at first a masked token cannot tell its neighbours from the rest.
@@ -42,14 +101,14 @@ def _prepare(encoder: T5EncoderModel) -> None:
 def text_batch(
     codec: TextCodec, source: WorldSource, length: int, *, seed: int, step: int, size: int
 ) -> Tensor:
-    """Ids (size, length): in turn a prompt to draw, a caption to read and a question with its answer."""
+    """Ids (size, length): in equal parts prompts of images, captions, and questions with their answers."""
     rngs = [sample_rng(seed, step, position) for position in range(size)]
-    drawn = [source.caption(rng.randrange(2**31), rng) for rng in rngs[::3]]
+    captions = [source.caption(rng.randrange(2**31), rng) for rng in rngs[::3]]
     turns = [source.turn(rng.randrange(2**31), rng, 0.0) for rng in rngs[1::3]]
     turns += [source.turn(rng.randrange(2**31), rng, 1.0) for rng in rngs[2::3]]
-    prompt_ids = prompts.training_prompt(codec, drawn, length, style=MINI)
-    read = prompts.training_conversation(codec, [[turn] for turn in turns], length, style=MINI)
-    return torch.cat([prompt_ids, read.input_ids])
+    prompt_ids = prompts.training_prompt(codec, captions, length, style=MINI)
+    texts = prompts.training_conversation(codec, [[turn] for turn in turns], length, style=MINI)
+    return torch.cat([prompt_ids, texts.input_ids])
 
 
 def masked_modelling_loss(
@@ -127,4 +186,19 @@ def train_text_encoder(cfg: TextEncoderRun) -> Path:
                     )
                 log.event(step=step + 1, loss=loss.item(), held_out=held.item())
     codec.save_pretrained(out / "export" / "tokenizer", out / "export" / "text_encoder")
+    return out
+
+
+# --- the teacher ---
+
+
+def train_teacher(cfg: TeacherRun) -> Path:
+    """Trains a small net on the world's truth, without held-out pairs, and leaves `export/teacher.safetensors`.
+
+    It has the detector's architecture at another width, and its own seed, data and weights.
+    """
+    out = Path(cfg.out)
+    save_config(cfg, out)
+    net = train_detector(cfg.world, seed=cfg.seed, width=cfg.width, num_steps=cfg.max_steps, split="train")
+    net.save(out / "export" / TEACHER_FILE)
     return out

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from text_models import word_codec
 
-from ddit.train.text_encoder import masked_modelling_loss
+from ddit.train.small_nets import masked_modelling_loss
 
 
 @pytest.mark.parametrize("visible_weight", [0.0, 1.0, 2.5])

@@ -5,9 +5,10 @@ from dataclasses import replace
 import pytest
 import torch
 
+from benchmarks.memory_per_gpu import GIB, MemoryReport, build_on_meta, memory_per_gpu, saved_bytes
 from ddit.config.runs import DualRun
+from ddit.model.dual_dit import JointBlock
 from ddit.recipes import SD3_STAGES, SIZES, build
-from ddit.train.memory import GIB, MemoryReport, build_on_meta, memory_per_gpu, saved_bytes
 
 
 def stage(name: str, **parallel) -> DualRun:
@@ -57,8 +58,6 @@ def test_what_a_block_keeps_grows_with_the_batch_alone():
 
 def test_a_block_keeps_what_its_backward_pass_is_seen_to_keep():
     """The same count on real tensors, where plain attention keeps its weights besides."""
-    from ddit.model.dual_dit import JointBlock
-
     config = stage("sd3-medium-stage1")
     small = replace(
         config, compute_dtype="float32", model=replace(config.model, hidden_size=32, num_heads=2, depth=2)

@@ -1,0 +1,98 @@
+"""The verbs `ddit caption`, `ddit ask` and `ddit infill`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ddit.commands.loading import load
+from ddit.commands.options import Given, JsonOption, ModelOption, SeedOption, spread
+from ddit.commands.output import IMAGE_SUFFIXES, check_image_path, print_result
+from ddit.commands.progress import text_progress
+from ddit.settings import LoadOptions, ModelSettings, TextOptions
+
+ImageArgument = Annotated[Path, typer.Argument(metavar="IMAGE", help="image to look at")]
+WatchOption = Annotated[bool, typer.Option("--watch", help="print the text on stderr after every step")]
+
+
+@spread
+def caption(
+    images: Annotated[list[Path], typer.Argument(metavar="IMAGE", help="images to describe")],
+    *,
+    grid: Annotated[
+        Path | None, typer.Option(help="also write all images into one file, each above its caption")
+    ] = None,
+    watch: WatchOption = False,
+    model: ModelOption = "mini",
+    seed: SeedOption = 0,
+    as_json: JsonOption = False,
+    options: Given[TextOptions],
+    loading: LoadOptions,
+) -> None:
+    """Describe each IMAGE.
+
+    With several, every line begins with the image's path and a tab.
+    """
+    from ddit.images import read_image
+    from ddit.inference.image_grid import image_grid
+
+    sources = [read_image(path) for path in images]
+    ModelSettings().text_options("caption", options)
+    check_image_path(grid, IMAGE_SUFFIXES)
+    pipeline = load(model, loading)
+    with text_progress(pipeline, watch) as on_step:
+        texts = pipeline.caption(sources, seed=seed, on_step=on_step, **options)
+    if grid is not None:
+        image_grid(sources, texts).save(grid)
+    for path, text in zip(images, texts, strict=True):
+        print_result(as_json, text if len(images) == 1 else f"{path}\t{text}", image=str(path), caption=text)
+
+
+@spread
+def ask(
+    image: ImageArgument,
+    questions: Annotated[list[str], typer.Argument(metavar="QUESTION", help="each gets an answer")],
+    *,
+    watch: WatchOption = False,
+    model: ModelOption = "mini",
+    seed: SeedOption = 0,
+    as_json: JsonOption = False,
+    options: Given[TextOptions],
+    loading: LoadOptions,
+) -> None:
+    """Answer each QUESTION about IMAGE."""
+    from ddit.images import read_image
+
+    source = read_image(image)
+    ModelSettings().text_options("answer", options)
+    pipeline = load(model, loading)
+    with text_progress(pipeline, watch) as on_step:
+        answers = pipeline.answer(source, questions, seed=seed, on_step=on_step, **options)
+    for question, text in zip(questions, answers, strict=True):
+        print_result(as_json, text, image=str(image), question=question, answer=text)
+
+
+@spread
+def infill(
+    image: ImageArgument,
+    text: Annotated[str, typer.Argument(metavar="TEXT", help='with blanks: "a ___ dog"; one token each')],
+    *,
+    watch: WatchOption = False,
+    model: ModelOption = "mini",
+    seed: SeedOption = 0,
+    as_json: JsonOption = False,
+    options: Given[TextOptions],
+    loading: LoadOptions,
+) -> None:
+    """Fill the blanks of a TEXT about IMAGE.
+
+    Two or more underscores are a blank, for one token. The whole text is printed.
+    """
+    from ddit.images import read_image
+
+    source = read_image(image)
+    ModelSettings().text_options("infill", options)
+    pipeline = load(model, loading)
+    with text_progress(pipeline, watch, with_prompt=True) as on_step:
+        filled = pipeline.infill(source, text, seed=seed, on_step=on_step, **options)[0]
+    print_result(as_json, filled, image=str(image), text=text, filled=filled)

@@ -1,0 +1,42 @@
+"""What the verbs print and where they write."""
+
+import json
+import tempfile
+from collections.abc import Collection
+from pathlib import Path
+
+import typer
+
+from ddit.errors import near_misses
+
+IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp"}
+
+
+def print_result(as_json: bool, line: str, **values: object) -> None:
+    """Prints the line, or with --json the values as one JSON object."""
+    typer.echo(json.dumps(values, ensure_ascii=False) if as_json else line)
+
+
+def check_image_path(file: Path | None, suffixes: Collection[str]) -> None:
+    """Checks that an image of one of these formats can be written there, if one is asked for."""
+    if file is None:
+        return
+    if file.suffix.lower() not in suffixes:
+        raise ValueError(f"'{file}' should end in {' or '.join(sorted(suffixes))}")
+    check_writable(file.parent)
+
+
+def check_writable(folder: Path) -> None:
+    """Makes a folder and tries to write there, before any work is done."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise ValueError(f"cannot write to '{folder}': {error.strerror}") from None
+
+
+def check_choice(what: str, value: str, known: Collection[str]) -> None:
+    """Raises ValueError if a name is not one of those known."""
+    if value not in known:
+        raise ValueError(f"unknown {what} '{value}': use {', '.join(known)}{near_misses(value, known)}")

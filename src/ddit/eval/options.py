@@ -1,0 +1,31 @@
+"""What an evaluation can be told: its tasks, how much of each is run, with how many steps. Without torch."""
+
+from typing import Annotated
+
+from pydantic import Field
+
+from ddit.schema import strict
+from ddit.settings import BatchSize
+
+TASKS = ("geneval", "vqav2", "vizwiz", "gqa", "pope", "mme", "caption")
+
+
+@strict
+class EvalOptions:
+    """How much of each benchmark is run. Sampling is as the model's own settings say, but for these two options."""
+
+    seed: Annotated[int, Field(description="of the first sample; the next one's is 1 more")] = 0
+    limit: Annotated[
+        int | None,
+        Field(ge=1, description="at most so many prompts, questions or captions a task, for a quick look"),
+    ] = None
+    batch_size: BatchSize = 32
+    num_samples: Annotated[int, Field(ge=1, description="images a prompt")] = 4
+    save_grids: Annotated[bool, Field(description="also save a prompt's images as one, grid.png")] = False
+    text_steps: Annotated[
+        int | None, Field(ge=1, description="sampling steps of answers and captions [default: the model's]")
+    ] = None
+    size: Annotated[
+        int | None,
+        Field(ge=1, description="side of images in pixels, generated and read [default: the model's]"),
+    ] = None
