@@ -38,7 +38,7 @@ def score(pipeline: Pipeline, *, seed: int, num_prompts: int, ranks: Ranks) -> d
     with TemporaryDirectory() as folder:
         runs = evaluate(
             pipeline, ["geneval"], EvalData(None, world), Path(ranks.share(folder)),
-            options=EvalOptions(seed=seed * 10**6), about={}, ranks=ranks, start_task=lambda task, total: lambda done: None,
+            options=EvalOptions(seed=seed * 10**6), ranks=ranks,
         )  # fmt: skip
         found = {figure.name: figure.value for summary in runs for figure in summary.figures}
         ranks.wait()

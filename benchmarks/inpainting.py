@@ -1,8 +1,8 @@
-"""In-painting and variation on scenes of the small world, judged by its detector: `python benchmarks/inpainting.py`.
+"""In-painting and variation on scenes of the small world, scored by its detector: `python benchmarks/inpainting.py`.
 
-In scenes of two objects one is masked and another asked for in its place, in the world's own grammar. A picture is
-right if the new object is there in class and colour, the other one is what and where it was, and there is nothing else.
-The kept part is compared with the autoencoder's own reconstruction of the scene. Adds its tables to inpainting.md.
+In scenes of two objects one is masked and another asked for in its place, in the world's own grammar. An image is right
+if the new object is there in class and colour, the other one is what and where it was, and there is nothing else. The
+kept part is compared with the autoencoder's own reconstruction of the scene. Adds its tables to inpainting.md.
 """
 
 import argparse
@@ -35,11 +35,10 @@ from ddit.world import (
     SceneObject,
     WorldConfig,
     list_captions,
-    detect,
     make_scene,
     render,
 )
-from ddit.world.detector import iou
+from ddit.world.detector import detect, iou
 from ddit.world.scenes import is_allowed
 from ddit.world.sprites import has_natural_color
 
@@ -53,8 +52,8 @@ SWEEP: tuple[dict[str, Any], ...] = (
 """Settings compared with --sweep, over the model's own."""
 
 
-class Judged(NamedTuple):
-    """What a detector says of one picture."""
+class Checked(NamedTuple):
+    """Which parts of one image are right by the detector."""
 
     new: bool
     kept: bool
@@ -63,37 +62,37 @@ class Judged(NamedTuple):
 
 @dataclass(frozen=True)
 class Case:
-    """A scene of two objects, and what is to become of it: the object `which` gets another look."""
+    """A scene of two objects, and what it is to become: the object `which` gets another look."""
 
     before: Scene
     after: Scene
     which: int
 
     @property
-    def picture(self) -> Image.Image:
+    def image(self) -> Image.Image:
         return Image.fromarray(render(self.before))
 
     @property
     def square(self) -> Image.Image:
         """A mask of the old object's square."""
         old = self.before.objects[self.which]
-        return box_mask(self.picture.size, clipped(old, self.before.config.size))
+        return box_mask(self.image.size, clipped(old, self.before.config.size))
 
     @property
     def half(self) -> Image.Image:
-        """A mask of the half of the picture that the old object is in."""
+        """A mask of the half of the image that the old object is in."""
         size = self.before.config.size
         old, other = self.before.objects[self.which], self.before.objects[1 - self.which]
         middle, axis = size // 2, int(abs(old.y - other.y) > abs(old.x - other.x))
         low, high = ((0, middle), (middle, size))[(old.y if axis else old.x) > middle]
-        return box_mask(self.picture.size, (0, low, size, high) if axis else (low, 0, high, size))
+        return box_mask(self.image.size, (0, low, size, high) if axis else (low, 0, high, size))
 
-    def judge(self, found: Sequence[Detection], scene: Scene) -> Judged:
-        """Of a picture that should show `scene`, which is this case's before or after."""
+    def check(self, found: Sequence[Detection], scene: Scene) -> Checked:
+        """Of an image that should show `scene`, which is this case's before or after."""
         wanted, other = scene.objects[self.which], scene.objects[1 - self.which]
         kept = any(same_look(d, other) and iou(d.box, other.box) >= 0.5 for d in found)
         new = any(same_look(d, wanted) and is_in_place(d, wanted) for d in found)
-        return Judged(new, kept, new and kept and len(found) == 2)
+        return Checked(new, kept, new and kept and len(found) == 2)
 
 
 def same_look(found: Detection, wanted: SceneObject) -> bool:
@@ -101,7 +100,7 @@ def same_look(found: Detection, wanted: SceneObject) -> bool:
 
 
 def is_in_place(found: Detection, wanted: SceneObject) -> bool:
-    """Whether its centre is in the square: the prompt says nothing of the drawing style, on which boxes depend."""
+    """Whether its centre is in the square: the prompt does not say the style, on which boxes depend."""
     left, top, right, bottom = found.box
     x, y = (left + right) / 2 - wanted.left, (top + bottom) / 2 - wanted.top
     return 0 <= x <= wanted.size and 0 <= y <= wanted.size
@@ -147,69 +146,69 @@ def new_alone(case: Case) -> str:
 
 
 class Bench:
-    """A pipeline on cases: pictures, judged, as rows of a table."""
+    """A pipeline on cases: images, checked, as rows of a table."""
 
     def __init__(self, options: argparse.Namespace) -> None:
         self.options = options
         self.pipeline = Pipeline.from_pretrained(options.model)
         self.cases = make_cases(PRESETS[options.preset], options.split, options.scenes)
-        self.pictures = [case.picture for case in self.cases]
+        self.scenes = [case.image for case in self.cases]
         codec = self.pipeline.image_codec
-        parts = [self.pictures[start : start + 32] for start in range(0, len(self.pictures), 32)]
+        parts = [self.scenes[start : start + 32] for start in range(0, len(self.scenes), 32)]
         self.rebuilt = [
             image for part in parts for image in to_images(codec.decode(codec.encode(to_tensor(part))))
         ]
-        side = self.pictures[0].width // codec.downsample
+        side = self.scenes[0].width // codec.downsample
         self.grid = Grid(side, side, codec.downsample)
         self.given = {"seed": options.seed, "batch_size": options.batch_size}
 
     def prompts(self, prompt: Callable[[Case], str]) -> list[str]:
         return [prompt(case) for case in self.cases]
 
-    def judge(self, images: Sequence[Image.Image], *, as_before: bool = False) -> list[Judged]:
+    def check(self, images: Sequence[Image.Image], *, as_before: bool = False) -> list[Checked]:
         found = detect(np.stack([np.asarray(image) for image in images]))
         scenes = [case.before if as_before else case.after for case in self.cases]
-        return [case.judge(seen, scene) for case, seen, scene in zip(self.cases, found, scenes, strict=True)]
+        return [case.check(seen, scene) for case, seen, scene in zip(self.cases, found, scenes, strict=True)]
 
     def psnr(self, images: Sequence[Image.Image], masks: Sequence[Image.Image]) -> list[float]:
-        """Decibels between each picture and its scene's reconstruction, where no cell is redrawn."""
+        """Decibels between each image and its scene's reconstruction, in the cells that are kept."""
         cell, decibels = self.grid.cell, []
         for image, rebuilt, mask in zip(images, self.rebuilt, masks, strict=True):
-            redrawn = (
+            changed = (
                 self.grid.touched(mask).numpy() if mask.getbbox() else np.zeros((self.grid.rows,) * 2, bool)
             )
-            kept = ~redrawn.repeat(cell, 0).repeat(cell, 1)
+            kept = ~changed.repeat(cell, 0).repeat(cell, 1)
             error = np.asarray(image, float)[kept] - np.asarray(rebuilt, float)[kept]
             decibels.append(10 * math.log10(255**2 / (error**2).mean()) if error.any() else math.inf)
         return decibels
 
     def row(self, name: str, images: list[Image.Image], masks: list[Image.Image], **how: bool) -> list[str]:
-        judged, decibels = self.judge(images, **how), sorted(self.psnr(images, masks))
-        shares = [share([getattr(one, field) for one in judged]) for field in Judged._fields]
+        checked, decibels = self.check(images, **how), sorted(self.psnr(images, masks))
+        shares = [share([getattr(one, field) for one in checked]) for field in Checked._fields]
         cells = [name, *shares, f"{decibels[len(decibels) // 2]:.1f}", f"{decibels[0]:.1f}"]
         print(" | ".join(cells), flush=True)
         return cells
 
     def inpainting(self) -> list[list[str]]:
-        """The ways of masking and asking, between a control and what the autoencoder and the detector allow."""
+        """The ways of masking and asking, between a control and the limit that autoencoder and detector set."""
         squares, halves = [case.square for case in self.cases], [case.half for case in self.cases]
         after, before = (
             self.prompts(lambda c, s=scene: caption_of(getattr(c, s))) for scene in ("after", "before")
         )
         paint = self.pipeline.inpaint
         rows = [
-            self.row("**its square, all named**", paint(self.pictures, squares, after, **self.given), squares)
+            self.row("**its square, all named**", paint(self.scenes, squares, after, **self.given), squares)
         ]
         rows += [
             self.row(
-                "its half of the picture, all named",
-                paint(self.pictures, halves, after, **self.given),
+                "its half of the image, all named",
+                paint(self.scenes, halves, after, **self.given),
                 halves,
             )
         ]
-        alone = paint(self.pictures, squares, self.prompts(new_alone), **self.given)
+        alone = paint(self.scenes, squares, self.prompts(new_alone), **self.given)
         rows += [self.row("its square, the new one named alone", alone, squares)]
-        same = paint(self.pictures, squares, before, **self.given)
+        same = paint(self.scenes, squares, before, **self.given)
         rows += [self.row("its square, nothing to change", same, squares, as_before=True)]
         rows += [
             self.row("control: `generate`, all named", self.pipeline.generate(after, **self.given), squares)
@@ -221,36 +220,36 @@ class Bench:
         squares, after = [case.square for case in self.cases], self.prompts(lambda c: caption_of(c.after))
         rows = []
         for change in SWEEP:
-            images = self.pipeline.inpaint(self.pictures, squares, after, **{**self.given, **change})
+            images = self.pipeline.inpaint(self.scenes, squares, after, **{**self.given, **change})
             name = ", ".join(f"{key} {value}" for key, value in change.items()) or "the model's own"
             rows.append(self.row(name, images, squares))
         return rows
 
     def variation(self) -> list[list[str]]:
-        """By strength: pictures by their own caption and by the changed one."""
-        nothing = [Image.new("L", picture.size) for picture in self.pictures]
+        """By strength: images by their own caption and by the changed one."""
+        nothing = [Image.new("L", scene.size) for scene in self.scenes]
         before, after = (
             self.prompts(lambda c, s=scene: caption_of(getattr(c, s))) for scene in ("before", "after")
         )
         rows = []
         for strength in self.options.strengths:
-            own = self.pipeline.vary(self.pictures, before, strength=strength, **self.given)
-            other = self.pipeline.vary(self.pictures, after, strength=strength, **self.given)
+            own = self.pipeline.vary(self.scenes, before, strength=strength, **self.given)
+            other = self.pipeline.vary(self.scenes, after, strength=strength, **self.given)
             cells = [f"{strength:g}"]
             for images, as_before in ((own, True), (other, False)):
-                judged = self.judge(images, as_before=as_before)
-                cells += [share([one.all for one in judged]), share([one.kept for one in judged])]
+                checked = self.check(images, as_before=as_before)
+                cells += [share([one.all for one in checked]), share([one.kept for one in checked])]
                 cells += [f"{np.median(self.psnr(images, nothing)):.1f}"]
             print(" | ".join(cells), flush=True)
             rows.append(cells)
         return rows
 
-    def sheet(self, path: Path) -> None:
-        """The first cases, none picked: the scene, in-painted, and varied by the caption of what is asked for."""
+    def save_grid(self, path: Path) -> None:
+        """The first cases, not selected: the scene, in-painted, and varied by the changed caption."""
         strengths, after = (0.5, 0.7, 0.8, 0.9), self.prompts(lambda c: caption_of(c.after))
         squares = [case.square for case in self.cases]
-        columns = [self.pictures, self.pipeline.inpaint(self.pictures, squares, after, **self.given)]
-        columns += [self.pipeline.vary(self.pictures, after, strength=s, **self.given) for s in strengths]
+        columns = [self.scenes, self.pipeline.inpaint(self.scenes, squares, after, **self.given)]
+        columns += [self.pipeline.vary(self.scenes, after, strength=s, **self.given) for s in strengths]
         headings = ["scene", "inpaint", *(f"vary, {strength:g}" for strength in strengths)]
         strip(list(zip(*columns, strict=True)), headings, after).save(path)
 
@@ -283,7 +282,7 @@ def report(options: argparse.Namespace) -> str:
         if name in rows:
             texts.append(
                 table(
-                    f"what is masked and asked{head}" if name == "inpainting" else f"setting{head}",
+                    f"what is masked and asked for{head}" if name == "inpainting" else f"setting{head}",
                     rows[name],
                 )
             )
@@ -302,13 +301,13 @@ def parse() -> argparse.Namespace:
     add("--preset", default="fixed", choices=sorted(PRESETS))
     add("--split", default="val", help="of the world; defaults are not chosen on the test split")
     add("--scenes", type=int, default=200)
-    add("--seed", type=int, default=0, help="of the first picture; the next ones count on from it")
+    add("--seed", type=int, default=0, help="of the first image; the next one's is 1 more")
     add("--batch-size", type=int, default=50)
     add("--inpainting", action="store_true", help="ways of masking and asking, with controls")
     add("--sweep", action="store_true", help="settings of in-painting")
     add("--variation", action="store_true", help="by strength")
     add("--strengths", nargs="+", type=float, default=[0.3, 0.5, 0.7, 0.9])
-    add("--sheet", type=Path, help="instead: a PNG of each scene and what becomes of it")
+    add("--grid", type=Path, help="instead: a PNG of each scene and of what it becomes")
     add("--out", type=Path, default=HERE / "inpainting.md", help="gets the tables at its end")
     return parser.parse_args()
 
@@ -316,8 +315,8 @@ def parse() -> argparse.Namespace:
 if __name__ == "__main__":
     given = parse()
     limit_threads(resolve(given.model))
-    if given.sheet is not None:
-        Bench(given).sheet(given.sheet)
+    if given.grid is not None:
+        Bench(given).save_grid(given.grid)
     else:
         text = report(given)
         with given.out.open("a") as file:

@@ -21,15 +21,15 @@ from pathlib import Path
 import torch
 
 from ddit.config.runs import DualRun, from_json, save_config
+from ddit.devices import join_ranks
 from ddit.recipes import build
 from ddit.train.checkpoint import find_newest, load_tensors, stored_shapes
 from ddit.train.loop import train
-from ddit.train.parallel import join_ranks
 from ddit.train.stages import run_stage
 
 
 def make_config(root: Path, num_steps: int, checkpoint_steps: int) -> DualRun:
-    """A tiny joint run on scenes of the small world, drawn as it goes; its encoders are made first."""
+    """A tiny joint run on scenes of the small world, rendered on the fly; its encoders are trained first."""
     for stage in ("vae", "text"):
         run_stage(build(f"tiny-{stage}", root))
     config = build("tiny-stage1", root)

@@ -1,6 +1,6 @@
 """Milliseconds of one training step at mini size, by way of computing it: `python benchmarks/mini_step.py`.
 
-Each arm runs in a fresh process (or two, joined by gloo). Half of the batch is drawn, half is read, unless
+Each arm runs in a fresh process (or two, joined by gloo). Half of the batch is t2i, half is i2t, unless
 --image-only.
 """
 
@@ -45,15 +45,15 @@ def run_arm(options: argparse.Namespace) -> None:
         for block in model.transformer_blocks:
             block.compile()
     batch, length = options.batch // world, 24
-    drawn = batch if options.image_only else batch // 2
+    num_t2i = batch if options.image_only else batch // 2
     dtype = torch.bfloat16 if precision == "copy" else torch.float32
-    latents, target = torch.randn(batch, 8, 16, 16, dtype=dtype), torch.randn(drawn, 8, 16, 16)
+    latents, target = torch.randn(batch, 8, 16, 16, dtype=dtype), torch.randn(num_t2i, 8, 16, 16)
     t, states = torch.rand(batch), torch.randn(batch, length, 192, dtype=dtype)
-    mask = torch.rand(batch - drawn, length) < 0.3
+    mask = torch.rand(batch - num_t2i, length) < 0.3
 
     def step() -> None:
         with torch.autocast("cpu", torch.bfloat16, enabled=precision == "autocast"):
-            out = model(latents, t, states, num_t2i=drawn, logit_mask=None if options.image_only else mask)
+            out = model(latents, t, states, num_t2i=num_t2i, logit_mask=None if options.image_only else mask)
         loss = (out.velocity.float() - target).square().mean()
         if out.logits is not None:
             loss = loss + out.logits.float().logsumexp(-1).mean()

@@ -7,8 +7,6 @@ Seconds are processor time of one thread, which a busy machine does not change m
 Takes about four minutes and needs Linux (which counts the peak of a process's memory) and matplotlib (`ddit[plot]`).
 """
 
-from __future__ import annotations
-
 import argparse
 import multiprocessing
 import statistics
@@ -25,13 +23,13 @@ from ddit.config.runs import DualRun
 from ddit.diffusion import masked
 from ddit.model import DualDiT, DualDiTConfig
 from ddit.model.encoders import TextCodec
-from ddit.train.batch import Batch, Drawn, Pictures, Read
+from ddit.train.batch import Batch, I2TBatch, Images, T2IBatch
 
 VOCAB, TEXT_DIM, CHANNELS = 2048, 256, 16
 
 
 class Point(NamedTuple):
-    """One measurement: sizes, and the number of pairs (half drawn, half read)."""
+    """One measurement: sizes, and the number of pairs (half t2i, half i2t)."""
 
     dim: int = 256
     depth: int = 8
@@ -60,18 +58,19 @@ class Measured(NamedTuple):
 def train(point: Point, steps: int, pipe: Connection) -> None:
     """Takes a few steps and sends the parameters' count, median seconds, and peak memory above the imports."""
     torch.set_num_threads(1)
+    from ddit.devices import join_ranks
     from ddit.train import learner, optim, parallel
 
-    mesh = parallel.make_mesh(parallel.join_ranks(), 1)
+    mesh = parallel.make_mesh(join_ranks(), 1)
     imported = memory("VmRSS")
     config = DualDiTConfig(
         in_channels=CHANNELS, hidden_size=point.dim, depth=point.depth, num_heads=point.dim // 64, text_dim=TEXT_DIM,
         vocab_size=VOCAB, sample_size=point.side, pos_embed_max_size=point.side // 2,
     )  # fmt: skip
-    cfg = DualRun(out="", vae=None, text=None, model=config, data=DataConfig())
+    cfg = DualRun(out="", model=config, data=DataConfig())
     transformer = DualDiT(config)
     transformer.init_weights(torch.Generator().manual_seed(0))
-    root = learner.Learner(cfg, transformer, None, None)
+    root = learner.Learner(cfg.objective, transformer)
     parallel.shard_blocks(root, list(transformer.transformer_blocks), mesh, cfg.parallel, torch.bfloat16)
     trained = root.trained()
     optimizer = optim.build_optimizers(trained, cfg.optimizer)["adamw"]
@@ -82,7 +81,7 @@ def train(point: Point, steps: int, pipe: Connection) -> None:
     def step(number: int) -> float:
         batch, latents = make_batch(point, number)
         start = time.process_time()
-        root(batch, latents, latents, codec).total.backward()
+        root(batch, (latents, latents), codec).total.backward()
         parallel.total_norm([p.grad for p in trained.values() if p.grad is not None])
         optimizer.step()
         ema.update(trained, number)
@@ -102,8 +101,8 @@ def make_batch(point: Point, number: int) -> tuple[Batch, torch.Tensor]:
     ids = torch.randint(0, VOCAB - 1, (n, point.length), generator=g)
     answer, t = torch.ones_like(ids, dtype=torch.bool), masked.sample_t(n, generator=g)
     noisy = masked.mask_tokens(ids, answer, t, mask_token_id=VOCAB - 1, generator=g)
-    nothing = Pictures(None, None, None, None)
-    return Batch(Drawn(nothing, ids, t, noise), Read(nothing, ids, answer, noisy, t), {}), latents
+    nothing = Images(None, None, None, None)
+    return Batch(T2IBatch(nothing, ids, t, noise), I2TBatch(nothing, ids, answer, noisy, t), {}), latents
 
 
 def memory(field: str) -> float:

@@ -1,8 +1,8 @@
-"""FLOPs of a step of writing at the published size, by a formula that is checked against torch's counter.
+"""FLOPs of a step of text sampling at the published size, by a formula that is checked against torch's counter.
 
     python benchmarks/text_step_cost.py
 
-Prints the tables of text_step_cost.md. Everything is on the meta device: no weights, no GPU, a minute. One picture, one
+Prints the tables of text_step_cost.md. Everything is on the meta device: no weights, no GPU, a minute. One image, one
 text, all of its positions masked; two FLOPs a multiply-add, matrix products only.
 """
 
@@ -23,31 +23,31 @@ T5_XXL = T5Config(
 )  # fmt: skip
 DOWNSAMPLE, TOLERANCE = 8, 1e-3
 NUM_NEW = 4
-"""Tokens written since the last pass, where the text encoder runs at these alone."""
+"""Tokens filled since the last step, where the text encoder runs at these alone."""
 
 PLANS = (
     ("answer, published", 17, 128, False, False),
-    ("four passes", 4, 128, False, False),
-    ("image kept", 4, 128, True, False),
+    ("four steps", 4, 128, False, False),
+    ("image reused", 4, 128, True, False),
     ("a window of 16 after a question of 32", 4, 48, True, False),
-    (f"T5 at {NUM_NEW} new tokens a pass", 4, 48, True, True),
+    (f"T5 at {NUM_NEW} new tokens a step", 4, 48, True, True),
     ("caption, published", 257, 256, False, False),
-    ("64 passes", 64, 256, False, False),
-    ("image kept", 64, 256, True, False),
-    (f"T5 at {NUM_NEW} new tokens a pass", 64, 256, True, True),
+    ("64 steps", 64, 256, False, False),
+    ("image reused", 64, 256, True, False),
+    (f"T5 at {NUM_NEW} new tokens a step", 64, 256, True, True),
 )
-"""What is done, passes, text tokens, image side kept, text encoder kept; each line adds to the one above."""
+"""What is done, steps, text tokens, image side reused, text encoder reused; each line adds to the one above."""
 
 
 def text_stream(config: DualDiTConfig, num_image: int, length: int) -> float:
-    """A pass of the text stream against kept keys and values, with the logits of every position."""
+    """A step of the text stream against reused keys and values, with the logits of every position."""
     dim = config.hidden_size
     blocks = config.depth * (length * 12 * dim**2 + 2 * dim * length * (num_image + length))
     return 2.0 * (blocks + length * dim * (config.text_dim + config.vocab_size))
 
 
 def image_stream(config: DualDiTConfig, num_image: int, length: int) -> float:
-    """The image side of a pass, which sees `length` text tokens (0: it is isolated), and the modulation of both."""
+    """The image side of a step, which sees `length` text tokens (0: it is isolated), and the modulation of both."""
     dim, inner = config.hidden_size, config.depth - 1
     blocks = config.depth * num_image * 3 * dim**2
     blocks += inner * (num_image * 9 * dim**2 + 2 * dim * num_image * (num_image + length))
@@ -85,17 +85,17 @@ def check_formulas(
     latents, t = torch.empty(1, MODEL.in_channels, side, side, device="meta"), torch.empty(1, device="meta")
     states = torch.empty(1, length, MODEL.text_dim, device="meta")
     ids = torch.empty(1, length, dtype=torch.long, device="meta")
-    at = f"{num_image} image and {length} text tokens"
+    size = f"{num_image} image and {length} text tokens"
     whole = image_stream(MODEL, num_image, length) + text_stream(MODEL, num_image, length)
-    check(f"whole pass, {at}", whole, counted(lambda: model(latents, t, states, num_t2i=0)))
-    cache = isolated.read_image(latents)
+    check(f"whole step, {size}", whole, counted(lambda: model(latents, t, states, num_t2i=0)))
+    kv = isolated.image_kv(latents)
     check(
-        f"reading once, {at}",
+        f"image side once, {size}",
         image_stream(MODEL, num_image, 0),
-        counted(lambda: isolated.read_image(latents)),
+        counted(lambda: isolated.image_kv(latents)),
     )
-    cached = counted(lambda: isolated.text_logits(states, cache))
-    check(f"cached pass, {at}", text_stream(MODEL, num_image, length), cached)
+    cached = counted(lambda: isolated.text_logits(states, kv))
+    check(f"cached step, {size}", text_stream(MODEL, num_image, length), cached)
     check(f"T5, {length} tokens", text_encoder(T5_XXL, length), counted(lambda: encoder(input_ids=ids)))
     kept = T5Cache(encoder, 1)
     kept._make_room(length, ids)
@@ -113,8 +113,8 @@ def main() -> None:
         isolated = DualDiT(replace(MODEL, image_attends_text=False)).eval()
         encoder = T5EncoderModel(T5_XXL).eval()
     print(
-        "| pixels | text tokens | image stream | text stream | T5 | whole pass | image kept | T5 kept | both kept |"
-        " image kept, T5 whole | both kept |"
+        "| pixels | text tokens | image stream | text stream | T5 | whole step | image reused | T5 reused |"
+        " both reused | image reused, T5 whole | both reused |"
     )
     print("|" + "---|" * 11)
     for pixels in (256, 512, 1024):
@@ -136,16 +136,16 @@ def main() -> None:
 
 def print_plans() -> None:
     num_image = (512 // DOWNSAMPLE // MODEL.patch_size) ** 2
-    print("\n| at 512 px | passes | text tokens | TFLOP | gain |\n|---|---|---|---|---|")
+    print("\n| at 512 px | steps | text tokens | TFLOP | gain |\n|---|---|---|---|---|")
     published = 0.0
-    for what, passes, length, keeps_image, keeps_text in PLANS:
-        reads = 1 if keeps_image else passes
-        cost = reads * image_stream(MODEL, num_image, 0 if keeps_image else length)
-        cost += passes * text_stream(MODEL, num_image, length)
-        later = text_encoder(T5_XXL, length, NUM_NEW if keeps_text else length)
-        cost += text_encoder(T5_XXL, length) + (passes - 1) * later
+    for what, steps, length, reuses_image, reuses_text in PLANS:
+        image_steps = 1 if reuses_image else steps
+        cost = image_steps * image_stream(MODEL, num_image, 0 if reuses_image else length)
+        cost += steps * text_stream(MODEL, num_image, length)
+        later = text_encoder(T5_XXL, length, NUM_NEW if reuses_text else length)
+        cost += text_encoder(T5_XXL, length) + (steps - 1) * later
         published = cost if "published" in what else published
-        print(f"| {what} | {passes} | {length} | {cost / 1e12:.1f} | {published / cost:.1f}x |")
+        print(f"| {what} | {steps} | {length} | {cost / 1e12:.1f} | {published / cost:.1f}x |")
 
 
 if __name__ == "__main__":

@@ -20,7 +20,6 @@ from typing import Any
 
 from tqdm import tqdm
 
-from ddit.devices import Ranks
 from ddit.eval.evaluate import EvalData, evaluate
 from ddit.eval.options import EvalOptions
 from ddit.eval.world_tasks import WorldSplit
@@ -39,9 +38,10 @@ PANELS = {
 }
 
 
-RULES = tuple(
-    UnmaskingRule(order=order, temperature=temperature)
-    for order, temperature in (("random", 1.0), ("random", 0.0), ("confidence", 0.0))
+RULES = (
+    UnmaskingRule(order="random", temperature=1.0),
+    UnmaskingRule(order="random", temperature=0.0),
+    UnmaskingRule(order="confidence", temperature=0.0),
 )
 
 
@@ -57,10 +57,7 @@ def score(pipeline: Pipeline, rule: UnmaskingRule, steps: int, *, seed: int, lim
     options = EvalOptions(seed=seed * 10**6, limit=limit, text_steps=steps)
     found: dict[str, float] = {}
     with TemporaryDirectory() as folder:
-        for summary in evaluate(
-            sampled, list(PANELS), EvalData(None, world), Path(folder), options=options, about={}, ranks=Ranks(),
-            start_task=lambda task, total: lambda done: None,
-        ):  # fmt: skip
+        for summary in evaluate(sampled, list(PANELS), EvalData(None, world), Path(folder), options=options):
             titles = PANELS[summary.task]
             found |= {titles[f.name]: f.value for f in summary.figures if f.name in titles}
     return found

@@ -8,8 +8,6 @@ draws; that their losses agree is checked before anything is timed. Each side is
 turns, step by step, so that both see the same machine.
 """
 
-from __future__ import annotations
-
 import argparse
 import copy
 import gc
@@ -31,10 +29,10 @@ from torch.utils.flop_counter import FlopCounterMode
 from ddit.config.data import DataConfig
 from ddit.config.runs import DualRun, ObjectiveConfig, OptimizerConfig
 from ddit.diffusion import masked
-from ddit.diffusion.flow import FlowConfig
 from ddit.model.dual_dit import DualDiT, DualDiTConfig, ImageKV, JointBlock
 from ddit.model.encoders import TextCodec
-from ddit.train.batch import Batch, Drawn, Pictures, Read
+from ddit.settings import FlowConfig
+from ddit.train.batch import Batch, I2TBatch, Images, T2IBatch
 
 TEXT_DIM, LENGTH, SIDE, CHANNELS = 256, 32, 16, 16  # patches of 2 x 2: 64 image tokens
 LR, WEIGHT_DECAY, MAX_NORM, EMA_DECAY, LAMBDA_TEXT = 3e-5, 1e-2, 2.0, 0.9995, 0.2
@@ -42,7 +40,7 @@ LR, WEIGHT_DECAY, MAX_NORM, EMA_DECAY, LAMBDA_TEXT = 3e-5, 1e-2, 2.0, 0.9995, 0.
 
 @dataclass(frozen=True)
 class Job:
-    """What a process is to train. `switches` turn parts of our step off, for the breakdown."""
+    """What a process trains. `switches` turn parts of our step off, for the breakdown."""
 
     side: str
     vocab: int
@@ -62,10 +60,10 @@ class Job:
 
 
 class Material(NamedTuple):
-    """A global batch: clean latents, ids of the prompts and of the texts to be written."""
+    """A global batch: clean latents of both halves, ids of the prompts and of the texts."""
 
-    drawn: Tensor
-    read: Tensor
+    t2i: Tensor
+    i2t: Tensor
     prompt_ids: Tensor
     input_ids: Tensor
 
@@ -135,11 +133,11 @@ class Published:
         torch.manual_seed(step)
         with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bfloat16"):
             text = self.text_loss.compute_loss(
-                self.model, material.input_ids, material.read, None, use_dummy_loss=False, disable_t5_grad=True,
+                self.model, material.input_ids, material.i2t, None, use_dummy_loss=False, disable_t5_grad=True,
                 label_mask=torch.ones_like(material.input_ids),
             )  # fmt: skip
             image = self.image_loss.compute_loss(
-                self.model, self.encode(material.prompt_ids)[0], material.drawn
+                self.model, self.encode(material.prompt_ids)[0], material.t2i
             )
             return {"image": image, "text": text, "total": image + LAMBDA_TEXT * text}
 
@@ -170,11 +168,12 @@ class Ours:
     """This project's learner, sharded over one rank as every run is, its optimiser and its average."""
 
     def __init__(self, job: Job) -> None:
+        from ddit import devices
         from ddit.train import learner, optim, parallel
 
         self.imported = memory_now()
         self.job, table = job, text_table(job)
-        self.parallel = parallel
+        self.devices, self.parallel = devices, parallel
         cfg = DualRun(
             out="", vae=None, text=None, model=job.model_config(), data=DataConfig(),
             objective=ObjectiveConfig(lambda_text=LAMBDA_TEXT, flow=FlowConfig(weighting="x0")),
@@ -186,14 +185,14 @@ class Ours:
         transformer = DualDiT(job.model_config())
         transformer.load_state_dict(start_weights(job))
         turn_off(job.switches, transformer)
-        self.plain = learner.Learner(cfg, transformer, None, None)
+        self.plain = learner.Learner(cfg.objective, transformer)
         self.cfg, self.optim = cfg, optim
         self.autocast = "bf16" in job.switches
         self.learner: Any = None
 
     def share(self) -> None:
         """What a run does before its first step."""
-        mesh = self.parallel.make_mesh(self.parallel.join_ranks(), 1)
+        mesh = self.parallel.make_mesh(self.devices.join_ranks(), 1)
         dtype = torch.float32 if self.autocast else torch.bfloat16
         self.learner = self.plain
         if "compile" not in self.job.switches:
@@ -221,7 +220,7 @@ class Ours:
             self.share()
         root = self.learner or self.plain
         with torch.autocast("cpu", torch.bfloat16) if self.autocast else nullcontext():
-            return root(batch, material.drawn, material.read, self.codec)._asdict()
+            return root(batch, (material.t2i, material.i2t), self.codec)._asdict()
 
     def backward(self, step: int) -> None:
         self.losses(step, "bfloat16")["total"].backward()
@@ -242,18 +241,18 @@ class Ours:
 
 def draw_as_published(material: Material, mask_token_id: int) -> Batch:
     """A batch whose randomness is taken from torch's generator in the order in which the published losses take it."""
-    n = len(material.drawn)
+    n = len(material.t2i)
     everything = torch.ones_like(material.input_ids, dtype=torch.bool)
     text_t = masked.sample_t(n)
     noisy_ids = masked.mask_tokens(material.input_ids, everything, text_t, mask_token_id=mask_token_id)
-    noise = torch.randn_like(material.drawn)
+    noise = torch.randn_like(material.t2i)
     level = (torch.normal(mean=0.0, std=1.0, size=(n,)).sigmoid() * 1000).long()
     is_dropped = torch.rand(n) < 0.1
     prompt_ids = torch.where(is_dropped[:, None], null_prompt(LENGTH), material.prompt_ids)
-    nothing = Pictures(None, None, None, None)
+    nothing = Images(None, None, None, None)
     return Batch(
-        Drawn(nothing, prompt_ids, 1 - level / 1000, noise),
-        Read(nothing, material.input_ids, everything, noisy_ids, text_t),
+        T2IBatch(nothing, prompt_ids, 1 - level / 1000, noise),
+        I2TBatch(nothing, material.input_ids, everything, noisy_ids, text_t),
         {},
     )
 
@@ -261,7 +260,7 @@ def draw_as_published(material: Material, mask_token_id: int) -> Batch:
 SWITCHES = {
     "compile": "blocks compiled one by one, keeping matrix products alone for the backward pass",
     "joint": "one forward for both halves, not two",
-    "masked": "logits at the masked positions of what is read, not at all of them",
+    "masked": "logits at the masked positions of the texts, not at all of them",
     "chunks": "cross-entropy with its gradients, chunk by chunk, not torch's",
     "last": "last block: only what a head uses",
     "attention": "attention as plain products on a CPU, not torch's fused kernel",
@@ -276,9 +275,9 @@ def turn_off(switches: tuple[str, ...], transformer: DualDiT) -> None:
     from ddit.train import objective
 
     if "joint" in switches:
-        objective._fit = lambda drawn, read: False
+        objective._fit = lambda t2i, i2t: False
     if "masked" in switches:
-        objective._is_masked = lambda read, mask_token_id: read.answer_mask
+        objective._is_masked = lambda i2t, mask_token_id: i2t.answer_mask
     if "chunks" in switches:
         objective.weighted_nll = plain_nll
     if "attention" in switches:
@@ -428,7 +427,7 @@ def compare(options: argparse.Namespace, vocab: int) -> None:
     """Prints the table of one vocabulary."""
     jobs = [Job(side, vocab, options.batch, options.published) for side in ("published", "ours")]
     processes = [Process(job, options) for job in jobs]
-    print(f"\n## vocabulary {vocab}, {options.batch} pairs drawn and {options.batch} read a step\n")
+    print(f"\n## vocabulary {vocab}, {options.batch} t2i and {options.batch} i2t samples a step\n")
     check_losses(processes)
     for process in processes:
         process.ask("step")
@@ -490,7 +489,7 @@ def main() -> None:
     )
     parser.add_argument("--published", required=True, help="your checkout of the published code")
     parser.add_argument("--vocab", type=int, nargs="+", default=[32128, 2048])
-    parser.add_argument("--batch", type=int, default=32, help="pairs drawn, and as many read, a step")
+    parser.add_argument("--batch", type=int, default=32, help="t2i samples, and as many i2t samples, a step")
     parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument(

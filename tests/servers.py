@@ -27,7 +27,7 @@ def pipeline() -> Pipeline:
     return tiny_pipeline()
 
 
-def picture(seed: int = 0, side: int = 32) -> Image.Image:
+def noise_image(seed: int = 0, side: int = 32) -> Image.Image:
     noise = np.random.default_rng(seed).integers(0, 255, (side, side, 3), dtype=np.uint8)
     return Image.fromarray(noise)
 

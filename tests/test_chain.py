@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from ddit.model.encoders import TextCodec
+
 
 def ddit(*arguments: str | Path, ranks: int = 1) -> str:
     """Runs a command (under torchrun where it takes several ranks) and returns what it prints."""
@@ -65,7 +67,8 @@ def test_from_raw_files_to_a_folder_that_answers(tmp_path: Path):
     }
     quick = {
         "global_batch_size": 32, "optimizer__warmup_steps": 5, "report__log_every": 5, "report__evaluate_every": 1000,
-        "report__num_held_out": 16, "report__num_grid": 8, "report__grid_every": 1000, "report__grid_sampling__num_steps": 4,
+        "report__num_held_out": 16, "report__num_grid": 8, "report__grid_every": 1000,
+        "report__grid_sampling__num_steps": 4,
     }  # fmt: skip
     ddit(
         "train", "mini-image", "--root", runs,
@@ -100,15 +103,13 @@ def test_from_raw_files_to_a_folder_that_answers(tmp_path: Path):
     losses = [event["text"] for event in log_of(runs / "mini-stage3") if "text" in event]
     assert losses[-1] < losses[0]
 
-    picture = raw / "asked/images" / sorted(os.listdir(raw / "asked/images"))[0]
+    image = raw / "asked/images" / sorted(os.listdir(raw / "asked/images"))[0]
     answers = ddit(
-        "ask", picture, "is there a dog?", "how many?", "--model", runs / "mini-stage3/export"
+        "ask", image, "is there a dog?", "how many?", "--model", runs / "mini-stage3/export"
     ).splitlines()
-    assert len(answers) == 2  # what they say after so few steps is chance
+    assert len(answers) == 2  # after so few steps their words are chance
 
 
 def mask_row(export: Path) -> list[float]:
-    from ddit.model.encoders import TextCodec
-
     codec = TextCodec.from_pretrained(export / "tokenizer", export / "text_encoder")
     return codec.encoder.get_input_embeddings().weight[codec.mask_token_id].tolist()

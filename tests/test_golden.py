@@ -719,7 +719,7 @@ def cli_eval() -> dict[str, Any]:
 @slow
 def cli_eval_with_mistakes() -> dict[str, Any]:
     """Decoded so badly that the scores are not all 1."""
-    badly = ("--order", "random", "--temperature", 2.0, "--text-steps", 3, "--num-steps", 2, "--grid")
+    badly = ("--order", "random", "--temperature", 2.0, "--text-steps", 3, "--num-steps", 2, "--save-grids")
     few = ("--limit", 24, "--num-scenes", 40, "--num-samples", 2, "--batch-size", 10)
     return evaluated("eval-badly", *few, *badly, "--seed", 5)
 

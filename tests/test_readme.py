@@ -1,4 +1,4 @@
-"""What the documentation says is so: its commands run, and the files, targets, functions and tests it names exist."""
+"""The documentation is true: its commands run, and the files, targets, functions and tests that it names exist."""
 
 import os
 import pkgutil
@@ -8,6 +8,8 @@ import sys
 from pathlib import Path
 
 import pytest
+
+from tools.house import read_house
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -22,17 +24,12 @@ def blocks(page: Path, language: str) -> list[str]:
     return [m["code"] for m in found if not (m["exempt"] or m["code"].startswith("# not run by the tests"))]
 
 
-def tree_entries() -> list[str]:
-    """Paths in the README's file tree; an entry is under the less indented folder above it."""
-    (tree,) = blocks(ROOT / "README.md", "text")
-    folder, entries = "", []
-    for line in tree.splitlines():
-        name = line.split()[0]
-        folder = folder if line.startswith(" ") else ""
-        entries.append(folder + name)
-        if name.endswith("/") and not line.startswith(" "):
-            folder = name
-    return entries
+def rooms_on_the_page() -> list[str]:
+    """Modules and packages of the tree in docs/architecture.md, in order: "errors.py", "diffusion/", ..."""
+    (tree,) = blocks(ROOT / "docs/architecture.md", "text")
+    folder, *lines = tree.splitlines()
+    assert folder == "src/ddit/"
+    return [line.split()[0] for line in lines]
 
 
 @pytest.mark.slow
@@ -68,14 +65,30 @@ def test_commands_run_in_order(page: Path, tmp_path: Path) -> None:
         assert done.stdout.strip(), command[-1]
 
 
-def test_the_readmes_file_tree_is_true_and_complete() -> None:
-    entries = tree_entries()
-    assert [entry for entry in entries if not (ROOT / entry).exists()] == []
-    package = {
-        f"src/ddit/{path.name}{'/' if path.is_dir() else ''}" for path in (ROOT / "src/ddit").glob("[a-z_]*")
-    }
-    assert package - {"src/ddit/__init__.py", "src/ddit/__pycache__/"} <= set(entries)
-    assert {f"docs/{page.name}" for page in PAGES if page.parent.name == "docs"} <= set(entries)
+def test_the_architecture_page_has_all_rooms_in_the_order_of_their_imports() -> None:
+    package = ROOT / "src/ddit"
+    paths = {path for path in package.glob("[a-z_]*") if path.name not in ("__init__.py", "__pycache__")}
+    rooms = rooms_on_the_page()
+    assert sorted(rooms) == sorted(path.name + "/" * path.is_dir() for path in paths)
+    names = [f"ddit.{room.removesuffix('/').removesuffix('.py')}" for room in rooms]
+    imports = read_house(package).room_graph("module", "function", "typing")
+    for place, name in enumerate(names):
+        assert imports.get(name, set()) <= {"ddit", *names[:place]}
+
+
+def test_functions_of_the_architecture_page_exist() -> None:
+    tops = "|".join(path.stem for path in (ROOT / "src/ddit").glob("[a-z]*"))
+    named = re.findall(rf"`((?:{tops})\.[\w.]+)`", (ROOT / "docs/architecture.md").read_text())
+    names = [name for name in named if not name.endswith(".py")]
+    assert len(names) > 40
+    for name in names:
+        pkgutil.resolve_name(f"ddit.{name}")  # raises if there is none
+
+
+def test_the_readme_links_every_page() -> None:
+    text = (ROOT / "README.md").read_text()
+    pages = [page.relative_to(ROOT) for page in PAGES if page.name != "README.md"]
+    assert [page for page in pages if f"]({page})" not in text] == []
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

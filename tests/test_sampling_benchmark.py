@@ -7,13 +7,14 @@ import torch
 from torch import nn
 
 from benchmarks.sampling import subjects
-from benchmarks.sampling.arms import DrawTask, Subject, ancestral_passes, random_text, text_arms
-from benchmarks.sampling.measure import Arm, Clock, PassCounter, Result, Score, measure, peak_memory
+from benchmarks.sampling.arms import ImageTask, Subject, expected_steps, random_text, text_arms
+from benchmarks.sampling.measure import Arm, Clock, EvaluationCounter, Result, Score, measure, peak_memory
 from benchmarks.sampling.published import Published
 from benchmarks.sampling.report import Table, target_rows
-from ddit.diffusion.flow import ImageSampling
+from ddit.diffusion.flow import num_evaluations
 from ddit.diffusion.masked import sample_text
 from ddit.pipeline import Pipeline
+from ddit.settings import ImageSampling
 
 
 @pytest.fixture(scope="module")
@@ -23,32 +24,32 @@ def pipeline() -> Pipeline:
         return subjects.random_pipeline("tiny", 128)
 
 
-def test_passes_are_counted_and_the_kept_image_saves_flops(pipeline):
-    joint, kept = pipeline, subjects.isolated(copy.deepcopy(pipeline))  # with an encoder of its own
+def test_evaluations_are_counted_and_a_reused_image_saves_flops(pipeline):
+    joint, isolated = pipeline, subjects.isolated(copy.deepcopy(pipeline))  # with an encoder of its own
     published = cast(Published, None)  # its arm is left out below
-    subject = Subject("tiny", joint, kept, published, rivals=False, compiles=False)
-    task = random_text(8, 16, 3, count=2, side=joint.settings.image_size, max_passes=None)
+    subject = Subject("tiny", joint, isolated, published, rivals=False, compiles=False)
+    task = random_text(8, 16, 3, count=2, side=joint.settings.image_size, max_steps=None)
     arms = {arm.label: arm for arm in text_arms(subject, task, [1, 2], None)}
-    chosen = [arms[label] for label in ("ours, as published", "+ rule", "+ image kept", "+ batch 2")]
+    chosen = [arms[label] for label in ("ours, as published", "+ rule", "+ image reused", "+ batch 2")]
     results = measure(chosen, Clock.start(cpu_time=True), rounds=1, fresh=False, arm_seconds=60, memory=False)
-    assert [results[label].passes for label in ("+ rule", "+ image kept", "+ batch 2")] == [3, 3, 3]
-    assert 14 <= results["ours, as published"].passes <= 17  # over some 110 positions
+    assert [results[label].evaluations for label in ("+ rule", "+ image reused", "+ batch 2")] == [3, 3, 3]
+    assert 14 <= results["ours, as published"].evaluations <= 17  # over some 110 positions
     assert results["+ rule"].flops < results["ours, as published"].flops / 4
-    assert results["+ image kept"].flops < results["+ rule"].flops
+    assert results["+ image reused"].flops < results["+ rule"].flops
 
 
-def test_a_decoder_takes_a_pass_a_token_and_reads_the_question(pipeline):
+def test_a_decoder_takes_an_evaluation_a_token_and_depends_on_the_question(pipeline):
     decoder = subjects.Autoregressive(pipeline, torch.float32)
-    images = subjects.noise_pictures(2, pipeline.settings.image_size)
-    with PassCounter(decoder.model) as counter:
-        first = decoder.write(images, ["w1 w2", "w1 w2"], 5)
-    other = decoder.write(images, ["w3 w4", "w3 w4"], 5)
+    images = subjects.noise_images(2, pipeline.settings.image_size)
+    with EvaluationCounter(decoder.model) as counter:
+        first = decoder.generate(images, ["w1 w2", "w1 w2"], 5)
+    other = decoder.generate(images, ["w3 w4", "w3 w4"], 5)
     assert first.shape == (2, 5)
     assert counter.rows == 2 * 5
     assert not first.equal(other)
 
 
-def test_the_isolated_model_has_the_very_tensors(pipeline):
+def test_the_isolated_model_has_the_same_tensors(pipeline):
     own, other = pipeline.transformer.state_dict(), subjects.isolated(pipeline).transformer.state_dict()
     assert own.keys() == other.keys()
     assert all(own[name].data_ptr() == other[name].data_ptr() for name in own)
@@ -66,25 +67,24 @@ def test_the_published_model_gives_our_outputs(pipeline):
 
 
 @pytest.mark.parametrize(("steps", "positions"), [(16, 100), (16, 8), (4, 8)])
-def test_expected_passes_are_those_of_the_sampler(steps, positions):
+def test_expected_steps_are_those_of_the_sampler(steps, positions):
     torch.manual_seed(0)
     count = 300
     ids = torch.zeros(count, positions, dtype=torch.long)
     sample = sample_text(
-        lambda noisy, at, rows: torch.zeros(int(at.sum()), 4), ids, torch.ones_like(ids, dtype=torch.bool),
+        lambda noisy, is_masked, rows: torch.zeros(int(is_masked.sum()), 4),
+        ids, torch.ones_like(ids, dtype=torch.bool),
         num_steps=steps, mask_token_id=3,
         generators=[torch.Generator().manual_seed(row) for row in range(count)],
     )  # fmt: skip
-    assert sample.num_steps_taken.float().mean().item() == pytest.approx(
-        ancestral_passes(steps, positions), rel=0.03
-    )
+    assert sample.num_steps.float().mean().item() == pytest.approx(expected_steps(steps, positions), rel=0.03)
 
 
 def test_a_call_cut_short_is_scaled_by_evaluations():
     cfg = ImageSampling(num_steps=10, guidance_interval=(0.5, 1.0))
-    shorter, scale = DrawTask(name="pictures", prompts=["w1"], ours=cfg, max_steps=3).cut(cfg)
+    shorter, scale = ImageTask(name="images", prompts=["w1"], ours=cfg, max_steps=3).cut(cfg)
     assert shorter.num_steps == 3
-    assert scale * shorter.num_evaluations == cfg.num_evaluations
+    assert scale * num_evaluations(shorter) == num_evaluations(cfg)
 
 
 def test_peak_memory_is_what_is_held_at_once():
@@ -103,7 +103,7 @@ def _result(label: str, part: str, after: str, batch: int, seconds: float) -> Re
 def test_the_parts_multiply_to_the_measured_ratio():
     results = [
         _result("published", "", "", 1, 8.0),
-        _result("+ rule", "fewer passes", "published", 1, 2.0),
+        _result("+ rule", "fewer steps", "published", 1, 2.0),
         _result("+ bf16, batch 1", "precision", "+ rule", 1, 1.6),
         _result("+ batch 32", "batching", "+ rule", 32, 0.5),
         _result("+ bf16, batch 32", "precision", "+ batch 32", 32, 0.1),
@@ -112,7 +112,7 @@ def test_the_parts_multiply_to_the_measured_ratio():
     slower = _result("+ compiled, batch 32", "compiled", "+ bf16, batch 32", 32, 0.2)
     table.results[slower.arm.label] = slower  # is not what counts
     assert table.breakdown(table.ours(32, results[0])) == pytest.approx(
-        {"fewer passes": 4, "batching": 4, "precision": 5}
+        {"fewer steps": 4, "batching": 4, "precision": 5}
     )
     met = {row[2]: (row[5], row[6]) for row in target_rows([table])}
     assert met == {"32": ("80.0x", "yes"), "1": ("5.0x", "no")}
@@ -121,7 +121,7 @@ def test_the_parts_multiply_to_the_measured_ratio():
 def test_the_quickest_arm_counts_only_if_its_score_is_no_worse():
     results = [
         _result("published", "", "", 1, 100.0),
-        _result("+ rule, batch 1", "fewer passes", "published", 1, 2.0),
+        _result("+ rule, batch 1", "fewer steps", "published", 1, 2.0),
         _result("+ looser rule, batch 1", "looser rule", "+ rule, batch 1", 1, 1.0),
     ]
     for result, score in zip(results, (0.9, 0.895, 0.88), strict=True):

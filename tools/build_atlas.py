@@ -42,8 +42,8 @@ NATURAL: dict[str, dict[str, str | None]] = {
         "chair": "brown", "horse": "brown", "umbrella": "purple",
     },
 }  # fmt: skip
-"""Sprites used as their artists coloured them: as that colour where they plainly have one, as no colour
-(None) where they have several, or none of GenEval's. The others are too close to a tint for either."""
+"""Sprites used in their artists' colours: as that colour if they clearly have one, as no colour (None) if they have
+several, or none of GenEval's. The others are too close to a tint for either."""
 RENDER = """
 const {Resvg} = require('@resvg/resvg-js');
 const icons = JSON.parse(require('fs').readFileSync(0));
@@ -71,7 +71,7 @@ def _visible(alpha: int) -> int:
 
 
 def fit(image: Image.Image) -> np.ndarray:
-    """Crop to the drawing, scale its longer side to the tile less one pixel a side, centre."""
+    """The icon cropped to what is visible, scaled to the tile less one pixel a side, and centred."""
     image = image.crop(image.getchannel("A").point(_visible).getbbox())
     scale = (TILE - 2) / max(image.size)
     size = [max(2, 2 * round(side * scale / 2)) for side in image.size]

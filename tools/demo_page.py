@@ -18,7 +18,7 @@ from ddit.pipeline import Pipeline
 
 
 class Task(NamedTuple):
-    """A prompt, the kind that GenEval counts it as, and a question about its picture."""
+    """A prompt, the kind that GenEval counts it as, and a question about its image."""
 
     kind: str
     prompt: str
@@ -42,7 +42,7 @@ TASKS = (
     Task("colour", "a photo of a blue umbrella", "is there an umbrella?"),
     Task("colour", "a photo of a purple horse", "what is in the picture?"),
 )
-"""Of the kinds of prompt that `mini` draws reliably (see README's table for the others)."""
+"""Of the kinds of prompt at which `mini` is reliable (see README's table for the others)."""
 
 PAGE = """<!doctype html>
 <html lang="en">
@@ -69,9 +69,9 @@ dd {{ margin: 0; overflow-wrap: anywhere; }}
 b {{ font-weight: 600; }}
 </style>
 <header>
-<h1>One model draws, captions and answers</h1>
-<p>Each picture is {size} pixels a side, shown enlarged, and was drawn from the prompt below it. Then the same model
-read the picture, without the prompt, and wrote the caption and the answer. Model {model}, seed {seed}.</p>
+<h1>One model generates, captions and answers</h1>
+<p>Each image is {size} pixels a side, shown enlarged, and was generated from the prompt below it. Then the same model
+saw the image, without the prompt, and wrote the caption and the answer. Model {model}, seed {seed}.</p>
 </header>
 <main>
 {cards}
@@ -80,7 +80,7 @@ read the picture, without the prompt, and wrote the caption and the answer. Mode
 """
 
 CARD = """<article>
-<img src="data:image/png;base64,{png}" alt="Drawn from: {prompt}">
+<img src="data:image/png;base64,{png}" alt="Generated from: {prompt}">
 <div class="text">
 <div class="kind">{kind}</div>
 <h2>{prompt}</h2>
@@ -94,24 +94,24 @@ CARD = """<article>
 
 
 def run_tasks(pipeline: Pipeline, tasks: Sequence[Task], *, seed: int = 0) -> list[Card]:
-    """Draws every prompt, then captions the pictures and asks about them; tells its progress on stderr."""
+    """Generates an image of every prompt, then captions the images and asks about them; with progress on stderr."""
     start = time.monotonic()
 
-    def tell(text: str) -> None:
+    def log(text: str) -> None:
         print(f"[{time.monotonic() - start:5.1f} s] {text}", file=sys.stderr, flush=True)
 
-    tell(f"drawing {len(tasks)} pictures")
+    log(f"generating {len(tasks)} images")
     images = pipeline.generate([task.prompt for task in tasks], seed=seed)
-    tell("writing a caption for each")
+    log("writing a caption for each")
     captions = pipeline.caption(images, seed=seed)
-    tell("asking a question about each")
+    log("asking a question about each")
     answers = pipeline.answer(images, [task.question for task in tasks], seed=seed)
-    tell("done")
+    log("done")
     return [Card(*results) for results in zip(tasks, images, captions, answers, strict=True)]
 
 
 def make_page(cards: Sequence[Card], *, model: str, seed: int) -> str:
-    """One HTML file that needs no other: the pictures are embedded."""
+    """One HTML file that needs no other: the images are embedded."""
     articles = [
         CARD.format(
             png=_png(card.image),

@@ -1,10 +1,10 @@
-"""The arms: the rivals, and ours in settings each of which adds one thing to the last."""
+"""The arms: the rivals; and ours, in settings each of which adds one thing to the one before."""
 
 from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from math import sqrt
 from typing import Any, Literal
@@ -19,14 +19,14 @@ from benchmarks.sampling.subjects import (
     StableDiffusion3,
     in_bfloat16,
     isolated,
-    noise_pictures,
+    noise_images,
 )
-from ddit.diffusion.flow import ImageSampling
-from ddit.eval.evaluate import TEXT_TASKS, Source
-from ddit.eval.geneval import geneval_figures, judge_images
+from ddit.diffusion.flow import num_evaluations
+from ddit.eval.evaluate import TEXT_TASKS, EvalData
+from ddit.eval.geneval import score_images, tally_categories
 from ddit.eval.world_tasks import WorldSplit
-from ddit.inference.text_generator import ReadOptions
 from ddit.pipeline import Pipeline
+from ddit.settings import ImageSampling
 from ddit.world import PRESETS, make_prompts
 
 RIVAL = ""
@@ -70,42 +70,40 @@ class Subject:
 
 @dataclass(frozen=True, kw_only=True)
 class TextTask:
-    """Texts to write about pictures.
+    """Texts to sample about images.
 
     Attributes:
-        length: positions that we write after what is given; None is the whole window.
-        window: text tokens of the published arm, with what is given.
+        length: positions that ours fill after the prompt; None is the whole window.
+        window: text tokens of the published arm, with the prompt.
         published_steps: of its sampler.
-        ours: the rule and its `num_steps`.
-        looser: what a rule of fewer passes changes of it; empty: there is none.
-        max_passes: a call is cut to so many steps, and scaled; None does it whole.
-        score: of all outputs in order; None where the weights are random.
+        ours: options of our sampling, with `num_steps`.
+        looser: the options that make it one of fewer steps; empty: there is no such arm.
+        max_steps: a call is cut to so many steps, and scaled; None does it whole.
+        score: of all outputs in order; None if the weights are random.
     """
 
     name: str
     length: int | None
     window: int
     published_steps: int
-    ours: ReadOptions
+    ours: dict[str, Any]
     images: list[Image.Image]
     questions: list[str] | None
-    looser: ReadOptions = field(default_factory=ReadOptions)
-    max_passes: int | None = None
+    looser: dict[str, Any] = field(default_factory=dict)
+    max_steps: int | None = None
     score: Callable[[list], Score] | None = None
 
     def cut(self, steps: int) -> int:
         """The steps of a call."""
-        return steps if self.max_passes is None else min(steps, self.max_passes)
+        return steps if self.max_steps is None else min(steps, self.max_steps)
 
     @property
-    def rule(self) -> tuple[dict[str, Any], float]:
-        """Our options of a call, and the whole's passes over the call's."""
-        steps = self.ours.get("num_steps")
-        assert steps
-        options: dict[str, Any] = dict(self.ours)
-        return {**options, "num_steps": self.cut(steps), "length": self.length}, steps / self.cut(steps)
+    def options(self) -> tuple[dict[str, Any], float]:
+        """Our options of a call, and the steps of the whole task over the call's."""
+        steps: int = self.ours["num_steps"]
+        return {**self.ours, "num_steps": self.cut(steps), "length": self.length}, steps / self.cut(steps)
 
-    def writes(self, pipeline: Pipeline, batch: int, **options: Any) -> Run:
+    def run(self, pipeline: Pipeline, batch: int, **options: Any) -> Run:
         """By one of our pipelines, on the task's window."""
         settings = replace(pipeline.settings, text_length=self.window)
         pipeline = replace(pipeline, settings=settings)
@@ -120,10 +118,10 @@ class TextTask:
 
         return run
 
-    def published(self, published: Published, steps: int) -> Run:
+    def run_published(self, published: Published, steps: int) -> Run:
         def run(numbers: range) -> list[str]:
             return [
-                published.write(
+                published.sample_text(
                     self.images[n % len(self.images)],
                     None if self.questions is None else self.questions[n % len(self.questions)],
                     window=self.window, num_steps=steps, seed=n,
@@ -134,8 +132,8 @@ class TextTask:
         return run
 
 
-def ancestral_passes(steps: int, positions: int) -> float:
-    """Expected passes of random order: of N steps, those in which one of the positions is written."""
+def expected_steps(steps: int, positions: int) -> float:
+    """Of random order: of N steps, those in which at least one of the positions is filled."""
     return steps * (1 - (1 - 1 / steps) ** positions)
 
 
@@ -156,7 +154,7 @@ def text_arms(subject: Subject, task: TextTask, batches: Sequence[int], chunk: i
 def _one_by_one(subject: Subject, task: TextTask, chunk: int | None) -> list[Arm]:
     steps = task.cut(task.published_steps)
     window, length = (
-        [ancestral_passes(n, positions) for n in (task.published_steps, steps)]
+        [expected_steps(n, positions) for n in (task.published_steps, steps)]
         for positions in (task.window, task.length or task.window)
     )
     arms: list[Arm] = []
@@ -169,19 +167,19 @@ def _one_by_one(subject: Subject, task: TextTask, chunk: int | None) -> list[Arm
         )  # fmt: skip
 
     theirs = (window[0] + 1) / (window[1] + 1)  # it always predicts once more at the end
-    add("published", RIVAL, task.published(subject.published, steps), theirs)
+    add("published", RIVAL, task.run_published(subject.published, steps), theirs)
     same: dict[str, Any] = {"order": "random", "temperature": 1.0, "num_steps": steps}
-    add("ours, as published", "own code", task.writes(subject.joint, 1, **same), window[0] / window[1])
+    add("ours, as published", "own code", task.run(subject.joint, 1, **same), window[0] / window[1])
     if task.length is not None:
-        windowed = task.writes(subject.joint, 1, length=task.length, **same)
+        windowed = task.run(subject.joint, 1, length=task.length, **same)
         add("+ window", "window", windowed, length[0] / length[1])
-    options, scale = task.rule
-    add("+ rule", "fewer passes", task.writes(subject.joint, 1, **options), scale)
+    options, scale = task.options
+    add("+ rule", "fewer steps", task.run(subject.joint, 1, **options), scale)
     if subject.isolated is not None:
         add(
-            "+ image kept",
+            "+ image reused",
             "cached image",
-            task.writes(subject.isolated, 1, **options),
+            task.run(subject.isolated, 1, **options),
             scale,
             subject.isolated,
         )
@@ -190,13 +188,15 @@ def _one_by_one(subject: Subject, task: TextTask, chunk: int | None) -> list[Arm
 
 def _batched(subject: Subject, task: TextTask, batch: int, base: str, chunk: int | None) -> list[Arm]:
     """Ours at a batch: in float32 (at 1 that is the arm `base`), in bfloat16, compiled, by a looser rule."""
-    options, scale = task.rule
+    options, scale = task.options
     arms: list[Arm] = []
 
-    def add(label: str, part: str, rule: ReadOptions, dtype: torch.dtype, *, compiled: bool = False) -> None:
+    def add(
+        label: str, part: str, looser: dict[str, Any], dtype: torch.dtype, *, compiled: bool = False
+    ) -> None:
         plain = subject.best if dtype == torch.float32 else subject.bfloat16
         used = subject.compiled if compiled else plain
-        run, plain_run = (task.writes(pipeline, batch, **{**options, **rule}) for pipeline in (used, plain))
+        run, plain_run = (task.run(pipeline, batch, **{**options, **looser}) for pipeline in (used, plain))
         arms.append(
             Arm(label=f"+ {label}batch {batch}", part=part, after=arms[-1].label if arms else base, batch=batch,
                 count=chunk or batch, run=run, counted_run=plain_run if compiled else None, scale=scale,
@@ -219,7 +219,7 @@ def _decoders(subject: Subject, task: TextTask, batch: int) -> list[Arm]:
             chosen = [n % len(task.images) for n in numbers]
             questions = None if task.questions is None else [task.questions[n] for n in chosen]
             images = [task.images[n] for n in chosen]
-            return list(decoder.write(images, questions, task.length or task.window))
+            return list(decoder.generate(images, questions, task.length or task.window))
 
         return run
 
@@ -231,8 +231,8 @@ def _decoders(subject: Subject, task: TextTask, batch: int) -> list[Arm]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class DrawTask:
-    """Pictures to draw. `ours` is our way; `max_steps` and `score` as in `TextTask`."""
+class ImageTask:
+    """Images to sample. `ours` is our setting; `max_steps` and `score` as in `TextTask`."""
 
     name: str
     prompts: list[str]
@@ -241,30 +241,30 @@ class DrawTask:
     score: Callable[[list], Score] | None = None
 
     def cut(self, cfg: ImageSampling) -> tuple[ImageSampling, float]:
-        """The way of a call, and the whole's evaluations over the call's."""
+        """The setting of a call, and the evaluations of the whole task over the call's."""
         steps = cfg.num_steps if self.max_steps is None else min(cfg.num_steps, self.max_steps)
         shorter = replace(cfg, num_steps=steps)
-        return shorter, cfg.num_evaluations / shorter.num_evaluations
+        return shorter, num_evaluations(cfg) / num_evaluations(shorter)
 
-    def draws(self, draw: Callable[..., list], **options: Any) -> Run:
+    def run(self, generate: Callable[..., list], **options: Any) -> Run:
         def run(numbers: range) -> list[Image.Image]:
             prompts = [self.prompts[n % len(self.prompts)] for n in numbers]
-            return draw(prompts, seed=numbers.start, **options)
+            return generate(prompts, seed=numbers.start, **options)
 
         return run
 
     def in_parts(self, published: Published, batch: int, num_steps: int) -> Run:
-        """The published pipeline takes all it gets at once."""
-        draw = self.draws(published.draw, num_steps=num_steps)
+        """The published pipeline takes all that it gets as one batch."""
+        sample = self.run(published.sample_images, num_steps=num_steps)
 
         def run(numbers: range) -> list[Image.Image]:
             firsts = range(0, len(numbers), batch)
-            return [picture for first in firsts for picture in draw(numbers[first : first + batch])]
+            return [image for first in firsts for image in sample(numbers[first : first + batch])]
 
         return run
 
 
-def draw_arms(subject: Subject, task: DrawTask, batches: Sequence[int], chunk: int | None) -> list[Arm]:
+def image_arms(subject: Subject, task: ImageTask, batches: Sequence[int], chunk: int | None) -> list[Arm]:
     """At each batch: the published pipeline, diffusers' SD3, and ours, one thing at a time."""
     arms: list[Arm] = []
     joint, half = subject.joint, subject.bfloat16
@@ -283,35 +283,35 @@ def draw_arms(subject: Subject, task: DrawTask, batches: Sequence[int], chunk: i
             )  # fmt: skip
 
         if subject.rivals:
-            rival = task.draws(subject.sd3.draw, num_steps=paper.num_steps)
+            rival = task.run(subject.sd3.generate, num_steps=paper.num_steps)
             add("diffusers SD3", RIVAL, rival, subject.sd3.model, scale=scale)
         theirs = task.in_parts(subject.published, batch, paper.num_steps)
         add("published", RIVAL, theirs, subject.published.model, scale=scale)
-        same = task.draws(joint.generate, sampler=paper, batch_size=batch)
+        same = task.run(joint.generate, batch_size=batch, **asdict(paper))
         add("ours, as published", "own code", same, joint.transformer, scale=scale)
-        fewer: dict[str, Any] = {"sampler": own, "batch_size": batch}
-        run = task.draws(joint.generate, **fewer)
-        add("+ sampler", "fewer passes", run, joint.transformer, scale=own_scale)
+        fewer: dict[str, Any] = {**asdict(own), "batch_size": batch}
+        run = task.run(joint.generate, **fewer)
+        add("+ sampler", "fewer steps", run, joint.transformer, scale=own_scale)
         low: dict[str, Any] = {"dtype": torch.bfloat16, "scale": own_scale}
-        add("+ bf16", "precision", task.draws(half.generate, **fewer), half.transformer, **low)
+        add("+ bf16", "precision", task.run(half.generate, **fewer), half.transformer, **low)
         if subject.compiles:
             fast = subject.compiled
-            run = task.draws(fast.generate, **fewer)
-            plain = task.draws(half.generate, **fewer)
+            run = task.run(fast.generate, **fewer)
+            plain = task.run(half.generate, **fewer)
             add("+ compiled", "compiled", run, fast.transformer, counted_run=plain, **low)
     return arms
 
 
 def random_text(
-    length: int, published_steps: int, passes: int, *, count: int, side: int, max_passes: int | None
+    length: int, published_steps: int, steps: int, *, count: int, side: int, max_steps: int | None
 ) -> TextTask:
-    """Answers of 8 tokens to a question, longer ones as captions, in the number of passes that is given."""
+    """Answers of 8 tokens to a question, longer ones as captions, in a given number of steps."""
     rng = random.Random(length)
     questions = [" ".join(f"w{rng.randrange(100)}" for _ in range(8)) for _ in range(count)]
     return TextTask(
         name=f"{length} tokens", length=length, window=128 if length <= 128 else length,
-        published_steps=published_steps, max_passes=max_passes, images=noise_pictures(count, side),
-        ours={"order": "confidence", "temperature": 0.0, "num_steps": passes},
+        published_steps=published_steps, max_steps=max_steps, images=noise_images(count, side),
+        ours={"order": "confidence", "temperature": 0.0, "num_steps": steps},
         questions=questions if length == 8 else None,
     )  # fmt: skip
 
@@ -321,19 +321,19 @@ HEADLINES = {"gqa": "accuracy", "caption": "every attribute"}
 
 
 def world_text(
-    pipeline: Pipeline, kind: Kind, ours: ReadOptions, *, count: int, preset: str, steps: int
+    pipeline: Pipeline, kind: Kind, ours: dict[str, Any], *, count: int, preset: str, steps: int
 ) -> TextTask:
     """Questions or captions of the small world's test split, with their scorer."""
-    with Source(None, WorldSplit(PRESETS[preset], num=max(count, 8))).folder([kind]) as folder:
+    with EvalData(None, WorldSplit(PRESETS[preset], num=max(count, 8))).open([kind]) as folder:
         items = TEXT_TASKS[kind].read(folder / kind, None)
         items = random.Random(kind).sample(items, min(count, len(items)))
         images = []
         for item in items:
-            with Image.open(item.image) as picture:
-                images.append(picture.convert("RGB"))
+            with Image.open(item.image) as image:
+                images.append(image.convert("RGB"))
     settings = pipeline.settings
     answers = kind == "gqa"
-    own: ReadOptions = {"num_steps": settings.answer_steps if answers else settings.caption_steps, **ours}
+    own = {"num_steps": settings.answer_steps if answers else settings.caption_steps, **ours}
     length = ours.get("length") or (settings.answer_length if answers else settings.caption_length)
     questions = [pipeline.style.short_answer(item.question or "") for item in items] if answers else None
 
@@ -348,16 +348,16 @@ def world_text(
     )  # fmt: skip
 
 
-def world_pictures(ours: ImageSampling, *, count: int, preset: str) -> DrawTask:
-    """GenEval's prompts in the small world, `count` in all, its categories in turns, with the world's judge."""
+def world_images(ours: ImageSampling, *, count: int, preset: str) -> ImageTask:
+    """GenEval's prompts in the small world, `count` in all, its categories in turns, scored by the world's detector."""
     each = -(-count // 6)
     made = make_prompts(PRESETS[preset], each)
     prompts = [made[tag * each + k] for k in range(each) for tag in range(len(made) // each)][:count]
 
     def score(outputs: list) -> Score:
         chosen = prompts[: len(outputs)]
-        right = [judged.correct for judged in judge_images(chosen, outputs[: len(chosen)])]
-        mean = geneval_figures([prompt.tag for prompt in chosen], right)[0].value
+        right = [found.correct for found in score_images(chosen, outputs[: len(chosen)])]
+        mean = tally_categories([prompt.tag for prompt in chosen], right)[0].value
         return Score(mean, 1.96 * sqrt(mean * (1 - mean) / len(right)))
 
-    return DrawTask(name="pictures", prompts=[prompt.text for prompt in prompts], ours=ours, score=score)
+    return ImageTask(name="images", prompts=[prompt.text for prompt in prompts], ours=ours, score=score)

@@ -1,4 +1,4 @@
-"""Times arms in turns, and counts their passes, their FLOPs and the memory of their tensors."""
+"""Times arms in turns, and counts their evaluations of the model, their FLOPs and the memory of their tensors."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 WITHIN = 0.01
-"""By how much a score may be lower than an equal one."""
+"""How much lower a score may be and still count as equal."""
 
 
 class Score(NamedTuple):
@@ -25,7 +25,7 @@ class Score(NamedTuple):
 
 
 Run = Callable[[range], list]
-"""Does the samples of these numbers and gives their outputs."""
+"""Makes the samples of these numbers; gives their outputs."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,9 +38,9 @@ class Arm:
         batch: samples at a time.
         count: samples a round.
         run: called with numbers of a round's samples.
-        counted: the module whose calls are passes, a row a sample.
+        counted: the module whose calls are the evaluations, a row a sample.
         dtype: of its matrix products.
-        scale: passes of the whole task over those of a call, where a call is cut short; time and FLOPs are scaled.
+        scale: evaluations of the whole task over those of a call, if calls are cut short; time and FLOPs are scaled.
         counted_run: does the same without compiled code, which hides its products from the FLOP counter.
     """
 
@@ -58,10 +58,10 @@ class Arm:
 
 @dataclass
 class Result:
-    """What an arm was measured to do, a sample: passes, FLOPs, seconds of each round; MB of tensors at the peak."""
+    """What was measured of an arm, a sample: evaluations, FLOPs, seconds of each round; MB of tensors at the peak."""
 
     arm: Arm
-    passes: float = 0.0
+    evaluations: float = 0.0
     flops: float = 0.0
     peak: float | None = None
     seconds: list[float] = field(default_factory=list)
@@ -104,7 +104,7 @@ class Clock(NamedTuple):
         return statistics.median(self.rates[dtype])
 
 
-class PassCounter:
+class EvaluationCounter:
     """Rows that a module was called with, all calls together."""
 
     def __init__(self, module: nn.Module) -> None:
@@ -115,7 +115,7 @@ class PassCounter:
         first = next(part for part in output if isinstance(part, Tensor)) if _is_plain(output) else output[0]
         self.rows += len(first)
 
-    def __enter__(self) -> PassCounter:
+    def __enter__(self) -> EvaluationCounter:
         return self
 
     def __exit__(self, *exception: object) -> None:
@@ -131,14 +131,14 @@ def measure(
 ) -> dict[str, Result]:
     """All arms in turns, a round after the other, after a call of each that is not timed.
 
-    fresh: each round has samples of its own, and the outputs are kept; else all have the first ones.
-    arm_seconds: where samples are not fresh, an arm stops after the round that takes it beyond.
+    fresh: each round has its own samples, and the outputs are kept; else all rounds have the first ones.
+    arm_seconds: if samples are not fresh, an arm stops after the round that takes it past this time.
     """
     results = {arm.label: Result(arm) for arm in arms}
     for result in results.values():
         _warm_up(result, memory_within=arm_seconds if memory else 0)
     calls = dict.fromkeys(results, 0)
-    passes = dict.fromkeys(results, 0)
+    evaluations = dict.fromkeys(results, 0)
     for turn in range(rounds):
         clock.measure_rates()
         for label, result in results.items():
@@ -146,14 +146,14 @@ def measure(
             if not fresh and sum(result.seconds) * arm.count / arm.scale > arm_seconds:
                 continue
             first = turn * arm.count if fresh else 0
-            with PassCounter(arm.counted) as counter:
+            with EvaluationCounter(arm.counted) as counter:
                 start = clock.now()
                 outputs = arm.run(range(first, first + arm.count))
                 seconds = clock.now() - start
             result.seconds.append(seconds / arm.count * arm.scale)
             calls[label] += arm.count
-            passes[label] += counter.rows
-            result.passes = passes[label] / calls[label] * arm.scale
+            evaluations[label] += counter.rows
+            result.evaluations = evaluations[label] / calls[label] * arm.scale
             if fresh:
                 result.outputs += outputs
     return results

@@ -1,4 +1,4 @@
-"""The published pipeline, from the user's own checkout, over the very tensors of one of our pipelines."""
+"""The published pipeline, from the user's own checkout, with the tensors of one of our pipelines."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchE
 from PIL import Image
 from torch import Tensor
 
-from ddit.diffusion.flow import ImageSampling
 from ddit.images import fit_image, to_images, to_tensor
 from ddit.inference.batching import sample_generators
 from ddit.model.encoders import ImageCodec
 from ddit.pipeline import Pipeline
 from ddit.prompts import answer_prompt, caption_prompt, empty_prompt, t2i_prompt
+from ddit.settings import ImageSampling
 
 TOLERANCE = 1e-4
 
 
 class Vae:
-    """An autoencoder of ours behind the calls that diffusers' pipelines make."""
+    """An autoencoder of ours with the interface that diffusers' pipelines need."""
 
     def __init__(self, codec: ImageCodec) -> None:
         levels = codec.downsample.bit_length()
@@ -44,7 +44,7 @@ class Vae:
 
 
 class Published:
-    """The published pipeline with the weights of `pipeline`, written in by name, and its frozen encoders.
+    """The published pipeline with the weights of `pipeline`, by name, and its frozen encoders.
 
     Raises:
         ValueError: if there is no such checkout, or if it cannot hold this model.
@@ -79,10 +79,10 @@ class Published:
                 tokenizer=codec.tokenizer,
             )
         self.pipe.set_progress_bar_config(disable=True)
-        self.pipe.text_sampler.mask_index = codec.mask_token_id  # written into the code as 32099
+        self.pipe.text_sampler.mask_index = codec.mask_token_id  # 32099 in their code
 
     @torch.no_grad()
-    def write(
+    def sample_text(
         self, image: Image.Image, question: str | None, *, window: int, num_steps: int, seed: int
     ) -> str:
         """An answer, or without a question a caption, by their sampler: one at a time, as their pipeline does it."""
@@ -96,14 +96,14 @@ class Published:
             torch.manual_seed(seed)
             pixels = to_tensor([fit_image(image, side, side)])
             sampler.register_condition(self.pipe.prepare_image_inputs(pixels, "cpu"), ids, ~answer_mask)
-            written = sampler.sample(window, num_steps, device="cpu")
-        return codec.decode(written[0][answer_mask[0]])
+            ids = sampler.sample(window, num_steps, device="cpu")
+        return codec.decode(ids[0][answer_mask[0]])
 
     @torch.no_grad()
-    def draw(
+    def sample_images(
         self, prompts: Sequence[str], *, seed: int, num_steps: int = ImageSampling().num_steps
     ) -> list[Image.Image]:
-        """Pictures in their setting, all in one batch, of our prompts' ids and our noise."""
+        """Images in their setting, all in one batch, of our prompts' ids and our noise."""
         ours = self.ours
         codec, length, side = ours.text_codec, ours.settings.prompt_length, ours.settings.image_size
         rows = side // ours.image_codec.downsample
@@ -127,7 +127,7 @@ class Published:
         """The largest difference d / (1 + |x|) of both heads' outputs x on the same random input.
 
         Raises:
-            ValueError: if that is more than TOLERANCE, so that the two do not have the same weights or model.
+            ValueError: if that is more than TOLERANCE: then the weights or the models are not the same.
         """
         codec, model = self.ours.text_codec, self.ours.transformer
         g, config = torch.Generator().manual_seed(0), model.config
@@ -135,7 +135,7 @@ class Published:
         latents = torch.randn(2, config.in_channels, side, side, generator=g)
         states = codec.states(torch.randint(0, codec.vocab_size, (2, 12), generator=g))
         worst = 0.0
-        for t, index in ((0.0, 1), (0.7, 0)):  # read, and drawn
+        for t, index in ((0.0, 1), (0.7, 0)):  # i2t and t2i
             times = torch.full((2,), t)
             with _quiet():
                 theirs = self.model(
@@ -158,7 +158,7 @@ def _quiet() -> Iterator[None]:
 
 @contextmanager
 def _importing(checkout: str) -> Iterator[None]:
-    """The checkout can be imported; without torchvision too, which it wants for what is not used here."""
+    """The checkout can be imported; also without torchvision, which it needs only for what is not used here."""
     import diffusers.loaders
     import diffusers.models.transformers  # noqa: F401  # both ask whether torchvision is there: before the stand-in is
 

@@ -20,12 +20,12 @@ from benchmarks.sampling.measure import Clock, Result
 from ddit.eval.report import code_version
 
 COLUMNS = (
-    "arm", "passes", "GFLOP", "ms", "a second", "x published", "peak MB of tensors", "share of rate", "score",
+    "arm", "evaluations", "GFLOP", "ms", "a second", "x published", "peak MB of tensors", "share of rate", "score",
 )  # fmt: skip
 PARTS = (
     "own code",
     "window",
-    "fewer passes",
+    "fewer steps",
     "cached image",
     "batching",
     "precision",
@@ -45,11 +45,11 @@ class Table:
     note: str
 
     def published(self, batch: int) -> Result:
-        """The published arm of that batch, or the one that does samples one by one."""
+        """The published arm of that batch, or the one that takes samples one by one."""
         return self.results.get(f"published, batch {batch}") or self.results["published"]
 
     def ours(self, batch: int, rival: Result) -> Result:
-        """Our quickest setting at that batch whose score is no worse than the rival's; if all are, the quickest."""
+        """Our quickest setting at that batch whose score is no worse than the rival's; else the quickest of all."""
         own = [r for r in self.results.values() if r.arm.part and r.arm.batch == batch]
         return min(own, key=lambda result: (not result.is_no_worse(rival), result.second))
 
@@ -61,7 +61,7 @@ class Table:
         return chain
 
     def breakdown(self, result: Result) -> dict[str, float]:
-        """What each part is worth: the times of successive arms, divided; their product is the whole ratio."""
+        """The speed-up of each part: the ratios of successive arms' times; their product is the whole speed-up."""
         chain = self.steps_to(result)
         return {b.arm.part: a.second / b.second for a, b in pairwise(chain)}
 
@@ -71,20 +71,20 @@ class Table:
         yield ""
 
     def _cells(self, result: Result) -> list[str]:
-        arm, low, high = result.arm, *quarters(result.seconds)
+        arm, low, high = result.arm, *quartiles(result.seconds)
         rate = self.clock.rate(arm.dtype) * 1e9
         score = "" if result.score is None else f"{result.score.value:.3f} ± {result.score.spread:.3f}"
         peak = "" if result.peak is None else f"{result.peak:.1f}"
         mark = "~" if arm.scale != 1 else ""
         return [
-            arm.label, f"{mark}{result.passes:.1f}", f"{mark}{result.flops / 1e9:.2f}",
+            arm.label, f"{mark}{result.evaluations:.1f}", f"{mark}{result.flops / 1e9:.2f}",
             f"{mark}{result.second * 1e3:.1f} ({low * 1e3:.1f}-{high * 1e3:.1f})", f"{1 / result.second:.2f}",
             f"{self.published(arm.batch).second / result.second:.2f}", peak,
             f"{result.flops / result.second / rate:.0%}", score,
         ]  # fmt: skip
 
 
-def quarters(values: list[float]) -> tuple[float, float]:
+def quartiles(values: list[float]) -> tuple[float, float]:
     if len(values) == 1:
         return values[0], values[0]
     low, _, high = statistics.quantiles(values, n=4, method="inclusive")
@@ -112,14 +112,14 @@ TARGETS = (
     Target(("answers", "8 tokens"), 1, 10, "published"),
     Target(("captions", "32 tokens"), 32, 40, "published"),
     Target(("captions", "32 tokens"), 1, 10, "published"),
-    Target(("pictures",), 8, 5, "published"),
+    Target(("images",), 8, 5, "published"),
     Target(("32 tokens",), 1, 1, "autoregressive"),
     Target(("128 tokens",), 1, 2, "autoregressive"),
 )
 
 
 def target_rows(tables: list[Table]) -> Iterator[list[str]]:
-    """Measured against asked; against the quicker of several rivals."""
+    """What was measured beside what is aimed at; against the quicker of several rivals."""
     for target in TARGETS:
         for table in tables:
             batches = {result.arm.batch for result in table.results.values() if result.arm.part}
@@ -174,13 +174,13 @@ def plot(tables: list[Table], path: Path) -> None:
     figure.savefig(path, dpi=90)
 
 
-INTRODUCTION = """Same weights, same pictures, same run; the arms take turns, a round after the other, so that all see \
-the same machine. Each line that begins with + has all that the lines before it have; a line of another batch goes on \
-from the last line of batch 1 in float32. Figures are a sample: milliseconds are medians with the quarters' bounds, \
-passes are counted (rows that T5, or for pictures and decoders the transformer, was called with), and FLOPs of matrix \
-products are torch's own count. A ~ marks a call that was cut to fewer passes and scaled. The published rule writes \
-one text at a time, so its line holds for every batch of texts. Peak memory is what the allocator gives out at most \
-beyond the weights. The share is of the matrix product's rate in the arm's own dtype, measured between the rounds."""
+INTRODUCTION = """Same weights, same images, same run; the arms take turns, round by round, so that all see the same \
+machine. Each line that begins with + has all that the lines before it have; a line of another batch goes on from the \
+last line of batch 1 in float32. Figures are a sample: milliseconds are medians with the quartiles, evaluations are \
+counted (rows that T5, or for images and decoders the transformer, was called with), and FLOPs of matrix products are \
+torch's own count. A ~ marks a call that was cut to fewer steps and scaled. The published rule samples one text at a \
+time, so its line holds for every batch of texts. Peak memory is what the allocator gives out at most \
+beyond the weights. The share is of the rate of matrix products in the arm's own dtype, measured between the rounds."""
 
 
 def write(tables: list[Table], out: Path, seconds: float) -> None:
@@ -205,7 +205,7 @@ def write(tables: list[Table], out: Path, seconds: float) -> None:
                 *target_rows(tables),
             ]
         ),
-        "\nThe parts multiply to what was measured; a part that a line lacks is 1.\n",
+        "\nThe parts multiply to what was measured; an empty part is 1.\n",
         "## All figures\n",
     ]
     for subject in dict.fromkeys(table.subject for table in tables):
@@ -219,5 +219,5 @@ def write(tables: list[Table], out: Path, seconds: float) -> None:
 
 
 def shown(argument: str) -> str:
-    """A path as the reader is to put his own."""
+    """An argument for the page, without the paths of this machine."""
     return "PATH" if Path(argument).is_absolute() else argument

@@ -16,14 +16,14 @@ from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from benchmarks.sampling.published import Vae
-from ddit.diffusion.flow import ImageSampling
 from ddit.images import fit_image, to_tensor
 from ddit.model import DualDiT, DualDiTConfig
 from ddit.model.autoencoder import PatchAutoencoder
 from ddit.model.encoders import ImageCodec, TextCodec, build_tokenizer, tiny_t5
 from ddit.pipeline import Pipeline
-from ddit.settings import ModelSettings
 from ddit.prompts import MINI, answer_prompt, caption_prompt, empty_prompt, t2i_prompt
+from ddit.schema import to_data
+from ddit.settings import ImageSampling, ModelSettings
 
 SIDE, CHANNELS, PROMPT_LENGTH = 16, 16, 64  # patches of 2 x 2: 64 image tokens
 SIZES: dict[str, tuple[int, int, int, int]] = {"20M": (256, 8, 256, 4), "300M": (1024, 8, 512, 8)}
@@ -31,7 +31,7 @@ SIZES: dict[str, tuple[int, int, int, int]] = {"20M": (256, 8, 256, 4), "300M": 
 
 
 def random_pipeline(size: str, vocab: int) -> Pipeline:
-    """A model of random weights with no zero-initialised path, which never ends a text before its window does."""
+    """A model of random weights with no zero-initialised path, which fills the whole window of a text."""
     width, depth, text_width, text_depth = SIZES[size]
     tokenizer = build_tokenizer(["q:", "a:", *(f"w{i}" for i in range(vocab - 9))])
     with torch.random.fork_rng(devices=[]):
@@ -53,13 +53,13 @@ def random_pipeline(size: str, vocab: int) -> Pipeline:
             parameter.add_(0.02 * torch.randn(parameter.shape, generator=g))
         transformer.text_proj_out.bias[codec.eos_token_id] = -1e4
     settings = ModelSettings(
-        prompt_style=MINI.to_dict(), image_size=SIDE * 4, prompt_length=PROMPT_LENGTH, text_length=128
+        prompt_style=to_data(MINI), image_size=SIDE * 4, prompt_length=PROMPT_LENGTH, text_length=128
     )
     return Pipeline(transformer, ImageCodec(autoencoder), codec, settings)
 
 
 def isolated(pipeline: Pipeline) -> Pipeline:
-    """The same tensors in a model whose image side does not see the text: as fast as a tuned one, and untuned."""
+    """The same tensors in a model whose image side does not see the text: as fast as a trained one, but not trained."""
     transformer = DualDiT(replace(pipeline.transformer.config, image_attends_text=False))
     transformer.load_state_dict(pipeline.transformer.state_dict(), assign=True)
     return Pipeline(transformer, pipeline.image_codec, pipeline.text_codec, pipeline.settings)
@@ -70,16 +70,16 @@ def in_bfloat16(pipeline: Pipeline) -> Pipeline:
     return copy.deepcopy(pipeline).to(dtype=torch.bfloat16)
 
 
-def noise_pictures(count: int, side: int) -> list[Image.Image]:
+def noise_images(count: int, side: int) -> list[Image.Image]:
     g = torch.Generator().manual_seed(5)
     pixels = torch.randint(0, 256, (count, side, side, 3), generator=g, dtype=torch.uint8)
     return [Image.fromarray(each.numpy()) for each in pixels]
 
 
 class Autoregressive:
-    """A decoder of the transformer's width and depth with a cache of keys and values, which reads the same latents.
+    """A decoder of the transformer's width and depth with a cache of keys and values, given the same latents.
 
-    Its layers have the weights of one stream: the gated feed-forward of 8/3 of the width has what one of 4 has.
+    Its layers have as many weights as one stream: the gated feed-forward is of 8/3 of the width, the plain one of 4.
     """
 
     def __init__(self, pipeline: Pipeline, dtype: torch.dtype) -> None:
@@ -97,7 +97,7 @@ class Autoregressive:
             self.embed_image = nn.Linear(config.in_channels * patch**2, width).to(dtype)
 
     @torch.inference_mode()
-    def write(self, images: Sequence[Image.Image], questions: Sequence[str] | None, length: int) -> Tensor:
+    def generate(self, images: Sequence[Image.Image], questions: Sequence[str] | None, length: int) -> Tensor:
         """The likeliest `length` tokens after each question (all as long), or the caption's prefix: ids (B, length)."""
         ours, dtype = self.ours, self.embed_image.weight.dtype
         side, patch = ours.settings.image_size, ours.transformer.config.patch_size
@@ -140,7 +140,7 @@ class StableDiffusion3:
         self.pipe.set_progress_bar_config(disable=True)
 
     @torch.inference_mode()
-    def draw(self, prompts: Sequence[str], *, seed: int, num_steps: int) -> list[Image.Image]:
+    def generate(self, prompts: Sequence[str], *, seed: int, num_steps: int) -> list[Image.Image]:
         ours, n = self.ours, len(prompts)
         codec, length = ours.text_codec, ours.settings.prompt_length
         side = ours.settings.image_size

@@ -6,8 +6,6 @@ from the repository's root. Every answer is checked against what a single call o
 clients run on the same machine. Writes serving.md; exits with 1 if an answer was lost, wrong, or neither 200 nor 429.
 """
 
-from __future__ import annotations
-
 import argparse
 import asyncio
 import sys
@@ -20,7 +18,8 @@ from benchmarks.serving.jobs import KINDS, Request, make_requests
 from benchmarks.serving.load import Phase, closed_loop, open_loop
 from benchmarks.serving.report import Ratio, write
 from benchmarks.serving.server import served
-from ddit.commands.shared import load
+from ddit.commands.loading import load
+from ddit.settings import LoadOptions
 
 QUICK = {"seconds": 5.0, "open_seconds": 10.0, "rounds": 1, "requests": 6}
 
@@ -50,7 +49,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 def main() -> None:
     args = parse()
     began = time.monotonic()
-    pipeline = load(args.model, None, None)
+    pipeline = load(args.model, LoadOptions())
     requests = make_requests(pipeline, args.requests)
     del pipeline
     batched = "--max-batch-size", str(args.max_batch_size)

@@ -183,7 +183,7 @@ def limit_threads(folder: Path) -> None:
     """Runs a small model (by the size of its files) on one thread, unless OMP_NUM_THREADS says otherwise.
 
     Its operations are short, and on a busy machine threads that wait for each other cost more than they bring:
-    beside a training run on two cores, six pictures of 64 px took 105 s on two threads and 13 s on one. For
+    beside a training run on two cores, six images of 64 px took 105 s on two threads and 13 s on one. For
     programs, not for libraries: the setting is the process's.
     """
     global _spare_threads

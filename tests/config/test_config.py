@@ -8,7 +8,7 @@ import pytest
 
 from ddit.config.data import DataConfig, TarData
 from ddit.config.runs import DualRun, from_json, to_json
-from ddit.recipes import ASIDE, MINI_STAGES, build, list_stages
+from ddit.recipes import EXTRA_STAGES, MINI_STAGES, build, list_stages
 from ddit.settings import ImageSampling
 
 
@@ -72,7 +72,7 @@ def test_configurations_need_no_torch() -> None:
 
 
 def test_the_chain_links_each_stage_to_its_predecessor() -> None:
-    assert list_stages("mini") == [f"mini-{stage}" for stage in MINI_STAGES if stage not in ASIDE]
+    assert list_stages("mini") == [f"mini-{stage}" for stage in MINI_STAGES if stage not in EXTRA_STAGES]
     for stage, before in (("stage1", "image"), ("stage2", "stage1"), ("stage3", "stage2")):
         config = build(f"mini-{stage}", "runs")
         assert isinstance(config, DualRun)

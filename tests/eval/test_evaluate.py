@@ -76,7 +76,7 @@ def test_every_task_leaves_predictions_and_a_summary(model: Path, tmp_path: Path
         assert all(line["score"] >= 0 for line in lines)
         first = report["figures"][0]
         assert f"| {task} | {first['name']} | " in printed
-    assert "guidance_scale 2.0, shift 3.0" in printed
+    assert "guidance_scale 2.0, sampler euler, shift 3.0" in printed
     assert "seed 3" in printed
     assert sorted(p.name for p in out.iterdir()) == sorted(TASKS)
     folder = out / "geneval" / "00011"
@@ -195,7 +195,10 @@ def test_json_is_one_summary_a_line(model: Path, tmp_path: Path) -> None:
         (("gqa", "--world", "mars"), "unknown preset 'mars'"),
         (("gqa", "--split", "half"), "unknown split 'half'"),
         (("geneval", "--metadata", "none.jsonl"), "no such file: 'none.jsonl'"),
-        (("gqa", "--order", "backwards"), "unknown order 'backwards': use random, first-hitting"),
+        (
+            ("gqa", "--order", "backwards"),
+            "order must be random, confidence, margin, threshold or entropy, got 'backwards'",
+        ),
     ],
 )
 def test_a_mistake_gets_one_line(model: Path, tmp_path: Path, arguments: tuple[str, ...], fault: str) -> None:

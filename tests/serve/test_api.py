@@ -17,15 +17,18 @@ from servers import (
     decoded,
     encoded,
     level_difference,
-    picture,
+    noise_image,
     pipeline,
     with_client,
 )
 from sse_starlette.sse import AppStatus
 
 from ddit.errors import collect_warnings
+from ddit.schema import list_options
 from ddit.serve.api import create_app
 from ddit.serve.options import Limits, ServeConfig
+from ddit.serve.schemas import ChatRequest, GenerationRequest
+from ddit.settings import ImageOptions, TextOptions
 
 GENERATE, EDIT, VARY = "/v1/images/generations", "/v1/images/edits", "/v1/images/variations"
 CHAT = "/v1/chat/completions"
@@ -41,10 +44,10 @@ def post(path: str, config: ServeConfig | None = None, **given: Any) -> httpx.Re
     return with_client(lambda client: client.post(path, **given), config)
 
 
-# --- pictures ---
+# --- images ---
 
 
-def test_pictures_are_those_of_the_seed_and_the_next_ones() -> None:
+def test_images_are_those_of_the_seed_and_the_next_ones() -> None:
     body = {"prompt": "a red car", "n": 3, "seed": 5, "num_steps": 4, "guidance_scale": 3, "sampler": "euler"}
     answer = post(GENERATE, json=body).json()
     own = pipeline().generate(["a red car"] * 3, seed=5, num_steps=4, guidance_scale=3, sampler="euler")
@@ -55,7 +58,31 @@ def test_pictures_are_those_of_the_seed_and_the_next_ones() -> None:
     assert answer["usage"]["output_tokens"] == 3 * 16
 
 
-def test_without_a_seed_a_random_one_is_drawn_and_told() -> None:
+def test_every_option_of_sampling_is_a_field() -> None:
+    assert set(GenerationRequest.OPTIONS) == names_of(ImageOptions) - {
+        "height", "width", "batch_size", "negative_prompt",
+    }  # fmt: skip
+    assert set(ChatRequest.OPTIONS) == names_of(TextOptions) - {"height", "width", "batch_size", "length"}
+    options = {"shift": 2.0, "guidance_interval": [0.2, 0.9], "guidance_rescale": 0.5, "shift_by_size": True}
+    answer = post(GENERATE, json={"prompt": "a dog", "seed": 5, "size": "48x24", **options}).json()
+    own = pipeline().generate("a dog", seed=5, height=24, width=48, **options)[0]
+    assert level_difference(decoded(answer["data"][0]["b64_json"]), own) <= 1
+
+
+def test_a_form_repeats_the_field_of_an_option_with_several_values() -> None:
+    data = {"prompt": "a dog", "seed": "3", "shift": "2", "guidance_interval": ["0.2", "0.9"]}
+    own = pipeline().vary(noise_image(2), "a dog", seed=3, shift=2.0, guidance_interval=(0.2, 0.9))[0]
+    for name in ("guidance_interval", "guidance_interval[]"):
+        data[name] = data.pop("guidance_interval")
+        answer = post(EDIT, data=data, files={"image": encoded(noise_image(2))}).json()
+        assert level_difference(decoded(answer["data"][0]["b64_json"]), own) <= 1
+
+
+def names_of(options: type) -> set[str]:
+    return {option.name for option in list_options(options)}
+
+
+def test_without_a_seed_a_random_one_is_taken_and_answered() -> None:
     async def twice(client: httpx.AsyncClient) -> list[dict]:
         return [(await client.post(GENERATE, json={"prompt": "a dog"})).json() for _ in range(2)]
 
@@ -72,7 +99,7 @@ def test_the_best_of_several_is_the_pipelines() -> None:
         assert level_difference(decoded(one["b64_json"]), two) <= 1
 
 
-def test_size_is_drawn_and_upscale_enlarges_what_is_sent() -> None:
+def test_size_is_generated_and_upscale_enlarges_what_is_sent() -> None:
     body = {
         "prompt": "a dog",
         "size": "48x24",
@@ -85,12 +112,12 @@ def test_size_is_drawn_and_upscale_enlarges_what_is_sent() -> None:
     assert decoded(answer["data"][0]["b64_json"]).size == (96, 48)
 
 
-def test_a_url_leads_to_the_picture_and_can_be_asked_about() -> None:
+def test_a_url_leads_to_the_image_and_can_be_asked_about() -> None:
     async def run(client: httpx.AsyncClient) -> tuple[str, Image.Image, str]:
-        drawn = (
+        generated = (
             await client.post(GENERATE, json={"prompt": "a dog", "seed": 1, "response_format": "url"})
         ).json()
-        url = drawn["data"][0]["url"]
+        url = generated["data"][0]["url"]
         file = await client.get(url)
         assert file.headers["x-content-type-options"] == "nosniff"
         body = ask("is there a dog?", seed=4)
@@ -108,7 +135,7 @@ def decoded_bytes(data: bytes) -> Image.Image:
     return Image.open(io.BytesIO(data)).convert("RGB")
 
 
-def test_a_stream_shows_partial_pictures_then_the_one_of_the_seed() -> None:
+def test_a_stream_shows_partial_images_then_the_one_of_the_seed() -> None:
     body = {"prompt": "a dog", "seed": 9, "num_steps": 6, "stream": True, "partial_images": 2, "n": 2}
     found = events(post(GENERATE, json=body).text)
     for index in range(2):
@@ -124,14 +151,18 @@ def test_a_stream_shows_partial_pictures_then_the_one_of_the_seed() -> None:
         assert level_difference(decoded(own[0]["b64_json"]), expected) > 1
 
 
-def test_a_stream_is_not_cut_when_the_server_is_told_to_end(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_stream_is_not_cut_off_at_sigterm(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(AppStatus, "should_exit", True)  # as sse-starlette sets it at SIGTERM
     found = events(post(GENERATE, json={"prompt": "a dog", "stream": True, "partial_images": 2}).text)
-    assert [event["type"].rpartition(".")[2] for event in found] == ["partial_image", "partial_image", "completed"]
+    assert [event["type"].rpartition(".")[2] for event in found] == [
+        "partial_image",
+        "partial_image",
+        "completed",
+    ]
 
 
-def test_an_edit_redraws_where_the_mask_is_transparent() -> None:
-    image = picture(1)
+def test_an_edit_generates_where_the_mask_is_transparent() -> None:
+    image = noise_image(1)
     mask = image.convert("RGBA")
     mask.putalpha(Image.new("L", image.size, 255))
     mask.paste((0, 0, 0, 0), (0, 0, 16, 32))
@@ -144,8 +175,8 @@ def test_an_edit_redraws_where_the_mask_is_transparent() -> None:
         assert level_difference(decoded(one["b64_json"]), two) <= 1
 
 
-def test_a_mask_without_transparency_is_white_where_it_is_redrawn() -> None:
-    image, white = picture(1), Image.new("L", (32, 32), 0)
+def test_a_mask_without_transparency_is_white_where_it_is_generated() -> None:
+    image, white = noise_image(1), Image.new("L", (32, 32), 0)
     white.paste(255, (16, 0, 32, 32))
     files = {"image[]": encoded(image), "mask": encoded(white)}
     answer = post(EDIT, data={"prompt": "a dog", "seed": "3"}, files=files).json()
@@ -153,19 +184,19 @@ def test_a_mask_without_transparency_is_white_where_it_is_redrawn() -> None:
     assert level_difference(decoded(answer["data"][0]["b64_json"]), own) <= 1
 
 
-def test_an_edit_without_a_mask_varies_the_picture_and_streams_too() -> None:
+def test_an_edit_without_a_mask_varies_the_image_and_streams_too() -> None:
     data = {"prompt": "a dog", "seed": "3", "strength": "0.3", "stream": "true", "partial_images": "1"}
-    found = events(post(EDIT, data=data, files={"image": encoded(picture(2))}).text)
+    found = events(post(EDIT, data=data, files={"image": encoded(noise_image(2))}).text)
     assert [event["type"] for event in found] == ["image_edit.partial_image", "image_edit.completed"]
-    own = pipeline().vary(picture(2), "a dog", strength=0.3, seed=3)[0]
+    own = pipeline().vary(noise_image(2), "a dog", strength=0.3, seed=3)[0]
     assert level_difference(decoded(found[-1]["b64_json"]), own) <= 1
 
 
 def test_a_variation_goes_by_the_models_caption() -> None:
-    answer = post(VARY, data={"seed": "3"}, files={"image": encoded(picture(2))}).json()
-    caption = pipeline().caption(picture(2), seed=3)[0]
+    answer = post(VARY, data={"seed": "3"}, files={"image": encoded(noise_image(2))}).json()
+    caption = pipeline().caption(noise_image(2), seed=3)[0]
     with collect_warnings():  # the caption is too long for a prompt, and is cut
-        own = pipeline().vary(picture(2), caption, seed=3)[0]
+        own = pipeline().vary(noise_image(2), caption, seed=3)[0]
     assert level_difference(decoded(answer["data"][0]["b64_json"]), own) <= 1
 
 
@@ -178,7 +209,7 @@ def test_a_variation_goes_by_the_models_caption() -> None:
 )
 def test_a_text_is_that_of_its_seed_streamed_or_not(text: str | None, verb: str) -> None:
     async def run(client: httpx.AsyncClient) -> tuple[dict, str]:
-        body = ask(text, picture(3), seed=11, temperature=0.9)
+        body = ask(text, noise_image(3), seed=11, temperature=0.9)
         whole = (await client.post(CHAT, json=body)).json()
         stream = await client.post(
             CHAT, json={**body, "stream": True, "stream_options": {"include_usage": True}}
@@ -186,7 +217,7 @@ def test_a_text_is_that_of_its_seed_streamed_or_not(text: str | None, verb: str)
         return whole, stream.text
 
     whole, stream = with_client(run)
-    given = (picture(3),) if text is None else (picture(3), text)
+    given = (noise_image(3),) if text is None else (noise_image(3), text)
     own = getattr(pipeline(), verb)(*given, seed=11, temperature=0.9)[0]
     assert whole["choices"][0]["message"]["content"] == own
     assert whole["ddit"]["task"] == verb
@@ -199,58 +230,60 @@ def test_a_text_is_that_of_its_seed_streamed_or_not(text: str | None, verb: str)
     assert set(reasons[:-1]) == {None}
 
 
-def test_a_stream_shows_each_pass_and_its_words_stay_once_settled() -> None:
-    chunks = events(post(CHAT, json=ask(None, picture(3), seed=2, stream=True)).text)
-    passes = [chunk["ddit"] for chunk in chunks[:-1] if "pass" in chunk["ddit"]]
-    assert [(one["pass"], one["of"]) for one in passes] == [(1, 4), (2, 4), (3, 4), (4, 4)]
-    for before, after in pairwise(passes):
+def test_a_stream_shows_each_step_and_its_words_stay_once_settled() -> None:
+    chunks = events(post(CHAT, json=ask(None, noise_image(3), seed=2, stream=True)).text)
+    steps = [chunk["ddit"] for chunk in chunks[:-1] if "pass" in chunk["ddit"]]
+    assert [(one["pass"], one["of"]) for one in steps] == [(1, 4), (2, 4), (3, 4), (4, 4)]
+    for before, after in pairwise(steps):
         for old, new in zip(before["tokens"], after["tokens"], strict=False):
             assert not old["settled"] or new == old
-    settled = [sum(token["settled"] for token in one["tokens"]) for one in passes]
+    settled = [sum(token["settled"] for token in one["tokens"]) for one in steps]
     assert settled == sorted(settled)
-    assert all(token["settled"] for token in passes[-1]["tokens"])
+    assert all(token["settled"] for token in steps[-1]["tokens"])
 
 
 def test_several_answers_have_the_seeds_from_the_first_on() -> None:
-    body = ask("what color is the dog?", picture(3), seed=20, n=3, order="random", temperature=1.5)
+    body = ask("what color is the dog?", noise_image(3), seed=20, n=3, order="random", temperature=1.5)
     answer = post(CHAT, json=body).json()
     own = pipeline().answer(
-        picture(3), ["what color is the dog?"] * 3, seed=20, order="random", temperature=1.5
+        noise_image(3), ["what color is the dog?"] * 3, seed=20, order="random", temperature=1.5
     )
     assert [choice["message"]["content"] for choice in answer["choices"]] == own
 
 
-def test_the_last_users_text_and_the_newest_picture_are_what_is_shown() -> None:
-    body = ask("is there a cat?", picture(1), seed=1)
+def test_the_last_users_text_and_the_newest_image_are_what_is_shown() -> None:
+    body = ask("is there a cat?", noise_image(1), seed=1)
     body["messages"] = [
         {"role": "system", "content": "be brief"},
-        *ask("no", picture(2))["messages"],
+        *ask("no", noise_image(2))["messages"],
         *body["messages"],
         {"role": "assistant", "content": "no"},
         {"role": "user", "content": "what color is the dog?"},
     ]
     answer = post(CHAT, json=body).json()["choices"][0]["message"]["content"]
-    assert answer == pipeline().answer(picture(1), "what color is the dog?", seed=1)[0]
+    assert answer == pipeline().answer(noise_image(1), "what color is the dog?", seed=1)[0]
 
 
-def test_a_question_without_a_picture_is_asked_without_one() -> None:
+def test_a_question_without_an_image_is_asked_without_one() -> None:
     answer = post(CHAT, json={"messages": [{"role": "user", "content": "is there a dog?"}], "seed": 3}).json()
     assert answer["choices"][0]["message"]["content"] == pipeline().answer(None, "is there a dog?", seed=3)[0]
 
 
-def test_max_tokens_bounds_what_is_written_and_the_models_own_length_is_the_most() -> None:
+def test_max_tokens_bounds_what_is_filled_and_the_models_own_length_is_the_most() -> None:
     async def run(client: httpx.AsyncClient) -> list[dict]:
-        bodies = [ask(None, picture(1), seed=1, max_tokens=count) for count in (2, 4096)]
+        bodies = [ask(None, noise_image(1), seed=1, max_tokens=count) for count in (2, 4096)]
         return [(await client.post(CHAT, json=body)).json() for body in bodies]
 
     short, own = with_client(run)
     assert short["usage"]["completion_tokens"] <= 2
-    assert short["choices"][0]["message"]["content"] == pipeline().caption(picture(1), seed=1, length=2)[0]
-    assert own["choices"][0]["message"]["content"] == pipeline().caption(picture(1), seed=1)[0]
+    assert (
+        short["choices"][0]["message"]["content"] == pipeline().caption(noise_image(1), seed=1, length=2)[0]
+    )
+    assert own["choices"][0]["message"]["content"] == pipeline().caption(noise_image(1), seed=1)[0]
 
 
-def test_words_that_the_model_does_not_know_are_told() -> None:
-    answer = post(CHAT, json=ask("what color is the zebra?", picture())).json()
+def test_words_that_the_model_does_not_know_are_answered() -> None:
+    answer = post(CHAT, json=ask("what color is the zebra?", noise_image())).json()
     assert answer["ddit"]["notices"] == ["the model does not know the word 'zebra'"]
 
 
@@ -262,7 +295,7 @@ def test_what_openais_clients_send_and_does_not_matter_is_ignored() -> None:
         "tools": None,
         "response_format": {"type": "text"},
     }
-    assert post(CHAT, json=ask("is there a dog?", picture(), **fields)).status_code == 200
+    assert post(CHAT, json=ask("is there a dog?", noise_image(), **fields)).status_code == 200
     assert post(GENERATE, json={"prompt": "a dog", "user": "me", "quality": "high"}).status_code == 200
 
 
@@ -272,7 +305,9 @@ def test_what_openais_clients_send_and_does_not_matter_is_ignored() -> None:
 def test_an_upload_can_be_asked_about_and_removed() -> None:
     async def run(client: httpx.AsyncClient) -> tuple[str, list[int]]:
         file = (
-            await client.post("/v1/files", data={"purpose": "vision"}, files={"file": encoded(picture(5))})
+            await client.post(
+                "/v1/files", data={"purpose": "vision"}, files={"file": encoded(noise_image(5))}
+            )
         ).json()
         body = ask("is there a dog?", seed=4)
         body["messages"][0]["content"].append({"type": "file", "file": {"file_id": file["id"]}})
@@ -286,14 +321,14 @@ def test_an_upload_can_be_asked_about_and_removed() -> None:
         ]
 
     answer, statuses = with_client(run)
-    assert answer == pipeline().answer(picture(5), "is there a dog?", seed=4)[0]
+    assert answer == pipeline().answer(noise_image(5), "is there a dog?", seed=4)[0]
     assert statuses == [200, 200, 404, 400]
 
 
 # --- what goes on beside ---
 
 
-def test_models_health_and_figures_are_told() -> None:
+def test_models_health_and_figures_are_shown() -> None:
     async def run(client: httpx.AsyncClient) -> list[httpx.Response]:
         await client.post(GENERATE, json={"prompt": "a dog", "n": 4})
         await client.post(GENERATE, json={"prompt": 3})
@@ -326,12 +361,12 @@ def test_two_clients_at_once_get_their_own_answers_from_one_batch() -> None:
 
     async def run() -> tuple[list[httpx.Response], str]:
         async with client_of(app) as client:
-            bodies = [ask("what color is the dog?", picture(row), seed=row) for row in range(5)]
+            bodies = [ask("what color is the dog?", noise_image(row), seed=row) for row in range(5)]
             answers = await asyncio.gather(*[client.post(CHAT, json=body) for body in bodies])
             return list(answers), (await client.get("/metrics")).text
 
     answers, figures = asyncio.run(run())
-    own = [pipeline().answer(picture(row), "what color is the dog?", seed=row)[0] for row in range(5)]
+    own = [pipeline().answer(noise_image(row), "what color is the dog?", seed=row)[0] for row in range(5)]
     assert [answer.json()["choices"][0]["message"]["content"] for answer in answers] == own
     assert 'ddit_batch_size_count{verb="answer"} 1.0' in figures
 
@@ -375,8 +410,10 @@ def test_a_server_with_a_token_wants_it_and_only_health_documents_and_files_do_n
             await client.get("/healthz"),
             await client.get("/openapi.json"),
         ]
-        drawn = await client.post(GENERATE, json={"prompt": "a dog", "response_format": "url"}, headers=right)
-        url = drawn.json()["data"][0]["url"]
+        generated = await client.post(
+            GENERATE, json={"prompt": "a dog", "response_format": "url"}, headers=right
+        )
+        url = generated.json()["data"][0]["url"]
         answers += [await client.get(url), await client.delete(url.removesuffix("/content"))]
         assert answers[0].json()["error"]["code"] == "invalid_api_key"
         return [answer.status_code for answer in answers]
@@ -445,10 +482,10 @@ def test_a_fault_of_ours_is_answered_500_without_its_details(
 
 def test_data_urls_may_name_any_type_since_the_bytes_tell() -> None:
     body = ask("is there a dog?", seed=4)
-    url = data_url(picture(1)).replace("image/png", "image/jpeg;charset=utf-8")
+    url = data_url(noise_image(1)).replace("image/png", "image/jpeg;charset=utf-8")
     body["messages"][0]["content"].append({"type": "image_url", "image_url": {"url": url, "detail": "low"}})
     assert post(CHAT, json=body).status_code == 200
 
 
-def test_a_picture_of_one_pixel_is_a_picture() -> None:
-    assert post(CHAT, json=ask("is there a dog?", picture(side=1))).status_code == 200
+def test_an_image_of_one_pixel_is_an_image() -> None:
+    assert post(CHAT, json=ask("is there a dog?", noise_image(side=1))).status_code == 200

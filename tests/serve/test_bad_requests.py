@@ -11,7 +11,7 @@ from typing import Any
 import httpx
 import pytest
 from PIL import Image
-from servers import ask, data_url, encoded, picture, pipeline, running
+from servers import ask, data_url, encoded, noise_image, pipeline, running
 
 from ddit.serve.api import create_app
 from ddit.serve.options import ServeConfig
@@ -19,7 +19,7 @@ from ddit.serve.options import ServeConfig
 GENERATE, EDIT, VARY = "/v1/images/generations", "/v1/images/edits", "/v1/images/variations"
 CHAT, FILES = "/v1/chat/completions", "/v1/files"
 JSON = {"content-type": "application/json"}
-PNG = encoded(picture())
+PNG = encoded(noise_image())
 MEGABYTE = "a dog " * 170_000
 
 
@@ -43,7 +43,7 @@ def gif_bomb() -> bytes:
 
 def text_bomb() -> bytes:
     """A PNG with compressed text of 200 MB."""
-    whole = encoded(picture())
+    whole = encoded(noise_image())
     body = b"Comment\0\0" + zlib.compress(b"x" * 200_000_000, 9)
     chunk = struct.pack(">I", len(body)) + b"zTXt" + body + struct.pack(">I", zlib.crc32(b"zTXt" + body))
     return whole[:33] + chunk + whole[33:]
@@ -62,7 +62,7 @@ def url_of(data: bytes, kind: str = "image/png") -> str:
     return f"data:{kind};base64,{base64.b64encode(data).decode()}"
 
 
-def drawing(**fields: Any) -> tuple[str, dict[str, Any]]:
+def generation(**fields: Any) -> tuple[str, dict[str, Any]]:
     return GENERATE, {"json": {"prompt": "a dog", **fields}}
 
 
@@ -71,7 +71,7 @@ def raw(path: str, content: str | bytes) -> tuple[str, dict[str, Any]]:
 
 
 def talk(**fields: Any) -> tuple[str, dict[str, Any]]:
-    return CHAT, {"json": ask("what color is the dog?", picture(), **fields)}
+    return CHAT, {"json": ask("what color is the dog?", noise_image(), **fields)}
 
 
 def messages(*given: Any) -> tuple[str, dict[str, Any]]:
@@ -112,66 +112,75 @@ BAD: dict[str, tuple[str, dict[str, Any]]] = {
             "headers": {"content-type": "multipart/form-data; boundary=x"},
         },
     ),
-    # drawing
+    # generations
     "no prompt": (GENERATE, {"json": {}}),
-    "an empty prompt": drawing(prompt=""),
-    "a blank prompt": drawing(prompt=" \n\t "),
-    "a prompt that is null": drawing(prompt=None),
-    "a prompt that is a number": drawing(prompt=3),
-    "a prompt that is a list": drawing(prompt=["a dog"]),
-    "a megabyte of prompt": drawing(prompt=MEGABYTE),
+    "an empty prompt": generation(prompt=""),
+    "a blank prompt": generation(prompt=" \n\t "),
+    "a prompt that is null": generation(prompt=None),
+    "a prompt that is a number": generation(prompt=3),
+    "a prompt that is a list": generation(prompt=["a dog"]),
+    "a megabyte of prompt": generation(prompt=MEGABYTE),
     "a lone surrogate": raw(GENERATE, '{"prompt": "a \\ud800 dog"}'),
-    "the end-of-text token": drawing(prompt="a </s> dog"),
-    "the mask token": drawing(prompt="a <extra_id_0> dog"),
-    "n = -1": drawing(n=-1),
-    "n = 0": drawing(n=0),
-    "n = 1000000": drawing(n=1_000_000),
-    "n = 1.5": drawing(n=1.5),
-    "n as a string": drawing(n="2"),
-    "n = true": drawing(n=True),
+    "the end-of-text token": generation(prompt="a </s> dog"),
+    "the mask token": generation(prompt="a <extra_id_0> dog"),
+    "n = -1": generation(n=-1),
+    "n = 0": generation(n=0),
+    "n = 1000000": generation(n=1_000_000),
+    "n = 1.5": generation(n=1.5),
+    "n as a string": generation(n="2"),
+    "n = true": generation(n=True),
     "NaN guidance": raw(GENERATE, '{"prompt": "a dog", "guidance_scale": NaN}'),
     "infinite guidance": raw(GENERATE, '{"prompt": "a dog", "guidance_scale": Infinity}'),
     "guidance of 1e999": raw(GENERATE, '{"prompt": "a dog", "guidance_scale": 1e999}'),
-    "negative guidance": drawing(guidance_scale=-1),
-    "guidance as a string": drawing(guidance_scale="2"),
-    "no steps": drawing(num_steps=0),
-    "a billion steps": drawing(num_steps=1_000_000_000),
-    "half a step": drawing(num_steps=0.5),
-    "a negative seed": drawing(seed=-1),
-    "a seed of 2^70": drawing(seed=2**70),
-    "a seed as a string": drawing(seed="0"),
-    "a seed with a fraction": drawing(seed=1.5),
-    "an unknown sampler": drawing(sampler="magic"),
-    "a size of words": drawing(size="large"),
-    "a size of zero": drawing(size="0x0"),
-    "a negative size": drawing(size="-32x32"),
-    "a size off the grid": drawing(size="33x32"),
-    "a size beyond the model": drawing(size="512x512"),
-    "a size of 99999x99999": drawing(size="99999x99999"),
-    "a size as a number": drawing(size=32),
-    "upscaling by 0": drawing(upscale=0),
-    "upscaling beyond the limit": drawing(upscale=64, size="48x48"),
-    "best of none": drawing(best_of=0),
-    "best of a thousand": drawing(best_of=1000),
-    "an unknown format": drawing(output_format="svg"),
-    "a quality of 1000": drawing(output_compression=1000),
-    "an answer as a file": drawing(response_format="file"),
-    "four partial pictures": drawing(stream=True, partial_images=4),
-    "partial pictures without a stream": drawing(partial_images=2),
-    "partial pictures of the best of two": drawing(stream=True, partial_images=1, best_of=2),
-    "a stream of URLs": drawing(stream=True, response_format="url"),
-    "stream as a string": drawing(stream="yes"),
-    "a misspelt field": drawing(num_step=3),
-    "an empty negative prompt": drawing(negative_prompt=""),
-    "a megabyte of negative prompt": drawing(negative_prompt=MEGABYTE),
-    "a transparent background": drawing(background="transparent"),
-    "another model": drawing(model="dall-e-3"),
-    "a model that is a path": drawing(model="../../etc/passwd"),
+    "negative guidance": generation(guidance_scale=-1),
+    "guidance as a string": generation(guidance_scale="2"),
+    "no steps": generation(num_steps=0),
+    "a billion steps": generation(num_steps=1_000_000_000),
+    "half a step": generation(num_steps=0.5),
+    "a negative seed": generation(seed=-1),
+    "a seed of 2^70": generation(seed=2**70),
+    "a seed as a string": generation(seed="0"),
+    "a seed with a fraction": generation(seed=1.5),
+    "an unknown sampler": generation(sampler="magic"),
+    "a shift of 0": generation(shift=0),
+    "an infinite shift": raw(GENERATE, '{"prompt": "a dog", "shift": Infinity}'),
+    "a switch as a number": generation(shift_by_size=1),
+    "a rescale above 1": generation(guidance_rescale=1.5),
+    "an interval of one time": generation(guidance_interval=[0.5]),
+    "an interval of texts": generation(guidance_interval=["0.1", "0.9"]),
+    "an interval that falls": generation(guidance_interval=[0.9, 0.1]),
+    "a batch size": generation(batch_size=64),
+    "a height": generation(height=64),
+    "a size of words": generation(size="large"),
+    "a size of zero": generation(size="0x0"),
+    "a negative size": generation(size="-32x32"),
+    "a size off the grid": generation(size="33x32"),
+    "a size beyond the model": generation(size="512x512"),
+    "a size of 99999x99999": generation(size="99999x99999"),
+    "a size as a number": generation(size=32),
+    "upscaling by 0": generation(upscale=0),
+    "upscaling beyond the limit": generation(upscale=64, size="48x48"),
+    "best of none": generation(best_of=0),
+    "best of a thousand": generation(best_of=1000),
+    "an unknown format": generation(output_format="svg"),
+    "a quality of 1000": generation(output_compression=1000),
+    "an answer as a file": generation(response_format="file"),
+    "four partial images": generation(stream=True, partial_images=4),
+    "partial images without a stream": generation(partial_images=2),
+    "partial images of the best of two": generation(stream=True, partial_images=1, best_of=2),
+    "a stream of URLs": generation(stream=True, response_format="url"),
+    "stream as a string": generation(stream="yes"),
+    "a misspelt field": generation(num_step=3),
+    "an empty negative prompt": generation(negative_prompt=""),
+    "a megabyte of negative prompt": generation(negative_prompt=MEGABYTE),
+    "a transparent background": generation(background="transparent"),
+    "another model": generation(model="dall-e-3"),
+    "a model that is a path": generation(model="../../etc/passwd"),
     # edits and variations
-    "an edit without a picture": edit(files={"mask": PNG}),
+    "an edit without an image": edit(files={"mask": PNG}),
     "an edit without a prompt": (EDIT, {"files": {"image": PNG}}),
-    "an empty picture": edit(files={"image": b""}),
-    "half a picture": edit(files={"image": PNG[: len(PNG) // 2]}),
+    "an empty image": edit(files={"image": b""}),
+    "half an image": edit(files={"image": PNG[: len(PNG) // 2]}),
     "an SVG": edit(files={"image": ("a.svg", SVG, "image/svg+xml")}),
     "a script": edit(files={"image": ("a.png", b"#!/bin/sh\nrm -rf /\n", "image/png")}),
     "a path in a filename": edit(files={"image": ("../../etc/passwd", PNG)}),
@@ -182,23 +191,25 @@ BAD: dict[str, tuple[str, dict[str, Any]]] = {
     "a GIF bomb": edit(files={"image": gif_bomb()}),
     "a bomb of text in a PNG": edit(files={"image": text_bomb()}),
     "a mask of another size": edit(files={"image": PNG, "mask": mask(16, 255)}),
-    "a mask with nothing to redraw": edit(files={"image": PNG, "mask": mask(32, 0)}),
-    "a mask that is no picture": edit(files={"image": PNG, "mask": b"x"}),
+    "a mask with nothing to generate": edit(files={"image": PNG, "mask": mask(32, 0)}),
+    "a mask that is no image": edit(files={"image": PNG, "mask": b"x"}),
     "a mask with a strength": edit(files={"image": PNG, "mask": mask(32, 255)}, strength="0.5"),
-    "two pictures": (EDIT, {"data": {"prompt": "a dog"}, "files": [("image[]", PNG), ("image[]", PNG)]}),
+    "two images": (EDIT, {"data": {"prompt": "a dog"}, "files": [("image[]", PNG), ("image[]", PNG)]}),
     "five files": (EDIT, {"data": {"prompt": "a dog"}, "files": [("image", PNG)] * 5}),
-    "a picture as a string": edit(files={"mask": PNG}, image=data_url(picture())),
+    "an image as a string": edit(files={"mask": PNG}, image=data_url(noise_image())),
     "an unknown file": edit(files={"image": PNG, "extra": PNG}),
     "strength NaN": edit(strength="nan"),
     "strength 0": edit(strength="0"),
     "strength 2": edit(strength="2"),
     "strength of words": edit(strength="strong"),
+    "an interval of one time in a form": edit(guidance_interval="0.5"),
+    "an edit with two prompts": (EDIT, {"data": {"prompt": ["a dog", "a cat"]}, "files": {"image": PNG}}),
     "an edit of n = -1": edit(n="-1"),
     "an edit of n = one": edit(n="one"),
     "an edit with an unknown field": edit(magic="1"),
     "an edit of a megabyte": edit(prompt=MEGABYTE),
     "a hundred fields": edit(**{f"field{i}": "1" for i in range(100)}),
-    "a variation without a picture": (VARY, {"data": {"prompt": "a dog"}, "files": {"mask": PNG}}),
+    "a variation without an image": (VARY, {"data": {"prompt": "a dog"}, "files": {"mask": PNG}}),
     "a variation with a mask": edit(VARY, files={"image": PNG, "mask": mask(32, 255)}),
     # chat
     "no messages": (CHAT, {"json": {"model": "mini"}}),
@@ -208,18 +219,18 @@ BAD: dict[str, tuple[str, dict[str, Any]]] = {
     "a message without a role": messages({"content": "what is it?"}),
     "an unknown role": messages({"role": "robot", "content": "what is it?"}),
     "no message of a user": messages({"role": "system", "content": "be brief"}),
-    "neither text nor picture": messages({"role": "user", "content": ""}),
+    "neither text nor image": messages({"role": "user", "content": ""}),
     "content that is a number": messages({"role": "user", "content": 3}),
     "three hundred messages": messages(*[{"role": "user", "content": "what is it?"}] * 300),
     "a part without a type": part(text="what is it?"),
     "an unknown part": part(type="video_url", video_url={"url": "data:,"}),
     "a text part without text": part(type="text"),
-    "a picture part without one": part(type="image_url"),
-    "a picture that is null": part(type="image_url", image_url=None),
+    "an image part without one": part(type="image_url"),
+    "an image that is null": part(type="image_url", image_url=None),
     "a URL that is a number": part(type="image_url", image_url={"url": 3}),
     "a megabyte of question": messages({"role": "user", "content": MEGABYTE}),
-    "truncated base64": (CHAT, {"json": chat_with(data_url(picture())[:-3])}),
-    "a truncated picture": (CHAT, {"json": chat_with(url_of(PNG[:100]))}),
+    "truncated base64": (CHAT, {"json": chat_with(data_url(noise_image())[:-3])}),
+    "a truncated image": (CHAT, {"json": chat_with(url_of(PNG[:100]))}),
     "base64 with other letters": (CHAT, {"json": chat_with("data:image/png;base64,@@@@")}),
     "a data URL that is not base64": (CHAT, {"json": chat_with("data:image/png,abc")}),
     "a data URL of nothing": (CHAT, {"json": chat_with("data:image/png;base64,")}),
@@ -242,6 +253,8 @@ BAD: dict[str, tuple[str, dict[str, Any]]] = {
     "top_p 2": talk(top_p=2),
     "no tokens": talk(max_tokens=0),
     "an unknown order": talk(order="alphabetical"),
+    "the order of 0.1 that is random now": talk(order="first-hitting"),
+    "a guidance of 1000": talk(text_guidance_scale=1000),
     "an unknown task": talk(task="translate"),
     "filling in without blanks": talk(task="infill"),
     "eleven answers": talk(n=11),
@@ -286,7 +299,7 @@ def test_there_are_a_hundred_and_more() -> None:
     assert len(BAD) > 100
 
 
-def test_after_all_of_them_the_server_draws(client: httpx.Client) -> None:
+def test_after_all_of_them_the_server_generates(client: httpx.Client) -> None:
     for path, request in BAD.values():
         client.post(path, **request)
     assert client.post(GENERATE, json={"prompt": "a dog"}).status_code == 200
@@ -313,7 +326,7 @@ def test_wrong_paths_and_methods_are_answered_in_the_same_shape(
     assert set(answer.json()["error"]) == {"message", "type", "param", "code"}
 
 
-def test_a_large_picture_within_the_limits_is_read(client: httpx.Client) -> None:
+def test_a_large_image_within_the_limits_is_read(client: httpx.Client) -> None:
     buffer = io.BytesIO()
     Image.new("RGB", (3900, 4000), "red").save(buffer, "JPEG")
     body = chat_with(url_of(buffer.getvalue()), "what color is it?")

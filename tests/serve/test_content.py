@@ -1,4 +1,4 @@
-"""Pictures come from data URLs, uploads, and public addresses where that is switched on; never from private ones."""
+"""Images come from data URLs, uploads, and public addresses where that is switched on; never from private ones."""
 
 import ipaddress
 import socket
@@ -8,7 +8,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
-from servers import ask, encoded, picture, pipeline, with_client
+from servers import ask, encoded, noise_image, pipeline, with_client
 
 from ddit.serve import fetching
 from ddit.serve.errors import ApiError
@@ -35,16 +35,16 @@ def test_public_addresses_are(address: str) -> None:
     assert is_public(ipaddress.ip_address(address))
 
 
-class Pictures(BaseHTTPRequestHandler):
-    """Serves a picture, redirects, too much, or nothing."""
+class ImageHandler(BaseHTTPRequestHandler):
+    """Serves an image, redirects, too much, or nothing."""
 
     def do_GET(self) -> None:
         if self.path.startswith("/to?"):
             self.send_response(302)
             self.send_header("Location", self.path.removeprefix("/to?"))
             self.end_headers()
-        elif self.path == "/picture":
-            data = encoded(picture(1))
+        elif self.path == "/image":
+            data = encoded(noise_image(1))
             self.send_response(200)
             self.send_header("Content-Length", str(len(data)))
             self.end_headers()
@@ -74,7 +74,7 @@ class Pictures(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def elsewhere() -> Iterator[str]:
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Pictures)
+    server = ThreadingHTTPServer(("127.0.0.1", 0), ImageHandler)
     server.closing = threading.Event()  # type: ignore[attr-defined]
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
@@ -89,12 +89,12 @@ def anywhere(_: fetching.Address) -> bool:
     return True
 
 
-def test_a_picture_is_fetched_through_redirects(elsewhere: str) -> None:
-    url = f"{elsewhere}/to?{elsewhere}/to?/picture"
-    assert fetch(url, max_bytes=100_000, may_connect=anywhere) == encoded(picture(1))
+def test_an_image_is_fetched_through_redirects(elsewhere: str) -> None:
+    url = f"{elsewhere}/to?{elsewhere}/to?/image"
+    assert fetch(url, max_bytes=100_000, may_connect=anywhere) == encoded(noise_image(1))
 
 
-def test_every_redirect_is_checked_anew(elsewhere: str) -> None:
+def test_every_redirect_is_checked_again(elsewhere: str) -> None:
     seen: list[str] = []
 
     def only_first(address: fetching.Address) -> bool:
@@ -141,12 +141,12 @@ def test_the_connection_goes_to_the_address_that_was_checked(monkeypatch: pytest
         ("/nothing", "answers with status 404"),
         ("/endless", "larger than 1,000 bytes"),
         ("/slow", "cannot be fetched"),
-        ("/to?/to?/to?/to?/to?/picture", "redirects too often"),
+        ("/to?/to?/to?/to?/to?/image", "redirects too often"),
         ("/to?file:///etc/passwd", "must begin with http"),
         ("/to?http://me:secret@127.0.0.1/", "may not hold a login"),
     ],
 )
-def test_what_cannot_be_had_is_told(elsewhere: str, path: str, message: str) -> None:
+def test_what_cannot_be_fetched_is_reported(elsewhere: str, path: str, message: str) -> None:
     with pytest.raises(ApiError, match=message):
         fetch(elsewhere + path, max_bytes=1000, timeout=0.5, may_connect=anywhere)
 
@@ -165,16 +165,16 @@ def test_with_fetching_on_the_servers_own_network_is_still_out_of_reach(url: str
     assert answer.json()["error"]["code"] == "invalid_image_url"
 
 
-def test_with_fetching_on_a_public_picture_is_read(elsewhere: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_with_fetching_on_a_public_image_is_read(elsewhere: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         fetching.fetch, "__kwdefaults__", {**fetching.fetch.__kwdefaults__, "may_connect": anywhere}
     )
     body = ask("is there a dog?", seed=5)
-    body["messages"][0]["content"].append({"type": "image_url", "image_url": {"url": elsewhere + "/picture"}})
+    body["messages"][0]["content"].append({"type": "image_url", "image_url": {"url": elsewhere + "/image"}})
     answer = with_client(
         lambda client: client.post("/v1/chat/completions", json=body), ServeConfig(fetch_urls=True)
     )
-    own = pipeline().answer(picture(1), "is there a dog?", seed=5)[0]
+    own = pipeline().answer(noise_image(1), "is there a dog?", seed=5)[0]
     assert answer.json()["choices"][0]["message"]["content"] == own
 
 
@@ -193,10 +193,10 @@ def test_the_oldest_files_make_room_for_new_ones(tmp_path: Path) -> None:
 
 def test_servers_that_share_a_folder_share_the_files(tmp_path: Path) -> None:
     one, other = (FileStore(tmp_path, max_files=10, max_bytes=1000) for _ in range(2))
-    stored = one.put(b"picture", "jpeg")
+    stored = one.put(b"image", "jpeg")
     found = other.find(stored.id)
     assert found is not None
-    assert (found.media_type, other.read(stored.id)) == ("image/jpeg", b"picture")
+    assert (found.media_type, other.read(stored.id)) == ("image/jpeg", b"image")
     assert other.remove(stored.id)
     assert one.read(stored.id) is None
 

@@ -24,11 +24,11 @@ def pipeline() -> Pipeline:
     return tiny_pipeline()
 
 
-def picture(seed: int) -> Image.Image:
+def noise_image(seed: int) -> Image.Image:
     return Image.fromarray(np.random.default_rng(seed).integers(0, 255, (32, 32, 3), dtype=np.uint8))
 
 
-def draw(prompt: str = "a dog", seed: int = 0, num_previews: int = 0, **options) -> Job:
+def generate(prompt: str = "a dog", seed: int = 0, num_previews: int = 0, **options) -> Job:
     return Job("generate", {"prompt": prompt}, seed, make_options(**options), num_previews)
 
 
@@ -69,7 +69,7 @@ def test_jobs_at_once_go_in_one_call_and_each_gets_what_a_call_of_its_own_gives(
 
     async def run() -> list[Result]:
         async with started(Limits(max_wait=500), reports.append) as engine:
-            jobs = [draw(prompt, 10 * row) for row, prompt in enumerate(PROMPTS)]
+            jobs = [generate(prompt, 10 * row) for row, prompt in enumerate(PROMPTS)]
             return await asyncio.gather(*[engine.run(job) for job in jobs])
 
     results = asyncio.run(run())
@@ -85,16 +85,16 @@ def test_jobs_of_different_kinds_do_not_go_together_and_the_oldest_goes_first() 
 
     async def run() -> list[Result]:
         async with started(Limits(max_batch_size=2), reports.append) as engine, held(engine) as gate:
-            first = asyncio.create_task(engine.run(draw()))
+            first = asyncio.create_task(engine.run(generate()))
             await asyncio.sleep(0.05)
             jobs = [
-                ask(image=picture(1)),
-                draw(num_steps=2),
-                ask(image=picture(2)),
-                draw(num_steps=2),
-                draw(),
+                ask(image=noise_image(1)),
+                generate(num_steps=2),
+                ask(image=noise_image(2)),
+                generate(num_steps=2),
+                generate(),
             ]
-            tasks = [asyncio.create_task(engine.run(job)) for job in [*jobs, ask(), draw(num_steps=2)]]
+            tasks = [asyncio.create_task(engine.run(job)) for job in [*jobs, ask(), generate(num_steps=2)]]
             await asyncio.sleep(0)
             gate.set()
             return await asyncio.gather(first, *tasks)
@@ -105,14 +105,14 @@ def test_jobs_of_different_kinds_do_not_go_together_and_the_oldest_goes_first() 
         ("answer", 2),
         ("generate", 2),
         ("generate", 1),
-        ("answer", 1),  # without a picture
+        ("answer", 1),  # without an image
         ("generate", 1),
     ]
-    assert results[1].value == pipeline().answer(picture(1), "what color is the dog?")[0]
-    assert results[3].value == pipeline().answer(picture(2), "what color is the dog?")[0]
+    assert results[1].value == pipeline().answer(noise_image(1), "what color is the dog?")[0]
+    assert results[3].value == pipeline().answer(noise_image(2), "what color is the dog?")[0]
 
 
-def test_captions_without_a_picture_are_written_one_by_one_each_with_its_seed() -> None:
+def test_captions_without_an_image_go_one_by_one_each_with_its_seed() -> None:
     async def run() -> list[Result]:
         async with started() as engine:
             return await asyncio.gather(*[engine.run(Job("caption", {}, seed)) for seed in range(3)])
@@ -127,7 +127,9 @@ def test_a_stream_shows_every_step_of_its_own_sample_and_then_the_result() -> No
             return [event async for event in engine.stream(job)]
 
         async with started(Limits(max_wait=300)) as engine:
-            return await asyncio.gather(*[collect(draw(prompt, row)) for row, prompt in enumerate(PROMPTS)])
+            return await asyncio.gather(
+                *[collect(generate(prompt, row)) for row, prompt in enumerate(PROMPTS)]
+            )
 
     for row, events in enumerate(asyncio.run(run())):
         alone: list = []
@@ -145,7 +147,7 @@ def test_a_stream_shows_every_step_of_its_own_sample_and_then_the_result() -> No
 def test_previews_are_spread_over_the_steps() -> None:
     async def run() -> list:
         async with started() as engine:
-            return [event async for event in engine.stream(draw(num_previews=2, num_steps=6))]
+            return [event async for event in engine.stream(generate(num_previews=2, num_steps=6))]
 
     previews = [event for event in asyncio.run(run()) if isinstance(event, Preview)]
     assert [(preview.done, preview.total) for preview in previews] == [(2, 6), (4, 6)]
@@ -155,17 +157,17 @@ def test_previews_are_spread_over_the_steps() -> None:
 def test_a_full_queue_refuses_with_the_seconds_that_it_needs_and_takes_several_jobs_or_none() -> None:
     async def run() -> None:
         async with started(Limits(max_queue=3)) as engine, held(engine):
-            running = engine.stream(draw())
+            running = engine.stream(generate())
             await asyncio.sleep(0.05)
             assert (engine.num_running, engine.num_waiting) == (1, 0)
-            engine.streams([draw(), draw()])
+            engine.streams([generate(), generate()])
             with pytest.raises(Overloaded) as refused:
-                engine.streams([draw(), draw()])
+                engine.streams([generate(), generate()])
             assert refused.value.retry_after >= 1
             assert engine.num_waiting == 2
-            engine.stream(draw())
+            engine.stream(generate())
             with pytest.raises(Overloaded):
-                engine.stream(draw())
+                engine.stream(generate())
             await running.aclose()
 
     asyncio.run(run())
@@ -174,10 +176,10 @@ def test_a_full_queue_refuses_with_the_seconds_that_it_needs_and_takes_several_j
 def test_a_job_that_is_not_done_in_time_is_given_up_and_leaves_the_queue() -> None:
     async def run() -> None:
         async with started(Limits(timeout=0.1)) as engine, held(engine):
-            engine.stream(draw())
+            engine.stream(generate())
             await asyncio.sleep(0.05)
             with pytest.raises(TimedOut, match=r"not done within 0\.1 s"):
-                await engine.run(draw())
+                await engine.run(generate())
             assert engine.num_waiting == 0
 
     asyncio.run(run())
@@ -191,8 +193,8 @@ def test_a_cancelled_job_leaves_the_queue_and_its_neighbours_alone() -> None:
             engine.stream(ask())
             await asyncio.sleep(0.05)
             leaving, staying = (
-                asyncio.create_task(engine.run(draw())),
-                asyncio.create_task(engine.run(draw(seed=7))),
+                asyncio.create_task(engine.run(generate())),
+                asyncio.create_task(engine.run(generate(seed=7))),
             )
             await asyncio.sleep(0)
             leaving.cancel()
@@ -209,11 +211,11 @@ def test_a_cancelled_job_leaves_the_queue_and_its_neighbours_alone() -> None:
 def test_a_call_that_nobody_waits_for_ends_with_its_next_step() -> None:
     async def run() -> None:
         async with started() as engine:
-            stream = engine.stream(draw(num_steps=5000))
+            stream = engine.stream(generate(num_steps=5000))
             await anext(stream)
             await stream.aclose()
             async with asyncio.timeout(5):
-                await engine.run(draw(num_steps=1))
+                await engine.run(generate(num_steps=1))
 
     asyncio.run(run())
 
@@ -221,7 +223,7 @@ def test_a_call_that_nobody_waits_for_ends_with_its_next_step() -> None:
 def test_what_is_wrong_with_one_sample_fails_that_job_alone() -> None:
     async def run() -> list:
         async with started(Limits(max_wait=300)) as engine:
-            jobs = [draw("a dog", 3), draw("  "), draw("a cat", 4)]
+            jobs = [generate("a dog", 3), generate("  "), generate("a cat", 4)]
             return await asyncio.gather(*[engine.run(job) for job in jobs], return_exceptions=True)
 
     first, wrong, last = asyncio.run(run())
@@ -241,8 +243,10 @@ def test_a_fault_of_the_model_fails_its_batch_and_the_next_one_is_run(
         await engine.start()
         with monkeypatch.context() as patch:
             patch.setattr(corrupt, "generate", lambda *_, **__: 1 / 0)
-            faults = await asyncio.gather(engine.run(draw()), engine.run(draw()), return_exceptions=True)
-        after = await engine.run(draw())
+            faults = await asyncio.gather(
+                engine.run(generate()), engine.run(generate()), return_exceptions=True
+            )
+        after = await engine.run(generate())
         await engine.stop()
         return [*faults, after]
 
@@ -252,12 +256,12 @@ def test_a_fault_of_the_model_fails_its_batch_and_the_next_one_is_run(
     assert "a call of generate failed" in caplog.text
 
 
-def test_what_the_model_does_not_know_is_told_to_the_client_who_wrote_it_and_nobody_else() -> None:
+def test_what_the_model_does_not_know_is_reported_to_the_client_who_wrote_it_and_nobody_else() -> None:
     async def run() -> list[Result]:
         async with started(Limits(max_wait=300)) as engine:
-            blanks = Job("infill", {"image": picture(1), "text": "a zebra ___ dog"})
+            blanks = Job("infill", {"image": noise_image(1), "text": "a zebra ___ dog"})
             return await asyncio.gather(
-                engine.run(draw("a hat")), engine.run(draw("a dog")), engine.run(blanks)
+                engine.run(generate("a hat")), engine.run(generate("a dog")), engine.run(blanks)
             )
 
     hat, dog, zebra = asyncio.run(run())
@@ -270,12 +274,14 @@ def test_stopping_finishes_what_was_taken_and_takes_no_more() -> None:
     async def run() -> list[Result]:
         engine = Engine(pipeline())
         await engine.start()
-        tasks = [asyncio.create_task(engine.run(job)) for job in [draw(num_steps=20), ask(), draw(seed=5)]]
+        tasks = [
+            asyncio.create_task(engine.run(job)) for job in [generate(num_steps=20), ask(), generate(seed=5)]
+        ]
         await asyncio.sleep(0)
         stopping = asyncio.create_task(engine.stop(grace=30))
         await asyncio.sleep(0)
         with pytest.raises(Stopping):
-            engine.stream(draw())
+            engine.stream(generate())
         await stopping
         return [task.result() for task in tasks]
 
@@ -286,7 +292,7 @@ def test_stopping_gives_up_what_is_not_done_within_the_grace() -> None:
     async def run() -> None:
         engine = Engine(pipeline())
         await engine.start()
-        tasks = [asyncio.create_task(engine.run(job)) for job in [draw(num_steps=100_000), ask()]]
+        tasks = [asyncio.create_task(engine.run(job)) for job in [generate(num_steps=100_000), ask()]]
         await asyncio.sleep(0.1)
         async with asyncio.timeout(10):
             await engine.stop(grace=0.1)

@@ -1,4 +1,4 @@
-"""The page's parts: what they show of pictures, words and steps, what they offer to try, and how faults are told."""
+"""The page's parts: images, words and steps as they are shown, examples, faults."""
 
 import asyncio
 import base64
@@ -23,18 +23,18 @@ from ddit.serve.jobs import Job
 from ddit.serve.options import Limits
 from ddit.serve.page_examples import ANY, SMALL_WORLD, examples_for, scene_sample, with_blanks
 from ddit.serve.page_runs import Runs, painted
-from ddit.world import PRESETS, caption_is_right, make_scene, list_vocabulary
+from ddit.world import PRESETS, caption_is_right, list_vocabulary, make_scene
 
 CODEC = tiny_text_codec()
 MASK, END = CODEC.mask_token_id, CODEC.eos_token_id
 DOG, CAR = CODEC.token_ids("dog car")
 
 
-def settled(*passes: tuple[list[int], list[float]]) -> list[view.Words]:
-    settling = view.Settling(CODEC)
-    for ids, confidence in passes:
-        settling.add(ids, [True] * len(ids), confidence)
-    return settling.frames
+def frames_of(*steps: tuple[list[int], list[float]]) -> list[view.Words]:
+    history = view.TextHistory(CODEC)
+    for ids, confidence in steps:
+        history.add(ids, [True] * len(ids), confidence)
+    return history.frames
 
 
 def world_codec(extra: Sequence[str] = ()) -> TextCodec:
@@ -45,8 +45,8 @@ def world_codec(extra: Sequence[str] = ()) -> TextCodec:
 # --- words ---
 
 
-def test_every_word_has_the_pass_that_wrote_it_and_its_confidence() -> None:
-    frames = settled(
+def test_every_word_has_the_step_that_filled_it_and_its_confidence() -> None:
+    frames = frames_of(
         ([MASK, MASK, END], [0.0, 0.0, 0.9]),
         ([MASK, CAR, END], [0.0, 0.8, 0.9]),
         ([DOG, CAR, END], [0.7, 0.8, 0.9]),
@@ -54,37 +54,37 @@ def test_every_word_has_the_pass_that_wrote_it_and_its_confidence() -> None:
     assert [[word.kind for word in words] for words in frames] == [
         ["masked", "masked", "masked"],
         ["masked", "masked", "end"],
-        ["masked", "written", "end"],
-        ["written", "written", "end"],
+        ["masked", "filled", "end"],
+        ["filled", "filled", "end"],
     ]
-    assert [(word.text, word.confidence, word.number) for word in frames[-1]] == [
+    assert [(word.text, word.confidence, word.step) for word in frames[-1]] == [
         ("dog", 0.7, 3),
         ("car", 0.8, 2),
         ("", 0.9, 1),
     ]
 
 
-def test_a_pass_that_wrote_nothing_is_no_frame() -> None:
+def test_a_step_that_filled_nothing_is_no_frame() -> None:
     one = ([DOG, MASK], [0.7, 0.0])
-    assert len(settled(one, one, ([DOG, CAR], [0.7, 0.6]))) == 3
+    assert len(frames_of(one, one, ([DOG, CAR], [0.7, 0.6]))) == 3
 
 
 def test_what_is_given_is_neither_masked_nor_numbered_and_its_padding_is_not_shown() -> None:
-    settling = view.Settling(CODEC)
-    settling.add([DOG, CAR, END], [False, True, False], [1.0, 0.5, 1.0])
-    assert [(word.kind, word.number) for word in settling.frames[-1]] == [
+    history = view.TextHistory(CODEC)
+    history.add([DOG, CAR, END], [False, True, False], [1.0, 0.5, 1.0])
+    assert [(word.kind, word.step) for word in history.frames[-1]] == [
         ("given", 0),
-        ("written", 1),
+        ("filled", 1),
         ("given", 0),
     ]
-    assert re.findall(r'class="text">([^<]*)<', view.words_line(settling.frames[-1])) == ["dog", "car"]
+    assert re.findall(r'class="text">([^<]*)<', view.words_line(history.frames[-1])) == ["dog", "car"]
 
 
 def test_a_word_shows_its_confidence_as_a_number_besides_its_shade() -> None:
-    line = view.words_line(settled(([DOG], [0.789]))[-1])
+    line = view.words_line(frames_of(([DOG], [0.789]))[-1])
     assert "--p:0.789" in line
     assert "<small>78</small>" in line
-    assert 'title="78 % sure, written in pass 1"' in line
+    assert 'title="confidence 78 %, filled in step 1"' in line
 
 
 def test_only_certainty_is_a_hundred_percent() -> None:
@@ -92,13 +92,13 @@ def test_only_certainty_is_a_hundred_percent() -> None:
 
 
 def test_a_finished_text_has_one_end() -> None:
-    words = settled(([DOG, END, END], [0.7, 0.9, 1.0]))[-1]
+    words = frames_of(([DOG, END, END], [0.7, 0.9, 1.0]))[-1]
     assert view.words_line(words).count(">end<") == 2
     assert view.words_line(words, finished=True).count(">end<") == 1
 
 
-def test_the_grid_fills_a_cell_in_the_pass_that_wrote_it() -> None:
-    html = view.writing_passes(settled(([MASK, CAR], [0.0, 0.8]), ([DOG, CAR], [0.7, 0.8])))
+def test_the_grid_fills_a_cell_in_the_step_that_filled_it() -> None:
+    html = view.text_steps(frames_of(([MASK, CAR], [0.0, 0.8]), ([DOG, CAR], [0.7, 0.8])))
     rows = re.findall(r"<tr>(.*?)</tr>", html)[1:]  # after the positions
     classes = [re.findall(r'<td class="(\w+)', row) for row in rows]
     assert classes == [["masked", "masked"], ["masked", "new"], ["new", "old"]]
@@ -112,30 +112,30 @@ def test_texts_are_escaped() -> None:
         + view.truth("<u>", [("<s>", "<p>")])
     )
     assert not re.search(r"<(script|b|i|u|s)>", shown)
-    assert 'alt="&quot;&gt;"' in view.picture(Image.new("RGB", (4, 4)), '">')
+    assert 'alt="&quot;&gt;"' in view.figure(Image.new("RGB", (4, 4)), '">')
 
 
-# --- pictures ---
+# --- images ---
 
 
 def test_the_strip_has_a_column_for_every_step_and_leaves_those_to_come_empty() -> None:
     gray = Image.new("RGB", (8, 8))
-    steps = [view.DrawingStep(gray, 1.0, 0.8, reached=gray), view.DrawingStep(gray, 0.8, 0.5)]
-    html = view.drawing_steps(steps, 4)
+    steps = [view.ImageStep(gray, 1.0, 0.8, noisy=gray), view.ImageStep(gray, 0.8, 0.5)]
+    html = view.image_steps(steps, 4)
     assert html.count("<img") == 3
     assert html.count('class="empty"') == 5
     assert re.findall(r"t = (\d\.\d\d)</small>", html) == ["1.00", "0.80", "0.80"]
 
 
-def test_a_small_picture_on_the_way_is_shown_without_loss() -> None:
+def test_a_small_image_on_the_way_is_shown_without_loss() -> None:
     noise = Image.effect_noise((64, 64), 90).convert("RGB")
     data = view.data_uri(noise, final=False).partition(",")[2]
     assert Image.open(io.BytesIO(base64.b64decode(data))).tobytes() == noise.tobytes()
 
 
-def test_a_large_picture_is_smooth_and_on_the_way_a_jpeg() -> None:
+def test_a_large_image_is_smooth_and_on_the_way_a_jpeg() -> None:
     large = Image.new("RGB", (512, 512))
-    assert (view.look(large.size), view.look((64, 64))) == ("smooth", "crisp")
+    assert (view.image_class(large.size), view.image_class((64, 64))) == ("smooth", "crisp")
     assert view.data_uri(large, final=False).startswith("data:image/jpeg")
     assert view.data_uri(large).startswith("data:image/png")
 
@@ -165,7 +165,7 @@ def test_without_paint_there_is_no_mask(address: str) -> None:
         painted(address, 64)
 
 
-# --- what to try ---
+# --- examples ---
 
 
 def test_only_a_model_of_the_small_worlds_words_gets_its_examples() -> None:
@@ -220,21 +220,21 @@ def fault(html: str) -> str | None:
     return found and found.group(1)
 
 
-def test_a_drawing_shows_every_step_then_the_picture_then_its_caption() -> None:
-    shown = act(lambda runs: runs.draw("a photo of the dog", 5, 3, 2.0))
+def test_generating_shows_every_step_then_the_image_then_its_caption() -> None:
+    shown = act(lambda runs: runs.generate("a photo of the dog", 5, 3, 2.0))
     on_the_way = [re.findall(r"step (\d) of (\d)", html) for html, image in shown if image is None]
     assert on_the_way == [[("1", "3")], [("2", "3")]]
     html, image = shown[-1]
     expected = PIPELINE.generate("a photo of the dog", seed=5, num_steps=3, guidance_scale=2.0)[0]
     assert image.tobytes() == expected.tobytes()
     assert view.data_uri(expected) in html
-    assert 'alt="Drawn from: a photo of the dog"' in html
+    assert 'alt="Generated from: a photo of the dog"' in html
     assert 'download="a-photo-of-the-dog-5.png"' in html
     assert f'<p class="answer" role="status">{PIPELINE.caption(expected, seed=5)[0]}</p>' in html
 
 
-def test_reading_begins_with_blocks_and_ends_with_the_text() -> None:
-    shown = act(lambda runs: runs.read("answer", RED, "what color is the dog?", False))
+def test_a_text_begins_with_masks_and_ends_whole() -> None:
+    shown = act(lambda runs: runs.write("answer", RED, "what color is the dog?", False))
     assert shown[0].count('class="word masked"') == shown[0].count('class="word ')
     assert "masked" not in shown[-1]
     text = PIPELINE.answer(RED, "what color is the dog?")[0]
@@ -242,13 +242,13 @@ def test_reading_begins_with_blocks_and_ends_with_the_text() -> None:
 
 
 def test_what_is_filled_in_stands_between_what_was_given() -> None:
-    shown = act(lambda runs: runs.read("infill", RED, "a ___ dog", False))
+    shown = act(lambda runs: runs.write("infill", RED, "a ___ dog", False))
     assert re.findall(r'word (given|masked)"', shown[0]) == ["given", "masked", "given"]
-    assert re.findall(r'class="word (\w+)"', shown[-1]) == ["given", "written", "given"]
+    assert re.findall(r'class="word (\w+)"', shown[-1]) == ["given", "filled", "given"]
     assert PIPELINE.infill(RED, "a ___ dog")[0] in shown[-1]
 
 
-def test_a_changed_picture_is_that_of_the_pipeline() -> None:
+def test_an_edited_image_is_that_of_the_pipeline() -> None:
     shown = act(lambda runs: runs.inpaint(RED, layer(0, 0, 31, 63), "a photo of the dog", 1, 3, 2.0))
     mask = painted(layer(0, 0, 31, 63), 32)
     expected = PIPELINE.inpaint(
@@ -262,56 +262,56 @@ def test_a_changed_picture_is_that_of_the_pipeline() -> None:
     assert shown[-1][1].tobytes() == expected.tobytes()
 
 
-def test_the_explanation_keeps_every_step_and_every_pass_in_sight() -> None:
+def test_the_explanation_keeps_every_step_of_both_in_sight() -> None:
     html = act(lambda runs: runs.explain("a photo of the dog", 0, False))[-1]
-    assert html.count("<img") == 2 * PIPELINE.settings.num_steps
+    assert html.count("<img") == 2 * PIPELINE.settings.image_sampling.num_steps
     assert 'class="empty"' not in html
     last = re.findall(r"<tr>(.*?)</tr>", html)[-1]
     assert "masked" not in last
 
 
 def test_empty_fields_are_the_models_own_settings() -> None:
-    image = act(lambda runs: runs.draw("a photo of the dog", None, None, None))[-1][1]
+    image = act(lambda runs: runs.generate("a photo of the dog", None, None, None))[-1][1]
     assert image.tobytes() == PIPELINE.generate("a photo of the dog", seed=0)[0].tobytes()
 
 
 @pytest.mark.parametrize(
-    ("action", "told"),
+    ("action", "sentence"),
     [
-        (lambda runs: runs.draw(" ", 0, 3, 2.0), "The prompt is empty."),
-        (lambda runs: runs.draw("a dog", -1, 3, 2.0), "Seed must be at least 0 and below 2**62, got -1."),
-        (lambda runs: runs.read("caption", None, "", False), "There is no picture yet: upload or paste one."),
-        (lambda runs: runs.read("answer", RED, "", False), "The question is empty."),
+        (lambda runs: runs.generate(" ", 0, 3, 2.0), "The prompt is empty."),
+        (lambda runs: runs.generate("a dog", -1, 3, 2.0), "Seed must be at least 0 and below 2**62, got -1."),
+        (lambda runs: runs.write("caption", None, "", False), "There is no image yet: upload or paste one."),
+        (lambda runs: runs.write("answer", RED, "", False), "The question is empty."),
         (
-            lambda runs: runs.read("infill", RED, "a dog", False),
+            lambda runs: runs.write("infill", RED, "a dog", False),
             "The text has no blank (two or more underscores): &#x27;a dog&#x27;.",
         ),
         (lambda runs: runs.inpaint(RED, layer(), "a dog", 0, 3, 2.0), "Nothing is painted yet: paint over"),
         (lambda runs: runs.explain("", 0, False), "The prompt is empty."),
     ],
 )
-def test_a_users_mistake_is_told_in_a_sentence(action: Any, told: str) -> None:
+def test_a_users_mistake_is_answered_in_a_sentence(action: Any, sentence: str) -> None:
     shown = act(action)
     html = shown[-1] if isinstance(shown[-1], str) else shown[-1][0]
-    assert (fault(html) or "").startswith(told)
+    assert (fault(html) or "").startswith(sentence)
 
 
-def test_a_file_that_is_no_picture_is_told_without_the_servers_path(tmp_path) -> None:
-    (tmp_path / "notes.png").write_text("no picture")
-    html = act(lambda runs: runs.read("caption", str(tmp_path / "notes.png"), "", False))[-1]
+def test_a_file_that_is_no_image_is_reported_without_the_servers_path(tmp_path) -> None:
+    (tmp_path / "notes.png").write_text("no image")
+    html = act(lambda runs: runs.write("caption", str(tmp_path / "notes.png"), "", False))[-1]
     assert (fault(html) or "").startswith("The file is not an image of a known format")
     assert str(tmp_path) not in html
 
 
-def test_words_that_the_model_does_not_know_are_told_beside_the_picture() -> None:
-    html, image = act(lambda runs: runs.draw("a photo of the dragon", 0, 3, 2.0))[-1]
+def test_words_that_the_model_does_not_know_are_shown_beside_the_image() -> None:
+    html, image = act(lambda runs: runs.generate("a photo of the dragon", 0, 3, 2.0))[-1]
     assert image is not None
     assert re.search(r'role="status">The model does not know the word &#x27;dragon&#x27;', html)
 
 
-def test_a_full_queue_is_told_as_busy() -> None:
+def test_a_full_queue_is_shown_as_busy() -> None:
     shown = act(
-        lambda runs: runs.read("caption", RED, "", False), Limits(max_queue=1, max_batch_size=1), waiting=1
+        lambda runs: runs.write("caption", RED, "", False), Limits(max_queue=1, max_batch_size=1), waiting=1
     )
     assert re.match(r"The model is busy: try again in \d+ s\.", fault(shown[-1]) or "")
 
@@ -321,8 +321,8 @@ def test_a_fault_of_the_server_shows_no_detail(monkeypatch, caplog) -> None:
         raise RuntimeError("secret")
 
     monkeypatch.setattr(type(PIPELINE), "caption", corrupt)
-    html = act(lambda runs: runs.read("caption", RED, "", False))[-1]
-    assert fault(html) == "Something went wrong on the server; its log says what."
+    html = act(lambda runs: runs.write("caption", RED, "", False))[-1]
+    assert fault(html) == "Something went wrong on the server; see its log."
     assert "secret" not in html
     assert "secret" in caplog.text
 
@@ -357,7 +357,7 @@ from threading import Thread
 
 from PIL import Image
 
-from ddit.serve.page import image_file
+from ddit.serve.page_parts import image_file
 
 noise = Image.effect_noise((300, 300), 80)
 path = image_file(noise)
@@ -381,19 +381,15 @@ def run_apart(script: str) -> str:
 
 
 @pytest.mark.slow
-def test_the_page_is_built_without_asking_another_host_and_offers_no_scenes_to_a_model_that_knows_none() -> (
-    None
-):
+def test_the_page_is_built_without_another_host_and_offers_no_scenes_to_a_model_without_them() -> None:
     found = json.loads(run_apart(BUILD).splitlines()[-1])
     assert found["asked"] == []
     assert "/page" in found["paths"]
-    assert {"Draw", "Describe it", "Ask", "Fill in", "Draw it anew", "Show the steps"} <= set(
-        found["buttons"]
-    )
-    assert not any("scene" in button for button in found["buttons"])
+    assert {"Generate", "Caption", "Ask", "Fill in", "Show the steps"} <= set(found["buttons"])
+    assert not any("example" in button for button in found["buttons"])
     assert {tuple(event) for event in found["events"]} == {(True, True), (False, False)}  # runs are queued
 
 
 @pytest.mark.slow
-def test_a_picture_that_is_shown_again_can_be_read_meanwhile() -> None:
+def test_an_image_that_is_shown_again_can_be_read_meanwhile() -> None:
     run_apart(SHOWN_TO_MANY)

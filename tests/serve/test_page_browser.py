@@ -58,7 +58,7 @@ def browser() -> Iterator[Any]:
 
 
 class Visit:
-    """A browser's window on the page, which notes what goes wrong."""
+    """A browser's window on the page, which collects its faults."""
 
     def __init__(self, browser: Any, address: str, width: int, scheme: str = "light") -> None:
         self.context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme)
@@ -71,7 +71,7 @@ class Visit:
         self.page.on("request", lambda request: self.requests.append(request.url))
         self.page.on("response", lambda response: response.status >= 400 and self.faults.append(response.url))
         self.page.goto(address)
-        self.page.get_by_label("What to draw", exact=True).wait_for()
+        self.panel().get_by_label("Prompt", exact=True).wait_for()
 
     def _hear(self, message: Any) -> None:
         if message.type == "error":  # warnings are Gradio's own: a stream that it cannot close
@@ -93,7 +93,7 @@ class Visit:
         return self.panel().locator(".answer").inner_text()
 
     def photograph(self, name: str) -> None:
-        """For the documentation, if it is being made: the whole page, once it is known to fit the screen."""
+        """For the documentation, if that is asked for: the whole page, which must fit the screen."""
         self.fits()
         folder = os.environ.get("DDIT_SCREENSHOTS")
         if folder:
@@ -125,53 +125,53 @@ at_both_widths = pytest.mark.parametrize("visit", [NARROW, WIDE], indirect=True)
 
 
 @at_both_widths
-def test_drawing_shows_the_steps_the_picture_and_its_caption(visit: Visit) -> None:
-    # what the page shows is noted in the page: a step may be gone before it could be asked for
+def test_generating_shows_the_steps_the_image_and_its_caption(visit: Visit) -> None:
+    # the page itself records its steps: one may be gone before the test could ask for it
     visit.page.evaluate(
         """() => {
           window.steps = new Set();
           new MutationObserver(() => {
-            const bar = document.querySelector('.picture progress');
+            const bar = document.querySelector('.generated progress');
             if (bar) window.steps.add(bar.value);
           }).observe(document.body, {subtree: true, childList: true, attributes: true});
         }"""
     )
-    visit.page.get_by_label("What to draw", exact=True).fill("a photo of a red car")
-    visit.press("Draw")
+    visit.panel().get_by_label("Prompt", exact=True).fill("a photo of a red car")
+    visit.press("Generate")
     assert visit.answer() == "a photo of a red car"
-    picture = visit.panel().locator(".picture img")
-    assert picture.get_attribute("alt") == "Drawn from: a photo of a red car"
-    assert picture.evaluate("image => [image.naturalWidth, image.naturalHeight]") == [64, 64]
-    assert picture.evaluate("image => getComputedStyle(image).imageRendering") == "pixelated"
+    image = visit.panel().locator(".generated img")
+    assert image.get_attribute("alt") == "Generated from: a photo of a red car"
+    assert image.evaluate("image => [image.naturalWidth, image.naturalHeight]") == [64, 64]
+    assert image.evaluate("image => getComputedStyle(image).imageRendering") == "pixelated"
     assert set(visit.page.evaluate("() => [...window.steps]")) >= {2, 4, 6}
-    assert visit.panel().get_by_role("link", name="Save the picture").get_attribute("download")
-    visit.photograph("draw")
+    assert visit.panel().get_by_role("link", name="Save the image").get_attribute("download")
+    visit.photograph("generate")
 
     visit.press("Ask about it")
-    visit.panel().get_by_label("A question about it").fill("what color is the car?")
+    visit.panel().get_by_label("Question", exact=True).fill("what color is the car?")
     visit.press("Ask")
     assert visit.answer() == "red"
 
 
 @at_both_widths
-def test_reading_describes_a_scene_and_answers_a_question(visit: Visit) -> None:
-    panel = visit.tab("Read")
-    panel.get_by_text("What the scene really shows").click()
+def test_a_scene_is_captioned_and_a_question_answered(visit: Visit) -> None:
+    panel = visit.tab("Ask")
+    panel.get_by_text("What the scene shows").click()
     assert panel.locator(".truth p").inner_text() == "a dog left of a blue carrot"
-    panel.get_by_text("What the scene really shows").click()
-    visit.press("Describe it")
+    panel.get_by_text("What the scene shows").click()
+    visit.press("Caption")
     assert set(visit.answer().split()) >= {"dog", "blue", "carrot"}
     confidences = panel.locator(".word small").all_inner_texts()
     assert confidences
     assert all(0 <= int(number) <= 100 for number in confidences)
-    visit.photograph("read")
-    question = panel.get_by_label("A question about it")
+    visit.photograph("ask")
+    question = panel.get_by_label("Question", exact=True)
     question.fill("what color is the carrot?")
     question.press("Enter")
     panel.locator(".answer", has_text=re.compile("^blue$")).wait_for()
 
     before = panel.locator(".source img").get_attribute("src")
-    visit.press("Another scene of the small world")
+    visit.press("Another example image")
     visit.page.wait_for_function(
         "before => [...document.querySelectorAll('.source img')].every(image => image.src !== before)",
         arg=before,
@@ -179,46 +179,46 @@ def test_reading_describes_a_scene_and_answers_a_question(visit: Visit) -> None:
     assert panel.locator(".truth p").text_content() == "two dogs and a green sheep"
 
 
-def test_words_settle_one_after_the_other(visit: Visit) -> None:
-    panel = visit.tab("Read")
+def test_words_appear_one_after_the_other(visit: Visit) -> None:
+    panel = visit.tab("Ask")
     panel.get_by_label("Slow motion").check()
     panel.locator(".source img").wait_for()
-    visit.press("Describe it")
+    visit.press("Caption")
     panel.locator(".word.masked").first.wait_for()
-    few = panel.locator(".word.written, .word.end").count()
+    few = panel.locator(".word.filled, .word.end").count()
     panel.locator(".answer").wait_for()
-    assert few < panel.locator(".word.written, .word.end").count() + 8
+    assert few < panel.locator(".word.filled, .word.end").count() + 8
     assert panel.locator(".word.masked").count() == 0
 
 
-def test_an_uploaded_picture_is_read(visit: Visit, tmp_path: Path) -> None:
+def test_an_uploaded_image_is_captioned(visit: Visit, tmp_path: Path) -> None:
     from ddit.serve.page_examples import scene_sample
 
     path = tmp_path / "cup.png"
     scene_sample(1).image.resize((200, 200)).save(path)
-    panel = visit.tab("Read")
+    panel = visit.tab("Ask")
     panel.locator(".source img").wait_for()
     panel.get_by_role("button", name="Remove Image").click()
-    visit.press("Describe it")
-    assert "no picture yet" in panel.get_by_role("alert").inner_text()
+    visit.press("Caption")
+    assert "no image yet" in panel.get_by_role("alert").inner_text()
     panel.locator("input[type=file]").set_input_files(path)
     visit.page.wait_for_function(  # it is shown as the model sees it
         "() => [...document.querySelectorAll('.source img')].filter(image => image.checkVisibility())"
         ".some(image => image.naturalWidth === 64)"
     )
-    visit.press("Describe it")
+    visit.press("Caption")
     assert set(visit.answer().split()) >= {"pink", "cup"}
 
 
 @at_both_widths
 def test_blanks_are_filled_in(visit: Visit) -> None:
     panel = visit.tab("Fill in")
-    box = panel.get_by_label("A text with blanks")
+    box = panel.get_by_label("Text with blanks")
     visit.page.wait_for_function("() => [...document.querySelectorAll('input, textarea')].some(box => "
                                  "box.value === 'a picture of a ___ banana below a ___ sheep')")  # fmt: skip
     visit.press("Fill in")
     assert visit.answer() == "a picture of a blue banana below a pink sheep"
-    assert panel.locator(".word.written").all_inner_texts()[0].startswith("blue")
+    assert panel.locator(".word.filled").all_inner_texts()[0].startswith("blue")
     visit.photograph("fill")
     box.fill("a banana")
     box.press("Enter")
@@ -226,10 +226,10 @@ def test_blanks_are_filled_in(visit: Visit) -> None:
 
 
 @at_both_widths
-def test_a_part_is_drawn_anew_and_a_whole_is_varied(visit: Visit) -> None:
-    panel = visit.tab("Change")
+def test_a_part_is_replaced_and_the_whole_is_varied(visit: Visit) -> None:
+    panel = visit.tab("Edit")
     panel.locator("#painter img").wait_for()
-    visit.press("Draw it anew")
+    visit.press("Generate")
     assert "Nothing is painted" in panel.get_by_role("alert").inner_text()
     canvas = panel.locator("#painter canvas")
     canvas.scroll_into_view_if_needed()
@@ -240,20 +240,20 @@ def test_a_part_is_drawn_anew_and_a_whole_is_varied(visit: Visit) -> None:
         visit.page.mouse.down()
         visit.page.mouse.move(box["x"] + box["width"] * 0.97, y, steps=3)
         visit.page.mouse.up()
-    panel.get_by_label("What the picture is to show").fill("a dog left of a red car")
-    visit.press("Draw it anew")
+    panel.get_by_label("Prompt").fill("a dog left of a red car")
+    visit.press("Generate")
     assert set(visit.answer().split()) >= {"dog", "car"}
-    visit.photograph("change")
-    panel.get_by_label("Vary all of it").check()
+    visit.photograph("edit")
+    panel.get_by_label("Vary the whole image").check()
     panel.get_by_label("Strength").first.wait_for()
-    panel.get_by_label("What the picture is to show").fill("a photo of a dog")
-    visit.press("Draw it anew")
-    panel.locator(".picture img[alt='Drawn from: a photo of a dog']").wait_for()
+    panel.get_by_label("Prompt").fill("a photo of a dog")
+    visit.press("Generate")
+    panel.locator(".generated img[alt='Generated from: a photo of a dog']").wait_for()
     panel.locator(".answer", has_text="dog").wait_for()
 
 
 @at_both_widths
-def test_how_it_works_shows_the_steps_and_the_passes(visit: Visit) -> None:
+def test_how_it_works_shows_the_steps_of_both(visit: Visit) -> None:
     panel = visit.tab("How it works")
     visit.press("Show the steps")
     panel.locator(".grid tr:last-child td").first.wait_for()
@@ -270,8 +270,8 @@ def test_how_it_works_shows_the_steps_and_the_passes(visit: Visit) -> None:
     visit.photograph("how")
 
 
-def test_the_draw_tab_needs_no_mouse(visit: Visit) -> None:
-    """Tab reaches everything in order, focus can be seen, enter draws."""
+def test_the_generate_tab_needs_no_mouse(visit: Visit) -> None:
+    """Tab reaches everything in order, the focus is visible, enter generates."""
     keyboard = visit.page.keyboard
     focused = "document.activeElement"
     reached = []
@@ -290,11 +290,11 @@ def test_the_draw_tab_needs_no_mouse(visit: Visit) -> None:
     keyboard.press("Enter")
     assert visit.answer() == "a photo of a pink donut"
     keyboard.press("Tab")
-    assert visit.page.evaluate(f"{focused}.innerText") == "Draw"
+    assert visit.page.evaluate(f"{focused}.innerText") == "Generate"
 
 
 def test_painting_needs_no_mouse(visit: Visit) -> None:
-    panel = visit.tab("Change")
+    panel = visit.tab("Edit")
     panel.locator("#painter img").wait_for()
     canvas = panel.locator("#painter canvas")
     paint = """canvas => canvas.getContext('2d').getImageData(0, 0, canvas.width, canvas.height)
@@ -314,7 +314,7 @@ def test_painting_needs_no_mouse(visit: Visit) -> None:
 
 def test_the_page_follows_a_dark_screen_and_words_stay_legible(browser: Any, address: str) -> None:
     visit = Visit(browser, address, NARROW, "dark")
-    visit.press("Draw")
+    visit.press("Generate")
     assert visit.answer() == "a photo of a red car"
     contrasts = visit.page.evaluate(CONTRASTS)
     assert contrasts["page"] > 7
@@ -336,7 +336,7 @@ CONTRASTS = """() => {
     return (high + 0.05) / (low + 0.05);
   };
   const style = element => getComputedStyle(element);
-  const words = [...document.querySelectorAll('.word.written')].map(
+  const words = [...document.querySelectorAll('.word.filled')].map(
     word => contrast(style(word).color, style(word).backgroundColor));
   const heading = document.querySelector('h1');
   return {words, page: contrast(style(heading).color, style(document.body).backgroundColor)};

@@ -52,20 +52,20 @@ def test_two_replicas_share_the_work_and_the_files_and_give_what_the_pipeline_gi
 
 
 def check(client: httpx.Client) -> None:
-    def draw(seed: int) -> httpx.Response:
+    def generate(seed: int) -> httpx.Response:
         return client.post("/v1/images/generations", json={"prompt": "a photo of a red car", "seed": seed})
 
     with ThreadPoolExecutor(8) as pool:
-        answers = list(pool.map(draw, range(24)))
+        answers = list(pool.map(generate, range(24)))
     pipeline = Pipeline.from_pretrained("mini")
     own = pipeline.generate(["a photo of a red car"] * 24, seed=0)
-    for answer, picture in zip(answers, own, strict=True):
+    for answer, image in zip(answers, own, strict=True):
         assert answer.status_code == 200
-        assert level_difference(decoded(answer.json()["data"][0]["b64_json"]), picture) <= 1
+        assert level_difference(decoded(answer.json()["data"][0]["b64_json"]), image) <= 1
     assert len({answer.headers["x-ddit-replica"] for answer in answers}) == 2
 
-    drawn = {"prompt": "a photo of a red car", "seed": 0, "response_format": "url"}
-    url = client.post("/v1/images/generations", json=drawn).json()["data"][0]["url"]
+    generated = {"prompt": "a photo of a red car", "seed": 0, "response_format": "url"}
+    url = client.post("/v1/images/generations", json=generated).json()["data"][0]["url"]
     replicas = set()
     for _ in range(40):
         file = client.get(url)

@@ -9,7 +9,7 @@ import time
 import httpx
 import pytest
 import uvicorn
-from servers import ask, client_of, picture, pipeline, running
+from servers import ask, client_of, noise_image, pipeline, running
 
 from ddit.inference.batching import Step
 from ddit.serve.api import create_app
@@ -73,7 +73,7 @@ def test_steps_come_while_the_text_is_sampled(monkeypatch: pytest.MonkeyPatch) -
 
     monkeypatch.setattr(_StepSplitter, "on_step", slowly)
     app = create_app(pipeline(), ServeConfig())
-    body = ask(None, picture(1), seed=1, stream=True, order="confidence", num_steps=9)
+    body = ask(None, noise_image(1), seed=1, stream=True, order="confidence", num_steps=9)
     with (
         running(app) as address,
         httpx.Client(base_url=address, timeout=20) as client,
@@ -118,13 +118,13 @@ def test_shutting_down_finishes_what_runs_and_what_waits() -> None:
     app = create_app(pipeline(), ServeConfig(max_steps=1000, limits=Limits(max_batch_size=1)))
     found: list[int] = []
 
-    def draw(address: str) -> None:
+    def generate(address: str) -> None:
         found.append(
             httpx.post(address + GENERATE, json={"prompt": "a dog", "num_steps": 300}, timeout=60).status_code
         )
 
     with running(app) as address:
-        threads = [threading.Thread(target=draw, args=(address,)) for _ in range(3)]
+        threads = [threading.Thread(target=generate, args=(address,)) for _ in range(3)]
         for thread in threads:
             thread.start()
         wait_for(

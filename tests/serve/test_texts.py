@@ -1,9 +1,9 @@
-"""What clients may append while a text is written is never taken back, and together it is the text."""
+"""What clients may append while a text is sampled is never taken back, and together it is the text."""
 
 from typing import Any, cast
 
 import pytest
-from servers import picture, pipeline
+from servers import noise_image, pipeline
 
 from ddit.inference.batching import Step
 from ddit.serve.jobs import Verb
@@ -15,9 +15,9 @@ from ddit.serve.texts import TextView
 @pytest.mark.parametrize("verb", ["caption", "answer", "infill"])
 def test_what_is_appended_is_the_text_whatever_the_order(verb: Verb, order: Any) -> None:
     given = {
-        "caption": (picture(),),
-        "answer": (picture(), "what color is the dog?"),
-        "infill": (picture(), "a __ dog is the __ __ cat"),
+        "caption": (noise_image(),),
+        "answer": (noise_image(), "what color is the dog?"),
+        "infill": (noise_image(), "a __ dog is the __ __ cat"),
     }[verb]
     early = 0
     for seed in range(6):
@@ -38,6 +38,10 @@ def test_what_is_appended_is_the_text_whatever_the_order(verb: Verb, order: Any)
     assert early or verb == "answer"  # something came before the end
 
 
-def test_replicas_refuse_an_unknown_argument() -> None:
+def test_replicas_refuse_an_unknown_argument_and_a_bad_value() -> None:
     with pytest.raises(ValueError, match="unknown argument 'modle'; did you mean model"):
         build({"modle": "mini"})
+    with pytest.raises(ValueError, match="bad value for max_queue: 'many'"):
+        build({"max_queue": "many"})
+    with pytest.raises(ValueError, match="max_queue must be at least 1, got 0"):
+        build({"max_queue": "0"})

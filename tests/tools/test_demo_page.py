@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 from tiny_models import tiny_pipeline
 
-from ddit.world import is_held_out, parse_caption, list_vocabulary
+from ddit.world import is_held_out, list_vocabulary, parse_caption
 from tools.demo_page import TASKS, Card, Task, main, make_page, run_tasks
 
 TINY_TASKS = (
@@ -24,7 +24,7 @@ def embedded(page: str) -> list[Image.Image]:
     ]
 
 
-def test_every_task_is_drawn_read_and_asked_about() -> None:
+def test_every_task_is_generated_captioned_and_asked_about() -> None:
     pipeline = tiny_pipeline()
     cards = run_tasks(pipeline, TINY_TASKS, seed=3)
     images = pipeline.generate([task.prompt for task in TINY_TASKS], seed=3)
@@ -33,14 +33,14 @@ def test_every_task_is_drawn_read_and_asked_about() -> None:
     assert cards[1].answer == pipeline.answer(images, [task.question for task in TINY_TASKS], seed=3)[1]
 
 
-def test_the_page_holds_its_pictures_and_no_other_address() -> None:
+def test_the_page_holds_its_images_and_no_other_address() -> None:
     image = Image.new("RGB", (8, 8), "red")
     page = make_page([Card(TASKS[0], image, "an elephant", "elephant")] * 2, model="mini", seed=0)
-    assert [picture.tobytes() for picture in embedded(page)] == [image.tobytes()] * 2
+    assert [found.tobytes() for found in embedded(page)] == [image.tobytes()] * 2
     assert set(re.findall(r"(?:src|href)=\"(\w+)", page)) == {"data"}
 
 
-def test_texts_are_escaped_and_an_empty_one_is_said_to_be() -> None:
+def test_texts_are_escaped_and_an_empty_one_is_marked() -> None:
     page = make_page([Card(TASKS[0], Image.new("RGB", (8, 8)), "<b>&", "")], model="a<b", seed=0)
     assert "<dd>&lt;b&gt;&amp;</dd>" in page
     assert "a&lt;b" in page

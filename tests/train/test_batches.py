@@ -11,17 +11,15 @@ import torch
 from list_source import ListSource
 from tiny_models import tiny_image_codec, tiny_text_codec
 
-from ddit.config.data import JsonData, LlavaData, SourceConfig, TarData, WorldData
-from ddit.config.runs import DataConfig, DualRun, LatentsRun, ObjectiveConfig, ReportConfig
-from ddit.data.samples import CorruptSample, Source
+from ddit.config.data import JsonData, LlavaData, SourceConfig, TarData
+from ddit.config.runs import DataConfig, DualRun, LatentsRun, ObjectiveConfig
+from ddit.data.samples import Source
 from ddit.data.world_files import WorldScenes, write_world
 from ddit.devices import Ranks
 from ddit.model import DualDiTConfig
-from ddit.prompts import MINI
 from ddit.train import precompute as making
-from ddit.train.batch import Batch, I2TBatch, Images, T2IBatch
+from ddit.train.batch import Batch, I2TBatch, T2IBatch
 from ddit.train.batches import ImageFacts, StepData
-from ddit.train.heldout import HeldOutSamples, held_out_samples
 from ddit.train.loader import CorruptCounter, step_loader
 from ddit.world import PRESETS
 
@@ -54,11 +52,6 @@ def flat(half: T2IBatch | I2TBatch | None) -> dict[str, torch.Tensor]:
     tensors = {name: value for name, value in half._asdict().items() if isinstance(value, torch.Tensor)}
     images = {f"images.{name}": value for name, value in half.images._asdict().items() if value is not None}
     return tensors | images
-
-
-def pixels_of(images: Images) -> torch.Tensor:
-    assert images.pixels is not None
-    return images.pixels
 
 
 def assert_same(found: list[Batch], expected: Batch) -> None:
@@ -307,50 +300,6 @@ def test_latents_that_do_not_fit_the_run_are_refused(tmp_path: Path, monkeypatch
         make(replace(cfg, data=replace(cfg.data, i2t=(cfg.data.i2t[0], TALKED))), facts)
     with pytest.raises(ValueError, match="holds no teacher's features"):
         make(replace(cfg, objective=ObjectiveConfig(alignment_weight=1.0, alignment_block=0)), facts)
-
-
-def held_out(cfg: DualRun, **options) -> HeldOutSamples:
-    return held_out_samples(
-        cfg.data,
-        cfg.report.num_held_out,
-        CODEC,
-        FACTS,
-        style=MINI,
-        patch_size=cfg.model.patch_size,
-        **options,
-    )
-
-
-def test_held_out_samples_have_all_their_texts() -> None:
-    world = WorldData(split="val", num_scenes=30, question_fraction=1.0)
-    data = DataConfig(held_out=(world,), image_size=32, t2i_length=10, i2t_length=32)
-    cfg = config(data=data, report=ReportConfig(num_held_out=12))
-    held = held_out(cfg)
-    assert pixels_of(held.images).shape == (12, 3, 32, 32)
-    assert held.has_caption.all()
-    assert held.has_question.all()
-    assert len(set(held.captions)) > 3
-    assert held.turn_texts.input_ids.shape == held.caption_texts.answer_mask.shape == (12, 32)
-    other = held_out(replace(cfg, seed=9))
-    assert torch.equal(pixels_of(held.images), pixels_of(other.images))
-
-
-def test_held_out_conversations_need_no_caption() -> None:
-    class Talks(ListSource):
-        def sample(self, index, rng, *, i2t, with_image=True):
-            if not i2t:
-                raise CorruptSample("no caption", "")
-            return super().sample(index, rng, i2t=i2t, with_image=with_image)
-
-    data = DataConfig(held_out=(TALKED,), image_size=32, t2i_length=10, i2t_length=32)
-    cfg = config(data=data, report=ReportConfig(num_held_out=50))
-    held = held_out(cfg, open_with=lambda _: Talks(8, without=frozenset({1})))
-    assert len(held.captions) == 8
-    assert not held.has_caption.any()
-    assert held.has_question.all()
-    assert isinstance(held.images, Images)
-    assert held.images.is_null is not None
-    assert held.images.is_null.sum() == 1
 
 
 @pytest.mark.parametrize("form", ["json", "tar"])

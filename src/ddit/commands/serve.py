@@ -90,7 +90,7 @@ def _serve(
     if page:
         from ddit.serve.page import mount_page
 
-        app = mount_page(app, app.state.service.engine, name=config.model_name)
+        app = mount_page(app, app.state.service.engine, name=app.state.service.model_name)
     server.serve(app, listening, grace=grace, ready=ready)
 
 

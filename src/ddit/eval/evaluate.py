@@ -5,12 +5,13 @@ Sample k depends on `seed + k` alone, so that the numbers of batches and of rank
 
 import random
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from ddit.devices import Ranks
@@ -31,6 +32,10 @@ from ddit.world import Prompt
 
 OnProgress = Callable[[int], Any]
 """Called with the number of samples that were made since the last call."""
+
+
+def ignore_progress(task: str, num_samples: int) -> OnProgress:
+    return lambda num_done: None
 
 
 class TextTask(NamedTuple):
@@ -136,9 +141,9 @@ def evaluate(
     out: Path,
     *,
     options: EvalOptions,
-    about: dict[str, Any],
-    ranks: Ranks,
-    start_task: Callable[[str, int], OnProgress],
+    about: Mapping[str, Any] = MappingProxyType({}),
+    ranks: Ranks | None = None,
+    start_task: Callable[[str, int], OnProgress] = ignore_progress,
 ) -> Iterator[Summary]:
     """Runs the tasks; the folder `out/<task>` gets `predictions.jsonl` and `summary.json`, GenEval's also its images.
 
@@ -152,6 +157,7 @@ def evaluate(
         ValueError: in one line; for an unknown task, files that do not have the official form, missing images, or a
             folder in `out` that no run wrote.
     """
+    ranks = ranks or Ranks()
     data.check(tasks)
     for task in tasks:
         check_free(out / task)

@@ -11,7 +11,7 @@ from pathlib import Path
 from ddit.config.overrides import override_run
 from ddit.config.runs import RunConfig
 from ddit.errors import near_misses
-from ddit.recipes.mini import ASIDE, MINI_STAGES, make_tiny
+from ddit.recipes.mini import EXTRA_STAGES, MINI_STAGES, make_tiny
 from ddit.recipes.sd3 import SD3_STAGES, SIZES
 from ddit.world import PRESETS
 
@@ -62,5 +62,5 @@ def plan_runs(
 def list_stages(name: str) -> list[str]:
     """The stages that `name` stands for: "mini" and "tiny" are whole chains, anything else is one stage."""
     if name in ("mini", "tiny"):
-        return [f"{name}-{stage}" for stage in MINI_STAGES if stage not in ASIDE]
+        return [f"{name}-{stage}" for stage in MINI_STAGES if stage not in EXTRA_STAGES]
     return [name]

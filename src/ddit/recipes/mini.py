@@ -253,7 +253,7 @@ MINI_STAGES: dict[str, Callable[[Path, WorldConfig], RunConfig]] = {
     "isolated": mini_isolated,
     "stage4_128": mini_stage4_128,
 }
-ASIDE = {"stage4_128"}
+EXTRA_STAGES = {"stage4_128"}
 """Stages that are not part of the whole chain."""
 
 

@@ -79,7 +79,7 @@ def create_app(engine: Engine | Pipeline, config: ServeConfig | None = None) -> 
 
 
 def _add_status_routes(app: FastAPI, service: Service) -> None:
-    engine, config = service.engine, service.config
+    engine = service.engine
 
     @app.get(
         "/healthz", tags=["status"], summary="Whether requests are taken", responses={503: {"model": Health}}
@@ -97,7 +97,7 @@ def _add_status_routes(app: FastAPI, service: Service) -> None:
     async def metrics() -> Response:
         return Response(service.metrics.page(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
-    own = ModelObject(id=config.model_name, created=service.created)
+    own = ModelObject(id=service.model_name, created=service.created)
 
     @app.get("/v1/models", tags=["models"], summary="The model", responses={401: FAULTS[401]})
     async def models() -> ModelList:
@@ -105,7 +105,7 @@ def _add_status_routes(app: FastAPI, service: Service) -> None:
 
     @app.get("/v1/models/{model:path}", tags=["models"], summary="A model", responses=FAULTS)
     async def model(model: str) -> ModelObject:
-        if model != config.model_name:
+        if model != own.id:
             raise ApiError(
                 f"there is no model '{model[:60]}'", status=404, param="model", code="model_not_found"
             )

@@ -83,7 +83,7 @@ async def _prepare(service: Service, body: ChatRequest) -> ChatCall:
     seed = random_seed() if body.seed is None else body.seed
     jobs = [Job(verb, sample, seed + row, options) for row in range(count)]
     answer_id = f"chatcmpl-{uuid.uuid4().hex}"
-    return ChatCall(body, jobs, answer_id, int(time.time()), service.config.model_name)
+    return ChatCall(body, jobs, answer_id, int(time.time()), service.model_name)
 
 
 def _length(service: Service, body: ChatRequest, verb: Verb) -> int | None:

@@ -31,7 +31,9 @@ class ServeConfig:
         ValueError: for a value out of range.
     """
 
-    model_name: Annotated[str, Field(description="what clients call the model")] = "mini"
+    model_name: Annotated[
+        str | None, Field(description="what clients call the model [default: its folder's name]")
+    ] = None
     api_key: Annotated[str | None, Field(description="bearer token that requests must bring")] = field(
         default=None, repr=False
     )

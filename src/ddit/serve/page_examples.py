@@ -1,22 +1,32 @@
-"""What the page offers to try: scenes of the small world for a model that knows it, plain prompts for others."""
+"""The page's examples: scenes of the small world for a model that knows it, plain prompts for others."""
 
 import random
 import re
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from PIL import Image
 
-if TYPE_CHECKING:
-    from ddit.model.encoders import TextCodec
-    from ddit.world import Scene
+from ddit.model.encoders import TextCodec
+from ddit.world import (
+    CLASSES,
+    COLORS,
+    PRESETS,
+    QUESTION_KINDS,
+    Scene,
+    list_vocabulary,
+    make_caption,
+    make_question,
+    make_scene,
+    render,
+)
+from ddit.world.captions import find_relation, phrase
 
 LARGEST_SMALL_VOCABULARY = 1000
 
 
 @dataclass(frozen=True)
 class Examples:
-    """Texts to try. has_world: the model was trained on the small world, so its scenes can be read."""
+    """Texts to try. has_world: the model was trained on the small world, so that its scenes are offered, too."""
 
     prompts: tuple[str, ...]
     questions: tuple[str, ...]
@@ -45,7 +55,7 @@ ANY = Examples(
         "a red bicycle leaning on a brick wall",
         "a bowl of oranges on a wooden table, morning light",
     ),
-    questions=("What is in the picture?", "How many people are there?", "What color is the background?"),
+    questions=("What is in the image?", "How many people are there?", "What color is the background?"),
     blanks=("a photo of a ___", "a ___ ___ on a ___"),
     changes=("a cat in the snow", "a blue bicycle leaning on a brick wall"),
     has_world=False,
@@ -54,7 +64,7 @@ ANY = Examples(
 
 @dataclass(frozen=True)
 class SceneSample:
-    """A scene of the small world, with what is true of it, a text with blanks, and captions of changed scenes."""
+    """A scene of the small world with its caption and answers, a text with blanks, and captions of changed scenes."""
 
     number: int
     image: Image.Image
@@ -64,10 +74,8 @@ class SceneSample:
     changes: tuple[str, ...]
 
 
-def examples_for(codec: "TextCodec") -> Examples:
+def examples_for(codec: TextCodec) -> Examples:
     """Those of the small world for a tokenizer that holds its words and little else."""
-    from ddit.world import list_vocabulary
-
     knows = codec.vocab_size <= LARGEST_SMALL_VOCABULARY and not codec.unknown_words(
         " ".join(list_vocabulary())
     )
@@ -75,37 +83,31 @@ def examples_for(codec: "TextCodec") -> Examples:
 
 
 def scene_sample(number: int) -> SceneSample:
-    """Scene `number` of the split `test`, which no training saw; always the same for a number."""
-    from ddit.world import PRESETS, QUESTION_KINDS, make_caption, make_scene, make_question, render
-
+    """Scene `number` of the split `test`, which no model was trained on; always the same for a number."""
     scene = make_scene(PRESETS["fixed"], "test", number)
     rng = random.Random(number)
-    told = make_caption(scene, rng)
-    asked = [found for kind in QUESTION_KINDS if (found := make_question(scene, rng, kind)) is not None]
+    caption = make_caption(scene, rng)
+    questions = [found for kind in QUESTION_KINDS if (found := make_question(scene, rng, kind)) is not None]
     return SceneSample(
         number=number,
         image=Image.fromarray(render(scene)),
-        caption=told,
-        questions=tuple((found.text, found.answer) for found in asked),
-        blank=with_blanks(told),
+        caption=caption,
+        questions=tuple((found.text, found.answer) for found in questions),
+        blank=with_blanks(caption),
         changes=tuple(
-            _with_last_group(scene, *look) for look in (("car", "red"), ("apple", "green"), ("cup", "blue"))
+            _with_last_group(scene, *other) for other in (("car", "red"), ("apple", "green"), ("cup", "blue"))
         ),
     )
 
 
 def with_blanks(caption: str) -> str:
-    """A caption of the small world with its colours as blanks; without colours, the things."""
-    from ddit.world import CLASSES, COLORS
-
+    """A caption of the small world with blanks for its colours or, if it has none, for its things."""
     blanked = re.sub(rf"\b({'|'.join(COLORS)})\b", "___", caption)
     return blanked if blanked != caption else re.sub(rf"\b({'|'.join(CLASSES)})(s|es)?\b", "___", caption)
 
 
-def _with_last_group(scene: "Scene", class_name: str, color: str) -> str:
-    """What a caption would say if the last thing of the scene were another one."""
-    from ddit.world.captions import find_relation, phrase
-
+def _with_last_group(scene: Scene, class_name: str, color: str) -> str:
+    """A caption of the scene with another thing as its last."""
     *others, last = scene.groups
     parts = [phrase(group.class_name, group.color, group.count) for group in others]
     changed = phrase(class_name, color, last.count)

@@ -1,4 +1,4 @@
-// Runs once in the painter's element: a brush over a picture, by pointer or by keyboard. The canvas has the picture's
+// Runs once in the painter's element: a brush over an image, by pointer or by keyboard. The canvas has the image's
 // own pixels; what is painted on it is read when a button of the page is pressed.
 const surface = element.querySelector(".surface");
 const image = element.querySelector("img");
@@ -6,7 +6,7 @@ const canvas = element.querySelector("canvas");
 const cursor = element.querySelector(".cursor");
 const pen = canvas.getContext("2d", { willReadFrequently: true });
 const PAINT = "#d6006e"; // without green, by which the server knows it
-const BRUSH = 0.09; // radius, of the picture's side
+const BRUSH = 0.09; // radius, of the image's side
 let at = { x: 0.5, y: 0.5 };
 let isDown = false;
 

@@ -1,4 +1,4 @@
-"""What the page's buttons do: jobs for the engine, and their steps as HTML while they come."""
+"""The actions of the page's buttons: jobs for the engine, shown as HTML step by step."""
 
 import asyncio
 import base64
@@ -9,32 +9,32 @@ import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from PIL import Image
 
+from ddit.diffusion.flow import sampling_times
 from ddit.images import fit_image, read_image
 from ddit.inference.batching import Step
 from ddit.serve import page_view as view
 from ddit.serve.engine import Engine
-from ddit.serve.jobs import Job, Overloaded, Preview, Result, Stopping, TimedOut, make_options
-
-if TYPE_CHECKING:
-    from ddit.serve.page_view import Words
+from ddit.serve.jobs import Job, Overloaded, Preview, Result, Stopping, TimedOut, Verb, make_options
+from ddit.serve.page_view import Words
 
 log = logging.getLogger(__name__)
 
 Shown = tuple[str, Image.Image | None]
-"""HTML, and the picture once it is finished."""
+"""HTML, and the image once it is finished."""
 
-NO_PICTURE = "there is no picture yet: upload or paste one"
+NO_IMAGE = "there is no image yet: upload or paste one"
+NO_PAINT = "nothing is painted yet: paint over the part to replace"
 
 
 class Runs:
     """The page's actions on one engine. Each is an asynchronous iterator over what to show, and never raises.
 
-    pace, slow_pace: seconds that a step stays at least, so that an eye can follow a model that is quicker.
+    pace, slow_pace: seconds for which a step is shown at least, so that it can be seen.
     """
 
     def __init__(self, engine: Engine, *, pace: float = 0.15, slow_pace: float = 0.8) -> None:
@@ -46,12 +46,12 @@ class Runs:
 
     # --- actions ---
 
-    async def draw(
+    async def generate(
         self, prompt: str, seed: float | None, num_steps: float | None, guidance_scale: float | None
     ) -> AsyncIterator[Shown]:
-        """Draws a prompt, then has the model caption the picture."""
-        job = self._drawing_job("generate", {"prompt": prompt}, seed, num_steps, guidance_scale)
-        async for shown in guarded(self._draw_and_caption(job, _file_name(prompt, job.seed))):
+        """Generates an image, then captions it."""
+        job = self._image_job("generate", {"prompt": prompt}, seed, num_steps, guidance_scale)
+        async for shown in guarded(self._generate_and_caption(job, _file_name(prompt, job.seed))):
             yield shown
 
     async def inpaint(
@@ -63,12 +63,12 @@ class Runs:
         num_steps: float | None,
         guidance_scale: float | None,
     ) -> AsyncIterator[Shown]:
-        """Draws the painted part of a picture anew. mask: a `data:` address of what was painted, on transparency."""
+        """Inpaints the painted part of an image. mask: a `data:` address of the paint, on transparency."""
 
         async def frames() -> AsyncIterator[Shown]:
             sample = {"image": self.fitted(image), "mask": painted(mask, self.image_size), "prompt": prompt}
-            job = self._drawing_job("inpaint", sample, seed, num_steps, guidance_scale)
-            async for shown in self._draw_and_caption(job, _file_name(prompt, job.seed)):
+            job = self._image_job("inpaint", sample, seed, num_steps, guidance_scale)
+            async for shown in self._generate_and_caption(job, _file_name(prompt, job.seed)):
                 yield shown
 
         async for shown in guarded(frames()):
@@ -83,109 +83,108 @@ class Runs:
         num_steps: float | None,
         guidance_scale: float | None,
     ) -> AsyncIterator[Shown]:
-        """Draws a picture anew from a noisy version of itself."""
+        """Varies an image."""
 
         async def frames() -> AsyncIterator[Shown]:
             sample = {"image": self.fitted(image), "prompt": prompt}
-            job = self._drawing_job("vary", sample, seed, num_steps, guidance_scale, strength=strength)
-            async for shown in self._draw_and_caption(job, _file_name(prompt, job.seed)):
+            job = self._image_job("vary", sample, seed, num_steps, guidance_scale, strength=strength)
+            async for shown in self._generate_and_caption(job, _file_name(prompt, job.seed)):
                 yield shown
 
         async for shown in guarded(frames()):
             yield shown
 
-    async def read(
-        self, verb: str, image: str | Image.Image | None, text: str, slow: bool
+    async def write(
+        self, verb: Verb, image: str | Image.Image | None, text: str, slow: bool
     ) -> AsyncIterator[str]:
-        """Captions a picture, answers the question `text` about it, or fills the blanks of `text`; by the verb."""
+        """Captions an image, answers the question `text` about it, or fills the blanks of `text`, by the verb."""
         names = {"answer": "question", "infill": "text"}
 
         async def frames() -> AsyncIterator[Shown]:
             sample: dict[str, Any] = {"image": self.fitted(image)}
             if verb in names:
                 sample[names[verb]] = text
-            job = Job(verb, sample)  # type: ignore[arg-type]
-            async for html in self._write(job, self.slow_pace if slow else self.pace):
+            async for html in self._text_frames(Job(verb, sample), self.slow_pace if slow else self.pace):
                 yield html, None
 
         async for html, _ in guarded(frames()):
             yield html
 
     async def explain(self, prompt: str, seed: float | None, slow: bool) -> AsyncIterator[str]:
-        """Draws and captions, with every step of both kept in sight."""
+        """Generates an image and captions it, and keeps every step of both in sight."""
         async for html, _ in guarded(self._explain(prompt, seed, self.slow_pace if slow else self.pace)):
             yield html
 
     # --- frames of a job ---
 
-    async def _draw_and_caption(self, job: Job, name: str) -> AsyncIterator[Shown]:
-        alt = f"Drawn from: {job.sample['prompt']}"
-        drawn, notes = None, ""
+    async def _generate_and_caption(self, job: Job, name: str) -> AsyncIterator[Shown]:
+        alt = f"Generated from: {job.sample['prompt']}"
+        image, hints = None, ""
         async for event in self._paced(job, self.pace, Preview | Result):
             if isinstance(event, Preview):
-                yield view.picture(event.image, alt, done=event.done, total=event.total), None
+                yield view.figure(event.image, alt, done=event.done, total=event.total), None
             else:
-                drawn, notes = event.value, "".join(map(_hint, event.notices))
-        assert drawn is not None
-        html = notes + view.picture(drawn, alt, name=name)
-        yield html, drawn
-        heading = "<h2>The model reads its picture back</h2>"
-        async for words in self._write(Job("caption", {"image": drawn}, seed=job.seed), self.pace):
-            yield html + heading + words, drawn
+                image, hints = event.value, "".join(map(_hint, event.warnings))
+        assert image is not None
+        html = hints + view.figure(image, alt, name=name)
+        yield html, image
+        heading = "<h2>The model's caption of its image</h2>"
+        async for words in self._text_frames(Job("caption", {"image": image}, seed=job.seed), self.pace):
+            yield html + heading + words, image
 
-    async def _write(self, job: Job, pace: float) -> AsyncIterator[str]:
-        async for frames, result in self._passes(job, pace):
+    async def _text_frames(self, job: Job, pace: float) -> AsyncIterator[str]:
+        async for frames, result in self._text_steps(job, pace):
             if result is None:
                 yield view.words_line(self._own_words(job, frames[-1])) + view.legend()
                 continue
             words = view.words_line(self._own_words(job, frames[-1]), finished=True) + view.legend()
             text = result.value or "(no words)"
-            yield "".join(map(_hint, result.notices)) + view.answer(text) + words
+            yield "".join(map(_hint, result.warnings)) + view.answer(text) + words
 
-    async def _passes(self, job: Job, pace: float) -> AsyncIterator[tuple[list["Words"], Result | None]]:
-        """The text after every pass until now; at the end also the result."""
-        settling = view.Settling(self.engine.pipeline.text_codec)
+    async def _text_steps(self, job: Job, pace: float) -> AsyncIterator[tuple[list[Words], Result | None]]:
+        """The text after every step so far; at the end also the result."""
+        history = view.TextHistory(self.engine.pipeline.text_codec)
         async for event in self._paced(job, pace, Step | Result):
             if isinstance(event, Result):
-                yield settling.frames, event
+                yield history.frames, event
                 return
             ids, answer_mask, confidence = (part[0].tolist() for part in event.state)
-            is_first = not settling.frames
-            settling.add(ids, answer_mask, confidence)
+            is_first = not history.frames
+            history.add(ids, answer_mask, confidence)
             if is_first:
-                yield settling.frames[:1], None
+                yield history.frames[:1], None
                 await asyncio.sleep(pace)
-            yield settling.frames, None
+            yield history.frames, None
 
     async def _explain(self, prompt: str, seed: float | None, pace: float) -> AsyncIterator[Shown]:
-        settings, latents = self.engine.pipeline.settings, []
-        num_steps, times = settings.num_steps, settings.times.tolist()
-        job = self._drawing_job("generate", {"prompt": prompt}, seed, num_steps, None)
-        steps: list[view.DrawingStep] = []
+        sampling, latents = self.engine.pipeline.settings.image_sampling, []
+        num_steps, times = sampling.num_steps, sampling_times(sampling).tolist()
+        job = self._image_job("generate", {"prompt": prompt}, seed, num_steps, None)
+        steps: list[view.ImageStep] = []
         result: Result | None = None
         async for event in self._paced(
             job, pace, Preview | Result, lambda step: latents.append(step.state.latents)
         ):
             result = event if isinstance(event, Result) else None
-            expected = (
+            predicted = (
                 event.value if isinstance(event, Result) else event.image
-            )  # the last step goes all the way
-            steps.append(view.DrawingStep(expected, *times[len(steps) : len(steps) + 2]))
-            yield view.drawing_steps(steps, num_steps), None
+            )  # the last prediction is the result
+            steps.append(view.ImageStep(predicted, *times[len(steps) : len(steps) + 2]))
+            yield view.image_steps(steps, num_steps), None
         assert result is not None
-        reached = await self.engine.in_worker(self.engine.pipeline.decode, torch.cat(latents))
-        steps = [replace(step, reached=image) for step, image in zip(steps, reached, strict=True)]
-        html = "".join(map(_hint, result.notices)) + view.drawing_steps(steps, num_steps)
+        noisy = await self.engine.in_worker(self.engine.pipeline.decode, torch.cat(latents))
+        steps = [replace(step, noisy=image) for step, image in zip(steps, noisy, strict=True)]
+        html = "".join(map(_hint, result.warnings)) + view.image_steps(steps, num_steps)
         yield html, None
         caption = Job("caption", {"image": result.value}, seed=job.seed)
-        async for frames, _ in self._passes(caption, pace):
+        async for frames, _ in self._text_steps(caption, pace):
             own = [self._own_words(caption, words) for words in frames]
-            yield html + view.writing_passes(own), None
+            yield html + view.text_steps(own), None
 
     async def _paced(
         self, job: Job, pace: float, kinds: Any, on_step: Callable[[Step], object] | None = None
     ) -> AsyncIterator[Any]:
-        """The job's events of some kinds, each at least `pace` seconds after the last. on_step gets every step."""
+        """The job's events of some kinds, at least `pace` seconds apart. on_step gets every step."""
         last = -pace
         async with aclosing(self.engine.stream(job)) as events:
             async for event in events:
@@ -200,30 +199,30 @@ class Runs:
     # --- inputs ---
 
     def fitted(self, image: str | Image.Image | None) -> Image.Image:
-        """A picture, or that of a file, at the size that the model reads. Raises ValueError if there is none."""
+        """An image, or that of a file, at the model's size. Raises ValueError if there is none."""
         if image is None:
-            raise ValueError(NO_PICTURE)
+            raise ValueError(NO_IMAGE)
         try:
             return fit_image(read_image(image), self.image_size, self.image_size)
-        except ValueError as error:  # the file's name is the server's, of no use to who sent it
+        except ValueError as error:  # the user does not know the file's name on the server
             raise ValueError(str(error).replace(f"'{image}'", "the file")) from None
 
-    def _drawing_job(
+    def _image_job(
         self,
-        verb: Any,
+        verb: Verb,
         sample: dict[str, Any],
         seed: float | None,
         num_steps: float | None,
         guidance_scale: float | None,
         **options: float,
     ) -> Job:
-        """A drawing job that shows every step; None is the model's own setting, and seed 0."""
-        num_steps = int(num_steps or self.engine.pipeline.settings.num_steps)
+        """An image job that shows every step; None is the model's own setting, and seed 0."""
+        num_steps = int(num_steps or self.engine.pipeline.settings.image_sampling.num_steps)
         given = make_options(num_steps=num_steps, guidance_scale=guidance_scale, **options)
         return Job(verb, sample, seed=int(seed or 0), options=given, num_previews=num_steps - 1)
 
-    def _own_words(self, job: Job, words: "Words") -> "Words":
-        """What the page shows of a text: what was written, or, of one with blanks, all but the model's own prefix."""
+    def _own_words(self, job: Job, words: Words) -> Words:
+        """The words to show: those that were filled or, of a text with blanks, all but the model's own prefix."""
         if job.verb != "infill":
             return tuple(word for word in words if word.kind != "given")
         pipeline = self.engine.pipeline
@@ -235,7 +234,7 @@ class Runs:
 
 
 async def guarded(frames: AsyncIterator[Shown]) -> AsyncIterator[Shown]:
-    """The frames, and, where they fail, the last of them with a line that says why."""
+    """The frames; if they fail, the last one again with a line that says why."""
     shown: Shown = ("", None)
     try:
         async for shown in frames:
@@ -247,17 +246,17 @@ async def guarded(frames: AsyncIterator[Shown]) -> AsyncIterator[Shown]:
         reason = f"the model is busy: try again in {error.retry_after} s"
     except (TimedOut, Stopping) as error:
         reason = str(error)
-    except Exception:  # the page's edge: whoever runs the server finds the traceback in its log
+    except Exception:  # the edge of the page: the traceback goes to the server's log
         log.exception("an action of the page failed")
-        reason = "something went wrong on the server; its log says what"
+        reason = "something went wrong on the server; see its log"
     yield view.note(_sentence(reason), fault=True) + shown[0], shown[1]
 
 
 def painted(address: str, size: int) -> Image.Image:
-    """The mask of what was painted: white where there is paint, size x size.
+    """The mask of the paint: white where there is some, size x size.
 
-    address: a PNG on transparency as a `data:` address, paint without green. Raises ValueError for something else, and
-    if there is no paint.
+    address: a PNG on transparency as a `data:` address, its paint without green. Raises ValueError if it is another one
+    or has no paint.
     """
     head, _, data = (address or "").partition(",")
     try:
@@ -265,10 +264,10 @@ def painted(address: str, size: int) -> Image.Image:
             raise binascii.Error
         layer = read_image(base64.b64decode(data, validate=True))
     except (binascii.Error, ValueError):
-        raise ValueError("nothing is painted yet: paint over what is to be drawn anew") from None
+        raise ValueError(NO_PAINT) from None
     mask = layer.resize((size, size)).getchannel("G").point(_below_half)
     if mask.getbbox() is None:
-        raise ValueError("nothing is painted yet: paint over what is to be drawn anew")
+        raise ValueError(NO_PAINT)
     return mask
 
 
@@ -276,8 +275,8 @@ def _below_half(green: int) -> int:
     return 255 if green < 128 else 0
 
 
-def _hint(notice: str) -> str:
-    return view.note(_sentence(notice))
+def _hint(warning: str) -> str:
+    return view.note(_sentence(warning))
 
 
 def _sentence(text: str) -> str:
@@ -285,4 +284,4 @@ def _sentence(text: str) -> str:
 
 
 def _file_name(prompt: str, seed: int) -> str:
-    return f"{re.sub(r'[^a-z0-9]+', '-', prompt.lower()).strip('-')[:60] or 'picture'}-{seed}.png"
+    return f"{re.sub(r'[^a-z0-9]+', '-', prompt.lower()).strip('-')[:60] or 'image'}-{seed}.png"

@@ -188,8 +188,8 @@ def image_steps(steps: Sequence[ImageStep], total: int) -> str:
     )
     return (
         "<h2>From noise to an image</h2>"
-        "<p>Sampling starts from pure noise, at t = 1. Each step <b>predicts</b> the clean image from the noisy one and "
-        "moves part of the way towards it. The <b>result</b> has less noise; at t = 0 none is left.</p>"
+        "<p>Sampling starts from pure noise, at t = 1. Each step <b>predicts</b> the clean image and moves "
+        "part of the way towards it. The <b>result</b> has less noise; at t = 0 none is left.</p>"
         f"{_scroller(table, 'The image, step by step')}"
     )
 
@@ -207,8 +207,8 @@ def text_steps(frames: Sequence[Words]) -> str:
     )
     return (
         "<h2>From masks to a caption</h2>"
-        "<p>Then the same model captions its image. At first all positions are masked. Each step reads the whole text and "
-        "fills the positions in which the model is most confident, in any order.</p>"
+        "<p>Then the same model captions its image. At first all positions are masked. Each step reads the whole "
+        "text and fills the positions in which the model is most confident, in any order.</p>"
         f"{_scroller(table, 'The text, step by step')}{legend()}"
     )
 
@@ -246,9 +246,7 @@ def _chip(word: Word) -> str:
 def _small(image: Image.Image, what: str, time: float) -> str:
     address = data_uri(image, final=False)
     alt = f"{what} t = {time:.2f}"
-    return (
-        f'<td><img class="{image_class(image.size)}" src="{address}" alt="{alt}"><small>t = {time:.2f}</small></td>'
-    )
+    return f'<td><img class="{image_class(image.size)}" src="{address}" alt="{alt}"><small>t = {time:.2f}</small></td>'
 
 
 def _cell(word: Word, step: int) -> str:

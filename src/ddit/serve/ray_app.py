@@ -141,7 +141,7 @@ def _parse(name: str, value: Any, hints: Mapping[str, Any]) -> Any:
 
 
 def serve_replicas(
-    replica: Replica, *, count: int, host: str, port: int, ready: Callable[[str], None], num_cpus: float = 1
+    replica: Replica, *, count: int, host: str, port: int, ready: Callable[[str], object], num_cpus: float = 1
 ) -> None:
     """Runs replicas on a Ray of this machine until SIGTERM or SIGINT, then finishes their jobs and ends Ray.
 

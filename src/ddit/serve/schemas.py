@@ -70,10 +70,10 @@ def with_options(
         for option in list_options(options):
             if option.name in but:
                 continue
-            bounds = option.bounds | ({"le": at_most[option.name]} if option.name in at_most else {})
-            strict = None if get_origin(option.kind) is not tuple else False  # JSON has lists, not tuples
-            field = Field(description=option.help, strict=strict, **bounds)
-            fields[option.name] = (Annotated[option.kind | None, field], None)
+            bound = {"le": at_most[option.name]} if option.name in at_most else {}
+            metadata = option._replace(bounds=option.bounds | bound).metadata
+            lists = Field(strict=False if option.name in LISTS else None)  # JSON has no tuples
+            fields[option.name] = (Annotated[option.kind | None, metadata, lists], None)
         made = create_model(
             cls.__name__, __base__=cls, __module__=cls.__module__, __doc__=cls.__doc__, **fields
         )

@@ -49,7 +49,7 @@ class GracefulServer(uvicorn.Server):
                 connection.transport.close()
 
 
-def serve(app: FastAPI, listening: socket.socket, *, grace: float, ready: Callable[[str], None]) -> None:
+def serve(app: FastAPI, listening: socket.socket, *, grace: float, ready: Callable[[str], object]) -> None:
     """Serves until SIGTERM or SIGINT, then finishes its jobs within `grace` seconds, closes the socket and returns.
 
     listening: from `bind`. ready: called with the address once requests are taken.

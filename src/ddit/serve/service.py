@@ -54,11 +54,16 @@ class Service:
     metrics: Metrics
     created: int = field(default_factory=lambda: int(time.time()))
 
+    @property
+    def model_name(self) -> str:
+        """What clients call the model."""
+        return self.config.model_name or "mini"
+
     def check_model(self, name: str | None) -> None:
         """Raises ApiError if a request asks for another model."""
-        if name is not None and name != self.config.model_name:
+        if name is not None and name != self.model_name:
             raise ApiError(
-                f"there is no model '{name[:60]}': this server has '{self.config.model_name}'",
+                f"there is no model '{name[:60]}': this server has '{self.model_name}'",
                 status=404, param="model", code="model_not_found",
             )  # fmt: skip
 

@@ -1,6 +1,6 @@
-"""Draws the README's picture: GenEval prompts of the small world's test split, four a kind, none picked by hand.
+"""Generates the README's image: GenEval prompts of the small world's test split, four a kind, not selected.
 
-python tools/draw_samples.py docs/images/samples.png
+python tools/generate_samples.py docs/images/samples.png
 """
 
 import argparse
