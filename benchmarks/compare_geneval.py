@@ -80,7 +80,7 @@ def main() -> None:
     ranks, rows = join_ranks(), []
     for name, _, folder in (given.partition("=") for given in args.models):
         pipeline = Pipeline.from_pretrained(folder)
-        pipeline.settings = pipeline.settings.with_options({"guidance_scale": args.guidance})
+        pipeline.settings = pipeline.settings.with_defaults({"guidance_scale": args.guidance})
         seeds = [
             score(pipeline, seed=seed, num_prompts=args.num_prompts, ranks=ranks)
             for seed in range(args.seeds)

@@ -2,7 +2,7 @@
 
 Every combination of the samplers, steps, guidance scales, shifts and guidance intervals generates the same prompts from
 the same noise; the world's detector scores the images. The published setting is one more row. What --results already
-holds of the same weights is not done again, so that a sweep can be stopped and extended. Writes image_sweep.md and .png.
+holds of the same weights is not done again, so that a sweep can be stopped and extended. Writes image_sweep.md, .png.
 """
 
 import argparse

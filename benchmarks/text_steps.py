@@ -53,7 +53,7 @@ def score(pipeline: Pipeline, rule: UnmaskingRule, steps: int, *, seed: int, lim
     """The figures of `PANELS` by title, of one rule with so many steps."""
     world = WorldSplit(PRESETS["fixed"], num=limit, seed=seed)
     sampling = {"order": rule.order, "temperature": rule.temperature}
-    sampled = replace(pipeline, settings=pipeline.settings.with_options(sampling))
+    sampled = replace(pipeline, settings=pipeline.settings.with_defaults(sampling))
     options = EvalOptions(seed=seed * 10**6, limit=limit, text_steps=steps)
     found: dict[str, float] = {}
     with TemporaryDirectory() as folder:

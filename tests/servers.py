@@ -3,6 +3,7 @@
 import asyncio
 import base64
 import io
+import json
 import socket
 import threading
 from collections.abc import AsyncIterator, Iterator
@@ -59,6 +60,12 @@ def ask(text: str | None, image: Image.Image | None = None, **fields: Any) -> di
     return {"model": "mini", "messages": [{"role": "user", "content": content}], **fields}
 
 
+def events(text: str) -> list[Any]:
+    """The data of server-sent events."""
+    lines = [line.removeprefix("data: ") for line in text.splitlines() if line.startswith("data: ")]
+    return [line if line == "[DONE]" else json.loads(line) for line in lines]
+
+
 @asynccontextmanager
 async def client_of(app: FastAPI, **options: Any) -> AsyncIterator[httpx.AsyncClient]:
     """A client of an application in this process, within the application's lifespan."""
@@ -76,6 +83,11 @@ def with_client(work: Any, config: ServeConfig | None = None, app: FastAPI | Non
             return await work(client)
 
     return asyncio.run(run())
+
+
+def post(path: str, config: ServeConfig | None = None, **given: Any) -> httpx.Response:
+    """The answer of a new server to one request."""
+    return with_client(lambda client: client.post(path, **given), config)
 
 
 @contextmanager

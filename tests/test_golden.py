@@ -5,7 +5,7 @@ again exactly; numbers, to 1e-3; tensors and pictures as a digest (`Seen`) of sh
 of their bytes. On a machine like the one a case was recorded on (`machine`) hashes and numbers must be equal, too.
 
 After a refactoring only the calls in the cases need to be adapted. Where results are to change, record them anew, and
-say so in the commit: `python tests/test_golden.py --record [CASE ...]` (none: all; it tells the time of each).
+say so in the commit: `PYTHONPATH=. python tests/test_golden.py --record [CASE ...]` (none: all).
 One case: `pytest tests/test_golden.py -m "slow or not slow" -k 'again[caption_orders]'`.
 """
 
@@ -40,7 +40,7 @@ from typer.testing import CliRunner
 
 from benchmarks.reading_error import measure_error
 from ddit.cli import app
-from ddit.config.runs import DualRun, save_config
+from ddit.config.runs import TEACHER_FILE, DualRun, save_config
 from ddit.diffusion.flow import num_evaluations, sampling_times
 from ddit.inference.batching import Step
 from ddit.inference.editing import box_mask
@@ -50,7 +50,6 @@ from ddit.recipes import build
 from ddit.serve.api import create_app
 from ddit.settings import ORDERS, ImageSampling
 from ddit.train.stages import run_stage
-from ddit.config.runs import TEACHER_FILE
 from ddit.world import (
     PRESETS,
     QUESTION_KINDS,

@@ -1,4 +1,4 @@
-"""What the clients ask, and the answers that the pipeline gives when it is asked alone."""
+"""Requests of the clients, and the answers of single calls of the pipeline."""
 
 import base64
 import io
@@ -11,23 +11,23 @@ import numpy as np
 from PIL import Image
 
 from ddit.pipeline import Pipeline
-from ddit.world import PRESETS, make_caption, make_scene, make_question, render
+from ddit.world import PRESETS, make_caption, make_question, make_scene, render
 
 LEVELS = 1
-"""By how much of 255 a picture of a batch may differ from that of a single call."""
+"""By how much of 255 an image of a batch may differ from that of a single call."""
 
-KINDS = ("picture", "answer", "caption")
+KINDS = ("image", "answer", "caption")
 
 
 @dataclass
 class Request:
-    """One request, and what it must be answered with: a text, or a picture as an array."""
+    """One request and its right answer: a text, or an image as an array."""
 
     kind: str
     path: str
     body: dict[str, Any]
     expected: str | np.ndarray
-    _right: set[str] = field(default_factory=set)  # encoded pictures that were looked at and found right
+    _right: set[str] = field(default_factory=set)  # encoded images that were found right
 
     def is_right(self, answer: dict[str, Any]) -> bool:
         """Whether an answer is this request's own."""
@@ -47,7 +47,7 @@ def make_requests(
 ) -> list[Request]:
     """`count` requests of each kind, the kinds in turns, about scenes of the split "test".
 
-    What is expected comes from single calls, one a request.
+    The right answers come from single calls, one a request.
     """
     made: list[Request] = []
     for number in range(count):
@@ -58,21 +58,21 @@ def make_requests(
 
 
 def _request(pipeline: Pipeline, kind: str, scene: Any, rng: random.Random, *, seed: int) -> Request:
-    if kind == "picture":
+    if kind == "image":
         prompt = make_caption(scene, rng)
         expected = np.asarray(pipeline.generate(prompt, seed=seed)[0], dtype=int)
         return Request(kind, "/v1/images/generations", {"prompt": prompt, "seed": seed}, expected)
-    picture = Image.fromarray(render(scene))
+    image = Image.fromarray(render(scene))
     buffer = io.BytesIO()
-    picture.save(buffer, "PNG")
+    image.save(buffer, "PNG")
     url = "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
     parts: list[dict[str, Any]] = [{"type": "image_url", "image_url": {"url": url}}]
     if kind == "caption":
-        text = pipeline.caption(picture, seed=seed)[0]
+        text = pipeline.caption(image, seed=seed)[0]
     else:
-        asked = make_question(scene, rng)
-        assert asked is not None  # without a kind there always is one
-        parts.append({"type": "text", "text": asked.text})
-        text = pipeline.answer(picture, asked.text, seed=seed)[0]
+        found = make_question(scene, rng)
+        assert found is not None  # without a kind there always is one
+        parts.append({"type": "text", "text": found.text})
+        text = pipeline.answer(image, found.text, seed=seed)[0]
     body = {"model": "mini", "messages": [{"role": "user", "content": parts}], "seed": seed}
     return Request(kind, "/v1/chat/completions", body, text)

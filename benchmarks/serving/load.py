@@ -1,4 +1,4 @@
-"""Clients: closed loops, in which each waits for its answer, and an open loop, in which requests come as they come."""
+"""Clients: closed loops, in which each waits for its answer, and an open loop, in which requests come at random."""
 
 import asyncio
 import itertools
@@ -16,13 +16,13 @@ from benchmarks.serving.jobs import Request
 
 @dataclass
 class Phase:
-    """What one phase of load brought.
+    """The outcome of one phase of load.
 
     Attributes:
         seconds: its length.
         statuses: answers by status.
         lost: requests without an answer, by the fault.
-        wrong: answers with status 200 that are not the request's own.
+        wrong: answers with status 200 that are not right for their request.
         latencies: seconds of the answers with status 200.
         rss: of the server in MB, over time.
     """
@@ -85,7 +85,7 @@ def _session() -> aiohttp.ClientSession:
 async def closed_loop(
     address: str, pid: int, requests: Sequence[Request], *, clients: int, seconds: float
 ) -> Phase:
-    """`clients` that each send the next request once they have the answer to their last."""
+    """`clients` that each send a request when they have the answer to the last."""
     phase = Phase(f"closed loop, {clients} client{'s' if clients > 1 else ''}")
     turns = itertools.cycle(requests)
     began = time.monotonic()

@@ -53,9 +53,9 @@ def _page(
         "Server and clients share the machine.\n"
     )
     yield (
-        f"Requests in turns: a picture, a question about a picture, a caption; {args.requests} different ones of each. "
-        "Every answer is compared with that of a single call for its seed: texts must be equal, pictures to within one "
-        "level of 255. Lost are requests without an answer; wrong are answers that are not the request's own.\n"
+        f"Requests in turns: an image, a question about an image, a caption; {args.requests} different ones of each. "
+        "Every answer is compared with that of a single call for its seed: texts must be equal, images to within one "
+        "level of 255. Lost are requests without an answer; wrong are answers that are not right for their request.\n"
     )
     yield "## Mixed requests\n"
     yield (

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 
 @contextmanager
 def served(model: str, *options: str) -> Iterator[tuple[str, int]]:
-    """Address and process id of a server, which must end with exit code 0 when it is told to."""
+    """Address and process id of a server, which must exit with 0 after SIGTERM."""
     command = [sys.executable, "-m", "ddit", "serve", "--model", model, "--port", "0", *options]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     try:

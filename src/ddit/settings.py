@@ -289,7 +289,7 @@ class ModelSettings:
     caption_length: PositiveInt | None = None
     answer_length: PositiveInt | None = None
 
-    def with_options(self, given: Mapping[str, Any]) -> Self:
+    def with_defaults(self, given: Mapping[str, Any]) -> Self:
         """With other defaults: fields, and options of the two samplings, by name (None is not given).
 
         Raises:

@@ -133,11 +133,11 @@ def evaluate(
     eval_data.check(chosen)
     check_writable(out)
     changes = {**image_sampling, **text_sampling, "caption_length": length, "answer_length": length}
-    ModelSettings().with_options(changes)  # faults are found before a model is loaded
+    ModelSettings().with_defaults(changes)  # faults are found before a model is loaded
     ranks = join_ranks()
     with _task_bars(is_quiet=not ranks.is_first) as start_task:
         pipeline = load(model, replace(loading, device=loading.device or str(ranks.device)))
-        pipeline.settings = pipeline.settings.with_options(changes)
+        pipeline.settings = pipeline.settings.with_defaults(changes)
         about = _about(model, pipeline, loading) if ranks.is_first else {}
         if ranks.is_first and not as_json:
             _print_head(about, describe_decoding(pipeline.settings, options), options.seed)
