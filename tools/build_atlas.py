@@ -48,8 +48,8 @@ RENDER = """
 const {Resvg} = require('@resvg/resvg-js');
 const icons = JSON.parse(require('fs').readFileSync(0));
 const fitTo = {mode: 'width', value: 512};
-const draw = s => Buffer.from(new Resvg(s, {fitTo}).render().asPng()).toString('base64');
-console.log(JSON.stringify(icons.map(draw)));
+const render = s => Buffer.from(new Resvg(s, {fitTo}).render().asPng()).toString('base64');
+console.log(JSON.stringify(icons.map(render)));
 """
 
 

@@ -1,4 +1,4 @@
-"""What an evaluation can be told: its tasks, how much of each is run, with how many steps. Without torch."""
+"""Options of an evaluation: its tasks, how much of each is run, with how many steps. Without torch."""
 
 from typing import Annotated
 
@@ -12,7 +12,7 @@ TASKS = ("geneval", "vqav2", "vizwiz", "gqa", "pope", "mme", "caption")
 
 @strict
 class EvalOptions:
-    """How much of each benchmark is run. Sampling is as the model's own settings say, but for these two options."""
+    """How much of each benchmark is run. All other options of sampling are those of the model's settings."""
 
     seed: Annotated[int, Field(description="of the first sample; the next one's is 1 more")] = 0
     limit: Annotated[
