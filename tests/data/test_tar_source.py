@@ -15,7 +15,8 @@ from PIL import Image
 from ddit.config.data import TarData
 from ddit.data.samples import CorruptSample
 from ddit.data.sources import TarSource, open_source
-from ddit.data.sources.tar import expand_braces, find_shards
+from ddit.data.sources.finding import expand_braces
+from ddit.data.sources.tar import find_shards
 from ddit.data.sources.tar_index import load_index, split_name
 
 NUM = 12

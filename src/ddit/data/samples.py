@@ -51,6 +51,13 @@ class CorruptSample(Exception):
         self.cause = cause
 
 
+class LeftOut(NamedTuple):
+    """What a source holds and does not use, of one cause: how many files or members, and the first few names."""
+
+    num: int
+    first: tuple[str, ...]
+
+
 class Source(Protocol):
     """Training samples by index; one index with an equally seeded `rng` gives one sample, in every process."""
 

@@ -257,13 +257,7 @@ class DualDiT(nn.Module):
             raise ValueError(f"the null image is of i2t samples only, but num_t2i is {num_t2i}")
         if n is None and not self.config.image_attends_text:
             raise ValueError("image_attends_text=False needs num_t2i: which samples are t2i, which are i2t")
-        visible = None
-        if latents is None:
-            image = self.null_image_embd.expand(text_states.shape[0], -1, -1)
-        else:
-            image = self.pos_embed(latents)  # (B, N, D)
-            if null_rows is not None:
-                image, visible = self._put_null_image(image, null_rows, n, text_states.shape[1])
+        image, visible = self._image_tokens(latents, null_rows, n, text_states.shape)
         cond = self.time_text_embed(t)  # (B, D)
         text = self.context_embedder(text_states)  # (B, L, D)
 
@@ -284,6 +278,17 @@ class DualDiT(nn.Module):
             if not text_hidden:
                 logits, hidden = self.text_proj_out(hidden), None
         return DualOutput(velocity, logits, features, hidden, kept)
+
+    def _image_tokens(
+        self, latents: Tensor | None, null_rows: Tensor | None, n: int | None, text_shape: torch.Size
+    ) -> tuple[Tensor, Tensor | None]:
+        """Image tokens (B, N, D), and which tokens (B, 1, 1, N + L) may be attended to; None: all."""
+        if latents is None:
+            return self.null_image_embd.expand(text_shape[0], -1, -1), None
+        image = self.pos_embed(latents)
+        if null_rows is None:
+            return image, None
+        return self._put_null_image(image, null_rows, n, text_shape[1])
 
     def _put_null_image(
         self, image: Tensor, null_rows: Tensor, n: int | None, num_text: int

@@ -10,8 +10,9 @@ import numpy as np
 
 from ddit.config.data import JsonData
 from ddit.data.samples import CorruptSample, Sample
+from ddit.data.sources.finding import find_folder
 from ddit.data.sources.images import load_image, measure_all, measure_file
-from ddit.data.sources.records import Records, find_folder
+from ddit.data.sources.records import Records
 from ddit.data.sources.sidecar import Arrays, cache_beside
 from ddit.data.sources.texts import choose_caption, make_caption_sample
 

@@ -9,9 +9,10 @@ import numpy as np
 
 from ddit.config.data import LlavaData
 from ddit.data.samples import CorruptSample, Sample, Turn
+from ddit.data.sources.finding import find_folder
 from ddit.data.sources.images import load_image, measure_file
 from ddit.data.sources.json_list import get_image_path, get_stated_size, measure_records
-from ddit.data.sources.records import Records, find_folder
+from ddit.data.sources.records import Records
 from ddit.data.sources.texts import refuse_t2i
 
 IMAGE_TAG = "<image>"

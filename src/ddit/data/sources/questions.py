@@ -11,8 +11,8 @@ import numpy as np
 
 from ddit.config.data import QuestionsData
 from ddit.data.samples import CorruptSample, Sample, Turn
+from ddit.data.sources.finding import find_file, find_folder
 from ddit.data.sources.images import load_image, measure_all, measure_file
-from ddit.data.sources.records import find_file, find_folder
 from ddit.data.sources.sidecar import Arrays, cache_beside
 from ddit.data.sources.texts import refuse_t2i
 

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from ddit.data.samples import CorruptSample
+from ddit.data.sources.finding import find_file
 from ddit.data.sources.sidecar import Arrays, cache_beside
 
 _CHUNK = 1 << 24
@@ -63,25 +64,6 @@ class Records:
         if line[:1] not in (b"{", b"") or not (self.path.suffix in LINES_SUFFIXES or _is_json(line)):
             raise ValueError(f"'{self.path}' is neither a JSON list nor JSON lines")
         return {"spans": _line_spans(self.path)}
-
-
-def find_file(path: str | Path) -> Path:
-    """The path of an existing file; a `ValueError` if there is none."""
-    found = Path(path).expanduser()
-    if not found.is_file():
-        what = "is a folder, not a file" if found.is_dir() else "does not exist"
-        raise ValueError(f"'{found}' {what}: give the path of the file that lists the samples")
-    return found
-
-
-def find_folder(path: str | Path | None, beside: Path) -> Path:
-    """The folder of images: `path`, or that of the file `beside`; a `ValueError` if there is none."""
-    if path is None:
-        return beside.parent
-    found = Path(path).expanduser()
-    if not found.is_dir():
-        raise ValueError(f"there is no folder '{found}': set images to the folder that the images are in")
-    return found
 
 
 def _line_spans(path: Path) -> np.ndarray:

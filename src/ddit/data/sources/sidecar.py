@@ -16,7 +16,7 @@ from ddit.files import write_atomically
 Arrays = dict[str, np.ndarray]
 
 _STAMP = "stamp"
-_VERSION = 1
+_VERSION = 2
 
 
 def cache_beside(path: Path, what: str, build: Callable[[], Arrays], *, settings: str = "") -> Arrays:

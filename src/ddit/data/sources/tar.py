@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import glob
-import itertools
 import json
 import os
 import platform
 import random
-import re
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -18,18 +15,19 @@ import numpy as np
 from tqdm import tqdm
 
 from ddit.config.data import TarData
-from ddit.data.samples import CorruptSample, Sample
+from ddit.data.samples import CorruptSample, LeftOut, Sample
+from ddit.data.sources.finding import files_below, match_files
 from ddit.data.sources.images import decode_image, measure_all, measure_image
 from ddit.data.sources.json_list import get_stated_size
 from ddit.data.sources.sidecar import Arrays, cache_beside
-from ddit.data.sources.tar_index import load_index
+from ddit.data.sources.tar_index import NUM_NAMES, load_index
 from ddit.data.sources.texts import choose_caption, make_caption_sample
 
 Found = TypeVar("Found")
 
-_BRACES = re.compile(r"\{([^{}]*)\}")
+SUFFIX = ".tar"
+COMPRESSED_SUFFIXES = (".tgz", ".tar.gz", ".tar.bz2", ".tar.xz", ".tar.zst", ".tar.lz4")
 _NUM_SHARDS_AT_ONCE = 4
-_RANGE = re.compile(r"(\d+)\.\.(\d+)")
 
 
 class TarSource:
@@ -53,14 +51,26 @@ class TarSource:
     def name(self, index: int) -> str:
         shard, place = self._locate(index)
         stems = self._indices[shard].stems
-        stem = stems[place].decode() if place < len(stems) else "end"
+        stem = stems[place].decode(errors="replace") if place < len(stems) else "end"
         return f"{self.shards[shard]}:{stem}"
+
+    def left_out(self) -> dict[str, LeftOut]:
+        """The members of all shards that no sample uses, by cause; folders do not count."""
+        total: dict[str, LeftOut] = {}
+        for shard, index in zip(self.shards, self._indices, strict=True):
+            for cause, (num, first) in index.left_out.items():
+                before = total.get(cause, LeftOut(0, ()))
+                names = (*before.first, *(f"{shard}:{name}" for name in first))
+                total[cause] = LeftOut(before.num + num, names[:NUM_NAMES])
+        return total
 
     def sample(self, index: int, rng: random.Random, *, i2t: bool, with_image: bool = True) -> Sample:
         shard, place = self._locate(index)
         found, name, cfg = self._indices[shard], self.name(index), self.cfg
         if place == len(found.stems):
             raise CorruptSample(found.end, f"{self.shards[shard]}: what follows its last sample is lost")
+        if found.faults[place]:
+            raise CorruptSample(str(found.faults[place]), name)
         if not found.images[place].any():
             raise CorruptSample("no image", name)
         if cfg.caption_key is None:
@@ -116,7 +126,7 @@ class TarSource:
 
     def _text(self, shard: int, span: Any, name: str) -> str:
         try:
-            return self._read(shard, span, name).decode("utf-8")
+            return self._read(shard, span, name).decode("utf-8-sig")
         except UnicodeDecodeError as error:
             raise CorruptSample("bad text", f"{name}: {error}") from None
 
@@ -150,43 +160,26 @@ def find_shards(path: str) -> list[Path]:
     """The shards that a file, a folder or a pattern names, in order.
 
     Raises:
-        ValueError: there is none, or one of those that braces name is missing.
+        ValueError: there is none, one of those that braces name is missing, or a folder holds compressed ones.
     """
     plain = Path(path).expanduser()
     if plain.is_file():
         return [plain]
     if plain.is_dir():
-        shards = sorted(plain.rglob("*.tar"))
+        found = files_below(plain, (SUFFIX, *COMPRESSED_SUFFIXES))
+        shards = [shard for shard in found if shard.name.lower().endswith(SUFFIX)]
+        compressed = [shard for shard in found if shard not in shards]
+        if compressed:
+            raise ValueError(
+                f"'{plain}' holds compressed tars ({len(compressed)}, '{compressed[0]}' first), which allow no reading "
+                "from their middle: decompress them, or name the others by a pattern"
+            )
         if not shards:
             raise ValueError(f"there is no .tar file in '{plain}'")
         return shards
-    shards, missing = [], []
-    for pattern in expand_braces(str(plain)):
-        if glob.has_magic(pattern):
-            shards += sorted(Path(name) for name in glob.glob(pattern, recursive=True))
-        else:
-            (shards if Path(pattern).is_file() else missing).append(Path(pattern))
-    if missing and (shards or len(missing) > 1):
-        raise ValueError(
-            f"{len(missing)} shards of '{path}' are missing, '{missing[0]}' first: use * for those that are there"
-        )
+    shards = match_files(path)
     if not shards:
         raise ValueError(
             f"'{path}' does not exist: give a .tar file, a folder of them, or a pattern such as 'x/*.tar'"
         )
     return shards
-
-
-def expand_braces(pattern: str) -> list[str]:
-    """All patterns that `{00..12}` and `{a,b}` stand for, as in a shell; zeros in front are kept."""
-    parts = _BRACES.split(pattern)  # text and what is in braces, in turn
-    choices = [[part] if i % 2 == 0 else _alternatives(part) for i, part in enumerate(parts)]
-    return ["".join(chosen) for chosen in itertools.product(*choices)]
-
-
-def _alternatives(text: str) -> list[str]:
-    bounds = _RANGE.fullmatch(text)
-    if bounds is None:
-        return text.split(",")
-    first, last = bounds.groups()
-    return [f"{number:0{len(first)}d}" for number in range(int(first), int(last) + 1)]
