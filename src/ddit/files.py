@@ -113,8 +113,8 @@ def find_weights(folder: Path, stem: str, dtype: torch.dtype | None = None) -> l
         single = folder / f"{stem}{variant}.safetensors"
         if single.is_file():
             return [single]
-        index = folder / f"{stem}.safetensors.index{variant}.json"
-        if index.is_file():
+        index = _find_index(folder, stem, variant)
+        if index is not None:
             shards = sorted({str(name) for name in read_json(index).get("weight_map", {}).values()})
             paths = [folder / Path(name).name for name in shards]
             missing = [path.name for path in paths if not path.is_file()]
@@ -130,6 +130,20 @@ def find_weights(folder: Path, stem: str, dtype: torch.dtype | None = None) -> l
     if not folder.is_dir():
         raise ValueError(f"'{folder.parent}' is incomplete: it has no folder {folder.name}/")
     raise ValueError(f"'{folder}' is incomplete: it has no {stem}.safetensors")
+
+
+def _find_index(folder: Path, stem: str, variant: str) -> Path | None:
+    """The index of a component's shards, under today's name or one that diffusers gave before 0.30."""
+    names = (f"index{variant}", f"{variant}.index".lstrip("."))
+    found = [folder / f"{stem}.safetensors.{name}.json" for name in names]
+    found.append(folder / f"{stem}{variant}.safetensors.index.json")
+    return next((path for path in found if path.is_file()), None)
+
+
+def is_sharded_variant(folder: Path, stem: str, dtype: torch.dtype | None = None) -> bool:
+    """Whether `find_weights` picks shards of a variant, whose names have changed too often for transformers."""
+    found = find_weights(folder, stem, dtype)
+    return len(found) > 1 and find_variant(folder, stem, dtype) is not None
 
 
 def find_variant(folder: Path, stem: str, dtype: torch.dtype | None = None) -> str | None:

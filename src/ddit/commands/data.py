@@ -3,6 +3,7 @@
 import json
 import os
 import sys
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -14,6 +15,9 @@ from ddit.commands.output import check_choice, check_writable, print_result
 from ddit.commands.progress import progress_bar
 
 if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+    from ddit.data.check import CountTokens
     from ddit.data.sources.guess import Hints
 
 SourceArgument = Annotated[
@@ -58,6 +62,16 @@ def check(
     limit: Annotated[
         int | None, typer.Option(min=1, help="number of samples to read, evenly spread [default: all]")
     ] = None,
+    length: Annotated[
+        int, typer.Option(min=2, help="tokens that the run keeps of a text (data.t2i_length): longer ones are counted")
+    ] = 64,
+    text: Annotated[
+        str | None,
+        typer.Option(
+            help="the run's text encoder, whose tokenizer counts the tokens: mini, a model folder or a hub id "
+            "[default: every word is one token, which is fewer than there are]"
+        ),
+    ] = None,
     num_workers: WorkersOption = None,
     max_corrupt_share: Annotated[
         float, typer.Option(min=0, max=1, help="the exit code is 1 above this share of corrupt samples")
@@ -65,14 +79,15 @@ def check(
     as_json: JsonOption = False,
 ) -> None:
     """Read every sample of SOURCE once and report what training would meet."""
-    from ddit.data.check import check_source
+    from ddit.data.check import Fit, check_source
     from ddit.data.sources.guess import guess_source
 
     hints = _hints("questions" if questions else kind, images, annotations, fields)
     workers = min(os.cpu_count() or 1, 8) if num_workers is None else num_workers
     source = guess_source(path, hints)
+    fit = Fit(length, None if text is None else _token_counter(text))
     with progress_bar("reading", "sample") as advance:
-        report = check_source(source, limit=limit, num_workers=workers, on_progress=advance)
+        report = check_source(source, limit=limit, num_workers=workers, fit=fit, on_progress=advance)
     typer.echo(json.dumps(report.to_json(), ensure_ascii=False) if as_json else "\n".join(report.lines()))
     if report.corrupt_share > max_corrupt_share:
         found, most = 100 * report.corrupt_share, 100 * max_corrupt_share
@@ -124,6 +139,26 @@ def precompute(
     num_samples = len(LatentFolder(make(cfg, ranks, num_workers=num_workers)))
     if ranks.is_first:
         print_result(as_json, str(out), path=str(out), num=num_samples)
+
+
+def _token_counter(text: str) -> "CountTokens":
+    """Counts as the tokenizer of a model's text encoder does; `ValueError` if there is none."""
+    from tokenizers import Tokenizer
+
+    from ddit.model.folders import is_sd3_folder, resolve
+
+    folder = resolve(text)
+    path = folder / ("tokenizer_3" if is_sd3_folder(folder) else "tokenizer") / "tokenizer.json"
+    if not path.is_file():
+        raise ValueError(f"'{path}' does not exist: --text takes the folder that the run's `text` or `init` names")
+    tokenizer = Tokenizer.from_file(str(path))
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return partial(_count_tokens, tokenizer)
+
+
+def _count_tokens(tokenizer: "Tokenizer", text: str) -> int:
+    return len(tokenizer.encode(text, add_special_tokens=False).ids)
 
 
 def _hints(

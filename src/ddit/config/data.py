@@ -31,10 +31,10 @@ class WorldData:
 
 @strict
 class JsonData:
-    """A JSON list or JSON lines of metadata, one image an entry: the published form.
+    """A JSON list or JSON lines of metadata, one image an entry: the published form. Or COCO's file of captions.
 
     A sample's caption is that of `caption_key`; with probability `original_share`, or where that is missing, that of
-    `original_key`. Image paths are relative to `images`, or without it to the file's folder.
+    `original_key`; of a list of captions one is taken at random. Image paths are relative to `images`, or without it to the file's folder.
     """
 
     path: str
@@ -50,7 +50,7 @@ class JsonData:
 
 @strict
 class TarData:
-    """Tar shards as img2dataset and webdataset write them; members with one stem are one sample.
+    """Tar shards as img2dataset and webdataset write them; members with one name up to the suffix are one sample.
 
     `path` is a file, a folder, or a pattern with `*`, `?` or `{00..99}`. The caption is the member `.txt`, or with
     `caption_key` that key of the member `.json`; `original_key` and `original_share` as in `JsonData`.
@@ -67,11 +67,16 @@ class TarData:
 
 @strict
 class LlavaData:
-    """Conversations in LLaVA's JSON form; one without an image is trained with the null image."""
+    """Conversations in LLaVA's JSON form; one that is text alone is trained with the null image.
+
+    The image is the path under `image_key`, or the only one of a list. An entry that has none, but `<image>` in its
+    text or other media, is corrupt.
+    """
 
     path: str
     kind: Literal["llava"] = "llava"
     images: str | None = None
+    image_key: str = "image"
     weight: PositiveFloat = 1.0
     latents: str | None = None
 
@@ -96,7 +101,7 @@ class QuestionsData:
 
 @strict
 class HuggingFaceData:
-    """A data set of the `datasets` library: a hub id, or a folder or pattern of parquet files.
+    """A data set of the `datasets` library: a hub id, or a folder or pattern of parquet files in the hub's layout.
 
     Either `caption_key`, or `question_key` and `answer_key`, names the text columns.
     """

@@ -7,15 +7,16 @@ import random
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image
 
-from ddit.config.data import SourceConfig
-from ddit.data.samples import CorruptSample, Source
-from ddit.data.sources import open_source
+from ddit.config.data import DataConfig, SourceConfig
+from ddit.data.samples import CorruptSample, LeftOut, Sample, Source
+from ddit.data.sources import find_left_out, open_source
 
 NUM_NAMES = 5
 _CHUNK = 64
@@ -37,12 +38,38 @@ class Spread(NamedTuple):
     greatest: float
 
 
+CountTokens = Callable[[str], int]
+
+
+@dataclass(frozen=True)
+class Fit:
+    """Which texts are too long for a run: those of more than `length` tokens, with an end-of-text token for each.
+
+    count: of a text's tokens, as the run's tokenizer makes them; None counts its words, of which each is a token at
+        least. It goes to other processes.
+    """
+
+    length: int
+    count: CountTokens | None = None
+
+    def is_cut(self, sample: Sample) -> bool:
+        count = count_words if self.count is None else self.count
+        texts = [text for turn in sample.turns for text in turn if text is not None]
+        return sum(map(count, texts)) + len(sample.turns) > self.length
+
+
+def count_words(text: str) -> int:
+    return len(text.split())
+
+
 @dataclass(frozen=True)
 class Report:
     """What was found; a spread is None where there is nothing to measure.
 
     `width`, `height`: pixels, `aspect`: width by height, all of images that could be decoded. `words`: of a caption.
-    `num_turns`: of a sample. `num_without_image`: conversations that are text alone.
+    `num_turns`: of a sample. `num_without_image`: conversations that are text alone. `left_out`: what the source holds
+    and no sample uses, by cause. `num_cut`: samples whose text is too long for a run's `length` tokens and loses its
+    end; by the run's tokenizer if `is_exact`, else at least so many.
     """
 
     num_samples: int
@@ -54,6 +81,15 @@ class Report:
     aspect: Spread | None
     words: Spread | None
     num_turns: Spread | None
+    left_out: dict[str, LeftOut] = field(default_factory=dict)
+    length: int = 0
+    num_cut: int = 0
+    is_exact: bool = False
+
+    @property
+    def cut_share(self) -> float:
+        """Of the usable samples."""
+        return self.num_cut / max(self.num_checked - self.num_corrupt, 1)
 
     @property
     def num_corrupt(self) -> int:
@@ -69,7 +105,8 @@ class Report:
             if isinstance(value, Spread):
                 values[key] = value._asdict()
         values["corrupt"] = {cause: corrupt._asdict() for cause, corrupt in self.corrupt.items()}
-        return {**values, "corrupt_share": self.corrupt_share}
+        values["left_out"] = {cause: left_out._asdict() for cause, left_out in self.left_out.items()}
+        return {**values, "corrupt_share": self.corrupt_share, "cut_share": self.cut_share}
 
     def lines(self) -> Iterator[str]:
         """The report for people."""
@@ -80,6 +117,13 @@ class Report:
         yield f"corrupt      {self.num_corrupt:,}"
         for cause, corrupt in self.corrupt.items():
             yield f"  {corrupt.num:>8,}  {cause}: {', '.join(corrupt.first)}"
+        if self.left_out:
+            yield f"left out     {sum(left_out.num for left_out in self.left_out.values()):,}"
+        for cause, left_out in self.left_out.items():
+            yield f"  {left_out.num:>8,}  {cause}: {', '.join(left_out.first)}"
+        if self.num_cut:
+            least = "" if self.is_exact else "at least "
+            yield f"cut texts    {least}{self.num_cut:,} ({100 * self.cut_share:.2f} %): more than {self.length} tokens"
         if self.num_without_image:
             yield f"text only    {self.num_without_image:,}"
         rows = {
@@ -102,6 +146,7 @@ class _Found(NamedTuple):
     size: tuple[int, int] | None
     words: tuple[int, ...]
     num_turns: int
+    is_cut: bool = False
 
 
 def check_source(
@@ -109,6 +154,7 @@ def check_source(
     *,
     limit: int | None = None,
     num_workers: int = 0,
+    fit: Fit = Fit(DataConfig().t2i_length),
     on_progress: Callable[[int, int], None] | None = None,
 ) -> Report:
     """Reads every sample once (or `limit` of them, evenly spread) with `num_workers` processes (0: in this one).
@@ -118,26 +164,29 @@ def check_source(
     source = open_source(cfg)
     num_samples = len(source)
     if num_samples == 0:
-        raise ValueError("the source holds no sample")
+        unused = ", ".join(f"{cause}: {left_out.num}" for cause, left_out in find_left_out(source).items())
+        raise ValueError("the source holds no sample" + (f"; left out are {unused}" if unused else ""))
     num_checked = num_samples if limit is None else min(limit, num_samples)
     indices = (np.arange(num_checked) * num_samples // num_checked).tolist()
     found: list[_Found] = []
     if num_workers == 0 or num_checked < _WORTH_PROCESSES:
-        parts: Iterable[list[_Found]] = ([_read_sample(source, index)] for index in indices)
+        parts: Iterable[list[_Found]] = ([_read_sample(source, index, fit)] for index in indices)
     else:
-        parts = _in_processes(cfg, indices, num_workers)
+        parts = _in_processes(cfg, indices, num_workers, fit)
     for part in parts:
         found += part
         if on_progress is not None:
             on_progress(len(found), num_checked)
-    return _report(num_samples, found)
+    return replace(_report(num_samples, found, fit), left_out=find_left_out(source))
 
 
-def _in_processes(cfg: SourceConfig, indices: list[int], num_workers: int) -> Iterator[list[_Found]]:
+def _in_processes(
+    cfg: SourceConfig, indices: list[int], num_workers: int, fit: Fit
+) -> Iterator[list[_Found]]:
     chunks = [indices[start : start + _CHUNK] for start in range(0, len(indices), _CHUNK)]
     context = multiprocessing.get_context("spawn")  # forking a process that has threads may lock up
     with ProcessPoolExecutor(num_workers, context, initializer=_open_here, initargs=(cfg,)) as pool:
-        yield from pool.map(_read_chunk, chunks)
+        yield from pool.map(partial(_read_chunk, fit=fit), chunks)
 
 
 _source: Source | None = None  # of a worker process
@@ -148,22 +197,22 @@ def _open_here(cfg: SourceConfig) -> None:
     _source = open_source(cfg)
 
 
-def _read_chunk(indices: list[int]) -> list[_Found]:
+def _read_chunk(indices: list[int], *, fit: Fit) -> list[_Found]:
     assert _source is not None
-    return [_read_sample(_source, index) for index in indices]
+    return [_read_sample(_source, index, fit) for index in indices]
 
 
-def _read_sample(source: Source, index: int) -> _Found:
+def _read_sample(source: Source, index: int, fit: Fit) -> _Found:
     try:
         sample = source.sample(index, random.Random(index), i2t=True)
     except CorruptSample as error:
         return _Found(error.cause, source.name(index), None, (), 0)
     size = sample.image.size if isinstance(sample.image, Image.Image) else None
     words = tuple(len(turn.answer.split()) for turn in sample.turns if turn.question is None)
-    return _Found(None, "", size, words, len(sample.turns))
+    return _Found(None, "", size, words, len(sample.turns), fit.is_cut(sample))
 
 
-def _report(num_samples: int, found: list[_Found]) -> Report:
+def _report(num_samples: int, found: list[_Found], fit: Fit) -> Report:
     counts = Counter(item.cause for item in found if item.cause is not None)
     corrupt = {
         cause: Fault(num, tuple(item.name for item in found if item.cause == cause)[:NUM_NAMES])
@@ -181,6 +230,9 @@ def _report(num_samples: int, found: list[_Found]) -> Report:
         aspect=_spread([width / height for width, height in sizes]),
         words=_spread([count for item in whole for count in item.words]),
         num_turns=_spread([item.num_turns for item in whole]),
+        length=fit.length,
+        num_cut=sum(item.is_cut for item in whole),
+        is_exact=fit.count is not None,
     )
 
 

@@ -38,6 +38,8 @@ _TEXT_KEYS = {
     "answer_key", "annotations", "unanswerable",
 }  # fmt: skip
 """Settings of a source that change its texts alone: the latents of its images stay good."""
+_NOT_IN_0_1 = {"image_key": "image"}
+"""Settings that latents of version 0.1 may not name, and what they were (LLaVA's form)."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -236,12 +238,13 @@ class CachedSource:
     ) -> None:
         info = latents.info
         wanted = describe_source(cfg)
-        different = [key for key in wanted | info.source if wanted.get(key) != info.source.get(key)]
+        made = {key: value for key, value in _NOT_IN_0_1.items() if key in wanted} | info.source
+        different = [key for key in wanted | made if wanted.get(key) != made.get(key)]
         if different:
             key = different[0]
             raise ValueError(
                 f"the latents in {latents.folder} were made from another source: "
-                f"{key} is {info.source.get(key)!r} there and {wanted.get(key)!r} here"
+                f"{key} is {made.get(key)!r} there and {wanted.get(key)!r} here"
             )
         if len(source) != len(latents):
             raise ValueError(

@@ -8,7 +8,7 @@ import copy
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -175,15 +175,25 @@ class TextCodec:
         dtype: torch.dtype = torch.float32,
         *,
         variant: str | None = None,
+        tensors: Mapping[str, Tensor] | None = None,
     ) -> "TextCodec":
-        """Loads both folders. `tokenizer.json` is read as it stands; a lone `spiece.model` is converted."""
+        """Loads both folders. `tokenizer.json` is read as it stands; a lone `spiece.model` is converted.
+
+        tensors: the encoder's, by name, where its files are not to be read by transformers.
+        """
         has_json = (Path(tokenizer_path) / "tokenizer.json").is_file()
         tokenizer_class = PreTrainedTokenizerFast if has_json else AutoTokenizer
         with quiet_transformers():
             tokenizer = tokenizer_class.from_pretrained(tokenizer_path)
-            encoder = T5EncoderModel.from_pretrained(
-                encoder_path, dtype=dtype, variant=variant, use_safetensors=True
-            )
+            if tensors is None:
+                encoder = T5EncoderModel.from_pretrained(
+                    encoder_path, dtype=dtype, variant=variant, use_safetensors=True
+                )
+            else:
+                config = T5Config.from_pretrained(encoder_path)
+                encoder = T5EncoderModel.from_pretrained(
+                    None, config=config, state_dict=dict(tensors), dtype=dtype
+                )
         return cls(tokenizer, encoder)
 
     def save_pretrained(self, tokenizer_path: str | Path, encoder_path: str | Path) -> None:

@@ -79,8 +79,19 @@ def settings_for(folder: Path, trained_size: int) -> ModelSettings:
 
 
 def is_sd3_folder(folder: Path) -> bool:
-    """Whether a folder is SD3's own: its T5 is the third of three text encoders."""
-    return (folder / "text_encoder_3").is_dir()
+    """Whether a folder is SD3's own, whose T5 is the third of three text encoders, though that may be missing."""
+    return any((folder / name).is_dir() for name in ("text_encoder_2", "text_encoder_3"))
+
+
+def check_t5(folder: Path) -> None:
+    """Raises ValueError if a folder of SD3 lacks its third text encoder."""
+    if is_sd3_folder(folder) and not all(
+        (folder / part).is_dir() for part in ("text_encoder_3", "tokenizer_3")
+    ):
+        raise ValueError(
+            f"'{folder}' is SD3 without T5, its third text encoder, which D-DiT needs: add text_encoder_3/ and "
+            "tokenizer_3/ of stabilityai/stable-diffusion-3-medium-diffusers"
+        )
 
 
 def load_settings(folder: Path) -> ModelSettings:

@@ -17,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 from ddit.files import find_weights, read_json
 from ddit.model import DualDiT, DualDiTConfig
 from ddit.model.autoencoder import downsample_of
-from ddit.model.folders import SETTINGS_FILE, is_sd3_folder, settings_for
+from ddit.model.folders import SETTINGS_FILE, check_t5, is_sd3_folder, settings_for
 from ddit.model.weights import TRANSFORMER_STEM, config_from_dict
 from ddit.settings import ModelSettings
 
@@ -144,6 +144,7 @@ def inspect_model(folder: Path) -> ModelInfo:
     """
     if not (folder / "transformer").is_dir():
         raise ValueError(f"'{folder}' is not a model folder: it has no transformer/")
+    check_t5(folder)
     is_sd3 = is_sd3_folder(folder)
     suffix = "_3" if is_sd3 else ""
     vae, t5 = (read_json(folder / name / "config.json") for name in ("vae", f"text_encoder{suffix}"))

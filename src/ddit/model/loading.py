@@ -12,10 +12,17 @@ import torch
 from safetensors import SafetensorError
 from torch import nn
 
-from ddit.files import SafetensorsFiles, check_names, find_variant, read_json, write_folder_atomically
+from ddit.files import (
+    SafetensorsFiles,
+    check_names,
+    find_variant,
+    is_sharded_variant,
+    read_json,
+    write_folder_atomically,
+)
 from ddit.model.dual_dit import DualDiT
 from ddit.model.encoders import ImageCodec, TextCodec
-from ddit.model.folders import SETTINGS_FILE, is_sd3_folder, settings_for
+from ddit.model.folders import SETTINGS_FILE, check_t5, is_sd3_folder, settings_for
 from ddit.model.weights import TRANSFORMER_STEM, from_sd3, load_transformer, save_transformer
 from ddit.schema import to_data
 from ddit.settings import ModelSettings
@@ -77,10 +84,17 @@ def load_text_codec(
     """The T5 encoder and its tokenizer in `folder` (SD3's third); `ValueError` in one line if that fails."""
     suffix = "_3" if is_sd3_folder(folder) else ""
     encoder_folder, tokenizer_folder = folder / f"text_encoder{suffix}", folder / f"tokenizer{suffix}"
+    check_t5(folder)
     _check_tokenizer(tokenizer_folder)
     with _one_line(encoder_folder):
         variant = find_variant(encoder_folder, "model", dtype)
-        codec = TextCodec.from_pretrained(tokenizer_folder, encoder_folder, dtype, variant=variant)
+        tensors = None
+        if is_sharded_variant(encoder_folder, "model", dtype):
+            stored = SafetensorsFiles(encoder_folder, "model", dtype)
+            tensors = stored.read(stored.shapes, dtype, "cpu")
+        codec = TextCodec.from_pretrained(
+            tokenizer_folder, encoder_folder, dtype, variant=variant, tensors=tensors
+        )
         codec.to(device=device)
     _check_complete(codec.encoder, encoder_folder, "model", dtype)
     return codec

@@ -14,8 +14,8 @@ class T5Cache:
     """Keys and values of every layer for a batch of texts (B, L), and the states that came of them.
 
     Where a text is refreshed, all of its positions are computed; elsewhere only those whose token differs from
-    its last step, against the kept keys and values of the others (as in dLLM-Cache, arXiv 2506.06295). The first is exact,
-    the second an approximation: what was not computed has not seen the new tokens.
+    its last step, against the kept keys and values of the others (as in dLLM-Cache, arXiv 2506.06295). The first is
+    exact, the second an approximation: what was not computed has not seen the new tokens.
     """
 
     def __init__(self, encoder: "T5EncoderModel", batch_size: int) -> None:

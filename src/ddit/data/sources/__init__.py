@@ -11,7 +11,7 @@ from ddit.config.data import (
     TarData,
     WorldData,
 )
-from ddit.data.samples import Source
+from ddit.data.samples import LeftOut, Source
 
 from .huggingface import HuggingFaceSource
 from .json_list import JsonSource
@@ -27,6 +27,7 @@ __all__ = [
     "QuestionsSource",
     "TarSource",
     "WorldSource",
+    "find_left_out",
     "open_source",
 ]
 
@@ -46,3 +47,8 @@ def open_source(cfg: SourceConfig) -> Source:
             return QuestionsSource(cfg)
         case HuggingFaceData():
             return HuggingFaceSource(cfg)
+
+
+def find_left_out(source: Source) -> dict[str, LeftOut]:
+    """What a source holds and no sample of it uses, by cause: only a tar has such."""
+    return source.left_out() if isinstance(source, TarSource) else {}

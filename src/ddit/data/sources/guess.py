@@ -7,7 +7,11 @@ from typing import Any, get_args
 
 from ddit.config.data import HuggingFaceData, JsonData, LlavaData, QuestionsData, SourceConfig, TarData
 from ddit.data.samples import CorruptSample
-from ddit.data.sources.records import LINES_SUFFIXES, Records
+from ddit.data.sources.coco import is_captions, open_captions, read_lists
+from ddit.data.sources.finding import files_below
+from ddit.data.sources.parquet_files import SAVED_FILES, local_files
+from ddit.data.sources.records import LINES_SUFFIXES
+from ddit.data.sources.tar import COMPRESSED_SUFFIXES, SUFFIX
 from ddit.errors import near_misses
 from ddit.schema import parse
 
@@ -40,7 +44,7 @@ def guess_source(path: str, hints: Hints = Hints()) -> SourceConfig:
     """
     kind = hints.kind or _kind_of(path)
     if kind == "config":
-        return parse(_AnySource, json.loads(Path(path).expanduser().read_text(encoding="utf-8")))
+        return parse(_AnySource, json.loads(Path(path).expanduser().read_text(encoding="utf-8-sig")))
     if kind not in KINDS:
         raise ValueError(
             f"unknown kind of source {kind!r}: use {', '.join(KINDS)}{near_misses(str(kind), KINDS)}"
@@ -52,9 +56,10 @@ def guess_source(path: str, hints: Hints = Hints()) -> SourceConfig:
         values["path"] = path
     if kind == "json":
         values |= _json_keys(path)
+    given = {key: _value(text) for key, text in hints.fields}
     if kind == "huggingface":
-        values |= _columns(path)
-    values |= {key: _value(text) for key, text in hints.fields}
+        values |= _columns(path, given.get("name"), given.get("split", HuggingFaceData.split))
+    values |= given
     return parse(_AnySource, {key: value for key, value in values.items() if value is not None})
 
 
@@ -68,48 +73,63 @@ def _value(text: str) -> Any:
 def _kind_of(path: str) -> str:
     plain = Path(path).expanduser()
     if plain.is_dir():
-        if any(plain.rglob("*.tar")):
-            return TarData.kind
-        if any(plain.rglob("*.parquet")):
-            return HuggingFaceData.kind
-        raise ValueError(
-            f"'{path}' holds no .tar and no .parquet file: name the JSON file itself, or give --kind"
-        )
-    suffixes = {".tar": TarData.kind, ".parquet": HuggingFaceData.kind}
-    if plain.suffix in suffixes:
-        return suffixes[plain.suffix]
+        return _kind_of_folder(plain)
+    suffixes = {SUFFIX: TarData.kind, ".parquet": HuggingFaceData.kind}
+    if plain.suffix.lower() in suffixes:
+        return suffixes[plain.suffix.lower()]
+    if plain.name.lower().endswith(COMPRESSED_SUFFIXES):
+        return TarData.kind
     if not plain.is_file():
         raise ValueError(
             f"'{path}' does not exist: give a file, a folder of .tar or .parquet files, or a pattern"
         )
-    if plain.suffix not in (".json", *LINES_SUFFIXES):
+    if plain.suffix.lower() not in (".json", *LINES_SUFFIXES):
         raise ValueError(
             f"the kind of '{path}' cannot be told from its name: give --kind, one of {', '.join(KINDS)}"
         )
     return _kind_of_json(plain)
 
 
+def _kind_of_folder(folder: Path) -> str:
+    if any((folder / name).is_file() for name in SAVED_FILES):
+        return HuggingFaceData.kind
+    if files_below(folder, (SUFFIX, *COMPRESSED_SUFFIXES)):  # img2dataset keeps a parquet file beside each tar
+        return TarData.kind
+    if files_below(folder, (".parquet",)):
+        return HuggingFaceData.kind
+    raise ValueError(f"'{folder}' holds no .tar and no .parquet file: name the JSON file itself, or give --kind")
+
+
 def _kind_of_json(path: Path) -> str:
     """Objects are told apart by their keys, lists by those of the first entry that can be read."""
-    with path.open(encoding="utf-8", errors="replace") as file:
+    with path.open(encoding="utf-8-sig", errors="replace") as file:
         start = file.read(_START).lstrip()
-    if start.startswith("{") and path.suffix not in LINES_SUFFIXES:
+    if start.startswith("{") and path.suffix.lower() not in LINES_SUFFIXES:
         if '"questions"' in start and '"kind"' not in start.partition('"questions"')[0]:
             return QuestionsData.kind
         if path.stat().st_size < _START and '"kind"' in start:
             return "config"
-        if '"annotations"' in start:
-            raise ValueError(
-                f"'{path}' holds annotations: give the file of questions, and this one as --annotations"
-            )
+        lists = read_lists(path)
+        if lists is not None:
+            return _kind_of_lists(path, lists)
     entry = _first_entry(path)
     if "conversations" in entry:
         return LlavaData.kind
     return QuestionsData.kind if "question" in entry and "answers" in entry else JsonData.kind
 
 
+def _kind_of_lists(path: Path, found: dict[str, Any]) -> str:
+    if is_captions(found):
+        return JsonData.kind
+    if any("question_id" in item for item in found["annotations"][:1] if isinstance(item, dict)):
+        raise ValueError(
+            f"'{path}' holds annotations: give the file of questions, and this one as --annotations"
+        )
+    raise ValueError(f"'{path}' holds neither captions nor questions: of COCO's files give captions_*.json")
+
+
 def _first_entry(path: Path) -> dict[str, Any]:
-    records = Records(path)
+    records = open_captions(path)
     for index in range(min(len(records), 100)):
         try:
             return records[index]
@@ -129,17 +149,16 @@ def _json_keys(path: str) -> dict[str, str]:
     return found
 
 
-def _columns(path: str) -> dict[str, str]:
-    """The text columns of the first parquet file."""
+def _columns(path: str, name: str | None, split: str) -> dict[str, str]:
+    """The text columns of the first parquet file of a split."""
     try:
         import pyarrow.parquet as parquet
     except ImportError:
         return {}
-    plain = Path(path).expanduser()
-    first = next(iter(sorted(plain.rglob("*.parquet"))), None) if plain.is_dir() else plain
-    if first is None or not first.is_file():
+    files = local_files(path, name, split)
+    if not files:
         return {}
-    names = parquet.read_schema(first).names
+    names = parquet.read_schema(files[0]).names
     caption = next((key for key in _CAPTION_KEYS if key in names), None)
     if caption is not None:
         return {"caption_key": caption}

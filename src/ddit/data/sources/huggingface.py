@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import glob
+import os
 import random
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from ddit.config.data import HuggingFaceData
 from ddit.data.samples import CorruptSample, Sample, Turn
 from ddit.data.sources.images import decode_image, load_image, measure_all, measure_file, measure_image
 from ddit.data.sources.json_list import get_stated_size
+from ddit.data.sources.parquet_files import SAVED_FILES, has_configs, local_files, split_names
 from ddit.data.sources.sidecar import Arrays, cache_beside
 from ddit.data.sources.texts import make_caption_sample, pick_text, refuse_t2i
 
@@ -73,19 +74,29 @@ class HuggingFaceSource:
             return stated
         if data is not None:
             return measure_image(lambda count: data if count < 0 else data[:count])
-        return (0, 0) if path is None else measure_file(Path(path))
+        return (0, 0) if path is None else measure_file(self._find(path))
 
     def _load_image(self, row: dict[str, Any], name: str) -> Any:
         data, path = _content(row[self.cfg.image_key])
         if data is not None:
             return decode_image(data, name)
         if path is None:
-            raise CorruptSample("no image", name)
-        return load_image(Path(path))
+            value = row[self.cfg.image_key]
+            several = isinstance(value, list) and len(value) > 1
+            raise CorruptSample("several images" if several else "no image", name)
+        return load_image(self._find(path))
+
+    def _find(self, path: str) -> Path:
+        """A file that a row names: beside the data, or else as it stands."""
+        plain = Path(self.cfg.path).expanduser()
+        beside = (plain if plain.is_dir() else plain.parent) / path
+        return beside if beside.is_file() else Path(path)
 
 
 def _content(value: Any) -> tuple[bytes | None, str | None]:
-    """An image's bytes, or else its path."""
+    """An image's bytes, or else its path; a list of one image is that image."""
+    if isinstance(value, list) and len(value) == 1:
+        value = value[0]
     if isinstance(value, dict):
         return value.get("bytes"), value.get("path")
     return (value, None) if isinstance(value, bytes) else (None, value if isinstance(value, str) else None)
@@ -98,43 +109,37 @@ def _open(cfg: HuggingFaceData) -> Any:
         raise ValueError(
             "a source of kind huggingface needs the datasets library: pip install 'ddit[data]'"
         ) from None
-    local = _local_files(cfg.path, cfg.split)
+    is_saved = any((Path(cfg.path).expanduser() / name).is_file() for name in SAVED_FILES)
+    files: dict[str, Any] = {}
+    if not is_saved and not has_configs(Path(cfg.path).expanduser()):  # which are the hub's own descriptions
+        files = {split: local_files(cfg.path, cfg.name, split) for split in split_names(cfg.split)}
     try:
-        if local is None:
-            rows = datasets.load_dataset(cfg.path, cfg.name, split=cfg.split)
-        elif local == []:
-            loaded = datasets.load_from_disk(cfg.path)
-            rows = loaded[cfg.split] if isinstance(loaded, datasets.DatasetDict) else loaded
+        if is_saved:
+            rows = _load_saved(cfg, datasets)
+        elif any(files.values()):
+            named = {split: [str(file) for file in found] for split, found in files.items()}
+            rows = datasets.load_dataset("parquet", data_files=named, split=cfg.split)
         else:
-            rows = datasets.load_dataset("parquet", data_files=local, split="train")
-    except (OSError, ValueError, KeyError) as error:
+            rows = datasets.load_dataset(os.path.expanduser(cfg.path), cfg.name, split=cfg.split)
+    except (OSError, ValueError, KeyError, RuntimeError, datasets.exceptions.DatasetsError) as error:
         first = (str(error).splitlines() or [type(error).__name__])[0]
         raise ValueError(f"cannot load '{cfg.path}' ({cfg.split}): {first}") from None
     assert isinstance(rows, datasets.Dataset)
-    if isinstance(rows.features.get(cfg.image_key), datasets.Image):
+    feature = rows.features.get(cfg.image_key)
+    if isinstance(feature, datasets.Image):
         rows = rows.cast_column(cfg.image_key, datasets.Image(decode=False))
+    elif isinstance(getattr(feature, "feature", None), datasets.Image):
+        rows = rows.cast_column(cfg.image_key, datasets.List(datasets.Image(decode=False)))
     return rows
 
 
-def _local_files(path: str, split: str) -> list[str] | None:
-    """The parquet files of a split; [] for a folder written by `save_to_disk`; None for an id of the hub.
-
-    Where some files' names begin with the split, as in `train-00000-of-00002.parquet`, those are meant.
-    """
-    plain = Path(path).expanduser()
-    if plain.is_dir():
-        if any((plain / name).is_file() for name in ("state.json", "dataset_dict.json")):
-            return []
-        found = sorted(plain.rglob("*.parquet"))
-    elif plain.is_file():
-        found = [plain]
-    elif glob.has_magic(path):
-        found = sorted(Path(name) for name in glob.glob(str(plain), recursive=True))
-    elif path.count("/") > 1 or path.startswith((".", "/", "~")) or path.endswith(".parquet"):
-        raise ValueError(f"'{path}' does not exist: give a folder or pattern of parquet files, or a hub id")
-    else:
-        return None
-    if not found:
-        raise ValueError(f"there is no parquet file at '{path}'")
-    named = [file for file in found if file.name.startswith(split)] if len(found) > 1 else []
-    return [str(file) for file in named or found]
+def _load_saved(cfg: HuggingFaceData, datasets: Any) -> Any:
+    """What `save_to_disk` wrote: the split of a dictionary, or the rows that were saved alone."""
+    loaded = datasets.load_from_disk(str(Path(cfg.path).expanduser()))
+    known = list(loaded) if isinstance(loaded, datasets.DatasetDict) else [str(loaded.split or "no split")]
+    if isinstance(loaded, datasets.DatasetDict):
+        if cfg.split in loaded:
+            return loaded[cfg.split]
+    elif cfg.split in (HuggingFaceData.split, *known):
+        return loaded
+    raise ValueError(f"it has no split {cfg.split!r}, but {', '.join(known)}")

@@ -10,19 +10,23 @@ import numpy as np
 
 from ddit.config.data import JsonData
 from ddit.data.samples import CorruptSample, Sample
+from ddit.data.sources.coco import open_captions
 from ddit.data.sources.finding import find_folder
 from ddit.data.sources.images import load_image, measure_all, measure_file
-from ddit.data.sources.records import Records
+from ddit.data.sources.records import Entries
 from ddit.data.sources.sidecar import Arrays, cache_beside
 from ddit.data.sources.texts import choose_caption, make_caption_sample
 
 
+_MAX_STATED = 2**31 - 1  # a size is an int32
+
+
 class JsonSource:
-    """The published form: each entry names an image and holds its captions."""
+    """The published form, where each entry names an image and holds its captions, or COCO's file of captions."""
 
     def __init__(self, cfg: JsonData) -> None:
         self.cfg = cfg
-        self.records = Records(cfg.path)
+        self.records = open_captions(cfg.path)
         self.images = find_folder(cfg.images, self.records.path)
 
     def __len__(self) -> int:
@@ -50,8 +54,15 @@ class JsonSource:
 
 
 def get_image_path(entry: dict[str, Any], key: str, name: str) -> str:
-    """The image's path within the folder of images; `CorruptSample` ("no image") if the entry names none."""
+    """The image's path within the folder of images; a list of one path is that path.
+
+    Raises:
+        CorruptSample: "no image": the entry names none; "several images".
+    """
     value = entry.get(key)
+    if isinstance(value, list) and len(value) > 1:
+        raise CorruptSample("several images", f"{name}: {len(value)} under {key}")
+    value = value[0] if isinstance(value, list) and value else value
     if not isinstance(value, str) or not value:
         raise CorruptSample("no image", f"{name}: no path under {key}")
     return value
@@ -60,12 +71,12 @@ def get_image_path(entry: dict[str, Any], key: str, name: str) -> str:
 def get_stated_size(entry: dict[str, Any]) -> tuple[int, int] | None:
     """The image's width and height if the metadata hold them."""
     width, height = entry.get("width"), entry.get("height")
-    if isinstance(width, int) and isinstance(height, int) and width > 0 and height > 0:
-        return width, height
+    if isinstance(width, int) and isinstance(height, int) and min(width, height) > 0:
+        return (width, height) if max(width, height) <= _MAX_STATED else None
     return None
 
 
-def measure_records(records: Records, size_of: Callable[[int], tuple[int, int]], settings: str) -> np.ndarray:
+def measure_records(records: Entries, size_of: Callable[[int], tuple[int, int]], settings: str) -> np.ndarray:
     """`size_of` every entry, cached beside the JSON file: (n, 2)."""
 
     def build() -> Arrays:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,11 +17,13 @@ from ddit.data.sources.records import Records
 from ddit.data.sources.texts import refuse_t2i
 
 IMAGE_TAG = "<image>"
+_OTHER_TAGS = ("<video>", "<audio>")
+_MEDIA_KEYS = ("image", "images", "image_path", "image_paths", "video", "videos", "audio", "audios")
 HUMAN, MODEL = ("human", "user"), ("gpt", "assistant")
 
 
 class LlavaSource:
-    """All turns of a conversation in order; one without `image` has no image."""
+    """All turns of a conversation in order. An entry that names no image, and whose text asks for none, is text alone."""
 
     def __init__(self, cfg: LlavaData) -> None:
         self.cfg = cfg
@@ -39,21 +42,41 @@ class LlavaSource:
             refuse_t2i(name)
         entry = self.records[index]
         turns = parse_conversation(entry.get("conversations"), name)
-        if not with_image or not entry.get("image"):
-            return Sample(None, None, turns)
-        return Sample(load_image(self.images / get_image_path(entry, "image", name)), None, turns)
+        path = self._image_path(entry, name)
+        return Sample(load_image(path) if path is not None and with_image else None, None, turns)
 
     def sizes(self) -> np.ndarray:
-        return measure_records(self.records, self._size, str(self.images))
+        return measure_records(self.records, self._size, f"{self.images}/{self.cfg.image_key}")
 
     def _size(self, index: int) -> tuple[int, int]:
         try:
             entry = self.records[index]
-            if not entry.get("image"):
-                return 0, 0
-            return get_stated_size(entry) or measure_file(self.images / get_image_path(entry, "image", ""))
+            path = self._image_path(entry, "")
+            return (0, 0) if path is None else get_stated_size(entry) or measure_file(path)
         except CorruptSample:
             return 0, 0
+
+    def _image_path(self, entry: dict[str, Any], name: str) -> Path | None:
+        """The image's file, or None for text alone.
+
+        Raises:
+            CorruptSample: "no image": the entry has none, but a tag for it or other media; "several images".
+        """
+        key = self.cfg.image_key
+        if entry.get(key):
+            return self.images / get_image_path(entry, key, name)
+        media = [other for other in _MEDIA_KEYS if entry.get(other)]
+        if media or _has_tag(entry.get("conversations")):
+            found = f"but {' and '.join(media)}" if media else f"but a text with {IMAGE_TAG}"
+            raise CorruptSample("no image", f"{name}: nothing under {key}, {found}")
+        return None
+
+
+def _has_tag(conversation: Any) -> bool:
+    """Whether a message, other than the model's, has a tag for an image, video or sound."""
+    messages = [item for item in conversation if isinstance(item, dict)] if isinstance(conversation, list) else []
+    asked = [str(item.get("value")) for item in messages if item.get("from") not in MODEL]
+    return any(tag in text for text in asked for tag in (IMAGE_TAG, *_OTHER_TAGS))
 
 
 def parse_conversation(conversation: Any, name: str) -> tuple[Turn, ...]:

@@ -115,7 +115,7 @@ def _entries(path: Path, annotations: str) -> list[tuple[Any, Any, list[str]]]:
 def _load(path: Path) -> Any:
     try:
         return json.loads(path.read_bytes())
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"'{path}' is not whole JSON: {error}") from None
 
 

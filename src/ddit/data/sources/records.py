@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import codecs
 import json
+import re
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -16,7 +18,21 @@ _CHUNK = 1 << 24
 _KEPT_FROM = 1 << 24  # bytes; finding the offsets of smaller files is faster than loading them
 _DECODER = json.JSONDecoder()
 _SPACE = " \t\r\n"
+_BOM = codecs.BOM_UTF8.decode()
+_MARKS = re.compile(r'"(?:[^"\\]|\\.)*"|[][{}]', re.DOTALL)
 LINES_SUFFIXES = (".jsonl", ".ndjson")
+
+
+class Entries(Protocol):
+    """Entries of a file by index, as `Records` has them."""
+
+    path: Path
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> dict[str, Any]: ...
+
+    def name(self, index: int) -> str: ...
 
 
 class Records:
@@ -47,7 +63,7 @@ class Records:
             data = file.read(size)
         try:
             entry = json.loads(data)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise CorruptSample("bad JSON", f"{self.name(index)}: {error}") from None
         if not isinstance(entry, dict):
             raise CorruptSample("bad JSON", f"{self.name(index)}: not an object")
@@ -58,16 +74,16 @@ class Records:
 
     def _find(self) -> Arrays:
         with self.path.open("rb") as file:
-            line = next((line for line in file if line.strip()), b"").strip()
+            line = next((line for line in file if line.strip()), b"").removeprefix(codecs.BOM_UTF8).strip()
         if line[:1] == b"[":
             return {"spans": _list_spans(self.path)}
-        if line[:1] not in (b"{", b"") or not (self.path.suffix in LINES_SUFFIXES or _is_json(line)):
+        if line[:1] not in (b"{", b"") or not (self.path.suffix.lower() in LINES_SUFFIXES or _is_json(line)):
             raise ValueError(f"'{self.path}' is neither a JSON list nor JSON lines")
         return {"spans": _line_spans(self.path)}
 
 
 def _line_spans(path: Path) -> np.ndarray:
-    """Offset and size of every line that is not blank."""
+    """Offset and size of every line that is not blank; only a newline ends a line (U+2028 is text)."""
     ends, offset, last = [], 0, b"\n"
     with path.open("rb") as file:
         while chunk := file.read(_CHUNK):
@@ -89,10 +105,10 @@ def _list_spans(path: Path) -> np.ndarray:
     spans: list[tuple[int, int]] = []
     is_ascii = text.isascii()
     position = _skip(text, text.index("[") + 1)
-    offset = position  # in bytes; ahead of the list there is only white space
+    offset = len(text[:position].encode())  # ahead of the list there is only white space, and perhaps a BOM
     try:
         while text[position : position + 1] != "]":
-            _, end = _DECODER.raw_decode(text, position)
+            end = _end_of_entry(text, position)
             size = end - position if is_ascii else len(text[position:end].encode())
             spans.append((offset, size))
             following = _skip(text, end)
@@ -101,15 +117,30 @@ def _list_spans(path: Path) -> np.ndarray:
             elif text[following : following + 1] != "]":
                 raise json.JSONDecodeError("the list does not end", text, following)
             position, offset = following, offset + size + following - end
+        if _skip(text, position + 1) < len(text):
+            raise json.JSONDecodeError("something follows the list", text, position + 1)
     except json.JSONDecodeError as error:
         raise ValueError(f"'{path}' is not whole JSON: {error}") from None
     return np.array(spans, np.int64).reshape(-1, 2)
 
 
+def _end_of_entry(text: str, position: int) -> int:
+    """Where the JSON value ends that begins at `position`; one nested too deeply to parse ends with its brackets."""
+    try:
+        return _DECODER.raw_decode(text, position)[1]
+    except RecursionError:
+        depth = 0
+        for mark in _MARKS.finditer(text, position):
+            depth += {"[": 1, "{": 1, "]": -1, "}": -1}.get(mark[0], 0)
+            if depth == 0:
+                return mark.end()
+        raise json.JSONDecodeError("the list does not end", text, position) from None
+
+
 def _is_json(line: bytes) -> bool:
     try:
         json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return False
     return True
 

@@ -70,7 +70,7 @@ class TarSource:
         if place == len(found.stems):
             raise CorruptSample(found.end, f"{self.shards[shard]}: what follows its last sample is lost")
         if found.faults[place]:
-            raise CorruptSample(str(found.faults[place]), name)
+            raise CorruptSample(found.faults[place].decode(), name)
         if not found.images[place].any():
             raise CorruptSample("no image", name)
         if cfg.caption_key is None:

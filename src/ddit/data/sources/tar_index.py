@@ -32,8 +32,8 @@ class TarIndex(NamedTuple):
     """The samples of one shard, in order of their first members.
 
     images, texts, metadata (n, 2) int64: offset and size of the member in the shard, or (0, 0) if there is none;
-    stems (n,) bytes; faults (n,): why a sample cannot be used whatever its members hold, or ""; left_out: the members
-    that belong to no sample; end: why the shard ends early ("truncated tar", "damaged tar"), or "".
+    stems (n,) bytes; faults (n,) bytes: why a sample cannot be used whatever its members hold, or b""; left_out: the
+    members that belong to no sample; end: why the shard ends early ("truncated tar", "damaged tar"), or "".
     """
 
     images: np.ndarray
@@ -96,7 +96,7 @@ def _build(path: Path) -> Arrays:
     return {
         "spans": np.ascontiguousarray(spans.transpose(1, 0, 2)),
         "stems": np.array([s.stem.encode(errors="surrogateescape") for s in samples], np.bytes_),
-        "faults": np.array([_fault(sample.members) for sample in samples], np.str_),
+        "faults": np.array([_fault(sample.members).encode() for sample in samples], np.bytes_),
         "left_out": np.array(json.dumps(left_out.rows())),
         "end": np.array(end),
     }
