@@ -21,6 +21,7 @@ from ddit.prompts import (
     training_prompt,
     training_question,
 )
+from ddit.schema import parse, to_data
 
 CODECS = {"mini": (word_codec(), MINI), "published": (published_codec(), PUBLISHED)}
 
@@ -262,12 +263,12 @@ def test_as_many_answers_as_questions(setting):
 
 @pytest.mark.parametrize("style", [MINI, PUBLISHED])
 def test_style_round_trip(style):
-    assert PromptStyle.from_dict(style.to_dict()) == style
+    assert parse(PromptStyle, to_data(style)) == style
 
 
 def test_unknown_settings_are_an_error():
-    with pytest.raises(ValueError, match="unknown prompt settings: mask_token, prefix"):
-        PromptStyle.from_dict({"prefix": "", "mask_token": 3})
+    with pytest.raises(ValueError, match="unknown key 'prefix'"):
+        parse(PromptStyle, {"prefix": "", "mask_token": 3})
 
 
 @pytest.mark.parametrize("template", ["Q: A:", "{question} {question}"])

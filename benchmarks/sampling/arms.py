@@ -325,7 +325,7 @@ def world_text(
 ) -> TextTask:
     """Questions or captions of the small world's test split, with their scorer."""
     with EvalData(None, WorldSplit(PRESETS[preset], num=max(count, 8))).open([kind]) as folder:
-        items = TEXT_TASKS[kind].read(folder / kind, None)
+        items = TEXT_TASKS[kind].read(folder / kind, None).items
         items = random.Random(kind).sample(items, min(count, len(items)))
         images = []
         for item in items:

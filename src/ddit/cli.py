@@ -6,15 +6,18 @@ bad path is reported before a model is loaded.
 """
 
 import importlib
+import io
 import os
 import sys
+import traceback
 import warnings
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any, NamedTuple, NoReturn
 
 import typer
 from typer.core import TyperGroup
 
 import ddit
+from ddit.errors import one_line
 
 PLAIN: dict[str, Any] = {"add_completion": False, "pretty_exceptions_enable": False, "rich_markup_mode": None}
 
@@ -84,22 +87,35 @@ for _name, _verb in VERBS.items():
 def main() -> None:
     """Entry point of `ddit`."""
     warnings.showwarning = _show_warning
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="surrogateescape")  # a path is printed as the bytes that it was given as
     try:
         app()
-    except Exception as error:  # the command's edge: every fault becomes one line
+    except SystemExit as end:
+        _leave(end.code)
+    except BaseException as error:  # the command's edge: every fault becomes one line
         if os.environ.get("DDIT_DEBUG"):
-            raise
-        typer.echo(f"ddit: {_one_line(error)}", err=True)
-        sys.exit(1)
+            traceback.print_exc()
+        else:
+            typer.echo(f"ddit: {_rank()}{one_line(error)}", err=True)
+        _leave(1)
 
 
-def _one_line(error: Exception) -> str:
-    if isinstance(error, OSError) and error.strerror:
-        return f"{error.strerror}: '{error.filename}'" if error.filename else error.strerror
-    text = next((line for line in str(error).splitlines() if line.strip()), "")
-    if isinstance(error, ValueError | OSError):
-        return text
-    return f"{type(error).__name__}: {text} (DDIT_DEBUG=1 shows where)"
+def _rank() -> str:
+    return f"rank {os.environ.get('RANK', '0')}: " if _is_rank() else ""
+
+
+def _is_rank() -> bool:
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1
+
+
+def _leave(code: str | int | None) -> NoReturn:
+    """Ends the process. After a fault a rank ends at once: at exit it would wait for the others, and they for it."""
+    if code and _is_rank():
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code if isinstance(code, int) else 1)
+    sys.exit(code)
 
 
 def _show_warning(message: Warning | str, *_: Any) -> None:

@@ -1,4 +1,4 @@
-"""What a user's mistake is answered with: near misses of a name, and warnings about a text.
+"""What a user's mistake is answered with: one line, near misses of a name, and warnings about a text.
 
 Warnings go through Python's `warnings`, unless the caller collects them, as a server does for each of its clients:
 `warnings.catch_warnings` changes the whole process, `collect_warnings` one thread or task alone.
@@ -12,6 +12,21 @@ from difflib import SequenceMatcher
 from typing import NamedTuple
 
 LEAST_RATIO, MARGIN = 0.6, 0.15
+
+
+class WorkerError(ValueError):
+    """What another process could not do, in one line for the user."""
+
+
+def one_line(error: BaseException) -> str:
+    """An error as the user is told of it; of one that is not foreseen, with its type."""
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.strerror}: '{error.filename}'" if error.filename else error.strerror
+    text = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
+    if isinstance(error, ValueError | OSError) and text:
+        return text
+    name = type(error).__name__
+    return f"{name}: {text} (DDIT_DEBUG=1 shows where)" if text else f"{name} (DDIT_DEBUG=1 shows where)"
 
 
 def near_misses(word: str, known: Iterable[str]) -> str:

@@ -1,7 +1,8 @@
-"""Files: safetensors in any variant (pickles are refused by name); files and folders that are written whole."""
+"""Files: text and JSON; safetensors in any variant (pickles are refused by name); files and folders written whole."""
 
 from __future__ import annotations
 
+import codecs
 import json
 import os
 import re
@@ -23,13 +24,31 @@ Json = TypeVar("Json", dict[str, Any], list[Any])
 PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
 
+def read_text(path: Path) -> str:
+    """A text file in UTF-8, with or without a byte order mark, or in UTF-16 with one; lines end with a newline.
+
+    Raises:
+        OSError: as for any file.
+        ValueError: in one line, for bytes of another encoding.
+    """
+    data = path.read_bytes()
+    is_utf_16 = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    try:
+        text = data.decode("utf-16" if is_utf_16 else "utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"'{path}' is not text in UTF-8: {error}") from None
+    return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
 def read_json(path: Path, kind: type[Json] = dict) -> Json:
     """A JSON object, or a list; ValueError in one line if it is missing, broken or of another kind."""
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = json.loads(read_text(path))
     except FileNotFoundError:
         raise ValueError(f"'{path.parent}' is incomplete: it has no {path.name}") from None
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+    except RecursionError:
+        raise ValueError(f"'{path}' is not valid JSON: it is nested too deep") from None
+    except ValueError as error:
         raise ValueError(f"'{path}' is not valid JSON: {error}") from None
     if not isinstance(values, kind):
         wanted = "object" if kind is dict else "list"

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import io
 import os
-import struct
+import stat
 import warnings
-import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import IO, TYPE_CHECKING
 
 import numpy as np
@@ -21,9 +21,17 @@ if TYPE_CHECKING:  # torch takes seconds to import, and a bad image should be re
 MAX_SIDE = 16_384
 MAX_PIXELS = 64_000_000
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF")
-DECODING_ERRORS = (OSError, SyntaxError, ValueError, EOFError, IndexError, struct.error, zlib.error)
 
 ORIENTATION = 0x0112  # EXIF
+TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 QUARTER_TURNS = (5, 6, 7, 8)
 
 ImageSource = str | os.PathLike[str] | bytes | Image.Image
@@ -36,8 +44,9 @@ def read_image(source: ImageSource) -> Image.Image:
         source: a path, an encoded file's bytes, or a PIL image.
 
     Raises:
-        ValueError: one line; the file is missing, is no image of a known format, is broken, or is larger
-            than 16,384 pixels a side or 64 million in all (seen in the header, before anything is decoded).
+        ValueError: one line; the file is missing or no regular file, is no image of a known format, is broken
+            (whatever its decoder raises), or is larger than 16,384 pixels a side or 64 million in all (seen in the
+            header, before anything is decoded).
     """
     return _read(source, _to_rgb, "the image")
 
@@ -50,6 +59,14 @@ def read_mask(source: ImageSource) -> Image.Image:
     return _read(source, _to_mask, "the mask")
 
 
+def read_transparency(source: ImageSource) -> Image.Image:
+    """Reads where an image is transparent as a mask: 255 where its alpha is below half, 0 elsewhere.
+
+    Arguments and errors as in `read_image`.
+    """
+    return _read(source, _to_transparency, "the image")
+
+
 def image_sources(images: ImageSource | Sequence[ImageSource], what: str = "images") -> list[ImageSource]:
     """One image or many as a list. Raises ValueError if there is none."""
     sources = [images] if isinstance(images, str | os.PathLike | bytes | Image.Image) else list(images)
@@ -60,20 +77,29 @@ def image_sources(images: ImageSource | Sequence[ImageSource], what: str = "imag
 
 def _read(source: ImageSource, convert: Callable[[Image.Image], Image.Image], name: str) -> Image.Image:
     if isinstance(source, Image.Image):
-        _check_size(source.size, name)
-        return convert(source)
+        with _own_faults(name):  # it may be a file that is decoded only now
+            _check_size(source.size, name)
+            return convert(source)
     if isinstance(source, bytes):
         return _decode(io.BytesIO(source), convert, name)
     path = os.fspath(source)
-    if os.path.isdir(path):
-        raise ValueError(f"'{path}' is a folder, not an image")
     try:
+        check_regular(path)
         with open(path, "rb") as file:
             return _decode(file, convert, f"'{path}'")
     except FileNotFoundError:
         raise ValueError(f"no such image: '{path}'{_near_files(path)}") from None
-    except PermissionError:
-        raise ValueError(f"'{path}' cannot be read: permission denied") from None
+    except OSError as error:
+        raise ValueError(f"'{path}' cannot be read: {(error.strerror or str(error)).lower()}") from None
+
+
+def check_regular(path: str | os.PathLike[str]) -> None:
+    """Raises ValueError for a folder, or for what may never end, such as a pipe or a device; `OSError` if missing."""
+    mode = os.stat(path).st_mode
+    if stat.S_ISDIR(mode):
+        raise ValueError(f"'{os.fspath(path)}' is a folder, not an image")
+    if not stat.S_ISREG(mode):
+        raise ValueError(f"'{os.fspath(path)}' is a pipe or a device, not a file: save the image to a file first")
 
 
 def _near_files(path: str) -> str:
@@ -87,21 +113,32 @@ def _near_files(path: str) -> str:
 
 
 def _decode(file: IO[bytes], convert: Callable[[Image.Image], Image.Image], name: str) -> Image.Image:
+    with _own_faults(name), _open(file) as image:
+        _check_size(image.size, name)
+        return convert(image)
+
+
+def _open(file: IO[bytes]) -> Image.Image:
     Image.init()
+    return Image.open(file, formats=[known for known in FORMATS if known in Image.OPEN])
+
+
+@contextmanager
+def _own_faults(name: str) -> Iterator[None]:
+    """Makes whatever a decoder raises the fault of the image `name`: one line, and no warnings."""
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of odd metadata, and of sizes that are refused below
-            with Image.open(file, formats=[known for known in FORMATS if known in Image.OPEN]) as image:
-                _check_size(image.size, name)
-                return convert(image)
+            warnings.simplefilter("ignore")  # of odd metadata, and of sizes that are refused anyway
+            yield
     except Image.DecompressionBombError:
         raise ImageTooLarge(f"{name} {_too_large()}") from None
     except Image.UnidentifiedImageError:
         raise NotAnImage(f"{name} is not an image of a known format ({', '.join(FORMATS)})") from None
-    except ImageTooLarge:
+    except (ImageTooLarge, MemoryError):
         raise
-    except DECODING_ERRORS as error:
-        raise ValueError(f"{name} is a broken image: {error}") from None
+    except Exception as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise ValueError(f"{name} is a broken image: {reason}") from None
 
 
 class ImageTooLarge(ValueError):
@@ -117,17 +154,12 @@ def image_size(data: bytes) -> tuple[int, int] | None:
 
     `data` may be the file's beginning only.
     """
-    Image.init()
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            with Image.open(
-                io.BytesIO(data), formats=[known for known in FORMATS if known in Image.OPEN]
-            ) as image:
-                # without this check, asking a PNG for its EXIF data would decode the whole of it
-                turned = "exif" in image.info and image.getexif().get(ORIENTATION, 1) in QUARTER_TURNS
-                return (image.height, image.width) if turned else image.size
-    except (Image.DecompressionBombError, *DECODING_ERRORS):
+        with _own_faults("the image"), _open(io.BytesIO(data)) as image:
+            # without this check, asking a PNG for its EXIF data would decode the whole of it
+            turned = "exif" in image.info and _orientation(image) in QUARTER_TURNS
+            return (image.height, image.width) if turned else image.size
+    except ValueError:
         return None
 
 
@@ -139,11 +171,27 @@ def _check_size(size: tuple[int, int], name: str) -> None:
     if max(size) > MAX_SIDE or size[0] * size[1] > MAX_PIXELS:
         raise ImageTooLarge(f"{name} ({size[0]}x{size[1]}) {_too_large()}")
     if min(size) < 1:
-        raise ValueError(f"{name} ({size[0]}x{size[1]}) is empty")
+        raise ValueError(f"it has {size[0]}x{size[1]} pixels")
+
+
+def turn_upright(image: Image.Image) -> Image.Image:
+    """Turns an image as its EXIF data say; what else they hold is not looked at, and may be malformed."""
+    image.load()  # a TIFF is turned by this
+    turn = TURNS.get(_orientation(image))
+    return image if turn is None else image.transpose(turn)
+
+
+def _orientation(image: Image.Image) -> int:
+    """1 to 8 of the EXIF standard; 1, which is upright, if there is none that can be read."""
+    try:
+        found = image.getexif().get(ORIENTATION)
+    except Exception:
+        return 1
+    return found if isinstance(found, int) and found in TURNS else 1
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
-    image = ImageOps.exif_transpose(image)
+    image = turn_upright(image)
     if image.mode.startswith("I") or image.mode == "F":
         return Image.fromarray(_to_8_bit(np.asarray(image))).convert("RGB")
     if image.has_transparency_data:
@@ -154,7 +202,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 
 def _to_mask(image: Image.Image) -> Image.Image:
-    image = ImageOps.exif_transpose(image)
+    image = turn_upright(image)
     if image.mode.startswith("I") or image.mode == "F":
         image = Image.fromarray(_to_8_bit(np.asarray(image)))
     if image.has_transparency_data:
@@ -163,11 +211,18 @@ def _to_mask(image: Image.Image) -> Image.Image:
     return image.convert("L").point([0] * 128 + [255] * 128)
 
 
+def _to_transparency(image: Image.Image) -> Image.Image:
+    image = ImageOps.exif_transpose(image)
+    if not image.has_transparency_data:
+        return Image.new("L", image.size, 0)
+    return image.convert("RGBA").getchannel("A").point([255] * 128 + [0] * 128)
+
+
 def _to_8_bit(values: np.ndarray) -> np.ndarray:
     """Grey values of 16-bit integers, or of floats in [0, 1] (or [0, 255]), as 8-bit integers."""
     if np.issubdtype(values.dtype, np.floating):
-        scale = 255.0 if np.nanmax(values) <= 1 else 1.0
-        values = np.nan_to_num(values) * scale
+        values = np.nan_to_num(values, nan=0, posinf=255, neginf=0)
+        values = values * (255.0 if values.max() <= 1 else 1.0)
     else:
         values = values / 257.0
     return np.clip(np.round(values), 0, 255).astype(np.uint8)

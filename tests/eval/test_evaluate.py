@@ -234,6 +234,135 @@ def test_a_run_replaces_an_earlier_one_and_a_failed_one_leaves_it(
     assert (tmp_path / "gqa" / "summary.json").read_bytes() == before
 
 
+# --- images and questions that cannot be used ---
+
+
+def pope_data(folder: Path, images: list[str], texts: list[str] | None = None) -> Path:
+    """POPE's three files over these images, yes and no in turn; the image "good.png" is there."""
+    folder.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", (32, 32), "red").save(folder / "good.png")
+    lines = [
+        {
+            "question_id": i,
+            "image": image,
+            "text": (texts or ["is there a dog?"] * len(images))[i],
+            "label": label,
+        }
+        for i, (image, label) in enumerate(zip(images, ["yes", "no"] * len(images), strict=False))
+    ]
+    for kind in ("random", "popular", "adversarial"):
+        (folder / f"pope_{kind}.json").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return folder
+
+
+BAD = ["good.png", "good.png", "cut.png", "gone.png", "good.png", "good.png"]
+
+
+def bad_data(folder: Path) -> Path:
+    data = pope_data(folder, BAD, ["is there a dog?"] * 5 + ["half \ud83d?"])
+    (data / "cut.png").write_bytes((data / "good.png").read_bytes()[:60])
+    return data
+
+
+def test_an_image_that_cannot_be_read_counts_as_wrong_and_is_named(model: Path, tmp_path: Path) -> None:
+    bad, good = bad_data(tmp_path / "bad"), pope_data(tmp_path / "good", ["good.png"] * 6)
+    run = ("eval", "pope", "--model", model, "--batch-size", 4)
+    printed = done(*run, "--data", bad, "--out", tmp_path / "a").stdout
+    done(*run, "--data", good, "--out", tmp_path / "b")
+    report, lines = summary(tmp_path / "a", "pope"), predictions(tmp_path / "a", "pope")
+    assert (report["num_samples"], report["num_corrupt"]) == (18, 9)
+    named = report["corrupt"]
+    assert list(named)[:3] == ["random/2", "random/3", "random/5"]
+    assert "cut.png' is a broken image" in named["random/2"]
+    assert "no such image" in named["random/3"]
+    assert "half of a pair of surrogates" in named["random/5"]
+    assert "| pope | corrupt, counted as wrong | 9 | | 18 | |" in printed
+    assert "pope: 9 of 18 samples cannot be read and count as wrong: random/2: " in printed
+    assert "all of them are in summary.json" in printed
+    corrupt = [line for line in lines if "corrupt" in line]
+    assert len(corrupt) == 9
+    assert all((line["score"], line["prediction"]) == (0, "") for line in corrupt)
+    # the others are asked with the same seeds as if nothing were wrong
+    sound = [line["prediction"] for line in predictions(tmp_path / "b", "pope")]
+    assert all(line["prediction"] == sound[i] for i, line in enumerate(lines) if "corrupt" not in line)
+    assert summary(tmp_path / "b", "pope")["num_corrupt"] == 0
+
+
+def test_if_no_image_is_there_the_folder_is_at_fault(model: Path, tmp_path: Path) -> None:
+    data = pope_data(tmp_path / "data", ["a.png", "b.png"])
+    result = call("eval", "pope", "--model", model, "--data", data, "--out", tmp_path / "out")
+    assert str(result.exception).startswith("no image a.png in ")
+    assert "--images" in str(result.exception)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_mistake_in_the_options_is_not_taken_for_a_corrupt_image(model: Path, tmp_path: Path) -> None:
+    data = pope_data(tmp_path / "data", ["good.png"])
+    result = call("eval", "pope", "--model", model, "--data", data, "--size", 33, "--out", tmp_path / "out")
+    assert isinstance(result.exception, ValueError)
+    assert "33" in str(result.exception)
+
+
+@pytest.mark.slow
+def test_two_processes_count_the_same_corrupt_images(model: Path, tmp_path: Path) -> None:
+    data = bad_data(tmp_path / "bad")
+    done("eval", "pope", "--model", model, "--data", data, "--out", tmp_path / "one")
+    launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "ddit")
+    command = [
+        sys.executable,
+        *launcher,
+        "eval",
+        "pope",
+        "--model",
+        model,
+        "--data",
+        data,
+        "--out",
+        tmp_path / "two",
+    ]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    said = subprocess.run(command, check=True, capture_output=True, text=True, env=environment).stdout
+    assert "| pope | corrupt, counted as wrong | 9 | | 18 | |" in said
+    one, two = summary(tmp_path / "one", "pope"), summary(tmp_path / "two", "pope")
+    assert one["figures"] == two["figures"]
+    assert one["corrupt"] == two["corrupt"]
+    assert predictions(tmp_path / "one", "pope") == predictions(tmp_path / "two", "pope")
+
+
+def test_by_what_other_rule_is_said_below_the_table(model: Path, tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    data.mkdir()
+    Image.new("RGB", (32, 32)).save(data / "000000000001.png")
+    ids = {"question_id": 1, "image_id": 1}
+    (data / "questions.json").write_text(json.dumps({"questions": [{**ids, "question": "what?"}]}))
+    (data / "annotations.json").write_text(
+        json.dumps({"annotations": [{**ids, "answers": [{"answer": "a dog"}]}]})
+    )
+    lines = {
+        "images": [{"id": 1, "file_name": "000000000001.png"}],
+        "annotations": [{"image_id": 1, "caption": "a"}],
+    }
+    (data / "captions.json").write_text(json.dumps(lines))
+    printed = done(
+        "eval", "vqav2", "caption", "--model", model, "--data", data, "--out", tmp_path / "out"
+    ).stdout
+    table, _, below = printed.partition("\n\nvqav2: ")
+    assert "| caption | CIDEr | 0.000 |" in table
+    assert below.startswith("1 of 1 questions have fewer than ten answers and are scored by exact match")
+    assert "\ncaption: CIDEr is 0 here whatever the captions say" in below
+    assert "exact match" in summary(tmp_path / "out", "vqav2")["notes"][0]
+    assert len(summary(tmp_path / "out", "caption")["notes"]) == 1
+
+
+def test_predictions_are_split_into_lines_by_any_program(tmp_path: Path) -> None:
+    lines = [{"question": "a\u2028b\x85c\u2029d\ud800e\u00e9"}, {"question": "f"}]
+    report.write_report(tmp_path, report.Summary("pope", [], 2, 0.0), lines)
+    text = (tmp_path / "predictions.jsonl").read_text(encoding="utf-8")
+    assert len(text.splitlines()) == 2
+    assert "\u00e9" in text
+    assert [json.loads(line) for line in text.splitlines()] == lines
+
+
 # --- who made it ---
 
 

@@ -156,7 +156,7 @@ def test_vqav2_is_read_from_its_pair_of_files_and_coco_names(tmp_path: Path) -> 
     }
     write(tmp_path / "v2_OpenEnded_mscoco_val2014_questions.json", asked)
     write(tmp_path / "v2_mscoco_val2014_annotations.json", {"annotations": [{**ids, **annotation}]})
-    (one,) = read_vqav2(tmp_path)
+    (one,) = read_vqav2(tmp_path).items
     assert (one.id, one.question, one.image.name) == ("42001", "Is it red?", "COCO_val2014_000000000042.jpg")
     assert one.truth["answers"] == ["yes"] * 10
     write(tmp_path / "v2_mscoco_val2014_annotations.json", {"annotations": []})
@@ -174,7 +174,7 @@ def test_vizwiz_is_read_from_its_list(tmp_path: Path) -> None:
         "answerable": 1,
     }
     write(tmp_path / "val.json", [{**entry, "answer_type": "other"}])
-    (one,) = read_vizwiz(tmp_path, tmp_path / "val")
+    (one,) = read_vizwiz(tmp_path, tmp_path / "val").items
     assert (one.truth["answer"], one.truth["answerable"], one.truth["kind"]) == ("basil", 1, "other")
 
 
@@ -183,7 +183,7 @@ def test_gqa_is_read_from_its_dictionary(tmp_path: Path) -> None:
     types = {"structural": "query", "semantic": "rel", "detailed": "relO"}
     entry = {"question": "What is on the shelf?", "imageId": "n161313", "answer": "book", "types": types}
     write(tmp_path / "testdev_balanced_questions.json", {"201307251": entry})
-    (one,) = read_gqa(tmp_path)
+    (one,) = read_gqa(tmp_path).items
     assert (one.id, one.truth["kind"], one.truth["detailed"]) == ("201307251", "query", "relO")
 
 

@@ -40,7 +40,10 @@ def test_the_folder_says_which_scenes_it_shows(folder: Path) -> None:
 
 
 def test_every_task_is_read_back_with_its_images(folder: Path) -> None:
-    vqa, vizwiz, gqa = read_vqav2(folder / "vqav2"), read_vizwiz(folder / "vizwiz"), read_gqa(folder / "gqa")
+    vqa, vizwiz, gqa = (
+        read(folder / name).items
+        for read, name in ((read_vqav2, "vqav2"), (read_vizwiz, "vizwiz"), (read_gqa, "gqa"))
+    )
     assert (len(vqa), len(vizwiz)) == (80, 40)
     assert all(item.truth["answers"] == [item.truth["answer"]] * 10 for item in (*vqa, *vizwiz))
     assert {item.truth["kind"] for item in vqa} == {"yes/no", "number", "other"}
@@ -53,7 +56,7 @@ def test_every_task_is_read_back_with_its_images(folder: Path) -> None:
 
 
 def test_captions_come_with_their_scene_and_are_right(folder: Path) -> None:
-    items = read_captions(folder / "caption")
+    items = read_captions(folder / "caption").items
     assert len(items) == 40
     for item in items:
         assert item.scene is not None
@@ -62,7 +65,7 @@ def test_captions_come_with_their_scene_and_are_right(folder: Path) -> None:
 
 
 def test_pope_asks_for_what_is_there_as_often_as_for_what_is_not(folder: Path) -> None:
-    items = read_pope(folder / "pope")
+    items = read_pope(folder / "pope").items
     assert Counter(item.truth["answer"] for item in items)["yes"] == len(items) / 2
     for item in items:
         asked = str(item.question).removesuffix("?").split(maxsplit=3)[-1]
@@ -91,7 +94,7 @@ def test_popular_and_adversarial_follow_the_training_split() -> None:
 
 
 def test_mme_has_a_yes_and_a_no_for_each_image(folder: Path) -> None:
-    items = read_mme(folder / "mme")
+    items = read_mme(folder / "mme").items
     assert {item.truth["kind"] for item in items} == set(COARSE)
     for first, second in zip(items[::2], items[1::2], strict=True):
         assert first.image == second.image

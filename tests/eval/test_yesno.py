@@ -82,7 +82,7 @@ def test_pope_is_read_from_its_three_files(tmp_path: Path) -> None:
         }
         text = json.dumps({**line, "label": "yes"}) + "\n"
         (tmp_path / f"coco_pope_{kind}.json").write_text(text)
-    assert [item.id for item in read_pope(tmp_path)] == ["random/1", "popular/1", "adversarial/1"]
+    assert [item.id for item in read_pope(tmp_path).items] == ["random/1", "popular/1", "adversarial/1"]
     (tmp_path / "coco_pope_random.json").write_text(json.dumps({**line, "label": "maybe"}) + "\n")
     with pytest.raises(ValueError, match="label must be yes or no, got 'maybe'"):
         read_pope(tmp_path)
@@ -132,7 +132,7 @@ def test_mme_is_read_in_both_of_its_layouts(tmp_path: Path, is_split: bool) -> N
     Image.new("RGB", (8, 8)).save(images / "0001.jpg")
     question = "Is there a dog in this image? Please answer yes or no."
     (texts / "0001.txt").write_text(f"{question}\tYes\nIs there a cat?\tNo\n")
-    first, second = read_mme(tmp_path)
+    first, second = read_mme(tmp_path).items
     assert (first.question, first.truth["answer"]) == ("Is there a dog in this image?", "yes")
     assert (second.id, second.truth["answer"]) == ("existence/0001/1", "no")
     (texts / "0001.txt").write_text("Is there a dog?\tYes\n")

@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 from tiny_models import tiny_pipeline
 
-from ddit.inference.image_generator import DrawCall, draw_noise
+from ddit.inference.image_generator import make_noise
 from ddit.pipeline import Pipeline
 
 PROMPTS = ["a photo of the red dog", "a cat", "two car"]
@@ -21,8 +21,11 @@ def difference(a: Image.Image, b: Image.Image) -> int:
 
 
 def candidates(pipeline: Pipeline, prompt: str, count: int, seed: int) -> list[Image.Image]:
-    """The pictures of the first draws of a seed's generator."""
-    return pipeline._drawer.draw([prompt] * count, DrawCall(seed=[seed] * count), draws=list(range(count)))
+    """The images of the first noises of a seed's generator."""
+    options = pipeline.settings.image_options({})
+    return pipeline._image_generator.generate(
+        [prompt] * count, options, seed=[seed] * count, candidates=range(count)
+    )
 
 
 def test_the_candidate_with_the_likeliest_prompt_is_kept(pipeline: Pipeline) -> None:
@@ -46,8 +49,8 @@ def test_the_first_candidate_is_the_picture_of_best_of_one(pipeline: Pipeline) -
 
 
 def test_candidates_take_one_noise_after_the_other_of_their_generator() -> None:
-    first, second, third = draw_noise([7, 7, 8], (2, 3), [0, 1, 1])
-    assert first.equal(draw_noise([7], (2, 3))[0])
+    first, second, third = make_noise([7, 7, 8], (2, 3), [0, 1, 1])
+    assert first.equal(make_noise([7], (2, 3))[0])
     assert not first.equal(second)
     assert not second.equal(third)
 
@@ -85,6 +88,8 @@ def test_steps_tell_of_all_candidates_by_their_samples_number(pipeline: Pipeline
 def test_what_cannot_be_scored_is_refused_before_anything_is_drawn(
     pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch, prompt: str, best_of: int, message: str
 ) -> None:
-    monkeypatch.setattr(type(pipeline._drawer), "draw", lambda *_, **__: pytest.fail("drawn"))
+    monkeypatch.setattr(
+        type(pipeline._image_generator), "generate", lambda *_, **__: pytest.fail("generated")
+    )
     with pytest.raises(ValueError, match=message):
         pipeline.generate(prompt, best_of=best_of)

@@ -1,16 +1,17 @@
-"""Logits with parts kept over passes: what is exact is exact, what is approximate is renewed when it should be."""
+"""A model as callables: what is reused between steps is exact or is computed again when it should be."""
 
 import pytest
 import torch
 from tiny_models import randomize, tiny_text_codec
 from torch import Tensor
 
-from ddit.diffusion.masked import sample_text, subs_log_probs
-from ddit.diffusion.unmasking import UnmaskingRule, answer_blocks
-from ddit.inference.callables import ErrorMeter, JointLogits, Refresh, TextStates, isolated_logits
+from ddit.diffusion.masked import LogitsFn, sample_text
+from ddit.diffusion.unmasking import answer_blocks
+from ddit.inference.callables import ImageContext, Refresh, TextStates, logits_fn, velocity_fn
 from ddit.model import DualDiT, DualDiTConfig
 from ddit.model.encoders import TextCodec, tiny_t5
 from ddit.model.t5_cache import T5Cache
+from ddit.settings import UnmaskingRule
 
 LENGTH, BATCH = 7, 4
 
@@ -53,7 +54,7 @@ def whole_logits(
     return model(latents, torch.zeros(len(ids)), codec.states(ids), num_t2i=0, logit_mask=is_masked).logits
 
 
-ROWS, PICTURES = torch.arange(BATCH), torch.tensor([0, 1, 0, 0])
+ROWS, IMAGES = torch.arange(BATCH), torch.tensor([0, 1, 0, 0])
 
 
 # --- the image side ---
@@ -63,17 +64,18 @@ ROWS, PICTURES = torch.arange(BATCH), torch.tensor([0, 1, 0, 0])
 def test_texts_that_share_a_picture_read_off_its_one_cache_what_a_whole_pass_does(codec, extra) -> None:
     model = make_model(codec, image_attends_text=False, **extra)
     (ids, is_masked), latents = make_task(codec), make_latents(2)
-    cached = isolated_logits(model, TextStates(codec), model.read_image(latents), PICTURES)
+    context = ImageContext(latents, model.image_kv(latents), IMAGES)
+    cached = logits_fn(model, TextStates(codec), context)
     torch.testing.assert_close(
         cached(ids, is_masked, ROWS),
-        whole_logits(model, codec, latents[PICTURES], ids, is_masked),
+        whole_logits(model, codec, latents[IMAGES], ids, is_masked),
         atol=1e-5,
         rtol=1e-5,
     )
     some = torch.tensor([3, 1])  # finished samples have left
     torch.testing.assert_close(
         cached(ids[some], is_masked[some], some),
-        whole_logits(model, codec, latents[PICTURES[some]], ids[some], is_masked[some]),
+        whole_logits(model, codec, latents[IMAGES[some]], ids[some], is_masked[some]),
         atol=1e-5, rtol=1e-5,
     )  # fmt: skip
 
@@ -81,7 +83,8 @@ def test_texts_that_share_a_picture_read_off_its_one_cache_what_a_whole_pass_doe
 def test_the_null_image_is_read_once_as_well(codec) -> None:
     model = make_model(codec, image_attends_text=False)
     ids, is_masked = make_task(codec)
-    cached = isolated_logits(model, TextStates(codec), model.read_image(None), torch.zeros_like(PICTURES))
+    context = ImageContext(None, model.image_kv(None), torch.zeros_like(IMAGES))
+    cached = logits_fn(model, TextStates(codec), context)
     torch.testing.assert_close(
         cached(ids, is_masked, ROWS), whole_logits(model, codec, None, ids, is_masked), atol=1e-5, rtol=1e-5
     )
@@ -106,10 +109,10 @@ def test_renewal_in_every_pass_is_no_cache_bit_for_bit(codec) -> None:
     answer_mask = torch.ones_like(ids, dtype=torch.bool)
     written, seen = [], []
     for refresh in (None, Refresh(1, blocks())):
-        logits_fn = JointLogits(model, TextStates(codec), latents, PICTURES, refresh)
+        predict = joint_logits(model, codec, latents, IMAGES, refresh)
 
-        def watched(noisy_ids, is_masked, rows, logits_fn=logits_fn):
-            seen.append(logits_fn(noisy_ids, is_masked, rows).clone())
+        def watched(noisy_ids, is_masked, rows, predict=predict):
+            seen.append(predict(noisy_ids, is_masked, rows).clone())
             return seen[-1].clone()
 
         sample = sample_text(
@@ -126,14 +129,14 @@ def test_samples_of_different_age_in_one_pass_are_what_they_are_alone(codec) -> 
     model, latents = make_model(codec), make_latents(2)
     ids, is_masked = make_task(codec)
     later = torch.where(is_masked & (torch.arange(LENGTH) != 3), 4, ids)
-    both = JointLogits(model, TextStates(codec), latents, PICTURES, Refresh(2, blocks()))
+    both = joint_logits(model, codec, latents, IMAGES, Refresh(2, blocks()))
     both(ids, is_masked, ROWS)
     both(ids[:2], is_masked[:2], ROWS[:2])  # these are due in the next pass, the others not
     mixed, still = both(later, later == codec.mask_token_id, ROWS), later == codec.mask_token_id
     start = 0
     for row in range(BATCH):
         one = slice(row, row + 1)
-        alone = JointLogits(model, TextStates(codec), latents, PICTURES[one], Refresh(2, blocks()[one]))
+        alone = joint_logits(model, codec, latents, IMAGES[one], Refresh(2, blocks()[one]))
         alone(ids[one], is_masked[one], torch.tensor([0]))
         if row < 2:
             alone(ids[one], is_masked[one], torch.tensor([0]))
@@ -141,7 +144,7 @@ def test_samples_of_different_age_in_one_pass_are_what_they_are_alone(codec) -> 
         count = int(still[row].sum())
         torch.testing.assert_close(mixed[start : start + count], single, atol=1e-5, rtol=1e-5)
         start += count
-        exact = whole_logits(model, codec, latents[PICTURES[one]], later[one], still[one])
+        exact = whole_logits(model, codec, latents[IMAGES[one]], later[one], still[one])
         assert ((single - exact).abs().max() < 1e-4) == (row < 2)
 
 
@@ -207,18 +210,33 @@ def test_states_are_computed_once_a_pass(codec, monkeypatch: pytest.MonkeyPatch)
     assert not torch.equal(states_fn(ids.flip(0), is_masked, ROWS), states_fn(ids, is_masked, ROWS))
 
 
-# --- the error ---
+# --- the callables ---
 
 
-def test_the_meter_answers_exactly_and_measures_the_divergence() -> None:
-    p, q = torch.tensor([[0.5, 0.3, 0.2, 0.0]]), torch.tensor([[0.2, 0.6, 0.2, 0.0]])
-    meter = ErrorMeter(lambda *_: p.log().expand(3, -1), lambda *_: q.log().expand(3, -1), mask_token_id=3)
-    nothing = torch.empty(0)
-    assert torch.equal(
-        subs_log_probs(meter(nothing, nothing, nothing), 3), subs_log_probs(p.log().expand(3, -1), 3)
+def joint_logits(
+    model: DualDiT, codec: TextCodec, latents: Tensor | None, index: Tensor, refresh: Refresh | None = None
+) -> LogitsFn:
+    return logits_fn(model, TextStates(codec), ImageContext(latents, None, index), refresh)
+
+
+def test_the_velocity_is_under_both_prompts_or_under_the_conditional_one_alone(codec) -> None:
+    model, latents = make_model(codec), make_latents(BATCH)
+    states = codec.states(torch.cat([make_task(codec)[0], make_task(codec)[0].flip(0)]))
+    t = torch.full((2 * BATCH,), 0.4)
+    velocity = velocity_fn(model, states)
+    both = velocity(torch.cat([latents, latents]), t)
+    expected = model(torch.cat([latents, latents]), t, states, num_t2i=2 * BATCH).velocity
+    assert torch.equal(both, expected)
+    torch.testing.assert_close(velocity(latents, t[:BATCH]), both[BATCH:], atol=1e-5, rtol=1e-5)
+
+
+def test_a_row_may_have_the_null_image_among_others(codec) -> None:
+    model, latents = make_model(codec), make_latents(2)
+    ids, is_masked = make_task(codec)
+    nulls = torch.tensor([False, True, False, True])
+    mixed = logits_fn(model, TextStates(codec), ImageContext(latents, None, IMAGES, nulls))(
+        ids, is_masked, ROWS
     )
-    assert meter.error.kl == pytest.approx((p[0, :3] * (p[0, :3] / q[0, :3]).log()).sum().item(), abs=1e-6)
-    assert meter.error[1:] == (0.0, 3)
-    same = ErrorMeter(meter.exact, meter.exact, mask_token_id=3)
-    same(nothing, nothing, nothing)
-    assert same.error == (0.0, 1.0, 3)
+    alone = whole_logits(model, codec, None, ids[nulls], is_masked[nulls])
+    is_null = nulls[:, None].expand_as(is_masked)[is_masked]
+    torch.testing.assert_close(mixed[is_null], alone, atol=1e-5, rtol=1e-5)

@@ -49,11 +49,11 @@ def test_masks_are_cropped_as_their_pictures_are() -> None:
     picture[:8, 32:40] = 255
     mask = box_mask((96, 32), (32, 0, 40, 8))
     _, originals = GRID.read(["a"], Image.fromarray(picture), mask)
-    assert originals.redrawn is not None
-    assert torch.equal(originals.redrawn[0], cells((0, 1)))
-    white = np.asarray(originals.pictures[0])[..., 0].reshape(4, 8, 6, 8).mean((1, 3)) > 127
+    assert originals.masks is not None
+    assert torch.equal(originals.masks[0], cells((0, 1)))
+    white = np.asarray(originals.images[0])[..., 0].reshape(4, 8, 6, 8).mean((1, 3)) > 127
     assert torch.equal(torch.from_numpy(white), cells((0, 1)))
-    with pytest.raises(ValueError, match="white only outside of the middle 48:32 that is drawn"):
+    with pytest.raises(ValueError, match="white only outside of the middle 48:32 that is generated"):
         GRID.touched(box_mask((96, 32), (0, 0, 24, 32)))
 
 
@@ -62,8 +62,8 @@ def test_a_single_one_goes_with_all_of_the_others() -> None:
     other = box_mask((48, 32), (8, 0, 16, 8))
     texts, originals = GRID.read(["a", "b"], picture, mask)
     assert texts == ["a", "b"]
-    assert len(originals.pictures) == 2
-    assert originals.pictures[0] is originals.pictures[1]
+    assert len(originals.images) == 2
+    assert originals.images[0] is originals.images[1]
     texts, originals = GRID.read(["a"], picture, [mask, other])
     assert texts == ["a", "a"]
     keep = originals.keep(slice(0, 2))

@@ -1,4 +1,4 @@
-"""A picture that was looked at: encoded once, and the texts about it are those of plain calls."""
+"""An image that was encoded before: encoded once, and the texts about it are those of plain calls."""
 
 import numpy as np
 import pytest
@@ -39,7 +39,7 @@ def test_several_questions_encode_the_picture_once(pipeline: Pipeline, encodings
     plain = [pipeline.answer(image, question)[0] for question in QUESTIONS]
     assert encodings == [1] * len(QUESTIONS)
     encodings.clear()
-    picture = pipeline.look(image)
+    picture = pipeline.encode_image(image)
     assert [pipeline.answer(picture, question)[0] for question in QUESTIONS] == plain
     assert pipeline.answer(picture, QUESTIONS) == pipeline.answer([image], QUESTIONS)
     assert encodings == [1, 1]  # the second one for the plain call above
@@ -47,7 +47,7 @@ def test_several_questions_encode_the_picture_once(pipeline: Pipeline, encodings
 
 def test_captions_and_blanks_equal_those_of_plain_calls(pipeline: Pipeline):
     image = noise_image(1)
-    picture = pipeline.look(image)
+    picture = pipeline.encode_image(image)
     assert pipeline.caption(picture, seed=3) == pipeline.caption(image, seed=3)
     assert pipeline.infill(picture, "the ___ is ___") == pipeline.infill(image, "the ___ is ___")
 
@@ -57,21 +57,21 @@ def test_known_and_new_pictures_may_be_mixed(pipeline: Pipeline, encodings: list
     images = [noise_image(seed) for seed in range(4)]
     plain = pipeline.caption([*images, images[0]], batch_size=batch_size)
     encodings.clear()
-    mixed = [pipeline.look(images[0]), images[1], pipeline.look(images[2]), images[3]]
+    mixed = [pipeline.encode_image(images[0]), images[1], pipeline.encode_image(images[2]), images[3]]
     assert sum(encodings) == 2
     assert pipeline.caption([*mixed, mixed[0]], batch_size=batch_size) == plain
     assert sum(encodings) == 4
 
 
 def test_the_picture_matters(pipeline: Pipeline):
-    texts = [pipeline.caption(pipeline.look(noise_image(seed)))[0] for seed in range(6)]
+    texts = [pipeline.caption(pipeline.encode_image(noise_image(seed)))[0] for seed in range(6)]
     assert len(set(texts)) > 1
 
 
 def test_a_picture_of_another_size_is_refused(pipeline: Pipeline):
-    picture = pipeline.look(noise_image(0), height=16, width=24)
+    picture = pipeline.encode_image(noise_image(0), height=16, width=24)
     assert pipeline.caption(picture, height=16, width=24)
-    with pytest.raises(ValueError, match="looked at as 24x16, not 32x32"):
+    with pytest.raises(ValueError, match="encoded at 24x16, not 32x32"):
         pipeline.caption(picture)
     with pytest.raises(ValueError, match="height 33 is not a multiple"):
-        pipeline.look(noise_image(0), height=33)
+        pipeline.encode_image(noise_image(0), height=33)

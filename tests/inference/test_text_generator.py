@@ -1,8 +1,6 @@
-"""Writing through the pipeline: its options reach it, batches are single calls, a picture is read once."""
+"""Texts through the pipeline: its options reach it, batches are single calls, an image is encoded once."""
 
 import dataclasses
-import json
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,11 +8,8 @@ import torch
 from PIL import Image
 from tiny_models import tiny_pipeline
 
-from ddit.commands.shared import WritingFlags
-from ddit.diffusion.unmasking import ORDERS
-from ddit.inference.text_generator import WRITING_FIELDS, ReadCall, ReadOptions, TextSampling, WritingOptions
-from ddit.model.folders import load_settings
 from ddit.pipeline import Pipeline
+from ddit.settings import ORDERS, TextOptions, TextSampling, UnmaskingRule
 
 QUESTIONS = ["is there a cat?", "what color is the dog?", "how many?", "is there a cat?", "what is there"]
 FAST = {
@@ -55,11 +50,11 @@ def test_every_order_writes_through_the_pipeline(pipeline: Pipeline, order) -> N
 def test_a_picture_given_several_times_is_encoded_and_read_once(
     pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    encoded, read, shown = [], [], pipeline.transformer.read_image
+    encoded, read, shown = [], [], pipeline.transformer.image_kv
     encode = pipeline.image_codec.encode
     monkeypatch.setattr(pipeline.image_codec, "encode", lambda x: encoded.append(len(x)) or encode(x))
     monkeypatch.setattr(
-        pipeline.transformer, "read_image", lambda x: read.append(0 if x is None else len(x)) or shown(x)
+        pipeline.transformer, "image_kv", lambda x: read.append(0 if x is None else len(x)) or shown(x)
     )
     first, second = pictures(2)
     said = pipeline.answer([first, second, first.copy(), first, second], QUESTIONS, batch_size=2, **FAST)
@@ -122,50 +117,27 @@ def test_a_window_larger_than_the_models_length_is_allowed(pipeline: Pipeline) -
     assert pipeline.caption(None, length=20, num_steps=4)
 
 
-# --- the error of what is kept ---
-
-
-def test_the_error_of_what_is_kept_is_measured(pipeline: Pipeline) -> None:
-    images, steps = pictures(2), {"num_steps": 6, "order": "confidence"}
-    exact = pipeline.reading_error(images, **steps)
-    assert exact.kl == pytest.approx(0, abs=1e-6)
-    assert exact.agreement == 1
-    assert exact.num_positions > 20
-    stale = pipeline.reading_error(images, image_refresh=3, **steps)
-    assert (stale.kl > 1e-6) == pipeline.transformer.config.image_attends_text
-    assert pipeline.reading_error(images, QUESTIONS[:2], text_refresh=3, **steps).kl > 1e-6
-
-
 # --- options ---
 
 
-def test_the_options_have_one_set_of_names() -> None:
-    assert set(WRITING_FIELDS) == set(WritingOptions.__annotations__)
-    assert set(ReadOptions.__annotations__) == {
-        *WRITING_FIELDS, *(f.name for f in dataclasses.fields(ReadCall) if f.name != "writing")
-    }  # fmt: skip
-    assert set(WritingFlags.__annotations__) == {*WRITING_FIELDS, "length"}
-
-
 def test_an_option_is_the_models_unless_it_is_given(pipeline: Pipeline) -> None:
-    settings = dataclasses.replace(
-        pipeline.settings, writing=TextSampling(order="margin", threshold=0.4), answer_length=7
-    )
-    changed = dataclasses.replace(pipeline, settings=settings)
-    call = changed._call({"threshold": 0.6, "order": None, "num_steps": 9}, "answer")
-    assert call == ReadCall(writing=TextSampling(order="margin", threshold=0.6), num_steps=9, length=7)
-    with pytest.raises(TypeError, match="'treshold'"):
-        pipeline.caption(None, treshold=0.6)  # pyright: ignore[reportCallIssue]
+    own = TextSampling(rule=UnmaskingRule(order="margin", threshold=0.4))
+    settings = dataclasses.replace(pipeline.settings, text_sampling=own, answer_length=7)
+    options = settings.text_options("answer", {"threshold": 0.6, "order": None, "num_steps": 9})
+    rule = UnmaskingRule(order="margin", threshold=0.6)
+    assert options == TextOptions(sampling=TextSampling(rule=rule), num_steps=9, length=7)
+    with pytest.raises(TypeError, match="unknown option 'treshold'; did you mean threshold"):
+        pipeline.caption(None, treshold=0.6)
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         ({"length": 0}, "length must be at least 1, got 0"),
-        ({"image_refresh": -1}, "image_refresh must be a whole number of at least 0, got -1"),
-        ({"text_refresh": 1.5}, "text_refresh must be a whole number of at least 0, got 1.5"),
-        ({"text_guidance_scale": -1}, "text_guidance_scale must be at least 0 and finite, got -1"),
-        ({"order": "sideways"}, "unknown order 'sideways'"),
+        ({"image_refresh": -1}, "image_refresh must be at least 0, got -1"),
+        ({"text_refresh": 1.5}, "text_refresh must be a whole number, got 1.5"),
+        ({"text_guidance_scale": -1}, "text_guidance_scale must be at least 0, got -1"),
+        ({"order": "sideways"}, "order must be random, .* got 'sideways'"),
     ],
 )
 def test_options_out_of_range_are_refused_in_one_line(
@@ -173,31 +145,6 @@ def test_options_out_of_range_are_refused_in_one_line(
 ) -> None:
     with pytest.raises(ValueError, match=message):
         pipeline.caption(None, **options)
-
-
-def test_settings_of_earlier_versions_load_and_the_present_ones_come_back(tmp_path: Path) -> None:
-    (tmp_path / "ddit.json").write_text(
-        json.dumps({"text_order": "confidence", "temperature": 0, "text_length": 16})
-    )
-    assert load_settings(tmp_path).writing == TextSampling(order="confidence", temperature=0)
-    settings = dataclasses.replace(
-        load_settings(tmp_path), writing=TextSampling(order="entropy", block_size=8), answer_length=4
-    )
-    (tmp_path / "ddit.json").write_text(json.dumps(dataclasses.asdict(settings)))
-    assert load_settings(tmp_path) == settings
-    for writing, message in {
-        '{"order": "sideways"}': "order",
-        '{"treshold": 1}': "unknown key 'writing.treshold'",
-        '{"threshold": 2.0}': "threshold must be above 0",
-        '{"block_size": "4"}': "bad value for writing.block_size",
-    }.items():
-        (tmp_path / "ddit.json").write_text(f'{{"writing": {writing}}}')
-        with pytest.raises(ValueError, match=message) as caught:
-            load_settings(tmp_path)
-        assert "\n" not in str(caught.value)
-    (tmp_path / "ddit.json").write_text('{"answer_length": 0}')
-    with pytest.raises(ValueError, match="answer_length must be a whole number of at least 1, got 0"):
-        load_settings(tmp_path)
 
 
 def test_a_guidance_scale_of_one_never_asks_the_null_image(pipeline: Pipeline) -> None:

@@ -56,7 +56,9 @@ def model(request: pytest.FixtureRequest) -> DualDiT:
 def test_names_and_shapes_at_full_size_are_the_published_ones() -> None:
     with torch.device("meta"):
         model = DualDiT(DualDiTConfig())
-    published = json.loads((Path(__file__).parents[1] / "data" / "state_dict_shapes.json").read_text())["d_dit"]
+    published = json.loads((Path(__file__).parents[1] / "data" / "state_dict_shapes.json").read_text())[
+        "d_dit"
+    ]
     assert {name: list(x.shape) for name, x in model.state_dict().items()} == published
 
 
@@ -102,9 +104,7 @@ def test_the_cached_image_side_is_exact(name: str) -> None:
     model = make_model(VARIANTS[name])
     latents, t, states = make_inputs()
     full = model(latents, torch.zeros_like(t), states, num_t2i=0).logits
-    torch.testing.assert_close(
-        model.text_logits(states, model.read_image(latents)), full, atol=1e-6, rtol=1e-5
-    )
+    torch.testing.assert_close(model.text_logits(states, model.image_kv(latents)), full, atol=1e-6, rtol=1e-5)
 
 
 def test_isolation_changes_reading_but_not_drawing() -> None:
@@ -123,7 +123,7 @@ def test_the_null_image_stands_in_for_absent_latents(model: DualDiT) -> None:
     with torch.no_grad():
         model.null_image_embd.mul_(-1)
     assert (model(None, t, states).logits - output.logits).abs().max() > 1e-4
-    with pytest.raises(ValueError, match="null image can only be read"):
+    with pytest.raises(ValueError, match="null image is of i2t samples only"):
         model(None, t, states, num_t2i=1)
 
 
@@ -170,9 +170,9 @@ def test_no_mask_is_made_where_no_row_is_null() -> None:
 def test_null_rows_that_cannot_be_are_refused() -> None:
     model = make_model(CONFIG)
     latents, t, states = make_inputs()
-    with pytest.raises(ValueError, match="null image can only be read"):
+    with pytest.raises(ValueError, match="null image is of i2t samples only"):
         model(latents, t, states, num_t2i=2, null_rows=torch.arange(4) == 1)
-    with pytest.raises(ValueError, match="null image can only be read"):
+    with pytest.raises(ValueError, match="null image is of i2t samples only"):
         model(latents, t, states, null_rows=torch.arange(4) == 1)
     with pytest.raises(ValueError, match="null image of 8 tokens in a batch of 4"):
         model(latents[..., :4, :4], t, states, num_t2i=0, null_rows=torch.arange(4) == 1)
@@ -225,7 +225,7 @@ def test_compiled_blocks_give_the_same_output() -> None:
 def test_a_compiled_text_step_gives_the_same_logits() -> None:
     model = make_model(dataclasses.replace(CONFIG, image_attends_text=False))
     latents, _, states = make_inputs()
-    cache = model.read_image(latents)
+    cache = model.image_kv(latents)
     plain = model.text_logits(states, cache)
     model.compile_text_step()
     torch.testing.assert_close(model.text_logits(states, cache), plain, atol=1e-5, rtol=1e-4)
@@ -289,6 +289,6 @@ def test_impossible_configurations_are_refused(change: dict, message: str) -> No
 
 def test_a_cache_needs_an_isolated_image_side() -> None:
     with pytest.raises(ValueError, match="image_attends_text is True"):
-        make_model(CONFIG).read_image(make_inputs()[0])
-    with pytest.raises(ValueError, match="needs num_drawn"):
+        make_model(CONFIG).image_kv(make_inputs()[0])
+    with pytest.raises(ValueError, match="needs num_t2i"):
         make_model(VARIANTS["isolated"])(*make_inputs())

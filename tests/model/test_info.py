@@ -73,7 +73,7 @@ def test_weights_are_those_of_the_loaded_model_to_the_byte(
     tiny: Path, name: str, dtype: str, text_encoder: Any
 ):
     folder = tiny if name == "tiny" else resolve("mini")
-    pipeline = Pipeline.from_pretrained(folder, dtype=dtype, text_encoder=text_encoder)
+    pipeline = Pipeline.from_pretrained(folder, dtype=dtype, int8=text_encoder == "int8")
     info = inspect_model(folder)
     codecs = [bytes_of(pipeline.text_codec.encoder), bytes_of(pipeline.image_codec.autoencoder)]
     assert memory_of(info, dtype, text_encoder).weights == bytes_of(pipeline.transformer) + sum(codecs)

@@ -63,7 +63,10 @@ def check(
         int | None, typer.Option(min=1, help="number of samples to read, evenly spread [default: all]")
     ] = None,
     length: Annotated[
-        int, typer.Option(min=2, help="tokens that the run keeps of a text (data.t2i_length): longer ones are counted")
+        int,
+        typer.Option(
+            min=2, help="tokens that the run keeps of a text (data.t2i_length): longer ones are counted"
+        ),
     ] = 64,
     text: Annotated[
         str | None,
@@ -150,7 +153,9 @@ def _token_counter(text: str) -> "CountTokens":
     folder = resolve(text)
     path = folder / ("tokenizer_3" if is_sd3_folder(folder) else "tokenizer") / "tokenizer.json"
     if not path.is_file():
-        raise ValueError(f"'{path}' does not exist: --text takes the folder that the run's `text` or `init` names")
+        raise ValueError(
+            f"'{path}' does not exist: --text takes the folder that the run's `text` or `init` names"
+        )
     tokenizer = Tokenizer.from_file(str(path))
     tokenizer.no_truncation()
     tokenizer.no_padding()

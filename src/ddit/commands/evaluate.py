@@ -141,12 +141,14 @@ def evaluate(
         about = _about(model, pipeline, loading) if ranks.is_first else {}
         if ranks.is_first and not as_json:
             _print_head(about, describe_decoding(pipeline.settings, options), options.seed)
+        remarks = []
         for summary in run(
             pipeline, chosen, eval_data, out, options=options, about=about, ranks=ranks, start_task=start_task
         ):
-            note = [f"\n{summary.task}: {summary.note}\n"] if summary.note else []
-            lines = [json.dumps(summary.to_json())] if as_json else [*summary.rows(), *note]
-            typer.echo("\n".join(lines))
+            typer.echo("\n".join([json.dumps(summary.to_json())] if as_json else summary.rows()))
+            remarks += summary.remarks()
+        if remarks and not as_json:
+            typer.echo("\n" + "\n".join(remarks))
 
 
 def _about(model: str, pipeline: "Pipeline", loading: LoadOptions) -> dict[str, Any]:

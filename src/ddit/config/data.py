@@ -34,7 +34,8 @@ class JsonData:
     """A JSON list or JSON lines of metadata, one image an entry: the published form. Or COCO's file of captions.
 
     A sample's caption is that of `caption_key`; with probability `original_share`, or where that is missing, that of
-    `original_key`; of a list of captions one is taken at random. Image paths are relative to `images`, or without it to the file's folder.
+    `original_key`; of a list of captions one is taken at random. Image paths are relative to `images`, or without it
+    to the file's folder.
     """
 
     path: str

@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image
 
 from ddit.config.data import DataConfig, SourceConfig
-from ddit.data.samples import CorruptSample, LeftOut, Sample, Source
+from ddit.data.samples import CorruptSample, LeftOut, Sample, Source, read_sample
 from ddit.data.sources import find_left_out, open_source
 
 NUM_NAMES = 5
@@ -53,9 +53,14 @@ class Fit:
     count: CountTokens | None = None
 
     def is_cut(self, sample: Sample) -> bool:
+        """Whether the texts are longer than a run keeps. Raises `UnicodeEncodeError` for what is no text."""
         count = count_words if self.count is None else self.count
         texts = [text for turn in sample.turns for text in turn if text is not None]
+        "".join(texts).encode()
         return sum(map(count, texts)) + len(sample.turns) > self.length
+
+
+DEFAULT_FIT = Fit(DataConfig().t2i_length)
 
 
 def count_words(text: str) -> int:
@@ -154,7 +159,7 @@ def check_source(
     *,
     limit: int | None = None,
     num_workers: int = 0,
-    fit: Fit = Fit(DataConfig().t2i_length),
+    fit: Fit = DEFAULT_FIT,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> Report:
     """Reads every sample once (or `limit` of them, evenly spread) with `num_workers` processes (0: in this one).
@@ -204,12 +209,16 @@ def _read_chunk(indices: list[int], *, fit: Fit) -> list[_Found]:
 
 def _read_sample(source: Source, index: int, fit: Fit) -> _Found:
     try:
-        sample = source.sample(index, random.Random(index), i2t=True)
+        sample = read_sample(source, index, random.Random(index), i2t=True)
     except CorruptSample as error:
         return _Found(error.cause, source.name(index), None, (), 0)
     size = sample.image.size if isinstance(sample.image, Image.Image) else None
-    words = tuple(len(turn.answer.split()) for turn in sample.turns if turn.question is None)
-    return _Found(None, "", size, words, len(sample.turns), fit.is_cut(sample))
+    try:
+        is_cut = fit.is_cut(sample)
+    except UnicodeEncodeError:  # half of a surrogate pair, which JSON can spell
+        return _Found("unusable text", source.name(index), None, (), 0)
+    words = tuple(count_words(turn.answer) for turn in sample.turns if turn.question is None)
+    return _Found(None, "", size, words, len(sample.turns), is_cut)
 
 
 def _report(num_samples: int, found: list[_Found], fit: Fit) -> Report:

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from ddit.config.data import SourceConfig
 from ddit.data.buckets import Shape
-from ddit.data.samples import CorruptSample, Latents, Sample, Source
+from ddit.data.samples import CorruptSample, Latents, Sample, Source, SourceError
 from ddit.files import write_atomically
 
 NO_IMAGE, CORRUPT = -1, -2
@@ -168,7 +168,7 @@ class LatentFolder:
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
                 metadata = file.metadata() or {}
         except (OSError, SafetensorError) as error:
-            raise ValueError(f"{path} cannot be read ({error}): remove it and precompute it again") from None
+            raise SourceError(f"{path} cannot be read ({error}): remove it and precompute it again") from None
         stored = metadata.get("corrupt") or metadata.get("broken", "{}")  # the key of version 0.1
         buckets = tensors.pop("bucket").numpy()
         rows = np.zeros(len(buckets), dtype=np.int64)

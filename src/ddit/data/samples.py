@@ -51,6 +51,10 @@ class CorruptSample(Exception):
         self.cause = cause
 
 
+class SourceError(ValueError):
+    """A fault of a whole source, which no other sample makes up for."""
+
+
 class LeftOut(NamedTuple):
     """What a source holds and does not use, of one cause: how many files or members, and the first few names."""
 
@@ -83,3 +87,20 @@ class Source(Protocol):
     def name(self, index: int) -> str:
         """Where sample `index` comes from, for messages: file and entry."""
         ...
+
+
+def read_sample(
+    source: Source, index: int, rng: random.Random, *, i2t: bool, with_image: bool = True
+) -> Sample:
+    """`source.sample(...)`, where whatever is raised is that one sample's fault, and ends no run.
+
+    Raises:
+        CorruptSample: if it cannot be used; the cause of an unforeseen fault is the type of the error.
+        SourceError, MemoryError: as they come.
+    """
+    try:
+        return source.sample(index, rng, i2t=i2t, with_image=with_image)
+    except (CorruptSample, SourceError, MemoryError):
+        raise
+    except Exception as error:
+        raise CorruptSample(f"unreadable ({type(error).__name__})", f"{source.name(index)}: {error}") from error

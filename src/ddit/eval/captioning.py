@@ -9,7 +9,19 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from ddit.eval.items import Figure, ImageIndex, Item, TaskScore, find_file, mean, require
+from ddit.eval.image_index import ImageIndex
+from ddit.eval.items import (
+    Figure,
+    Item,
+    TaskItems,
+    TaskScore,
+    count_note,
+    find_file,
+    mean,
+    require,
+    require_id,
+    to_text,
+)
 from ddit.eval.vqa import find_image_folder
 from ddit.eval.world_tasks import read_world
 from ddit.files import read_json
@@ -37,6 +49,11 @@ _TOKENS = re.compile(
 )
 
 NGram = tuple[str, ...]
+
+CIDER_NOTE = (
+    "CIDEr is 0 here whatever the captions say, by its rule: a word weighs the less the more images have it in their "
+    "references, and here all images (or the only one) have the same words; take more images"
+)
 
 
 def tokenize_caption(text: str) -> list[str]:
@@ -102,7 +119,18 @@ def _similarity(own: _Vector, other: _Vector) -> float:
     return mean(cosines) * math.exp(-((own.length - other.length) ** 2) / (2 * _SIGMA**2))
 
 
-def read_captions(folder: Path, images: Path | None = None) -> list[Item]:
+def is_cider_zero(references: Sequence[Sequence[str]]) -> bool:
+    """Whether CIDEr is 0 for any captions: the images' references have all the same words, or there is one image.
+
+    A word that every image's references have weighs log(images / images with it) = 0.
+    """
+    words = (
+        frozenset(word for text in texts for word in _count(tokenize_caption(text))) for texts in references
+    )
+    return len(set(words)) == 1
+
+
+def read_captions(folder: Path, images: Path | None = None) -> TaskItems:
     """Items of COCO's `*captions*.json`: images (id, file_name) and annotations (image_id, caption).
 
     In a folder that `write_eval_data` wrote, each item has its scene.
@@ -110,18 +138,34 @@ def read_captions(folder: Path, images: Path | None = None) -> list[Item]:
     world = read_world(folder)
     path = find_file(folder, "*captions*.json")
     data = read_json(path)
-    references: dict[object, list[str]] = {}
+    references: dict[str, list[str]] = {}
     for entry in require(data, "annotations", path):
-        references.setdefault(require(entry, "image_id", path), []).append(require(entry, "caption", path))
+        text = to_text(require(entry, "caption", path))
+        if text is not None:
+            references.setdefault(require_id(entry, "image_id", path), []).append(text)
     index = ImageIndex(find_image_folder(folder, images))
-    items = []
+    items: dict[str, Item] = {}
+    repeated, uncaptioned = [], []
     for entry in require(data, "images", path):
-        name, number = require(entry, "file_name", path), require(entry, "id", path)
-        if number in references:  # the official scorer, too, leaves out images without a caption
-            scene = None if world is None else world.scene(number)
-            truth = {"references": references[number]}
-            items.append(Item(str(number), index.find(name), None, truth, scene))
-    return items
+        name, number = require_id(entry, "file_name", path), require_id(entry, "id", path)
+        if number in items:
+            repeated.append(number)
+        elif number not in references:
+            uncaptioned.append(number)
+        else:
+            scene = None if world is None else world.scene(int(number))
+            items[number] = Item(number, index.find(name), None, {"references": references[number]}, scene)
+    index.check()
+    without = "without a caption left out, as in the official script"
+    return TaskItems(
+        list(items.values()),
+        (
+            *count_note(uncaptioned, f"image {without}", f"images {without}"),
+            *count_note(
+                repeated, "image left out: its id came before", "images left out: their ids came before"
+            ),
+        ),
+    )
 
 
 def score_captions(items: Sequence[Item], texts: Sequence[str]) -> TaskScore:
@@ -129,15 +173,18 @@ def score_captions(items: Sequence[Item], texts: Sequence[str]) -> TaskScore:
 
     The items' scores are "right in every attribute" if that is known, else their CIDEr.
     """
-    values = cider(texts, [item.truth["references"] for item in items])
+    texts = ["" if item.fault else text for item, text in zip(items, texts, strict=True)]
+    references = [item.truth["references"] for item in items]
+    notes = (CIDER_NOTE,) if is_cider_zero(references) else ()
+    values = cider(texts, references)
     score = Figure("CIDEr", mean(values), len(items), is_share=False)
     known = [(item.scene, text) for item, text in zip(items, texts, strict=True) if item.scene is not None]
     if not items or len(known) < len(items):
-        return TaskScore(values, [score])
+        return TaskScore(values, [score], notes)
     right = [float(caption_is_right(scene, text, complete=True)) for scene, text in known]
     kinds = list(dict.fromkeys(scene.kind for scene, _ in known))
     figures = [Figure("every attribute", mean(right), len(right)), score]
     for kind in sorted(kinds):
         chosen = [value for value, (scene, _) in zip(right, known, strict=True) if scene.kind == kind]
         figures.append(Figure(f"every attribute: {kind}", mean(chosen), len(chosen)))
-    return TaskScore(right, figures)
+    return TaskScore(right, figures, notes)

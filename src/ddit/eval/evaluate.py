@@ -14,17 +14,20 @@ from tempfile import TemporaryDirectory
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
+from PIL import Image
+
 from ddit.devices import Ranks
 from ddit.errors import near_misses
 from ddit.eval import geneval
 from ddit.eval.captioning import read_captions, score_captions
-from ddit.eval.items import Figure, Item, TaskScore, find_file
+from ddit.eval.items import Figure, Item, TaskItems, TaskScore, find_fault, find_file
 from ddit.eval.options import TASKS, EvalOptions
 from ddit.eval.report import Summary, check_free, write_report
 from ddit.eval.vqa import read_gqa, read_vizwiz, read_vqav2, score_gqa, score_vizwiz, score_vqav2
 from ddit.eval.world_tasks import WorldSplit, write_eval_data
 from ddit.eval.yesno import read_mme, read_pope, score_mme, score_pope
 from ddit.files import write_folder_atomically
+from ddit.images import ImageSource
 from ddit.pipeline import Pipeline
 from ddit.schema import to_data
 from ddit.settings import ModelSettings
@@ -46,7 +49,7 @@ class TextTask(NamedTuple):
         unanswerable: the prompt says that there may be no answer.
     """
 
-    read: Callable[[Path, Path | None], list[Item]]
+    read: Callable[[Path, Path | None], TaskItems]
     score: Callable[[Sequence[Item], Sequence[str]], TaskScore]
     unit: int = 1
     unanswerable: bool = False
@@ -60,6 +63,8 @@ TEXT_TASKS = {
     "mme": TextTask(read_mme, score_mme, unit=2),
     "caption": TextTask(read_captions, score_captions),
 }
+BLANK = Image.new("RGB", (8, 8))
+"""Takes the place of an image that cannot be read, and what the model says of it is not used."""
 METADATA_FILE = "*metadata*.jsonl"
 SCORER_NOTE = (
     "images only: the small world does not know the prompts. Score them with github.com/djghosh13/geneval: "
@@ -180,7 +185,9 @@ def evaluate(
                     else run.text(task, items[task])
                 )
                 seconds = time.monotonic() - start
-                summary = Summary(task, result.figures, len(result.predictions), seconds, made, result.note)
+                summary = Summary(
+                    task, result.figures, len(result.predictions), seconds, made, result.notes, result.corrupt
+                )
                 if ranks.is_first:
                     write_report(part, summary, result.predictions)
             if ranks.is_first:
@@ -198,23 +205,31 @@ def _read_prompts(data: EvalData, folder: Path, options: EvalOptions) -> list[Pr
     return [prompts[i * len(prompts) // count] for i in range(count)]
 
 
-def _read_items(task: str, data: EvalData, folder: Path, options: EvalOptions) -> list[Item]:
+def _read_items(task: str, data: EvalData, folder: Path, options: EvalOptions) -> TaskItems:
     """A task's items; with a limit, a random choice of them (always the same), in their order."""
     kind = TEXT_TASKS[task]
-    items = kind.read(_task_folder(task, folder), data.images)
+    items, notes = kind.read(_task_folder(task, folder), data.images)
     if not items:
         raise ValueError(f"no question for {task} in '{_task_folder(task, folder)}'")
     units = range(0, len(items), kind.unit)
     if options.limit is not None and options.limit < len(items):
         chosen = random.Random(task).sample(units, max(options.limit // kind.unit, 1))
         items = [items[first + i] for first in sorted(chosen) for i in range(kind.unit)]
-    return items
+    return TaskItems(items, notes)
 
 
 class _Result(NamedTuple):
     figures: list[Figure]
     predictions: list[dict[str, Any]]
-    note: str = ""
+    notes: tuple[str, ...] = ()
+    corrupt: Mapping[str, str] = MappingProxyType({})
+
+
+class _Answer(NamedTuple):
+    """What the model said of an item, or why it could not be asked."""
+
+    text: str
+    fault: str = ""
 
 
 @dataclass(frozen=True)
@@ -226,15 +241,17 @@ class _Run:
     ranks: Ranks
     start_task: Callable[[str, int], OnProgress]
 
-    def text(self, task: str, items: list[Item]) -> _Result:
+    def text(self, task: str, asked: TaskItems) -> _Result:
         """Answers or captions, scored on every rank alike."""
-        mine = self.ranks.part(len(items))
+        mine = self.ranks.part(len(asked.items))
         on_progress = self.start_task(task, len(mine))
-        texts = []
+        answers: list[_Answer] = []
         for batch in _batches(mine, self.options.batch_size):
-            texts += self._write([items[k] for k in batch], self.options.seed + batch.start, task)
+            answers += self._answer([asked.items[k] for k in batch], self.options.seed + batch.start, task)
             on_progress(len(batch))
-        texts = self.ranks.gather(texts)
+        answers = self.ranks.gather(answers)
+        items = [replace(item, fault=answer.fault) for item, answer in zip(asked.items, answers, strict=True)]
+        texts = [answer.text for answer in answers]
         scored = TEXT_TASKS[task].score(items, texts)
         predictions = [
             {
@@ -244,26 +261,48 @@ class _Run:
                 "prediction": text,
                 "score": score,
                 **item.truth,
+                **({"corrupt": item.fault} if item.fault else {}),
             }
             for item, text, score in zip(items, texts, scored.scores, strict=True)
         ]
-        return _Result(scored.figures, predictions)
+        corrupt = {item.id: item.fault for item in items if item.fault}
+        return _Result(scored.figures, predictions, (*asked.notes, *scored.notes), corrupt)
 
-    def _write(self, items: list[Item], seed: int, task: str) -> list[str]:
-        """A batch of answers or captions."""
-        images, size = [item.image for item in items], self.options.size
+    def _answer(self, items: list[Item], seed: int, task: str) -> list[_Answer]:
+        """A batch of answers or captions; items with a fault get none, and leave the others' seeds as they are."""
+        questions = [item.question for item in items]
+        try:
+            return [
+                _Answer(text) for text in self._write([item.image for item in items], questions, seed, task)
+            ]
+        except (ValueError, TypeError):  # tokenizers raise TypeError for half of a pair of surrogates
+            faults = [find_fault(item) for item in items]
+            if not any(faults):
+                raise
+        images = [BLANK if fault else item.image for item, fault in zip(items, faults, strict=True)]
+        questions = ["?" if fault and asked is not None else asked for asked, fault in zip(questions, faults, strict=True)]
+        texts = self._write(images, questions, seed, task)
+        return [_Answer("" if fault else text, fault) for text, fault in zip(texts, faults, strict=True)]
+
+    def _write(
+        self, images: Sequence[ImageSource], questions: Sequence[str | None], seed: int, task: str
+    ) -> list[str]:
+        """Answers to questions, or captions for None."""
+        size = self.options.size
         common: dict[str, Any] = {
             "num_steps": self.options.text_steps, "seed": seed,
-            "height": size, "width": size, "batch_size": len(items),
+            "height": size, "width": size, "batch_size": len(images),
         }  # fmt: skip
-        questions = [
-            self.pipeline.style.short_answer(item.question, unanswerable=TEXT_TASKS[task].unanswerable)
-            for item in items
-            if item.question is not None
+        asked = [
+            self.pipeline.style.short_answer(question, unanswerable=TEXT_TASKS[task].unanswerable)
+            for question in questions
+            if question is not None
         ]
-        if not questions:
-            return self.pipeline.caption(images, **common)
-        return self.pipeline.answer(images, questions, **common)
+        return (
+            self.pipeline.answer(images, asked, **common)
+            if asked
+            else self.pipeline.caption(images, **common)
+        )
 
     def geneval(self, prompts: list[Prompt], folder: Path, final_folder: Path) -> _Result:
         """Images in GenEval's layout, scored by the world's detector if it knows what is asked for."""
@@ -283,7 +322,7 @@ class _Run:
                 geneval.write_grid(folder, index)
         lines = self.ranks.gather(lines)
         if not in_world:
-            return _Result([], lines, SCORER_NOTE.format(folder=final_folder))
+            return _Result([], lines, (SCORER_NOTE.format(folder=final_folder),))
         tags, scores = [line["tag"] for line in lines], [bool(line["score"]) for line in lines]
         return _Result(geneval.tally_categories(tags, scores), lines)
 

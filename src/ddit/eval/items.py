@@ -1,15 +1,15 @@
 """What a benchmark asks: one question about one image; and how to read the official data sets' files."""
 
 import json
-import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from ddit.data.sources.finding import is_hidden
+from ddit.files import list_names, read_text
+from ddit.images import read_image
 from ddit.world import Scene
-
-IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp"}
 
 
 @dataclass(frozen=True)
@@ -22,6 +22,7 @@ class Item:
         question: None asks for a caption.
         truth: what the scorer compares with, as JSON values; `answer` is the right one, `kind` its category.
         scene: what the image shows, if the small world made it.
+        fault: why its image or question cannot be used; then it counts as wrong, whatever the model would say.
     """
 
     id: str
@@ -29,6 +30,18 @@ class Item:
     question: str | None
     truth: Mapping[str, Any]
     scene: Scene | None = None
+    fault: str = ""
+
+
+class TaskItems(NamedTuple):
+    """What a benchmark asks.
+
+    Attributes:
+        notes: what of its files is left out, and why.
+    """
+
+    items: list[Item]
+    notes: tuple[str, ...] = ()
 
 
 class Figure(NamedTuple):
@@ -56,10 +69,11 @@ class Figure(NamedTuple):
 
 
 class TaskScore(NamedTuple):
-    """Each item's score, in order, and the task's figures, the headline first."""
+    """Each item's score, in order, and the task's figures, the headline first; notes say by what other rule."""
 
     scores: list[float]
     figures: list[Figure]
+    notes: tuple[str, ...] = ()
 
 
 def mean(values: Iterable[float]) -> float:
@@ -68,37 +82,28 @@ def mean(values: Iterable[float]) -> float:
     return sum(found) / len(found) if found else 0.0
 
 
-class ImageIndex:
-    """The images of a folder and all folders in it, by file name or by name without suffix."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        if not folder.is_dir():
-            raise ValueError(f"no such folder of images: '{folder}'")
-        self._found: dict[str, Path] = {}
-        for parent, folders, names in os.walk(folder):
-            folders.sort()
-            for name in sorted(names):
-                path = Path(parent, name)
-                if path.suffix.lower() in IMAGE_SUFFIXES:
-                    self._found.setdefault(name, path)
-                    self._found.setdefault(path.stem, path)
-
-    def find(self, *names: str) -> Path:
-        """The image of the first name that there is; `ValueError` if there is none."""
-        for name in names:
-            if name in self._found:
-                return self._found[name]
-        raise ValueError(f"no image {' or '.join(names)} in '{self.folder}'")
+def find_fault(item: Item) -> str:
+    """Why an item's image or question cannot be used, in one line; "" if they can."""
+    if item.question is not None and not item.question.strip():
+        return "the question is empty"
+    try:
+        (item.question or "").encode()
+        read_image(item.image)
+    except UnicodeEncodeError:
+        return f"the question {item.question!r} holds half of a pair of surrogates"
+    except (ValueError, OSError) as error:
+        return str(error)
+    return ""
 
 
 def find_file(folder: Path, *patterns: str) -> Path:
     """The one file of a folder that matches a pattern, the first pattern first; `ValueError` if it is not one."""
     for pattern in patterns:
-        found = sorted(folder.glob(pattern))
+        found = sorted(path for path in folder.glob(pattern) if not is_hidden(path.name))
         if len(found) > 1:
             raise ValueError(
-                f"'{folder}' has {len(found)} files {pattern}: {', '.join(path.name for path in found)}"
+                f"'{folder}' has {len(found)} files {pattern}: {', '.join(path.name for path in found)}; "
+                "keep the one that is meant"
             )
         if found:
             return found[0]
@@ -106,22 +111,28 @@ def find_file(folder: Path, *patterns: str) -> Path:
 
 
 def read_json_lines(path: Path) -> list[dict[str, Any]]:
-    """A file of one JSON object a line, without empty lines; `ValueError` that names the line if it is not one."""
+    """A file of one JSON object a line, or a JSON list of them; `ValueError` that names the line if it is not."""
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        text = read_text(path)
     except FileNotFoundError:
         raise ValueError(f"no such file: '{path}'") from None
+    if text.lstrip().startswith("["):
+        parts = {0: text}
+    else:  # a line ends with a newline and nothing else: U+2028 and the like may stand within a string
+        parts = {number: line for number, line in enumerate(text.split("\n"), start=1) if line.strip()}
     entries = []
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
+    for number, part in parts.items():
+        where = f"'{path}', line {number}" if number else f"'{path}'"
         try:
-            entry = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"'{path}', line {number} is not JSON: {error}") from None
-        if not isinstance(entry, dict):
-            raise ValueError(f"'{path}', line {number} is not a JSON object")
-        entries.append(entry)
+            value = json.loads(part)
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"{where} is not JSON: {error}") from None
+        for entry in [value] if number else value:
+            if not isinstance(entry, dict):
+                raise ValueError(
+                    f"{where} is not a JSON object" if number else f"{where} lists {entry!r}, no object"
+                )
+            entries.append(entry)
     return entries
 
 
@@ -131,3 +142,40 @@ def require(entry: Mapping[str, Any], key: str, path: Path) -> Any:
         return entry[key]
     except (KeyError, TypeError):
         raise ValueError(f"'{path}': an entry has no {key!r}: {str(entry)[:80]}") from None
+
+
+def require_text(entry: Mapping[str, Any], key: str, path: Path) -> str:
+    """`entry[key]`, a string; `ValueError` otherwise."""
+    value = require(entry, key, path)
+    if not isinstance(value, str):
+        raise ValueError(f"'{path}': {key} must be a text, got {value!r}: {str(entry)[:80]}")
+    return value
+
+
+def require_id(entry: Mapping[str, Any], key: str, path: Path) -> str:
+    """`entry[key]` as text, so that 7, 7.0 and "7" are one id; `ValueError` if there is none."""
+    value = to_text(require(entry, key, path))
+    if value is None:
+        raise ValueError(f"'{path}': {key} must be a number or a text, got {entry[key]!r}")
+    return value
+
+
+def to_text(value: object) -> str | None:
+    """An answer or id of JSON as text: 2 and 2.0 are "2", true is "yes"; None for null, lists and objects."""
+    match value:
+        case str():
+            return value
+        case bool():
+            return "yes" if value else "no"
+        case float() if value.is_integer():
+            return str(int(value))
+        case int() | float():
+            return str(value)
+    return None
+
+
+def count_note(ids: Sequence[str], one: str, many: str) -> tuple[str, ...]:
+    """No note for no ids, else how many there are and their names: "2 questions ... (7, 9)"."""
+    if not ids:
+        return ()
+    return (f"{len(ids):,} {one if len(ids) == 1 else many} ({list_names(ids)})",)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import subprocess
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,9 @@ from ddit.eval.items import Figure
 
 SUMMARY_FILE = "summary.json"
 PREDICTIONS_FILE = "predictions.jsonl"
+MAX_NAMED = 3
+"""Corrupt samples that are named below the table."""
+_NOT_WRITTEN = re.compile(r"[\x85\u2028\u2029\ud800-\udfff]")
 TABLE_HEAD = "| task | figure | value | 95 % | number | commonest answer |\n|---|---|---|---|---|---|"
 
 
@@ -27,7 +32,8 @@ class Summary:
         num_samples: images, answers or captions.
         seconds: wall-clock time of the task, without loading the model.
         about: what made it: model and its hash, commit, seed, data, decoding.
-        note: what is left to do.
+        notes: what of the data is left out, by what other rule samples are scored, what is left to do.
+        corrupt: the samples that count as wrong since their image or question cannot be used, and why.
     """
 
     task: str
@@ -35,7 +41,8 @@ class Summary:
     num_samples: int
     seconds: float
     about: Mapping[str, Any] = field(default_factory=dict)
-    note: str = ""
+    notes: tuple[str, ...] = ()
+    corrupt: Mapping[str, str] = field(default_factory=dict)
 
     def rows(self) -> list[str]:
         """The table's rows, in Markdown."""
@@ -46,7 +53,21 @@ class Summary:
             baseline = "" if figure.baseline is None else f"{figure.baseline:.3f}"
             value = f"{figure.value:.{digits}f}"
             rows.append(f"| {self.task} | {figure.name} | {value} | {spread} | {figure.num} | {baseline} |")
+        if self.corrupt:
+            rows.append(
+                f"| {self.task} | corrupt, counted as wrong | {len(self.corrupt)} | | {self.num_samples} | |"
+            )
         return rows
+
+    def remarks(self) -> list[str]:
+        """What stands below the table, a line each: the notes, and the first of the corrupt samples."""
+        faults = [f"{self.task}: {note}" for note in self.notes]
+        if self.corrupt:
+            named = "; ".join(f"{name}: {fault}" for name, fault in islice(self.corrupt.items(), MAX_NAMED))
+            rest = "" if len(self.corrupt) <= MAX_NAMED else f"; all of them are in {SUMMARY_FILE}"
+            count = f"{len(self.corrupt):,} of {self.num_samples:,} samples"
+            faults.append(f"{self.task}: {count} cannot be read and count as wrong: {named}{rest}")
+        return faults
 
     def to_json(self) -> dict[str, Any]:
         figures = [
@@ -54,7 +75,8 @@ class Summary:
             for f in self.figures
         ]
         data = {"task": self.task, "num_samples": self.num_samples, "seconds": round(self.seconds, 2)}
-        return {**data, "figures": figures, **({"note": self.note} if self.note else {}), **self.about}
+        said = {"notes": list(self.notes), "num_corrupt": len(self.corrupt), "corrupt": dict(self.corrupt)}
+        return {**data, "figures": figures, **said, **self.about}
 
 
 def model_hash(folder: Path) -> str:
@@ -93,6 +115,11 @@ def write_report(folder: Path, summary: Summary, predictions: Iterable[Mapping[s
     """Writes `predictions.jsonl` and `summary.json`."""
     with (folder / PREDICTIONS_FILE).open("w", encoding="utf-8") as file:
         for line in predictions:
-            file.write(json.dumps(line, ensure_ascii=False) + "\n")
-    text = json.dumps(summary.to_json(), indent=2, ensure_ascii=False)
-    (folder / SUMMARY_FILE).write_text(text + "\n", encoding="utf-8")
+            file.write(_dump(line) + "\n")
+    (folder / SUMMARY_FILE).write_text(_dump(summary.to_json(), indent=2) + "\n", encoding="utf-8")
+
+
+def _dump(value: Any, indent: int | None = None) -> str:
+    """JSON as text that can be written in UTF-8, and that any program splits into the same lines."""
+    text = json.dumps(value, indent=indent, ensure_ascii=False)
+    return _NOT_WRITTEN.sub(lambda found: f"\\u{ord(found[0]):04x}", text)

@@ -9,11 +9,24 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ddit.eval.items import Figure, ImageIndex, Item, TaskScore, find_file, mean, require
+from ddit.eval.image_index import ImageIndex
+from ddit.eval.items import (
+    Figure,
+    Item,
+    TaskItems,
+    TaskScore,
+    count_note,
+    find_file,
+    mean,
+    require,
+    require_id,
+    require_text,
+    to_text,
+)
 from ddit.files import read_json
 
 NUM_ANSWERS = 10
@@ -79,10 +92,13 @@ def normalize_answer(text: str) -> str:
 def ten_answer_score(answer: str, answers: Sequence[str]) -> float:
     """min(n / 3, 1), n of the other people having given this answer, averaged over leaving each person out.
 
-    With ten people: 0, 0.3, 0.6, 0.9 and 1 for 0, 1, 2, 3 and at least 4 who agree.
+    With ten people: 0, 0.3, 0.6, 0.9 and 1 for 0, 1, 2, 3 and at least 4 who agree. With fewer than ten, for whom the
+    formula is not made (the only person's answer would score 0), 1 for an answer that one of them gave, else 0.
     """
     if not answers:
         raise ValueError("there is no answer to compare with")
+    if len(answers) < NUM_ANSWERS:
+        return float(answer in answers)
     agree = sum(given == answer for given in answers)
     return mean(min((agree - (given == answer)) / 3, 1.0) for given in answers)
 
@@ -97,62 +113,108 @@ def vqav2_score(text: str, answers: Sequence[str]) -> float:
     return ten_answer_score(normalize_answer(text), [normalize_answer(answer) for answer in answers])
 
 
-def read_vqav2(folder: Path, images: Path | None = None) -> list[Item]:
+def read_vqav2(folder: Path, images: Path | None = None) -> TaskItems:
     """Items of `*questions*.json` and `*annotations*.json` (v2_OpenEnded_mscoco_val2014_questions.json, ...).
 
     Images are named COCO_<data_subtype>_<image id in twelve digits>, or by those digits or the id alone.
     """
     path = find_file(folder, "*[Qq]uestions*.json")
     annotations_path = find_file(folder, "*[Aa]nnotations*.json")
-    asked, annotated = read_json(path), read_json(annotations_path)
-    answered = {
-        require(entry, "question_id", annotations_path): entry
-        for entry in require(annotated, "annotations", annotations_path)
-    }
+    asked = read_json(path)
+    annotations = require(read_json(annotations_path), "annotations", annotations_path)
+    annotated = {require_id(entry, "question_id", annotations_path): entry for entry in annotations}
     index = ImageIndex(find_image_folder(folder, images))
-    subtype = asked.get("data_subtype", "")
-    items = []
+    subtype = asked.get("data_subtype") or ""
+    items: dict[str, Item] = {}
+    repeated, unanswered = [], []
     for entry in require(asked, "questions", path):
-        number, name = require(entry, "question_id", path), require(entry, "image_id", path)
-        if number not in answered:
-            raise ValueError(f"'{annotations_path}' has no answers to question {number}")
-        annotation = answered[number]
-        digits = f"{name:012d}" if isinstance(name, int) else str(name)
-        answers = [answer["answer"] for answer in require(annotation, "answers", annotations_path)]
-        truth = {
-            "answer": annotation.get("multiple_choice_answer") or most_common(answers),
-            "answers": answers,
-            "kind": annotation.get("answer_type", "other"),
-            "question_type": annotation.get("question_type", ""),
-        }
-        image = index.find(f"COCO_{subtype}_{digits}", digits, str(name))
-        items.append(Item(str(number), image, require(entry, "question", path), truth))
-    return items
+        number, name = require_id(entry, "question_id", path), require_id(entry, "image_id", path)
+        annotation = annotated.pop(number, {})
+        answers = people_answers(annotation)
+        if number in items:
+            repeated.append(number)
+        elif not answers:
+            unanswered.append(number)
+        else:
+            digits = name.zfill(12) if name.isdecimal() else name
+            in_split = [f"{subtype}/{digits}"] if subtype else []
+            image = index.find(f"COCO_{subtype}_{digits}", *in_split, digits, name)
+            truth = {
+                "answer": to_text(annotation.get("multiple_choice_answer")) or most_common(answers),
+                "answers": answers,
+                "kind": annotation.get("answer_type") or "other",
+                "question_type": annotation.get("question_type") or "",
+            }
+            items[number] = Item(number, image, require_text(entry, "question", path), truth)
+    if unanswered and not items:
+        raise ValueError(f"'{annotations_path}' has no answers to question {unanswered[0]}")
+    index.check()
+    without = f"without an answer in {annotations_path.name} left out"
+    beyond = f"of {annotations_path.name} not asked: {path.name} lacks"
+    return TaskItems(
+        list(items.values()),
+        (
+            *count_note(unanswered, f"question {without}", f"questions {without}"),
+            *count_note(
+                repeated, "question left out: its id came before", "questions left out: their ids came before"
+            ),
+            *count_note(list(annotated), f"annotation {beyond} it", f"annotations {beyond} them"),
+        ),
+    )
 
 
 def score_vqav2(items: Sequence[Item], texts: Sequence[str]) -> TaskScore:
     """Accuracy in all, by kind of answer (yes/no, number, other) and by kind of question."""
-    return score_items(
+    result = score_items(
         items, texts, lambda item, text: vqav2_score(text, item.truth["answers"]), "question_type"
+    )
+    return result._replace(notes=_note_exact_match(items))
+
+
+def people_answers(entry: Mapping[str, Any]) -> list[str]:
+    """The answers of an annotation: a list of texts, or of objects with the key `answer`, or a single answer."""
+    keys = ("answers", "answer", "multiple_choice_answer")
+    found = next((entry[key] for key in keys if entry.get(key) not in (None, [], "")), [])
+    listed = found if isinstance(found, list) else [found]
+    texts = (to_text(each.get("answer") if isinstance(each, dict) else each) for each in listed)
+    return [text for text in texts if text is not None]
+
+
+def _note_exact_match(items: Sequence[Item]) -> tuple[str, ...]:
+    """By what rule questions with fewer than ten answers are scored, if there are any."""
+    few = sum(len(item.truth["answers"]) < NUM_ANSWERS for item in items)
+    if not few:
+        return ()
+    return (
+        f"{few:,} of {len(items):,} questions have fewer than ten answers and are scored by exact match (1 for an "
+        "answer that one of the people gave, else 0): the official rule of ten would give right answers less than 1",
     )
 
 
-def read_vizwiz(folder: Path, images: Path | None = None) -> list[Item]:
+def read_vizwiz(folder: Path, images: Path | None = None) -> TaskItems:
     """Items of VizWiz' `val.json` or `annotations.json`: a list with image, question, answers, answerable."""
     path = find_file(folder, "*annotations*.json", "val*.json", "*.json")
     index = ImageIndex(find_image_folder(folder, images))
-    items = []
+    items, unanswered = [], []
     for number, entry in enumerate(read_json(path, list)):
-        answers = [answer["answer"] for answer in require(entry, "answers", path)]
+        name, answers = require_id(entry, "image", path), people_answers(entry)
+        if not answers:
+            unanswered.append(name)
+            continue
         truth = {
             "answer": most_common(answers),
             "answers": answers,
-            "kind": entry.get("answer_type", "other"),
-            "answerable": int(require(entry, "answerable", path)),
+            "kind": entry.get("answer_type") or "other",
+            "answerable": int(require_id(entry, "answerable", path) not in ("0", "no")),
         }
-        image = index.find(require(entry, "image", path))
-        items.append(Item(str(number), image, require(entry, "question", path), truth))
-    return items
+        items.append(Item(str(number), index.find(name), require_text(entry, "question", path), truth))
+    if unanswered and not items:
+        raise ValueError(f"'{path}' has no answers: the test split cannot be scored here")
+    index.check()
+    return TaskItems(
+        items,
+        count_note(unanswered, "question without an answer left out", "questions without an answer left out"),
+    )
 
 
 def vizwiz_score(text: str, answers: Sequence[str]) -> float:
@@ -167,8 +229,11 @@ def score_vizwiz(items: Sequence[Item], texts: Sequence[str]) -> TaskScore:
     that F1 is the official one and average precision that of a two-valued score.
     """
     result = score_items(items, texts, lambda item, text: vizwiz_score(text, item.truth["answers"]))
-    predicted = [normalize_answer(text) == UNANSWERABLE for text in texts]
     actual = [not item.truth["answerable"] for item in items]
+    predicted = [
+        not is_actual if item.fault else normalize_answer(text) == UNANSWERABLE
+        for item, is_actual, text in zip(items, actual, texts, strict=True)
+    ]
     both = sum(a and b for a, b in zip(predicted, actual, strict=True))
     precision, recall = both / max(sum(predicted), 1), both / max(sum(actual), 1)
     f1 = 2 * both / max(sum(predicted) + sum(actual), 1)
@@ -179,7 +244,7 @@ def score_vizwiz(items: Sequence[Item], texts: Sequence[str]) -> TaskScore:
         Figure("unanswerable: recall", recall, sum(actual)),
         Figure("unanswerable: average precision", average_precision, len(items), is_share=False),
     ]
-    return TaskScore(result.scores, [*result.figures, *unanswerable])
+    return TaskScore(result.scores, [*result.figures, *unanswerable], _note_exact_match(items))
 
 
 def normalize_gqa(text: str) -> str:
@@ -187,20 +252,37 @@ def normalize_gqa(text: str) -> str:
     return " ".join(text.lower().split()).removesuffix(".").rstrip()
 
 
-def read_gqa(folder: Path, images: Path | None = None) -> list[Item]:
+def read_gqa(folder: Path, images: Path | None = None) -> TaskItems:
     """Items of `*questions*.json` (testdev_balanced_questions.json): id -> question, imageId, answer, types.
 
-    Images are named by their id. The kind is `types.structural`: verify, query, choose, logical, compare.
+    Images are named by their id. The kind is `types.structural`: verify, query, choose, logical, compare. Questions
+    with `isBalanced` false are left out: the official script counts them for consistency alone.
     """
     path = find_file(folder, "*[Qq]uestions*.json")
     index = ImageIndex(find_image_folder(folder, images))
-    items = []
+    items, unbalanced, unanswered = [], [], []
     for number, entry in read_json(path).items():
-        types: dict[str, Any] = entry.get("types") or {}
-        truth = {"answer": require(entry, "answer", path), "kind": types.get("structural", "other"), **types}
-        image = index.find(str(require(entry, "imageId", path)))
-        items.append(Item(str(number), image, require(entry, "question", path), truth))
-    return items
+        answer = to_text(require(entry, "answer", path))
+        if entry.get("isBalanced") is False:
+            unbalanced.append(number)
+        elif answer is None:
+            unanswered.append(number)
+        else:
+            types: dict[str, Any] = entry.get("types") or {}
+            truth = {"answer": answer, "kind": types.get("structural") or "other", **types}
+            image = index.find(require_id(entry, "imageId", path))
+            items.append(Item(number, image, require_text(entry, "question", path), truth))
+    index.check()
+    rule = "left out, as in the official script's accuracy"
+    return TaskItems(
+        items,
+        (
+            *count_note(unbalanced, f"unbalanced question {rule}", f"unbalanced questions {rule}"),
+            *count_note(
+                unanswered, "question without an answer left out", "questions without an answer left out"
+            ),
+        ),
+    )
 
 
 def score_gqa(items: Sequence[Item], texts: Sequence[str]) -> TaskScore:
@@ -237,9 +319,10 @@ def score_items(
 ) -> TaskScore:
     """The mean score, and that of each `kind` and of each value of the `further` keys of the truth.
 
-    Each figure's baseline is the score of always giving these items' most common right answer.
+    An item with a fault scores 0. Each figure's baseline is the score of always giving these items' most common right
+    answer.
     """
-    scores = [score(item, text) for item, text in zip(items, texts, strict=True)]
+    scores = [0.0 if item.fault else score(item, text) for item, text in zip(items, texts, strict=True)]
     figures = [_share("accuracy", list(zip(items, scores, strict=True)), score)]
     for key in ("kind", *further):
         groups: dict[str, list[tuple[Item, float]]] = {}

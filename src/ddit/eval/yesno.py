@@ -6,28 +6,37 @@ POPE: Li et al. 2023 (github.com/AoiDragon/POPE). MME: Fu et al. 2023
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import glob
+import re
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
+from ddit.data.sources.finding import is_hidden
+from ddit.eval.image_index import IMAGE_SUFFIXES, ImageIndex
 from ddit.eval.items import (
-    IMAGE_SUFFIXES,
     Figure,
-    ImageIndex,
     Item,
+    TaskItems,
     TaskScore,
     find_file,
     mean,
     read_json_lines,
     require,
+    require_id,
+    require_text,
+    to_text,
 )
 from ddit.eval.vqa import find_image_folder
+from ddit.files import read_text
 
 POPE_FILES = ("random", "popular", "adversarial")
 COARSE = ("existence", "count", "position", "color")
 PERCEPTION = (*COARSE, "posters", "celebrity", "scene", "landmark", "artwork", "OCR")
 COGNITION = ("commonsense_reasoning", "numerical_calculation", "text_translation", "code_reasoning")
 
-_YES_OR_NO = "Please answer yes or no."
+_YES_OR_NO = re.compile(r"\s*please answer (the question )?(with )?yes or no\.?\s*$", re.IGNORECASE)
+_SAYS_YES = re.compile(r"\byes\b", re.IGNORECASE)
+_OPPOSITE = {"yes": "no", "no": "yes"}
 
 
 def parse_pope_answer(text: str) -> str:
@@ -37,37 +46,48 @@ def parse_pope_answer(text: str) -> str:
 
 
 def is_unclear(text: str) -> bool:
-    """Whether an answer begins with neither yes nor no."""
-    return not text.strip().lower().startswith(("yes", "no"))
+    """Whether POPE's rule takes an answer for a yes that does not have this word."""
+    return parse_pope_answer(text) == "yes" and not _SAYS_YES.search(text)
 
 
-def read_pope(folder: Path, images: Path | None = None) -> list[Item]:
+def read_pope(folder: Path, images: Path | None = None) -> TaskItems:
     """Items of three files of JSON lines, `*random*.json` and so on: question_id, image, text, label."""
     index = ImageIndex(find_image_folder(folder, images))
     items = []
     for kind in POPE_FILES:
         path = find_file(folder, f"*pope*{kind}*.json*", f"{kind}*.json*")
         for entry in read_json_lines(path):
-            label = require(entry, "label", path)
-            if label not in ("yes", "no"):
-                raise ValueError(f"'{path}': label must be yes or no, got {label!r}")
-            image = index.find(require(entry, "image", path), Path(entry["image"]).stem)
-            name = f"{kind}/{require(entry, 'question_id', path)}"
-            items.append(Item(name, image, require(entry, "text", path), {"answer": label, "kind": kind}))
-    return items
+            label = _parse_label(to_text(require(entry, "label", path)))
+            if label is None:
+                raise ValueError(f"'{path}': label must be yes or no, got {entry['label']!r}")
+            image = index.find(require_id(entry, "image", path))
+            name = f"{kind}/{require_id(entry, 'question_id', path)}"
+            items.append(
+                Item(name, image, require_text(entry, "text", path), {"answer": label, "kind": kind})
+            )
+    index.check()
+    return TaskItems(items)
+
+
+def _parse_label(text: str | None) -> str | None:
+    """yes or no from any of their spellings: "Yes", "no.", "NO"; None for anything else."""
+    label = (text or "").strip().rstrip(".").lower()
+    return label if label in _OPPOSITE else None
 
 
 def score_pope(items: Sequence[Item], texts: Sequence[str]) -> TaskScore:
     """F1, accuracy, precision, recall, share of yes and of unclear answers: means of the three files, then of each."""
-    scores = [
-        float(parse_pope_answer(text) == item.truth["answer"])
-        for item, text in zip(items, texts, strict=True)
+    labels = [item.truth["answer"] for item in items]
+    given = [
+        _OPPOSITE[label] if item.fault else text
+        for item, label, text in zip(items, labels, texts, strict=True)
     ]
+    scores = [float(parse_pope_answer(text) == label) for text, label in zip(given, labels, strict=True)]
     parts: list[list[Figure]] = []
     for kind in POPE_FILES:
         chosen = [i for i, item in enumerate(items) if item.truth["kind"] == kind]
         if chosen:
-            tallied = tally_pope([items[i].truth["answer"] for i in chosen], [texts[i] for i in chosen])
+            tallied = tally_pope([labels[i] for i in chosen], [given[i] for i in chosen])
             parts.append([figure._replace(name=f"{kind}: {figure.name}") for figure in tallied])
     means = []
     for same in zip(*parts, strict=True):
@@ -98,39 +118,48 @@ def parse_mme_answer(text: str) -> str:
     return next((word for word in ("yes", "no") if word in start), "other")
 
 
-def read_mme(folder: Path, images: Path | None = None) -> list[Item]:
+def read_mme(folder: Path, images: Path | None = None) -> TaskItems:
     """Items of MME's folders, one a category, each with `<name>.txt` beside its image.
 
     Or the texts are in `questions_answers_YN/`, the images in `images/`. A text is two lines: question, tab, Yes or
     No. "Please answer yes or no." is left out, since the prompt asks for a short answer in its own words.
     """
     del images  # MME's images are in the categories' folders
-    items = []
-    for category in sorted(path for path in folder.iterdir() if path.is_dir()):
+    inner = folder / "MME_Benchmark"
+    items, missing = [], []
+    for category in sorted(path for path in (inner if inner.is_dir() else folder).iterdir() if path.is_dir()):
         texts = sorted([*category.glob("*.txt"), *category.glob("questions_answers_YN/*.txt")])
-        for path in texts:
+        for path in (path for path in texts if not is_hidden(path.name)):
             beside = category / "images" if path.parent != category else category
-            image = next(
-                (p for p in sorted(beside.glob(f"{path.stem}.*")) if p.suffix.lower() in IMAGE_SUFFIXES),
-                None,
-            )
-            if image is None:
-                raise ValueError(f"no image beside '{path}'")
+            found = [
+                p for p in sorted(beside.glob(f"{glob.escape(path.stem)}.*")) if _is_image_of(p, path.stem)
+            ]
+            missing += [] if found else [path]
+            image = found[0] if found else beside / f"{path.stem}.jpg"
             for number, (question, label) in enumerate(_question_pair(path)):
                 truth = {"answer": label, "kind": category.name}
                 items.append(Item(f"{category.name}/{path.stem}/{number}", image, question, truth))
     if not items:
         raise ValueError(f"'{folder}' has no folder of MME's, such as existence/ with its .txt files")
-    return items
+    if 2 * len(missing) == len(items):
+        raise ValueError(f"no image beside '{missing[0]}'")
+    return TaskItems(items)
+
+
+def _is_image_of(path: Path, stem: str) -> bool:
+    return path.stem == stem and path.suffix.lower() in IMAGE_SUFFIXES
 
 
 def _question_pair(path: Path) -> list[tuple[str, str]]:
-    lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-    parts = [line.rpartition("\t") for line in lines]
-    pair = [
-        (asked.strip().removesuffix(_YES_OR_NO).rstrip(), label.strip().lower()) for asked, _, label in parts
-    ]
-    if len(pair) != 2 or any(not question or label not in ("yes", "no") for question, label in pair):
+    pair = []
+    for line in read_text(path).split("\n"):
+        asked, _, end = line.rstrip().rpartition("\t")
+        question, label = _YES_OR_NO.sub("", asked).strip(), _parse_label(end)
+        if question and label:
+            pair.append((question, label))
+        elif line.strip():
+            raise ValueError(f"'{path}': a line must be a question, a tab, and Yes or No, not {line[:80]!r}")
+    if len(pair) != 2:
         raise ValueError(f"'{path}' is not two lines of a question, a tab, and Yes or No")
     return pair
 
@@ -138,7 +167,8 @@ def _question_pair(path: Path) -> list[tuple[str, str]]:
 def score_mme(items: Sequence[Item], texts: Sequence[str]) -> TaskScore:
     """MME's points: of each category 100 x (accuracy + share of images with both answers right), and their sums."""
     scores = [
-        float(parse_mme_answer(text) == item.truth["answer"]) for item, text in zip(items, texts, strict=True)
+        float(not item.fault and parse_mme_answer(text) == item.truth["answer"])
+        for item, text in zip(items, texts, strict=True)
     ]
     by_kind: dict[str, dict[Path, list[float]]] = {}
     for item, score in zip(items, scores, strict=True):
@@ -160,5 +190,19 @@ def score_mme(items: Sequence[Item], texts: Sequence[str]) -> TaskScore:
         if known and (name != "coarse" or any(k in points for k in PERCEPTION[len(COARSE) :])):
             total = sum(points[kind] for kind in known)
             sums.append(Figure(f"{name}, sum", total, sum(asked[kind] for kind in known), is_share=False))
-    unclear = Figure("unclear", mean(parse_mme_answer(text) == "other" for text in texts), len(items))
-    return TaskScore(scores, [*sums, *figures, unclear])
+    others = [
+        parse_mme_answer(text) == "other" for item, text in zip(items, texts, strict=True) if not item.fault
+    ]
+    unclear = Figure("unclear", mean(others), len(others))
+    return TaskScore(scores, [*sums, *figures, unclear], _note_categories(points))
+
+
+def _note_categories(found: Collection[str]) -> tuple[str, ...]:
+    """What the sums do not hold: folders that are none of MME's categories, and categories without a folder."""
+    unknown = [kind for kind in found if kind not in (*PERCEPTION, *COGNITION)]
+    notes = [f"not a category of MME, left out of the sums: {', '.join(unknown)}"] if unknown else []
+    for name, kinds in (("perception", PERCEPTION), ("cognition", COGNITION)):
+        missing = [kind for kind in kinds if kind not in found]
+        if set(kinds) & set(found) - set(COARSE) and missing:
+            notes.append(f"the sum of {name} lacks {', '.join(missing)}")
+    return tuple(notes)

@@ -231,8 +231,9 @@ class TextCodec:
     def token_ids(self, text: str) -> list[int]:
         """The ids of a text, without an end-of-text token.
 
-        Raises ValueError if the text spells the mask token or the end-of-text token.
+        Raises ValueError if the text spells the mask token or the end-of-text token, or holds a lone surrogate.
         """
+        _check_characters(text)
         # The backend's own method: quicker than the tokenizer's, and it starts no threads, beside which a loader could
         # not fork its workers without a warning.
         ids = self.tokenizer.backend_tokenizer.encode(text, add_special_tokens=False).ids
@@ -317,6 +318,18 @@ class TextCodec:
             raise ValueError(f"a mask embedding has shape ({self.width},), got {tuple(vector.shape)}")
         row = self.encoder.get_input_embeddings().weight[self.mask_token_id]
         row.copy_(vector.to(row))
+
+
+def _check_characters(text: str) -> None:
+    """Raises ValueError for half of a surrogate pair, which JSON and Python can hold, but no file and no tokenizer."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        code = ord(text[error.start])
+        origin = f"the byte 0x{code - 0xDC00:02x}, not UTF-8" if 0xDC80 <= code <= 0xDCFF else "half of a character"
+        raise ValueError(
+            f"the text holds a lone surrogate (\\u{code:04x}), which is no character ({origin}): {text!r}"
+        ) from None
 
 
 def build_tokenizer(words: Iterable[str]) -> PreTrainedTokenizerFast:

@@ -10,7 +10,7 @@ from typing import Any
 from ddit.errors import near_misses
 from ddit.files import read_json
 from ddit.schema import list_options, parse
-from ddit.settings import ImageSampling, ModelSettings
+from ddit.settings import ImageSampling, ModelSettings, TextSampling
 
 HUB_PATTERNS = ["*.json", "*.safetensors", "*.txt", "*.model"]
 SETTINGS_FILE = "ddit.json"
@@ -112,22 +112,27 @@ def load_settings(folder: Path) -> ModelSettings:
 
 
 def _from_0_1(values: dict[str, Any]) -> dict[str, Any]:
-    """The settings in today's form; those of version 0.1 had the image's sampling at the top and `writing`."""
+    """The settings in today's form; version 0.1 had those of images at the top, and those of texts in `writing`."""
+    values = dict(values)
     names = {"solver": "sampler", **{option.name: option.name for option in list_options(ImageSampling)}}
     image = {new: values.pop(old) for old, new in names.items() if old in values}
-    rule = {"order": values.pop("text_order")} if "text_order" in values else {}
-    rule |= {"temperature": values.pop("temperature")} if "temperature" in values else {}
-    rule |= values.pop("writing", {})
-    if rule.get("order") == "first-hitting":
-        rule["order"] = "random"
-    own = ("text_guidance_scale", "image_refresh", "text_refresh")
-    text = {name: rule.pop(name) for name in own if name in rule}
-    style = dict(values.get("prompt_style", {}))
-    if "draw_padding" in style:
-        style["prompt_padding"] = style.pop("draw_padding")
-        values["prompt_style"] = style
+    text = {"order": values.pop("text_order")} if "text_order" in values else {}
+    text |= {"temperature": values.pop("temperature")} if "temperature" in values else {}
+    writing = values.pop("writing", {})
+    if not isinstance(writing, dict):
+        raise ValueError(
+            f"writing, which is text_sampling since 0.2, must be an object with keys, got {writing!r}"
+        )
+    text |= writing
+    if text.get("order") == "first-hitting":
+        text["order"] = "random"
+    own = {name: text.pop(name) for name in TextSampling.__dataclass_fields__ if name in text}
+    style = values.get("prompt_style")
+    if isinstance(style, dict) and "draw_padding" in style:
+        values["prompt_style"] = {k: v for k, v in style.items() if k != "draw_padding"}
+        values["prompt_style"]["prompt_padding"] = style["draw_padding"]
     if image:
-        values["image_sampling"] = image | values.get("image_sampling", {})
-    if text or rule:
-        values["text_sampling"] = text | {"rule": rule} | values.get("text_sampling", {})
+        values.setdefault("image_sampling", image)
+    if own or text:
+        values.setdefault("text_sampling", {**own, "rule": text})
     return values

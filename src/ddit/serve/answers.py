@@ -34,7 +34,6 @@ class Images(BaseModel):
     data: list[ImageData]
     size: str
     output_format: Literal["png", "jpeg", "webp"]
-    quality: Literal["auto"]
     background: Literal["opaque"]
     usage: ImageUsage
     ddit: Details

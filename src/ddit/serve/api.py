@@ -1,12 +1,12 @@
 """The HTTP API: an application over an engine, in the form that OpenAI's clients speak."""
 
+import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
 from fastapi import FastAPI
 from fastapi_offline import FastAPIOffline
-from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
@@ -18,11 +18,12 @@ from ddit.serve.answers import Health, ModelList, ModelObject
 from ddit.serve.chat import add_chat_routes
 from ddit.serve.content import ImageReader
 from ddit.serve.engine import Engine
-from ddit.serve.errors import ApiError, add_error_handlers
+from ddit.serve.errors import CODES, ApiError, add_error_handlers
 from ddit.serve.files import FileStore
 from ddit.serve.guard import Guard
 from ddit.serve.images import add_image_routes
 from ddit.serve.metrics import Metrics
+from ddit.serve.openai_fields import ROUTES
 from ddit.serve.options import ServeConfig
 from ddit.serve.service import FAULTS, Service
 from ddit.serve.uploads import add_file_routes
@@ -118,8 +119,13 @@ def _add_unknown_route(app: FastAPI) -> None:
 
     @app.api_route("/v1/{path:path}", methods=methods, include_in_schema=False)
     async def unknown(request: Request) -> None:
+        called = f"{request.method} {request.url.path}"
         matches = [route.matches(request.scope)[0] for route in app.router.routes]
-        raise HTTPException(405 if Match.PARTIAL in matches else 404)
+        status = 405 if Match.PARTIAL in matches else 404
+        reason = next(
+            (why for known, why in ROUTES.items() if re.fullmatch(known, called)), "/docs lists what it has"
+        )
+        raise ApiError(f"this server has no {called[:100]}: {reason}", status=status, code=CODES[status])
 
 
 def _leave_out_422(app: FastAPI) -> None:

@@ -19,7 +19,7 @@ from ddit.serve.errors import ApiError
 from ddit.serve.jobs import Job, Result, Verb, make_options
 from ddit.serve.responses import event, event_stream, merge, run_jobs, started
 from ddit.serve.schemas import ChatRequest, ContentPart, Message
-from ddit.serve.service import ANSWERS, Service, distinct_warnings, random_seed
+from ddit.serve.service import ANSWERS, Service, distinct_warnings, following_seeds
 from ddit.serve.texts import TextView
 
 
@@ -29,6 +29,7 @@ class ChatCall:
 
     body: ChatRequest
     jobs: list[Job]
+    notices: list[str]  # about the request; those about a text come with its result
     id: str
     created: int
     model: str
@@ -62,13 +63,14 @@ def add_chat_routes(app: FastAPI, service: Service) -> None:
 async def _prepare(service: Service, body: ChatRequest) -> ChatCall:
     """The jobs of a request, within this server's limits. Raises ApiError."""
     service.check_model(body.model)
-    count = body.n or 1
-    service.check_count(count, service.config.max_n, "n")
+    service.check_count(body.n, service.config.max_n, "n")
     service.check_count(body.options.get("num_steps"), service.config.max_steps, "num_steps")
     if body.stream_options is not None and not body.stream:
         raise ApiError("stream_options needs stream", param="stream_options")
-    text = _last_text(body.messages)
-    image = await _newest_image(service, body.messages)
+    asked = _last_of_user(body.messages)
+    text = body.messages[asked].text
+    shown = _newest_with_image(body.messages)
+    image = None if shown is None else await _read_image(service, body.messages, shown)
     if image is None and not text.strip() and body.task != "caption":
         raise ApiError("messages contain neither a text of a user nor an image", param="messages")
     verb: Verb = body.task or (
@@ -80,38 +82,64 @@ async def _prepare(service: Service, body: ChatRequest) -> ChatCall:
             text, "messages", "the last message of a user"
         )
     options = make_options(**body.options, length=_length(service, body, verb))
-    seed = random_seed() if body.seed is None else body.seed
-    jobs = [Job(verb, sample, seed + row, options) for row in range(count)]
+    jobs = [Job(verb, sample, seed, options) for seed in following_seeds(body.seed, body.n)]
+    notices = [*body.notices, *_unused(body, verb, asked, shown)]
     answer_id = f"chatcmpl-{uuid.uuid4().hex}"
-    return ChatCall(body, jobs, answer_id, int(time.time()), service.model_name)
+    return ChatCall(body, jobs, notices, answer_id, int(time.time()), service.model_name)
 
 
 def _length(service: Service, body: ChatRequest, verb: Verb) -> int | None:
     """Positions to fill, by max_tokens; None, and the most, is the model's own number. A text to infill has its own."""
-    most = body.max_completion_tokens or body.max_tokens
+    most = body.most_tokens
     settings = service.engine.pipeline.settings
     own = settings.answer_length if verb == "answer" else settings.caption_length
     return None if most is None or verb == "infill" or most >= (own or settings.text_length) else most
 
 
-def _last_text(messages: Sequence[Message]) -> str:
-    """The text of the last message of a user. Raises ApiError if there is no such message."""
-    for message in reversed(messages):
-        if message.role == "user":
-            if message.content is None or isinstance(message.content, str):
-                return message.content or ""
-            return "\n".join(part.text for part in message.content if part.text)
-    raise ApiError("messages contain none of a user", param="messages")
+def _last_of_user(messages: Sequence[Message]) -> int:
+    """The place of the last message of a user, whose text is shown. Raises ApiError if there is none."""
+    places = [place for place, message in enumerate(messages) if message.role == "user"]
+    if not places:
+        raise ApiError("messages contain none of a user", param="messages")
+    return places[-1]
 
 
-async def _newest_image(service: Service, messages: Sequence[Message]) -> Image | None:
-    """The last image of the conversation, if any. Others are not read."""
-    for number, message in reversed(list(enumerate(messages))):
-        if isinstance(message.content, list):
-            for place, part in reversed(list(enumerate(message.content))):
-                if part.type != "text":
-                    return await _read_part(service, part, f"messages.{number}.content.{place}")
-    return None
+def _newest_with_image(messages: Sequence[Message]) -> int | None:
+    """The place of the last message with an image, which is shown."""
+    places = [place for place, message in enumerate(messages) if message.images]
+    return places[-1] if places else None
+
+
+async def _read_image(service: Service, messages: Sequence[Message], place: int) -> Image:
+    """The image of that message. Raises ApiError if it has several: the model is shown one."""
+    images = messages[place].images
+    param = f"messages.{place}.content"
+    if len(images) > 1:
+        raise ApiError(
+            f"the model is shown one image: messages.{place} has {len(images)}", param=param, code="too_many_images"
+        )  # fmt: skip
+    content = messages[place].content
+    assert isinstance(content, list)
+    return await _read_part(service, images[0], f"{param}.{content.index(images[0])}")
+
+
+def _unused(body: ChatRequest, verb: Verb, asked: int, shown: int | None) -> list[str]:
+    """Notices about what the model is not shown."""
+    found = []
+    messages = body.messages
+    if num_images := sum(len(message.images) for message in messages[:shown]):
+        found.append(f"images of earlier messages are not shown to the model: {num_images}")
+    if num_texts := sum(bool(m.text.strip()) for place, m in enumerate(messages) if place != asked):
+        found.append(f"messages other than the last of a user are not shown to the model: {num_texts}")
+    if verb == "caption" and messages[asked].text.strip():
+        found.append("the text of the message is not shown to the model, since task is caption")
+    if shown is not None:
+        url = messages[shown].images[0].image_url
+        if url is not None and url.detail not in (None, "auto", "low"):
+            found.append("'detail' is ignored: the model sees all images at one size")
+    if verb == "infill" and body.most_tokens is not None:
+        found.append("'max_tokens' is ignored: a text with blanks has its own length")
+    return found
 
 
 async def _read_part(service: Service, part: ContentPart, param: str) -> Image:
@@ -140,7 +168,7 @@ def _completion(service: Service, call: ChatCall, results: Sequence[Result]) -> 
         **call.head("chat.completion"),
         choices=choices,
         usage=_usage(service, call, results),
-        ddit=ChatDetails(task=call.verb, seeds=seeds, notices=distinct_warnings(results)),
+        ddit=ChatDetails(task=call.verb, seeds=seeds, notices=[*call.notices, *distinct_warnings(results)]),
     )
 
 
@@ -167,7 +195,7 @@ async def _stream(
             yield chunk(number, delta, {"pass": found.done, "of": found.total, "tokens": tokens})
         elif isinstance(found, Result):
             results.append(found)
-            own = {"text": found.value, "notices": list(found.warnings)}
+            own = {"text": found.value, "notices": [*call.notices, *found.warnings]}
             yield chunk(number, {"content": view.finish(found.value)}, own)
             yield chunk(number, {}, {}, "length" if view.is_cut(found.state) else "stop")
     if wants_usage:

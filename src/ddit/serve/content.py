@@ -2,26 +2,25 @@
 
 import asyncio
 import base64
-import binascii
 import io
 import re
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from urllib.parse import unquote
 
-from PIL import Image, ImageOps
+from PIL import Image
 from starlette.datastructures import UploadFile
 from starlette.requests import Request
 
-from ddit.images import FORMATS, image_size, read_image
+from ddit.images import FORMATS, image_size, read_image, read_mask, read_transparency
 from ddit.serve.errors import ApiError
 from ddit.serve.fetching import fetch
 from ddit.serve.files import FileStore, StoredFile
 from ddit.serve.options import ServeConfig
 from ddit.serve.schemas import LISTS
 
-DATA_URL = re.compile(
-    r"data:([\w.+-]+/[\w.+-]+)?((?:;[\w.+-]+=[\w.+-]+)*)(;base64)?,", re.ASCII | re.IGNORECASE
-)
+BARE_BASE64 = re.compile(r"[\w+/\s-]{64,}[=\s]*", re.ASCII)
+URL_SAFE = str.maketrans("-_", "+/")
 OWN_FILE = re.compile(r"(?:https?://[^/?#]+)?/v1/files/(file-[0-9a-f]{32})/content")
 
 
@@ -40,8 +39,11 @@ class ImageReader:
 
         Raises ApiError if there is none, or if this server does not fetch.
         """
+        url = url.strip()
         if url[:5].lower() == "data:":
             return await self.from_bytes(_data_of(url, param), param)
+        if BARE_BASE64.fullmatch(url):
+            return await self.from_bytes(_decode_base64(url, param), param)
         own = OWN_FILE.fullmatch(url)
         if own:
             return await self.from_file(own[1], param)
@@ -75,14 +77,23 @@ class ImageReader:
 
     async def mask_from_bytes(self, data: bytes, param: str) -> Image.Image:
         """A mask: white where the image is to be generated, which is where the file is transparent or, if it is opaque
-        all over, white."""
+        all over, white. Below half of its alpha a pixel counts as transparent."""
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._executor, self._decode_mask, data, param)
+
+    async def transparency_of(self, data: bytes) -> Image.Image | None:
+        """A mask of where an image, which has been read before, is transparent; None if that is nowhere."""
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._executor, _transparency, data)
 
     async def keep(self, data: bytes, param: str) -> StoredFile:
         """Puts an upload into the store if it is an image."""
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._executor, self._keep, data, param)
+
+    async def store_file(self, data: bytes, kind: str) -> StoredFile:
+        """Puts a generated image into the store. Raises ApiError if it is larger than the whole of it."""
+        return await asyncio.to_thread(self._put, data, kind)
 
     def _decode(self, data: bytes, param: str) -> Image.Image:
         self._check_size(data, param)
@@ -100,32 +111,44 @@ class ImageReader:
             )  # fmt: skip
 
     def _decode_mask(self, data: bytes, param: str) -> Image.Image:
-        opaque = self._decode(data, param)  # with all checks
-        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-            if not image.has_transparency_data:
-                return opaque.convert("L")
-            upright = ImageOps.exif_transpose(image).convert("RGBA")
-        return ImageOps.invert(upright.getchannel("A"))
+        self._decode(data, param)  # with all checks
+        found = _transparency(data)
+        return read_mask(data) if found is None else found
 
     def _keep(self, data: bytes, param: str) -> StoredFile:
         self._decode(data, param)
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             kind = (image.format or "").lower()
-        return self.store.put(data, kind)
+        return self._put(data, kind)
+
+    def _put(self, data: bytes, kind: str) -> StoredFile:
+        try:
+            return self.store.put(data, kind)
+        except ValueError as error:
+            raise ApiError(str(error), status=413, code="file_too_large") from None
+
+
+def _transparency(data: bytes) -> Image.Image | None:
+    mask = read_transparency(data)
+    return None if mask.getbbox() is None else mask
 
 
 def _data_of(url: str, param: str) -> bytes:
-    head = DATA_URL.match(url)
-    if not head:
+    head, comma, data = url.partition(",")
+    if not comma:
         raise ApiError("a data URL begins with data:TYPE;base64,", param=param, code="invalid_image_url")
-    if not head[3]:
+    if head.rpartition(";")[2].strip().lower() != "base64":
         raise ApiError("a data URL must be in base64", param=param, code="invalid_image_url")
+    return _decode_base64(unquote(data), param)
+
+
+def _decode_base64(text: str, param: str) -> bytes:
+    """Also with line breaks, in the alphabet for URLs, or without padding, as other libraries write it."""
+    letters = "".join(text.split()).translate(URL_SAFE).rstrip("=")
     try:
-        return base64.b64decode(url[head.end() :], validate=True)
-    except (binascii.Error, ValueError) as error:
-        raise ApiError(
-            f"the data URL's base64 is broken: {error}", param=param, code="invalid_base64"
-        ) from None
+        return base64.b64decode(letters + "=" * (-len(letters) % 4), validate=True)
+    except ValueError as error:
+        raise ApiError(f"the image's base64 is broken: {error}", param=param, code="invalid_base64") from None
 
 
 async def check_form(request: Request) -> None:
@@ -136,7 +159,10 @@ async def check_form(request: Request) -> None:
     counts = Counter(name.removesuffix("[]") for name, _ in form.multi_items())
     for name, count in counts.items():
         if count > 1 and name not in LISTS:
-            raise ApiError(f"'{name[:60]}' is given twice", param=name[:60])
+            shown = name[:60]
+            raise ApiError(
+                f"'{shown}' is given {count} times: one is used here", param=shown, code="invalid_value"
+            )
 
 
 async def upload_bytes(upload: UploadFile, param: str) -> bytes:

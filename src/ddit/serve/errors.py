@@ -79,12 +79,12 @@ def as_api_error(error: Exception) -> ApiError:
             return ApiError(
                 "the body is not JSON in UTF-8, or is nested too deeply, or has too long a number"
             )
-        return ApiError(str(error.detail), status=error.status_code, code=_CODES.get(error.status_code))
+        return ApiError(str(error.detail), status=error.status_code, code=CODES.get(error.status_code))
     log.error("a request failed", exc_info=error)
     return ApiError("the server failed at this request", status=500, code="internal_error")
 
 
-_CODES = {404: "not_found", 405: "method_not_allowed", 413: "body_too_large"}
+CODES = {404: "not_found", 405: "method_not_allowed", 413: "body_too_large"}
 
 
 def as_job_error(error: Exception) -> ApiError:

@@ -21,7 +21,7 @@ from ddit.serve.files import encode_image_file
 from ddit.serve.jobs import Job, Preview, Result, Verb, make_options
 from ddit.serve.responses import event, event_stream, merge, run_jobs, started
 from ddit.serve.schemas import EditForm, GenerationRequest, ImageRequest, VariationForm
-from ddit.serve.service import ANSWERS, Service, distinct_warnings, random_seed
+from ddit.serve.service import ANSWERS, Service, distinct_warnings, following_seeds
 
 
 @dataclass(frozen=True)
@@ -60,14 +60,17 @@ def add_image_routes(app: FastAPI, service: Service) -> None:
     )
     async def edit(request: Request, body: Annotated[EditForm, Form()]) -> Images | Response:
         sample: dict[str, Any] = {"prompt": service.check_text(body.prompt, "prompt")}
-        sample["image"] = await service.reader.from_bytes(await upload_bytes(body.image, "image"), "image")
+        data = await upload_bytes(body.image, "image")
+        sample["image"] = await service.reader.from_bytes(data, "image")
         if body.mask is not None:
             if body.strength is not None:
                 raise ApiError("strength is of variations: leave it out with a mask", param="strength")
             sample["mask"] = await service.reader.mask_from_bytes(
                 await upload_bytes(body.mask, "mask"), "mask"
             )
-        verb: Verb = "vary" if body.mask is None else "inpaint"
+        elif body.strength is None:  # which asks for a variation
+            sample["mask"] = await service.reader.transparency_of(data)
+        verb: Verb = "vary" if sample.get("mask") is None else "inpaint"
         call = _prepare(service, body, verb, sample, "image_edit", strength=body.strength)
         return await _answer(service, request, call)
 
@@ -78,7 +81,7 @@ def add_image_routes(app: FastAPI, service: Service) -> None:
         image = await service.reader.from_bytes(await upload_bytes(body.image, "image"), "image")
         prompt = body.prompt
         if prompt is None:
-            caption = Job("caption", {"image": image}, body.seed or 0)
+            caption = Job("caption", {"image": image}, body.seed)
             prompt = (await run_jobs(request, service.engine, [caption]))[0].value
             if not prompt:
                 raise ApiError("the model has no caption for this image: give a prompt", param="prompt")
@@ -96,10 +99,14 @@ def _prepare(
     service.check_count(body.options.get("num_steps"), service.config.max_steps, "num_steps")
     if body.negative_prompt is not None:
         sample["negative_prompt"] = service.check_text(body.negative_prompt, "negative_prompt")
-    width, height = (None, None) if body.size == "auto" else map(int, body.size.split("x"))
+    width, height = service.check_size(body.size, body.upscale)
     side = service.engine.pipeline.settings.image_size
     longest = max(width or side, height or side) * body.upscale  # of what is sent back
-    service.check_count(longest, service.config.max_side, "size" if body.upscale == 1 else "upscale")
+    if longest > service.config.max_side:
+        raise ApiError(
+            f"upscale gives {longest:,} pixels a side, the limit is {service.config.max_side:,}", param="upscale",
+            code="invalid_value",
+        )  # fmt: skip
     if body.partial_images and not body.stream:
         raise ApiError("partial_images needs stream", param="partial_images")
     if body.stream and body.response_format == "url":
@@ -114,9 +121,9 @@ def _prepare(
     except ValueError as error:
         raise as_job_error(error) from None
     best_of = body.best_of if body.best_of > 1 else None
-    seed = random_seed() if body.seed is None else body.seed
     kept = make_options(**options, best_of=best_of, **own)
-    jobs = [Job(verb, sample, seed + row, kept, body.partial_images) for row in range(body.n)]
+    seeds = following_seeds(body.seed, body.n)
+    jobs = [Job(verb, sample, seed, kept, body.partial_images) for seed in seeds]
     return ImageCall(body, jobs, kind)
 
 
@@ -133,14 +140,14 @@ async def _answer(service: Service, request: Request, call: ImageCall) -> Images
         data=data,
         **_facts(call, files[0][1]),
         usage=_usage(service, call, results),
-        ddit=Details(seeds=seeds, notices=distinct_warnings(results)),
+        ddit=Details(seeds=seeds, notices=[*call.body.notices, *distinct_warnings(results)]),
     )
 
 
 async def _image_data(service: Service, request: Request, call: ImageCall, file: bytes) -> ImageData:
     if call.body.response_format == "b64_json":
         return ImageData(b64_json=base64.b64encode(file).decode())
-    stored = await asyncio.to_thread(service.store.put, file, call.body.output_format)
+    stored = await service.reader.store_file(file, call.body.output_format)
     return ImageData(url=service.file_url(request, stored.id))
 
 
@@ -159,12 +166,13 @@ async def _stream(
             "type": kind,
             "b64_json": base64.b64encode(data).decode(),
             "created_at": int(time.time()),
+            "quality": "auto",
             **_facts(call, size),
         }
         own: dict[str, Any] = {"index": number, "seed": call.jobs[number].seed}
         if isinstance(found, Result):
             body["usage"] = _usage(service, call, [found]).model_dump()
-            own["notices"] = list(found.warnings)
+            own["notices"] = [*call.body.notices, *found.warnings]
         else:
             body["partial_image_index"] = num_partial[number]
             num_partial[number] += 1
@@ -176,7 +184,6 @@ def _facts(call: ImageCall, size: str) -> dict[str, Any]:
     return {
         "size": size,
         "output_format": call.body.output_format,
-        "quality": "auto",
         "background": "opaque",
     }
 

@@ -1,6 +1,5 @@
 """What the routes of one server share."""
 
-import secrets
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -16,6 +15,7 @@ from ddit.serve.files import FileStore
 from ddit.serve.jobs import Result
 from ddit.serve.metrics import Metrics
 from ddit.serve.options import ServeConfig
+from ddit.serve.schemas import SEEDS
 
 FAULTS: dict[int | str, dict[str, Any]] = {
     status: {"model": ErrorBody, "description": text}
@@ -84,6 +84,23 @@ class Service:
         if value is not None and value > limit:
             raise ApiError(f"{param} is {value:,}, the limit is {limit:,}", param=param, code="invalid_value")
 
+    def check_size(self, size: str, upscale: int) -> tuple[int | None, int | None]:
+        """Width and height of a request's size, None for the model's own. Raises ApiError, which says what there is."""
+        if size == "auto":
+            return None, None
+        width, height = map(int, size.split("x"))
+        pipeline = self.engine.pipeline
+        config, own = pipeline.transformer.config, pipeline.settings.image_size
+        unit = pipeline.image_codec.downsample * config.patch_size
+        largest = min(unit * config.pos_embed_max_size, self.config.max_side)
+        if any(side % unit or not unit <= side <= largest for side in (width, height)):
+            raise ApiError(
+                f"size {size} is not possible: this server's model generates sides that are multiples of {unit} "
+                f"from {unit} to {largest // unit * unit}, by default {own}x{own}; upscale enlarges what is sent back",
+                param="size", code="invalid_value",
+            )  # fmt: skip
+        return width, height
+
     def count_tokens(self, *texts: str | None) -> int:
         """Tokens of the texts that are given."""
         return sum(len(self.engine.pipeline.text_codec.token_ids(text)) for text in texts if text)
@@ -101,9 +118,9 @@ class Service:
         return f"{base.rstrip('/')}/v1/files/{file_id}/content"
 
 
-def random_seed() -> int:
-    """A seed where none is given, small enough for JavaScript's numbers."""
-    return secrets.randbelow(2**32)
+def following_seeds(seed: int, count: int) -> list[int]:
+    """The seeds of the samples of one request."""
+    return [(seed + row) % SEEDS for row in range(count)]
 
 
 def distinct_warnings(results: Sequence[Result]) -> list[str]:

@@ -61,19 +61,23 @@ class I2TBatch(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """One micro-batch of one rank; a half that is not trained is None. corrupt: replaced samples, by cause."""
+    """One micro-batch of one rank; a half that is not trained is None.
+
+    corrupt: replaced samples, by cause. num_cut: samples whose text was too long and lost its end.
+    """
 
     t2i: T2IBatch | None
     i2t: I2TBatch | None
     corrupt: dict[str, int]
+    num_cut: int = 0
 
 
 def split(batch: Batch, num_parts: int) -> list[Batch]:
-    """The micro-batches of a rank's batch, in order and of equal size (views); `corrupt` stays with the first."""
+    """The micro-batches of a rank's batch, in order and of equal size (views); the counts stay with the first."""
     parts = []
     for i in range(num_parts):
-        corrupt = batch.corrupt if i == 0 else {}
-        parts.append(Batch(_cut(batch.t2i, i, num_parts), _cut(batch.i2t, i, num_parts), corrupt))
+        counts = (batch.corrupt, batch.num_cut) if i == 0 else ({}, 0)
+        parts.append(Batch(_cut(batch.t2i, i, num_parts), _cut(batch.i2t, i, num_parts), *counts))
     return parts
 
 
@@ -101,11 +105,15 @@ def to_device(value: Value, device: torch.device) -> Value:
 
 
 class Row(NamedTuple):
-    """One sample: its image cropped to its bucket (uint8, 3 H W), cached or absent, and its text as ids (L,)."""
+    """One sample: its image cropped to its bucket (uint8, 3 H W), cached or absent, and its text as ids (L,).
+
+    is_cut: whether the text was too long and lost its end.
+    """
 
     image: Tensor | Latents | None
     input_ids: Tensor
     answer_mask: Tensor | None = None
+    is_cut: bool = False
 
 
 def fit_sample_image(image: Image.Image | Latents | None, shape: Shape) -> Tensor | Latents | None:
@@ -129,13 +137,42 @@ def conversation_ids(
     """Ids and answer mask (L,) of all turns, worded as the benchmark asks. `CorruptSample`: no usable text."""
     if not sample.turns:
         raise CorruptSample("no text", "the sample has neither a question nor a caption")
-    turns = list(sample.turns)
-    if sample.short_answers:
-        turns = [
-            (q if q is None else style.short_answer(q, unanswerable=sample.unanswerable), a) for q, a in turns
-        ]
+    turns = _worded_turns(sample, style)
     row = _checked(lambda: prompts.training_conversation(codec, [turns], length, style=style))
     return row.input_ids[0], row.answer_mask[0]
+
+
+def _worded_turns(sample: Sample, style: PromptStyle) -> list[tuple[str | None, str]]:
+    if not sample.short_answers:
+        return list(sample.turns)
+    return [
+        (q if q is None else style.short_answer(q, unanswerable=sample.unanswerable), a)
+        for q, a in sample.turns
+    ]
+
+
+def is_caption_cut(codec: TextCodec, sample: Sample, ids: Tensor, style: PromptStyle) -> bool:
+    """Whether the ids (L,) that `caption_ids` made lack the caption's end."""
+    padding = codec.tokenizer.convert_tokens_to_ids(style.prompt_padding)
+    if len(ids) > 1 and int(ids[-2]) in (codec.eos_token_id, padding):
+        return False  # there is room left; the tokenizer is not asked twice
+    return len(codec.token_ids(sample.caption or "")) > len(ids) - 1
+
+
+def is_conversation_cut(
+    codec: TextCodec, sample: Sample, ids: Tensor, answer_mask: Tensor, style: PromptStyle
+) -> bool:
+    """Whether the ids (L,) that `conversation_ids` made lack the end of a question or answer, or whole turns.
+
+    With twice the length the row would then go on, or be another.
+    """
+    num_answers = int(answer_mask[0]) + int((answer_mask[1:] & ~answer_mask[:-1]).sum())
+    num_filled = int((ids != codec.eos_token_id).sum()) + num_answers
+    if num_answers == len(sample.turns) and num_filled + style.min_answer_tokens < len(ids):
+        return False
+    turns = _worded_turns(sample, style)
+    wide = prompts.training_conversation(codec, [turns], 2 * len(ids), style=style).input_ids[0]
+    return bool((wide[: len(ids)] != ids).any() or (wide[len(ids) :] != codec.eos_token_id).any())
 
 
 def _checked(tokenize: Callable[[], Value]) -> Value:

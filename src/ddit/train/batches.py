@@ -1,7 +1,7 @@
 """Global batch k of a run as tensors: a pure function of (seed, k), which leaves nothing random to the step."""
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple, Self
 
 import numpy as np
@@ -15,8 +15,8 @@ from ddit.data.buckets import Shape, bucket_shapes
 from ddit.data.latents import CachedSource, LatentFolder
 from ddit.data.mixture import HalfBatches, Place
 from ddit.data.sampler import noise_rng, sample_rng
-from ddit.data.samples import CorruptSample, Sample, Source
-from ddit.data.sources import open_source
+from ddit.data.samples import CorruptSample, Sample, Source, read_sample
+from ddit.data.sources import find_left_out, open_source
 from ddit.devices import Ranks
 from ddit.diffusion import flow, masked
 from ddit.model import DualDiTConfig
@@ -32,6 +32,8 @@ from ddit.train.batch import (
     caption_ids,
     conversation_ids,
     fit_sample_image,
+    is_caption_cut,
+    is_conversation_cut,
     latents_of,
     sample_noise,
     split,
@@ -86,6 +88,10 @@ class _Rows(NamedTuple):
     rows: list[Row]
     rngs: list[np.random.Generator]
     shape: Shape
+
+    @property
+    def num_cut(self) -> int:
+        return sum(row.is_cut for row in self.rows)
 
 
 class StepData(Dataset[list[Batch]]):
@@ -155,18 +161,31 @@ class StepData(Dataset[list[Batch]]):
         )  # fmt: skip
         return _Half(stream, sources, plan, 0 if stream == T2I else self.num_t2i, ranks.part(size))
 
+    def left_out(self) -> Iterator[tuple[str, str, int]]:
+        """What sources hold and no sample uses: the name of a source's first sample, the cause, and the number."""
+        halves = [half.sources for half in (self._t2i, self._i2t) if half is not None]
+        plain = [s.source if isinstance(s, CachedSource) else s for sources in halves for s in sources]
+        for source in {id(source): source for source in plain}.values():
+            for cause, left_out in find_left_out(source).items():
+                yield source.name(0), cause, left_out.num
+
     def __getitem__(self, step: int) -> list[Batch]:
         return split(self.rank_batch(step), self.num_micro_batches)
 
     def rank_batch(self, step: int) -> Batch:
         """This rank's whole part of global batch `step`; `ValueError` if no usable sample can be found."""
         corrupt: Counter[str] = Counter()
-        t2i = None if self._t2i is None else self._t2i_batch(self._t2i, step, corrupt)
-        i2t = None if self._i2t is None else self._i2t_batch(self._i2t, step, corrupt)
-        return Batch(t2i, i2t, dict(corrupt))
+        t2i = i2t = None
+        num_cut = 0
+        if self._t2i is not None:
+            made = self._rows(self._t2i, step, corrupt)
+            t2i, num_cut = self._t2i_batch(self._t2i, made), num_cut + made.num_cut
+        if self._i2t is not None:
+            made = self._rows(self._i2t, step, corrupt)
+            i2t, num_cut = self._i2t_batch(self._i2t, step, made), num_cut + made.num_cut
+        return Batch(t2i, i2t, dict(corrupt), num_cut)
 
-    def _t2i_batch(self, half: _Half, step: int, corrupt: Counter[str]) -> T2IBatch:
-        made = self._rows(half, step, corrupt)
+    def _t2i_batch(self, half: _Half, made: _Rows) -> T2IBatch:
         dropped = torch.tensor([rng.random() < self.objective.caption_dropout for rng in made.rngs])
         normal = torch.tensor([rng.standard_normal() for rng in made.rngs], dtype=torch.float32)
         prompt_ids = torch.stack([row.input_ids for row in made.rows])
@@ -182,8 +201,7 @@ class StepData(Dataset[list[Batch]]):
             features,
         )
 
-    def _i2t_batch(self, half: _Half, step: int, corrupt: Counter[str]) -> I2TBatch:
-        made = self._rows(half, step, corrupt)
+    def _i2t_batch(self, half: _Half, step: int, made: _Rows) -> I2TBatch:
         # Times are stratified over the half. Which sample gets which slice is permuted, so that no rank always has the
         # late ones, which have the most masked tokens.
         slices = np.random.default_rng([self.seed, step]).permutation(self.num_i2t)[half.mine]
@@ -212,7 +230,7 @@ class StepData(Dataset[list[Batch]]):
         for attempt in range(1, _MAX_ATTEMPTS + 1):
             try:
                 rng = sample_rng(self.seed, step, position)
-                sample = half.sources[place.source].sample(place.index, rng, i2t=half.stream == I2T)
+                sample = read_sample(half.sources[place.source], place.index, rng, i2t=half.stream == I2T)
                 return self._make_row(half, sample, shape)
             except CorruptSample as corrupt_sample:
                 error = corrupt_sample
@@ -227,9 +245,12 @@ class StepData(Dataset[list[Batch]]):
         if sample.image is None and not half.may_lack_images:
             raise CorruptSample("no image", "the sample has only text")
         image = fit_sample_image(sample.image, shape)
+        codec, style = self.codec, self.style
         if half.stream == T2I:
-            return Row(image, caption_ids(self.codec, sample, self.data.t2i_length, self.style))
-        return Row(image, *conversation_ids(self.codec, sample, self.data.i2t_length, self.style))
+            ids = caption_ids(codec, sample, self.data.t2i_length, style)
+            return Row(image, ids, is_cut=is_caption_cut(codec, sample, ids, style))
+        ids, mask = conversation_ids(codec, sample, self.data.i2t_length, style)
+        return Row(image, ids, mask, is_conversation_cut(codec, sample, ids, mask, style))
 
     def _images(self, half: _Half, made: _Rows) -> Images:
         latent_shape = self.facts.latent_shape(made.shape)

@@ -11,7 +11,7 @@ from ddit import prompts
 from ddit.config.data import DataConfig
 from ddit.data.mixture import HalfBatches
 from ddit.data.sampler import sample_rng
-from ddit.data.samples import CorruptSample, Source, Turn
+from ddit.data.samples import CorruptSample, Source, Turn, read_sample
 from ddit.data.sources import open_source
 from ddit.devices import Ranks
 from ddit.diffusion import flow, masked
@@ -112,12 +112,12 @@ def _read_sample(
     t2i = i2t = None
     caption_text = turn_text = (empty.input_ids[0], empty.answer_mask[0])
     with contextlib.suppress(CorruptSample):
-        sample = source.sample(index, sample_rng(0, 0, index), i2t=False)
+        sample = read_sample(source, index, sample_rng(0, 0, index), i2t=False)
         prompt_ids = caption_ids(codec, sample, data.t2i_length, style)
         as_turn = sample._replace(turns=(Turn(None, sample.caption or ""),))
         caption_text, t2i = conversation_ids(codec, as_turn, data.i2t_length, style), sample
     with contextlib.suppress(CorruptSample):
-        sample = source.sample(index, sample_rng(0, 0, index), i2t=True, with_image=t2i is None)
+        sample = read_sample(source, index, sample_rng(0, 0, index), i2t=True, with_image=t2i is None)
         turn_text, i2t = conversation_ids(codec, sample, data.i2t_length, style), sample
     first = t2i or i2t
     if first is None:

@@ -1,41 +1,51 @@
-"""The batches of a run in the order of its steps, made ahead by worker processes."""
+"""The batches of a run in the order of its steps, made ahead by worker processes; and how these end."""
 
 import atexit
+import multiprocessing
 import signal
+import threading
+import traceback
 import warnings
 import weakref
-from collections.abc import Generator
-from typing import Any, NamedTuple
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import closing, contextmanager, suppress
+from multiprocessing.process import BaseProcess
+from typing import Any, NamedTuple, TypeVar
 
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 
+from ddit.errors import WorkerError, one_line
 from ddit.train.batch import Batch, split
 from ddit.train.batches import StepData
 
+Item = TypeVar("Item")
+
 _MIN_SAMPLES = 200
+_GRACE = 5.0
+"""Seconds that workers get to end their last item, after which they are killed."""
 
 
 class _Failure(NamedTuple):
-    """What went wrong in a worker, in one line for the user."""
+    """What a worker could not do: a line for the user, and where it happened."""
 
     message: str
+    trace: str
 
 
 class _Guarded(Dataset):
-    """A step's whole batch of this rank, or the failure to make it.
+    """Item `index` is `make(index)` or, in a worker, whatever kept it from being made."""
 
-    A worker sends one batch rather than its micro-batches: each tensor that it sends takes an open file.
-    """
+    def __init__(self, make: Callable[[int], Any]) -> None:
+        self.make = make
 
-    def __init__(self, data: StepData) -> None:
-        self.data = data
-
-    def __getitem__(self, step: int) -> tuple[int, Batch | _Failure]:
+    def __getitem__(self, index: int) -> Any:
+        if get_worker_info() is None:
+            return self.make(index)
         try:
-            return step, self.data.rank_batch(step)
-        except (ValueError, OSError) as error:
-            return step, _Failure(str(error))
+            return self.make(index)
+        except BaseException as error:
+            return _Failure(one_line(error), traceback.format_exc())
 
 
 def step_loader(
@@ -43,55 +53,108 @@ def step_loader(
 ) -> Generator[tuple[int, list[Batch]], None, None]:
     """Yields (step, micro-batches of this rank) for the steps from `start` to `end` - 1, in order.
 
-    `num_workers` processes work two steps ahead each; with 0 a batch is made when it is asked for. In a process with
-    a CUDA device the batches are in pinned memory. Closing the iterator ends the workers, and so does the end of the
-    program.
+    Workers and errors as in `make_ahead`, which gets one batch a step rather than its micro-batches: each tensor that
+    a worker sends takes an open file.
+    """
+    steps = range(start, end)
+    with closing(make_ahead(data.rank_batch, steps, num_workers)) as batches:
+        for step, batch in zip(steps, batches, strict=True):
+            yield step, split(batch, data.num_micro_batches)
+
+
+def make_ahead(
+    make: Callable[[int], Item], indices: Sequence[int], num_workers: int
+) -> Generator[Item, None, None]:
+    """Yields `make(index)` for each index, in order; where there is a CUDA device, tensors are in pinned memory.
+
+    `num_workers` processes work two items ahead each; with 0 an item is made when it is asked for. Closing the
+    generator ends them within seconds, and so does the end of the program.
 
     Raises:
-        ValueError: in one line, what a worker could not read.
+        WorkerError: in one line, whatever was raised in a worker.
     """
-    batches = _batches(data, start, end, num_workers)
-    atexit.register(_close, weakref.ref(batches))
-    return batches
+    items = _make_ahead(make, indices, num_workers)
+    atexit.register(_close, weakref.ref(items))
+    return items
 
 
-def _close(batches: weakref.ref[Generator[Any, None, None]]) -> None:
+def _close(items: weakref.ref[Generator[Any, None, None]]) -> None:
     """Ends workers at exit, where Python would only send them SIGTERM, which they ignore, and wait."""
-    open_still = batches()
+    open_still = items()
     if open_still is not None:
         open_still.close()
 
 
-def _batches(
-    data: StepData, start: int, end: int, num_workers: int
-) -> Generator[tuple[int, list[Batch]], None, None]:
+def _make_ahead(
+    make: Callable[[int], Item], indices: Sequence[int], num_workers: int
+) -> Generator[Item, None, None]:
     loader = DataLoader(
-        _Guarded(data),
+        _Guarded(make),
         batch_size=None,
-        sampler=range(start, end),
+        sampler=indices,
         pin_memory=torch.cuda.is_available(),
         worker_init_fn=_start_worker,
-        **worker_settings(num_workers),
+        num_workers=num_workers,
+        collate_fn=_unchanged,
+        prefetch_factor=2 if num_workers else None,
     )
-    with warnings.catch_warnings():  # Python 3.12 has doubts about forking where there are threads
-        warnings.filterwarnings("ignore", ".*fork.*", DeprecationWarning)
-        batches = iter(loader)
+    items, before = None, set(multiprocessing.active_children())
     try:
-        for step, batch in batches:
-            if isinstance(batch, _Failure):
-                raise ValueError(batch.message)
-            yield step, split(batch, data.num_micro_batches)
+        with warnings.catch_warnings():  # Python 3.12 has doubts about forking where there are threads
+            warnings.filterwarnings("ignore", ".*fork.*", DeprecationWarning)
+            items = iter(loader)
+        for item in items:
+            if isinstance(item, _Failure):
+                error = WorkerError(item.message)
+                error.add_note(item.trace)
+                raise error
+            yield item
     finally:
-        del batches  # joins the workers
+        _end_workers(items, set(multiprocessing.active_children()) - before)
 
 
-def worker_settings(num_workers: int) -> dict[str, Any]:
-    """Arguments of a `DataLoader` that passes items on unchanged, with two ahead for each of its workers."""
-    return {
-        "num_workers": num_workers,
-        "collate_fn": _unchanged,
-        "prefetch_factor": 2 if num_workers else None,
-    }
+def _end_workers(items: Any, workers: set[BaseProcess]) -> None:
+    """Lets workers end, and kills those that do not.
+
+    The garbage collector would come too late: an error keeps the loader's iterator alive until the program's exit,
+    which waits for workers.
+    """
+
+    def kill() -> None:
+        for worker in workers:
+            worker.kill()
+
+    timer = threading.Timer(_GRACE, kill)
+    timer.daemon = True
+    timer.start()
+    shut_down = getattr(items, "_shutdown_workers", None)  # there is no public way
+    with suppress(RuntimeError):  # torch's, of workers that were killed
+        if shut_down is not None:
+            shut_down()
+    timer.cancel()
+    with suppress(RuntimeError):
+        kill()
+    for worker in workers:
+        worker.join(1)
+
+
+@contextmanager
+def closing_workers(items: Generator[Item, None, None]) -> Iterator[Generator[Item, None, None]]:
+    """Ends the workers of a generator of `make_ahead` with the context.
+
+    Raises:
+        WorkerError: in place of torch's error, which a worker's death raises at any moment.
+    """
+    try:
+        with closing(items):
+            yield items
+    except RuntimeError as error:
+        text = " ".join(str(error).split())
+        if not text.startswith(("DataLoader worker", "Pin memory thread")):
+            raise
+        raise WorkerError(
+            f"a process that makes batches has died: {text.rstrip('.')}; if memory ran out, use fewer workers"
+        ) from error
 
 
 def _unchanged(item: Any) -> Any:

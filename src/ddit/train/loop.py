@@ -12,7 +12,7 @@ from typing import Any
 from ddit.config.runs import DualRun, from_json
 from ddit.devices import join_ranks
 from ddit.train.checkpoint import Checkpoint, find_newest
-from ddit.train.loader import step_loader
+from ddit.train.loader import closing_workers, step_loader
 from ddit.train.trainer import Trainer
 from ddit.train.watch import Watch
 
@@ -41,8 +41,8 @@ def train(cfg: DualRun, *, stop_at: int | None = None) -> Path:
     watch = Watch(trainer)
     saved_at = trainer.step if checkpoint is not None else None
     stopped = False
-    loader = step_loader(trainer.data, trainer.step, last, cfg.data.num_workers)
-    with _stop_requests() as requests, closing(loader):
+    batches_of_steps = step_loader(trainer.data, trainer.step, last, cfg.data.num_workers)
+    with _stop_requests() as requests, closing(watch), closing_workers(batches_of_steps) as loader:
         while trainer.step < last and not stopped:
             _, batches = next(loader)
             result = trainer.train_step(batches, stop=bool(requests), save=watch.wants_checkpoint())

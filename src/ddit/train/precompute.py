@@ -1,10 +1,11 @@
 """Latents of a whole source (and a teacher's features of it), made once and shared by several processes."""
 
+import contextlib
 import os
 import random
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,19 +13,18 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from ddit.config.runs import LatentsRun, save_config
 from ddit.data.buckets import Shape, assign_buckets, bucket_shapes
 from ddit.data.latents import CORRUPT, NO_IMAGE, LatentsInfo, describe_source, write_shard
-from ddit.data.samples import CorruptSample, Latents, Sample, Source
+from ddit.data.samples import CorruptSample, Latents, Sample, Source, read_sample
 from ddit.data.sources import open_source
 from ddit.devices import Ranks
 from ddit.model.folders import resolve
 from ddit.model.loading import load_image_codec
 from ddit.train.batch import fit_sample_image
-from ddit.train.loader import worker_settings
+from ddit.train.loader import closing_workers, make_ahead
 from ddit.world.detector import DetectorNet, load_detector
 
 _WORTH_PROCESSES = 2000  # samples; starting a process takes as long as reading some hundreds
@@ -82,7 +82,8 @@ def precompute(cfg: LatentsRun, ranks: Ranks, *, num_workers: int | None = None)
     stopped. `num_workers` processes of each rank read and decode [default: one a core].
 
     Raises:
-        ValueError: in one line, for a source or an autoencoder that cannot be read, or a folder of other latents.
+        ValueError: in one line, for a source or an autoencoder that cannot be read, or a folder of other latents;
+            as `WorkerError`, for what was raised in one of the processes.
     """
     out = Path(cfg.out)
     source = open_source(cfg.source)
@@ -96,7 +97,7 @@ def precompute(cfg: LatentsRun, ranks: Ranks, *, num_workers: int | None = None)
         share = (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
         num_workers = min(share - 1, 8) if len(shards) * cfg.shard_size >= _WORTH_PROCESSES else 0
     images = _Images(source, info, shards, cfg.batch_size)
-    chunks = DataLoader(images, batch_size=None, **worker_settings(num_workers))
+    making = make_ahead(images.__getitem__, range(len(images)), num_workers)
     bar = tqdm(
         total=len(shards),
         desc="latents",
@@ -105,7 +106,7 @@ def precompute(cfg: LatentsRun, ranks: Ranks, *, num_workers: int | None = None)
         leave=False,
         disable=not ranks.is_first,
     )
-    with bar:
+    with bar, closing_workers(making) as chunks:
         for shard in _encode_shards(images, chunks, encoder):
             write_shard(out, *shard)
             bar.update()
@@ -133,7 +134,7 @@ def _describe(cfg: LatentsRun, num_samples: int, encoder: _Encoder) -> LatentsIn
     )
 
 
-class _Images(Dataset[_Chunk]):
+class _Images:
     """Item i is a chunk of consecutive samples of one shard; `places` tells which."""
 
     def __init__(self, source: Source, info: LatentsInfo, shards: list[int], chunk_size: int) -> None:
@@ -169,9 +170,11 @@ class _Images(Dataset[_Chunk]):
     def _sample(self, index: int) -> Sample:
         """The sample in whichever way it can be used: some have no caption, some no text to read."""
         try:
-            return self.source.sample(index, random.Random(0), i2t=True)
-        except CorruptSample:
-            return self.source.sample(index, random.Random(0), i2t=False)
+            return read_sample(self.source, index, random.Random(0), i2t=True)
+        except CorruptSample as error:
+            with contextlib.suppress(CorruptSample):
+                return read_sample(self.source, index, random.Random(0), i2t=False)
+            raise error
 
 
 def _pixels(sample: Sample, shape: Shape) -> Tensor | None:
@@ -181,7 +184,7 @@ def _pixels(sample: Sample, shape: Shape) -> Tensor | None:
 
 
 def _encode_shards(
-    images: _Images, chunks: DataLoader, encoder: _Encoder
+    images: _Images, chunks: Iterable[_Chunk], encoder: _Encoder
 ) -> Iterator[tuple[int, np.ndarray, dict[int, Latents], dict[int, str]]]:
     """Whole shards: (shard, bucket of each sample, latents by place, reasons by place)."""
     buckets: list[int] = []

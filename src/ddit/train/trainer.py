@@ -37,6 +37,8 @@ Result = TypeVar("Result")
 class StepResult(NamedTuple):
     """Losses and gradient norm of a step, averaged over the ranks, and what the ranks agreed on.
 
+    values: also `cut`, the share of the samples whose text was too long and lost its end, if there are any.
+
     stop: a rank was asked to stop. save: the first rank wants a checkpoint. skipped: the weights were left as they are.
     """
 
@@ -93,8 +95,11 @@ class Trainer:
         gradients = [p.grad for p in self.trained.values() if p.grad is not None]
         norm = total_norm(gradients)
         num_corrupt = sum(sum(batch.corrupt.values()) for batch in batches)
-        shared = self.ranks.mean([*losses.values(), float(num_corrupt), float(stop), float(save)])
+        num_cut = sum(batch.num_cut for batch in batches)
+        shared = self.ranks.mean([*losses.values(), *map(float, (num_cut, num_corrupt, stop, save))])
         values = dict(zip(losses, shared, strict=False)) | {"grad_norm": norm}
+        if shared[-4] > 0:
+            values["cut"] = shared[-4] * self.ranks.size / cfg.global_batch_size
         bad = [f"{name} of step {self.step} is {v}" for name, v in values.items() if not math.isfinite(v)]
         if bad:
             self._drop_gradients()

@@ -4,6 +4,7 @@ All ranks take part in figures and samples, since the model is sharded; the firs
 """
 
 import dataclasses
+import sys
 import time
 
 from ddit.config.runs import save_config
@@ -32,8 +33,11 @@ class Watch:
         if self.is_first:
             save_config(self.cfg, trainer.out)
             self.log = self._open_log()
+            for name, cause, num in trainer.data.left_out():
+                print(f"the source of {name} leaves out {num} members: {cause}", file=sys.stderr)
         self.sums: dict[str, float] = {}
         self.count = self.timed = 0
+        self.has_warned = False
         self.sampled = -1  # the step of the last samples
         self.saved = self.start = time.monotonic()
 
@@ -86,6 +90,7 @@ class Watch:
                 self.sums[name] = self.sums.get(name, 0.0) + value
         if self.log is not None:
             self.log.advance()
+            self._warn_about_cut_texts(result)
             if step % report.log_every == 0:
                 self.log.event(step=step, **self._summary())
         if step % report.evaluate_every == 0 and self.held_out is not None:
@@ -96,6 +101,18 @@ class Watch:
         if step % report.grid_every == 0:
             self._save_samples()
             self._restart_clock()
+
+    def _warn_about_cut_texts(self, result: StepResult) -> None:
+        """Says once that texts are cut; the log has their share in every line of losses."""
+        share = result.values.get("cut", 0.0)
+        if share > 0 and not self.has_warned:
+            data = self.cfg.data
+            print(
+                f"texts are cut: {share:.1%} of those of step {self.trainer.step} are longer than data.t2i_length="
+                f"{data.t2i_length} or data.i2t_length={data.i2t_length} tokens; the log has their share as `cut`",
+                file=sys.stderr,
+            )
+        self.has_warned |= share > 0
 
     def _summary(self) -> dict[str, float]:
         """Averages of the losses since the last summary, and the rate of training alone."""
@@ -161,5 +178,7 @@ class Watch:
             if self.log is not None:
                 self.log.event(step=trainer.step, **figures, final=1)
             self._save_samples()
+
+    def close(self) -> None:
         if self.log is not None:
             self.log.close()

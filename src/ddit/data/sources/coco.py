@@ -89,7 +89,9 @@ def _entries(path: Path, found: dict[str, Any]) -> Iterator[dict[str, Any]]:
     for image in _objects(path, found, "images"):
         key = str(image.get("id"))
         if key in seen:
-            raise ValueError(f"'{path}' has two images with the id {key}: their captions cannot be told apart")
+            raise ValueError(
+                f"'{path}' has two images with the id {key}: their captions cannot be told apart"
+            )
         seen.add(key)
         yield {**image, "image_path": image.get("file_name"), "caption": captions.pop(key, [])}
     for key, texts in captions.items():

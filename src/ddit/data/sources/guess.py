@@ -93,11 +93,15 @@ def _kind_of(path: str) -> str:
 def _kind_of_folder(folder: Path) -> str:
     if any((folder / name).is_file() for name in SAVED_FILES):
         return HuggingFaceData.kind
-    if files_below(folder, (SUFFIX, *COMPRESSED_SUFFIXES)):  # img2dataset keeps a parquet file beside each tar
+    if files_below(
+        folder, (SUFFIX, *COMPRESSED_SUFFIXES)
+    ):  # img2dataset keeps a parquet file beside each tar
         return TarData.kind
     if files_below(folder, (".parquet",)):
         return HuggingFaceData.kind
-    raise ValueError(f"'{folder}' holds no .tar and no .parquet file: name the JSON file itself, or give --kind")
+    raise ValueError(
+        f"'{folder}' holds no .tar and no .parquet file: name the JSON file itself, or give --kind"
+    )
 
 
 def _kind_of_json(path: Path) -> str:

@@ -65,7 +65,9 @@ class HuggingFaceSource:
         files = self.rows.cache_files
         if not files:
             return build()["sizes"]
-        return cache_beside(Path(files[0]["filename"]), "sizes", build, settings=self.cfg.image_key)["sizes"]
+        # Several splits, and parts of one, may be rows of the same files.
+        settings = f"{self.cfg.image_key}/{self.cfg.split}/{len(self)}/{[file['filename'] for file in files]}"
+        return cache_beside(Path(files[0]["filename"]), "sizes", build, settings=settings)["sizes"]
 
     def _size(self, row: dict[str, Any]) -> tuple[int, int]:
         data, path = _content(row[self.cfg.image_key])
@@ -105,6 +107,7 @@ def _content(value: Any) -> tuple[bytes | None, str | None]:
 def _open(cfg: HuggingFaceData) -> Any:
     try:
         import datasets
+        from datasets.exceptions import DatasetsError
     except ImportError:
         raise ValueError(
             "a source of kind huggingface needs the datasets library: pip install 'ddit[data]'"
@@ -121,7 +124,7 @@ def _open(cfg: HuggingFaceData) -> Any:
             rows = datasets.load_dataset("parquet", data_files=named, split=cfg.split)
         else:
             rows = datasets.load_dataset(os.path.expanduser(cfg.path), cfg.name, split=cfg.split)
-    except (OSError, ValueError, KeyError, RuntimeError, datasets.exceptions.DatasetsError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, DatasetsError) as error:
         first = (str(error).splitlines() or [type(error).__name__])[0]
         raise ValueError(f"cannot load '{cfg.path}' ({cfg.split}): {first}") from None
     assert isinstance(rows, datasets.Dataset)

@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from ddit.data.samples import CorruptSample
-from ddit.images import ImageTooLarge, NotAnImage, image_size, read_image
+from ddit.images import ImageTooLarge, NotAnImage, check_regular, image_size, read_image
 
 HEADER_SIZE = 65_536
 """Bytes that hold the size of nearly every image; where they do not, the whole file is read."""
@@ -40,13 +40,9 @@ def decode_image(data: bytes, name: str) -> Image.Image:
 def load_image(path: Path) -> Image.Image:
     """The image of a file; `CorruptSample` as in `decode_image`, or "missing file" or "unreadable file"."""
     try:
+        check_regular(path)
         data = path.read_bytes()
-    except (
-        FileNotFoundError,
-        NotADirectoryError,
-        IsADirectoryError,
-        ValueError,
-    ):  # a name may hold a zero byte
+    except (FileNotFoundError, NotADirectoryError, ValueError):  # a name may hold a zero byte
         raise CorruptSample("missing file", str(path)) from None
     except OSError as error:
         raise CorruptSample("unreadable file", f"{path}: {error.strerror}") from None
@@ -69,6 +65,7 @@ def measure_file(path: Path) -> tuple[int, int]:
     """Width and height of the image in a file; (0, 0) if they cannot be told."""
 
     def read(count: int) -> bytes:
+        check_regular(path)
         with path.open("rb") as file:
             return file.read(count)
 

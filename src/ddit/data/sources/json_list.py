@@ -17,7 +17,6 @@ from ddit.data.sources.records import Entries
 from ddit.data.sources.sidecar import Arrays, cache_beside
 from ddit.data.sources.texts import choose_caption, make_caption_sample
 
-
 _MAX_STATED = 2**31 - 1  # a size is an int32
 
 

@@ -23,7 +23,7 @@ HUMAN, MODEL = ("human", "user"), ("gpt", "assistant")
 
 
 class LlavaSource:
-    """All turns of a conversation in order. An entry that names no image, and whose text asks for none, is text alone."""
+    """All turns of a conversation in order. An entry is text alone if it names no image and its text has no tag."""
 
     def __init__(self, cfg: LlavaData) -> None:
         self.cfg = cfg
@@ -74,7 +74,8 @@ class LlavaSource:
 
 def _has_tag(conversation: Any) -> bool:
     """Whether a message, other than the model's, has a tag for an image, video or sound."""
-    messages = [item for item in conversation if isinstance(item, dict)] if isinstance(conversation, list) else []
+    items = conversation if isinstance(conversation, list) else []
+    messages = [item for item in items if isinstance(item, dict)]
     asked = [str(item.get("value")) for item in messages if item.get("from") not in MODEL]
     return any(tag in text for text in asked for tag in (IMAGE_TAG, *_OTHER_TAGS))
 

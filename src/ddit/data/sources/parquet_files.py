@@ -86,7 +86,9 @@ def _choose(path: str, files: list[_File], name: str | None, split: str) -> list
     if name is not None:
         files = [file for file in files if name in file.path.parts or name == file.config]
         if not files:
-            raise ValueError(f"'{path}' has no configuration {name!r}: no folder of parquet files has that name")
+            raise ValueError(
+                f"'{path}' has no configuration {name!r}: no folder of parquet files has that name"
+            )
     chosen = _of_split(path, files, split)
     configs = sorted({file.config for file in chosen if file.split is not None})
     if len(configs) > 1:

@@ -46,11 +46,16 @@ class TarIndex(NamedTuple):
 
 
 class _Member(NamedTuple):
-    """A member that a sample may have: its name up to the last point, its kind (0 to 2) and where it is."""
+    """A member that a sample may have: its name, its kind (0 to 2) and where its data are."""
 
-    stem: str
+    name: str
     kind: int
     span: Span
+
+    @property
+    def stem(self) -> str:
+        """The name up to the last point."""
+        return self.name.rpartition(".")[0]
 
 
 class _Sample(NamedTuple):
@@ -66,8 +71,10 @@ def load_index(path: Path) -> TarIndex:
     """
     arrays = cache_beside(path, "index", lambda: _build(path))
     spans = arrays["spans"]
-    left_out = {cause: LeftOut(num, tuple(first)) for cause, num, first in json.loads(str(arrays["left_out"]))}
-    return TarIndex(*spans, arrays["stems"], arrays["faults"], left_out, str(arrays["end"]))
+    rows = json.loads(str(arrays["left_out"]))
+    left_out = {cause: LeftOut(num, tuple(first)) for cause, num, first in rows}
+    stems, faults, end = arrays["stems"], arrays["faults"], str(arrays["end"])
+    return TarIndex(spans[0], spans[1], spans[2], stems, faults, left_out, end)
 
 
 def split_name(name: str) -> tuple[str, str]:
@@ -134,7 +141,7 @@ def _read_headers(path: Path, file: IO[bytes]) -> Iterator[tarfile.TarInfo]:
             _refuse_compressed(path)
             is_cut = offset > start or size == 0 or "end of data" in str(error)
             raise _EndsEarly(TRUNCATED if is_cut else DAMAGED) from None
-        except (tarfile.TarError, ValueError, OverflowError):  # numbers in a header that are none, or beyond any file
+        except (tarfile.TarError, ValueError, OverflowError):  # numbers that are none, or beyond any file
             raise _EndsEarly(DAMAGED) from None
         start = _next_archive(file, offset, size)
 
@@ -205,7 +212,8 @@ class _Members:
         if name in self._used:  # as when it is unpacked
             left_out.add("replaced by a later member of the same name", name)
         self._used[name] = None
-        self._spans.pop(name, None), self._links.pop(name, None)
+        self._spans.pop(name, None)
+        self._links.pop(name, None)
         if member.isfile() and not member.islnk():
             self._spans[name] = member.offset_data, member.size
         else:  # a hard link's target is a name in the archive, a symbolic link's is seen from its folder
@@ -219,7 +227,7 @@ class _Members:
         for name in self._used:
             kind = _kind(name.lower())
             assert kind is not None
-            member = _Member(name.rpartition(".")[0], kind, self._find(name, left_out))
+            member = _Member(name, kind, self._find(name, left_out))
             groups.setdefault(split_name(name)[0], []).append(member)
         for key, members in groups.items():
             yield from _split_group(key, members, left_out)
@@ -254,7 +262,7 @@ def _split_group(key: str, members: list[_Member], left_out: _Counter) -> Iterat
         is_whole = len({member.kind for member in part}) > 1
         if key in parts and stem != key and not is_whole:
             for member in part:
-                left_out.add("further field of a sample", f"{stem} ({('image', 'text', 'json')[member.kind]})")
+                left_out.add("further field of a sample", member.name)
         else:
             yield _Sample(stem, part)
 
