@@ -95,9 +95,10 @@ def main() -> None:
         _leave(end.code)
     except BaseException as error:  # the command's edge: every fault becomes one line
         if os.environ.get("DDIT_DEBUG"):
+            if not _is_rank():
+                raise
             traceback.print_exc()
-        else:
-            typer.echo(f"ddit: {_rank()}{one_line(error)}", err=True)
+        typer.echo(f"ddit: {_rank()}{one_line(error)}", err=True)
         _leave(1)
 
 

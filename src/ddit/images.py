@@ -99,7 +99,9 @@ def check_regular(path: str | os.PathLike[str]) -> None:
     if stat.S_ISDIR(mode):
         raise ValueError(f"'{os.fspath(path)}' is a folder, not an image")
     if not stat.S_ISREG(mode):
-        raise ValueError(f"'{os.fspath(path)}' is a pipe or a device, not a file: save the image to a file first")
+        raise ValueError(
+            f"'{os.fspath(path)}' is a pipe or a device, not a file: save the image to a file first"
+        )
 
 
 def _near_files(path: str) -> str:

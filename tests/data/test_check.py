@@ -7,10 +7,11 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from ddit.cli import main
 from ddit.config.data import JsonData, TarData, WorldData
-from ddit.data.check import check_source
+from ddit.data.check import Fit, check_source
 from ddit.data.world_files import WorldScenes, _add, write_world
 from ddit.world import PRESETS
 
@@ -125,3 +126,49 @@ def test_mistakes_get_one_line(
     assert (
         "the source holds no sample" in run(monkeypatch, capsys, "data", "check", tmp_path / "empty.json")[2]
     )
+
+
+# --- texts that are too long ---
+
+
+def write_captions(folder: Path, lengths: list[int]) -> Path:
+    Image.new("RGB", (4, 4)).save(folder / "a.png")
+    entries = [{"image_path": "a.png", "caption": " ".join(["dog,"] * length)} for length in lengths]
+    (folder / "metadata.json").write_text(json.dumps(entries))
+    return folder / "metadata.json"
+
+
+def test_texts_longer_than_a_run_keeps_are_counted(tmp_path: Path) -> None:
+    cfg = JsonData(str(write_captions(tmp_path, [1, 62, 63, 64, 200])))
+    report = check_source(cfg)
+    assert (report.num_cut, report.cut_share, report.is_exact) == (2, 0.4, False)
+    assert "cut texts    at least 2 (40.00 %): more than 64 tokens" in list(report.lines())
+    assert check_source(cfg, fit=Fit(201)).num_cut == 0
+    exact = check_source(cfg, fit=Fit(63, lambda text: 2 * len(text.split())))
+    assert (exact.num_cut, exact.is_exact) == (4, True)
+    assert "cut texts    4 (80.00 %): more than 63 tokens" in list(exact.lines())
+
+
+def test_the_command_counts_with_the_runs_tokenizer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write_captions(tmp_path, [3, 4, 30])
+    for arguments, expected in (
+        (("--length", 7, "--text", "mini"), (2, True)),  # the comma is a token
+        (("--length", 8, "--text", "mini"), (2, True)),
+        (("--length", 9, "--text", "mini"), (1, True)),
+        (("--length", 9), (1, False)),
+        ((), (0, False)),
+    ):
+        code, out, _ = run(monkeypatch, capsys, "data", "check", path, "--json", *arguments)
+        found = json.loads(out)
+        assert (code, found["num_cut"], found["is_exact"]) == (0, *expected)
+    code, out, err = run(monkeypatch, capsys, "data", "check", path, "--text", tmp_path)
+    assert (code, out) == (1, "")
+    assert "tokenizer.json' does not exist: --text takes the folder that the run's `text` or `init` names" in err
+
+
+def test_half_a_surrogate_pair_is_no_usable_text(tmp_path: Path) -> None:
+    path = write_captions(tmp_path, [1])
+    path.write_text('[{"image_path": "a.png", "caption": "a \\ud83d dog"}]')
+    assert list(check_source(JsonData(str(path))).corrupt) == ["unusable text"]

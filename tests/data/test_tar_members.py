@@ -76,14 +76,20 @@ def test_a_point_in_a_base_name_loses_no_sample(shard: Path) -> None:
     for shade, stem in enumerate(stems):
         members += [(f"{stem}.png", png(shade)), (f"{stem}.txt", stem.encode())]
     write(shard, members)
-    assert read(shard) == {("a.b/c" if stem == "a.b/c.d" else stem): (stem, i) for i, stem in enumerate(stems)}
+    assert read(shard) == {
+        ("a.b/c" if stem == "a.b/c.d" else stem): (stem, i) for i, stem in enumerate(stems)
+    }
     assert left_out(shard) == {}
 
 
 def test_named_fields_of_a_key_are_one_sample(shard: Path) -> None:
     members: Members = []
     for i in range(3):
-        members += [(f"s{i}.input.png", png(i)), (f"s{i}.outputs.txt", b"t%d" % i), (f"s{i}.meta.json", b"{}")]
+        members += [
+            (f"s{i}.input.png", png(i)),
+            (f"s{i}.outputs.txt", b"t%d" % i),
+            (f"s{i}.meta.json", b"{}"),
+        ]
     assert read(write(shard, members)) == {f"s{i}": (f"t{i}", i) for i in range(3)}
 
 
@@ -99,7 +105,13 @@ def test_further_fields_of_a_sample_are_left_out_and_counted(shard: Path) -> Non
 
 
 def test_two_images_or_texts_under_one_key_are_corrupt(shard: Path) -> None:
-    members: Members = [("1.png", png(1)), ("1.jpg", png(2)), ("1.txt", b"one"), ("2.png", png(2)), ("2.txt", b"two")]
+    members: Members = [
+        ("1.png", png(1)),
+        ("1.jpg", png(2)),
+        ("1.txt", b"one"),
+        ("2.png", png(2)),
+        ("2.txt", b"two"),
+    ]
     assert read(write(shard, members)) == {"1": "several images", "2": ("two", 2)}
 
 
@@ -111,8 +123,20 @@ def test_suffixes_count_in_any_case_and_members_in_any_order(shard: Path) -> Non
 def test_hidden_files_and_those_of_other_suffixes_are_left_out_by_cause(shard: Path) -> None:
     folder, device = tarfile.TarInfo("folder"), tarfile.TarInfo("3.png")
     folder.type, device.type = tarfile.DIRTYPE, tarfile.FIFOTYPE
-    members: Members = [folder, ("1.png", png(1)), ("1.txt", b"one"), ("README", b""), ("2.heic", b""), device]
-    members += [("._1.png", b"\0"), ("__MACOSX/._1.png", b"\0"), ("__MACOSX/1.png", b"\0"), (".DS_Store", b"")]
+    members: Members = [
+        folder,
+        ("1.png", png(1)),
+        ("1.txt", b"one"),
+        ("README", b""),
+        ("2.heic", b""),
+        device,
+    ]
+    members += [
+        ("._1.png", b"\0"),
+        ("__MACOSX/._1.png", b"\0"),
+        ("__MACOSX/1.png", b"\0"),
+        (".DS_Store", b""),
+    ]
     write(shard, members)
     assert read(shard) == {"1": ("one", 1)}
     assert left_out(shard) == {"unknown suffix": 2, "no plain file": 1, "hidden file": 4}
@@ -125,7 +149,13 @@ def test_names_that_are_not_utf_8_are_read(shard: Path) -> None:
 
 
 def test_of_two_members_with_one_name_the_later_counts(shard: Path) -> None:
-    members: Members = [("1.png", png(1)), ("1.txt", b"old"), ("2.png", png(2)), ("2.txt", b"two"), ("1.txt", b"new")]
+    members: Members = [
+        ("1.png", png(1)),
+        ("1.txt", b"old"),
+        ("2.png", png(2)),
+        ("2.txt", b"two"),
+        ("1.txt", b"new"),
+    ]
     assert read(write(shard, members)) == {"1": ("new", 1), "2": ("two", 2)}
     assert left_out(shard) == {"replaced by a later member of the same name": 1}
 
@@ -141,7 +171,10 @@ def test_a_caption_may_begin_with_a_bom_and_hold_any_separator(shard: Path) -> N
 
 def test_links_within_the_tar_are_followed(shard: Path) -> None:
     members: Members = [("real/1.png", png(1)), ("real/1.txt", b"one")]
-    members += [link("hard/1.png", "real/1.png", tarfile.LNKTYPE), link("hard/1.txt", "real/1.txt", tarfile.LNKTYPE)]
+    members += [
+        link("hard/1.png", "real/1.png", tarfile.LNKTYPE),
+        link("hard/1.txt", "real/1.txt", tarfile.LNKTYPE),
+    ]
     members += [link("soft/1.png", "../real/1.png"), link("soft/1.txt", "../hard/1.txt")]
     assert read(write(shard, members)) == {f"{folder}/1": ("one", 1) for folder in ("real", "hard", "soft")}
 
@@ -182,7 +215,9 @@ def test_shards_below_folders_and_links_are_found_once(tmp_path: Path) -> None:
 def test_compressed_shards_and_dead_links_in_a_folder_are_errors(tmp_path: Path) -> None:
     write(tmp_path / "0.tar", [])
     (tmp_path / "1.tar.gz").write_bytes(b"")
-    with pytest.raises(ValueError, match=r"holds compressed tars \(1, .*1\.tar\.gz' first\).*: decompress them"):
+    with pytest.raises(
+        ValueError, match=r"holds compressed tars \(1, .*1\.tar\.gz' first\).*: decompress them"
+    ):
         find_shards(str(tmp_path))
     (tmp_path / "1.tar.gz").unlink()
     (tmp_path / "2.tar").symlink_to("nowhere")
@@ -208,7 +243,9 @@ def test_the_check_reports_what_is_left_out(shard: Path) -> None:
     write(shard, [("1.png", png(1)), ("1.txt", b"one"), ("1.cls", b"0"), ("2.heic", b"")])
     report = check_source(TarData(str(shard)))
     assert (report.num_samples, report.num_corrupt) == (1, 0)
-    assert report.to_json()["left_out"] == {"unknown suffix": {"num": 2, "first": (f"{shard}:1.cls", f"{shard}:2.heic")}}
+    assert report.to_json()["left_out"] == {
+        "unknown suffix": {"num": 2, "first": (f"{shard}:1.cls", f"{shard}:2.heic")}
+    }
     lines = list(report.lines())
     assert "left out     2" in lines
     assert f"         2  unknown suffix: {shard}:1.cls, {shard}:2.heic" in lines
@@ -218,8 +255,14 @@ def test_the_check_reports_what_is_left_out(shard: Path) -> None:
 
 @pytest.mark.slow
 def test_no_damage_to_a_tar_raises_anything_but_its_cause(tmp_path: Path) -> None:
-    members: Members = [(f"{i}.{s}", png(i) if s == "png" else b"{}") for i in range(4) for s in ("png", "txt", "json")]
-    members += [link("l.png", "1.png"), link("h.png", "1.png", tarfile.LNKTYPE), ("n" * 200 + "é.png", png(5))]
+    members: Members = [
+        (f"{i}.{s}", png(i) if s == "png" else b"{}") for i in range(4) for s in ("png", "txt", "json")
+    ]
+    members += [
+        link("l.png", "1.png"),
+        link("h.png", "1.png", tarfile.LNKTYPE),
+        ("n" * 200 + "é.png", png(5)),
+    ]
     data = write(tmp_path / "x.tar", members).read_bytes()
     rng = random.Random(0)
     for number in range(1500):

@@ -94,10 +94,11 @@ def test_a_batch_gives_what_single_calls_give(order, rule) -> None:
     batch = fill(ids, answer_mask, order=order, rule=rule, eos_token_id=EOS)
     for row in range(len(ids)):
         one = slice(row, row + 1)
-        single = fill(
-            ids[one], answer_mask[one], lambda ids, is_masked, rows, row=row: context_logits(ids, is_masked, rows + row),
-            first_seed=row, order=order, rule=rule, eos_token_id=EOS,
-        )  # fmt: skip
+
+        def logits_fn(noisy_ids: Tensor, is_masked: Tensor, rows: Tensor, row: int = row) -> Tensor:
+            return context_logits(noisy_ids, is_masked, rows + row)
+
+        single = fill(ids[one], answer_mask[one], logits_fn, row, order=order, rule=rule, eos_token_id=EOS)
         assert torch.equal(single.ids[0], batch.ids[row])
         assert single.num_steps[0] == batch.num_steps[row]
 

@@ -4,8 +4,9 @@ import json
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
-from ddit.eval.captioning import cider, score_captions, tokenize_caption
+from ddit.eval.captioning import cider, is_cider_zero, read_captions, score_captions, tokenize_caption
 from ddit.eval.items import Item
 from ddit.world import PRESETS, list_captions, make_scene
 
@@ -72,3 +73,43 @@ def test_real_captions_have_cider_alone() -> None:
     result = score_captions(items, ["a dog", "a dog"])
     assert [figure.name for figure in result.figures] == ["CIDEr"]
     assert result.scores[0] > result.scores[1] == 0
+
+
+def test_cider_of_one_image_or_of_equal_references_is_zero_and_said() -> None:
+    for references in ([["a red dog"]], [["a red dog", "one"], ["one", "a red dog"]]):
+        assert is_cider_zero(references)
+        items = [Item(str(i), Path("p"), None, {"references": texts}) for i, texts in enumerate(references)]
+        result = score_captions(items, ["a red dog"] * len(items))
+        assert result.figures[0].value == 0
+        assert result.notes[0].startswith("CIDEr is 0 here whatever the captions say, by its rule")
+    other = [["a red dog"], ["two cats"]]
+    assert not is_cider_zero(other)
+    items = [Item(str(i), Path("p"), None, {"references": texts}) for i, texts in enumerate(other)]
+    assert score_captions(items, ["a red dog", "two cats"]).notes == ()
+
+
+def test_a_fault_scores_nothing() -> None:
+    items = [Item(str(i), Path("p"), None, {"references": [text]}, fault="gone" if i else "")
+             for i, text in enumerate(("a dog", "two cats"))]  # fmt: skip
+    assert score_captions(items, ["a dog", "two cats"]).scores == [pytest.approx(5), 0]
+
+
+def test_captions_are_read_whatever_their_ids_are(tmp_path: Path) -> None:
+    for name in ("val/1.png", "train/1.png"):
+        (tmp_path / name).parent.mkdir()
+        Image.new("RGB", (8, 8)).save(tmp_path / name)
+    images = [{"id": 1, "file_name": "val/1.png"}, {"id": "2", "file_name": "train\\1.png"},
+              {"id": 3, "file_name": "val/1.png"}, {"id": 1, "file_name": "val/1.png"}]  # fmt: skip
+    captions = [
+        {"image_id": "1", "caption": "one"},
+        {"image_id": 2, "caption": 2},
+        {"image_id": 3, "caption": None},
+    ]
+    (tmp_path / "captions.json").write_text(json.dumps({"images": images, "annotations": captions}))
+    items, notes = read_captions(tmp_path)
+    assert [(item.id, item.truth["references"]) for item in items] == [("1", ["one"]), ("2", ["2"])]
+    assert [item.image for item in items] == [tmp_path / "val/1.png", tmp_path / "train/1.png"]
+    assert notes == (
+        "1 image without a caption left out, as in the official script (3)",
+        "1 image left out: its id came before (1)",
+    )

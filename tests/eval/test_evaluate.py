@@ -293,7 +293,7 @@ def test_if_no_image_is_there_the_folder_is_at_fault(model: Path, tmp_path: Path
     result = call("eval", "pope", "--model", model, "--data", data, "--out", tmp_path / "out")
     assert str(result.exception).startswith("no image a.png in ")
     assert "--images" in str(result.exception)
-    assert not (tmp_path / "out").exists()
+    assert not (tmp_path / "out" / "pope").exists()
 
 
 def test_a_mistake_in_the_options_is_not_taken_for_a_corrupt_image(model: Path, tmp_path: Path) -> None:

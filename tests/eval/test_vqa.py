@@ -1,6 +1,7 @@
 """VQAv2, VizWiz and GQA by hand: the official normalisation, the ten-answer rule, the breakdowns."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -68,6 +69,43 @@ def test_answers_are_normalised_by_the_official_rule(text: str, normal: str) -> 
 def test_the_ten_answer_rule_leaves_out_each_person_once(agree: int, score: float) -> None:
     answers = ["red"] * agree + [f"other {i}" for i in range(10 - agree)]
     assert ten_answer_score("red", answers) == pytest.approx(score)
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 4, 9])
+def test_fewer_than_ten_answers_are_scored_by_exact_match(count: int) -> None:
+    assert vqav2_score("A dog.", ["dog"] * count) == 1
+    assert vqav2_score("cat", ["dog"] * count) == 0
+    assert vizwiz_score("dog", ["cat"] * (count - 1) + ["dog"]) == 1
+    items = [item(0, answer="dog", answers=["dog"] * count, kind="other", answerable=1)]
+    for score in (score_vqav2, score_vizwiz):
+        (note,) = score(items, ["dog"]).notes
+        assert note.startswith("1 of 1 questions have fewer than ten answers and are scored by exact match")
+    ten = [item(0, answer="dog", answers=["dog"] * 10, kind="other", answerable=1)]
+    assert score_vqav2(ten, ["dog"]).notes == score_vizwiz(ten, ["dog"]).notes == ()
+
+
+@pytest.mark.parametrize(
+    ("text", "answers"),
+    [
+        ("Black.", ["black"] * 10),
+        ("a dog", ["dog"] * 10),
+        ("none", ["0"] * 4 + ["none"] * 6),
+        ("two", ["2"] * 10),
+    ],
+)
+def test_vqav2_normalises_where_all_ten_agree_too(text: str, answers: list[str]) -> None:
+    assert vqav2_score(text, answers) == 1
+
+
+def test_an_item_with_a_fault_is_wrong_in_every_figure() -> None:
+    good, bad = item(0), item(1)
+    truth = {"answer": "dog", "answers": ["dog"] * 10, "kind": "other", "answerable": 1}
+    items = [replace(good, truth=truth), replace(bad, truth=truth, fault="no such image")]
+    assert score_vqav2(items, ["dog", ""]).scores == [1, 0]
+    assert score_gqa(items, ["dog", "dog"]).scores == [1, 0]
+    result = score_vizwiz(items, ["dog", ""])
+    assert result.scores == [1, 0]
+    assert value(result.figures, "unanswerable: precision") == 0  # counted as a false alarm
 
 
 def test_vqav2_normalises_both_sides_and_vizwiz_the_answer_alone() -> None:
@@ -197,5 +235,94 @@ def test_what_is_missing_is_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="has no 'answer'"):
         read_gqa(tmp_path)
     (tmp_path / "questions.json").write_text("{")
+    with pytest.raises(ValueError, match="is not valid JSON"):
+        read_gqa(tmp_path)
+
+
+def write_vqav2(folder: Path, questions: list[dict], annotations: list[dict]) -> None:
+    write(folder / "questions.json", {"questions": questions})
+    write(folder / "annotations.json", {"annotations": annotations})
+
+
+def test_ids_are_numbers_or_texts_and_answers_too(tmp_path: Path) -> None:
+    save_image(tmp_path, "000000000042.png")
+    asked = [{"question_id": number, "image_id": image, "question": "?"} for number, image in
+             ((1, 42), ("2", "42"), (3.0, 42.0), (4, 42))]  # fmt: skip
+    answers = [[2, 2.0, "2"], [{"answer": 2}, {"answer": None}, {"answer": True}], "red", []]
+    annotated = [{"question_id": number, "answers": given, "multiple_choice_answer": 0, "answer_type": None}
+                 for number, given in zip(("1", 2, 3, "4"), answers, strict=True)]  # fmt: skip
+    write_vqav2(tmp_path, asked, annotated)
+    items, notes = read_vqav2(tmp_path)
+    assert [item.id for item in items] == ["1", "2", "3", "4"]
+    assert [item.truth["answers"] for item in items] == [["2", "2", "2"], ["2", "yes"], ["red"], ["0"]]
+    assert {item.truth["kind"] for item in items} == {"other"}
+    assert {item.image for item in items} == {tmp_path / "000000000042.png"}
+    assert notes == ()
+
+
+def test_what_is_left_out_of_vqav2_is_said(tmp_path: Path) -> None:
+    save_image(tmp_path, "000000000042.png")
+    asked = [{"question_id": number, "image_id": 42, "question": "?"} for number in (1, 1, 2, 3)]
+    answers = [{"question_id": 1, "answers": ["a"]}, {"question_id": 2, "answers": []}]
+    write_vqav2(tmp_path, asked, [*answers, {"question_id": 9, "answers": ["b"]}])
+    items, notes = read_vqav2(tmp_path)
+    assert [item.id for item in items] == ["1"]
+    assert notes == (
+        "2 questions without an answer in annotations.json left out (2, 3)",
+        "1 question left out: its id came before (1)",
+        "1 annotation of annotations.json not asked: questions.json lacks it (9)",
+    )
+
+
+def test_vqav2_takes_the_image_of_its_own_split(tmp_path: Path) -> None:
+    for split in ("train2017", "val2017"):
+        save_image(tmp_path / "images" / split, "000000000042.jpg")
+    write_vqav2(tmp_path, [], [{"question_id": 1, "answers": ["a"]}])
+    question = {"question_id": 1, "image_id": 42, "question": "?"}
+    write(tmp_path / "questions.json", {"data_subtype": "val2017", "questions": [question]})
+    (one,) = read_vqav2(tmp_path).items
+    assert one.image.parent.name == "val2017"
+
+
+def test_gqa_leaves_out_unbalanced_questions_as_its_script_does(tmp_path: Path) -> None:
+    save_image(tmp_path / "images", "1.jpg")
+    entry = {"question": "?", "imageId": 1, "answer": "yes"}
+    found = {"01": {**entry, "isBalanced": False}, "1": {**entry, "isBalanced": True}, "2": entry, "3": entry}
+    found["3"] = {**entry, "answer": None}
+    write(tmp_path / "questions.json", found)
+    items, notes = read_gqa(tmp_path)
+    assert [item.id for item in items] == ["1", "2"]
+    assert notes == (
+        "1 unbalanced question left out, as in the official script's accuracy (01)",
+        "1 question without an answer left out (3)",
+    )
+
+
+def test_vizwiz_leaves_out_questions_without_an_answer(tmp_path: Path) -> None:
+    save_image(tmp_path, "a.jpg")
+    entry = {"image": "a.jpg", "question": "?", "answerable": "0", "answers": ["unanswerable"] * 10}
+    write(tmp_path / "val.json", [entry, {**entry, "image": "b.jpg", "answers": []}])
+    items, notes = read_vizwiz(tmp_path)
+    assert [item.truth["answerable"] for item in items] == [0]
+    assert notes == ("1 question without an answer left out (b.jpg)",)
+    write(tmp_path / "val.json", [{"image": "a.jpg", "question": "?"}])
+    with pytest.raises(ValueError, match="has no answers: the test split"):
+        read_vizwiz(tmp_path)
+
+
+def test_files_of_macos_and_windows_are_read(tmp_path: Path) -> None:
+    """Hidden copies are passed over; a byte order mark, CRLF and UTF-16 are read."""
+    save_image(tmp_path, "1.jpg")
+    text = json.dumps(
+        {"7": {"question": "caf\u00e9?", "imageId": "1", "answer": "yes"}}, ensure_ascii=False, indent=1
+    )
+    (tmp_path / "._questions.json").write_bytes(b"\x00\x05\x16\x07")
+    for data in (text.encode("utf-8-sig"), text.replace("\n", "\r\n").encode(), text.encode("utf-16")):
+        (tmp_path / "questions.json").write_bytes(data)
+        assert [item.question for item in read_gqa(tmp_path).items] == ["caf\u00e9?"]
+    (tmp_path / "questions.json").write_bytes(text.encode("latin-1"))
+    with pytest.raises(ValueError, match=r"is not valid JSON: .* is not text in UTF-8"):
+        read_gqa(tmp_path)
+    (tmp_path / "questions.json").write_text("[" * 100_000)
     with pytest.raises(ValueError, match="is not valid JSON"):
         read_gqa(tmp_path)

@@ -8,6 +8,7 @@ from PIL import Image
 
 from ddit.eval.items import Item
 from ddit.eval.yesno import (
+    is_unclear,
     parse_mme_answer,
     parse_pope_answer,
     read_mme,
@@ -27,10 +28,23 @@ from ddit.eval.yesno import (
         ("yes. no", "yes"),  # the first sentence counts
         ("nothing", "yes"),  # whole words only
         ("a dog", "yes"),  # unclear is a yes
+        ("maybe", "yes"),
+        ("It is not.", "no"),
+        ("No!", "yes"),  # marks other than commas stay in the word
+        ("Yes. No.", "yes"),
     ],
 )
 def test_pope_parses_an_answer_by_the_official_rule(text: str, answer: str) -> None:
     assert parse_pope_answer(text) == answer
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [("maybe", True), ("", True), ("No!", True), ("yesterday", True), ("nothing", True), ("no", False),
+     ("It is not.", False), ("YES!", False), ("I think yes", False)],
+)  # fmt: skip
+def test_unclear_is_what_the_official_rule_takes_for_yes_without_the_word(text: str, expected: bool) -> None:
+    assert is_unclear(text) == expected
 
 
 def test_pope_tallies_by_hand() -> None:
@@ -138,3 +152,107 @@ def test_mme_is_read_in_both_of_its_layouts(tmp_path: Path, is_split: bool) -> N
     (texts / "0001.txt").write_text("Is there a dog?\tYes\n")
     with pytest.raises(ValueError, match="not two lines"):
         read_mme(tmp_path)
+
+
+def write_pope(folder: Path, text: str) -> None:
+    for kind in ("random", "popular", "adversarial"):
+        (folder / f"pope_{kind}.json").write_text(text, encoding="utf-8", newline="")
+
+
+LINE = {"question_id": 1, "image": "a.png", "label": "yes"}
+
+
+def test_lines_end_at_newlines_only(tmp_path: Path) -> None:
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    texts = ["a\u2028b", "a\x85b", "a\u2029b"]
+    lines = [json.dumps({**LINE, "text": text}, ensure_ascii=False) for text in texts]
+    for end in ("\n", "\r\n"):
+        write_pope(tmp_path, "\ufeff" + end.join(lines) + end + end)
+        assert [item.question for item in read_pope(tmp_path).items] == texts * 3
+    write_pope(
+        tmp_path, json.dumps([{**LINE, "text": text} for text in texts], indent=2)
+    )  # a list, as .json says
+    assert [item.question for item in read_pope(tmp_path).items] == texts * 3
+    write_pope(tmp_path, "\n{")
+    with pytest.raises(ValueError, match="line 2 is not JSON"):
+        read_pope(tmp_path)
+    write_pope(tmp_path, "[7]")
+    with pytest.raises(ValueError, match="lists 7, no object"):
+        read_pope(tmp_path)
+
+
+@pytest.mark.parametrize(("label", "answer"), [("Yes", "yes"), ("NO.", "no"), (" no ", "no"), (True, "yes")])
+def test_popes_labels_may_be_spelled_otherwise(tmp_path: Path, label: object, answer: str) -> None:
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    write_pope(tmp_path, json.dumps({**LINE, "text": "?", "label": label}))
+    assert {item.truth["answer"] for item in read_pope(tmp_path).items} == {answer}
+
+
+def test_pope_counts_questions_that_repeat_an_id_as_its_script_does(tmp_path: Path) -> None:
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    write_pope(tmp_path, f"{json.dumps({**LINE, 'text': '?'})}\n" * 2)
+    assert len(read_pope(tmp_path).items) == 6
+
+
+def test_a_fault_is_wrong_whatever_pope_would_take_it_for() -> None:
+    items = [Item(str(i), Path("p"), "?", {"answer": label, "kind": "random"}, fault="gone")
+             for i, label in enumerate(("yes", "no"))]  # fmt: skip
+    result = score_pope(items, ["", ""])
+    figures = {figure.name: figure.value for figure in result.figures}
+    assert result.scores == [0, 0]
+    assert (figures["accuracy"], figures["F1"], figures["unclear"]) == (0, 0, 0)
+
+
+def write_mme(folder: Path, text: str, name: str = "0001", suffix: str = ".jpg") -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / f"{name}.txt").write_text(text, encoding="utf-8", newline="")
+    if suffix:
+        Image.new("RGB", (8, 8)).save(folder / f"{name}{suffix}")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Is it a dog? Please answer yes or no.\tYes\r\nIs it a cat? Please answer yes or no.\tNo\r\n",
+        "\ufeffIs it a dog?  please answer Yes or No\t\tYES.\n\nIs it a cat?\tno \t\n",
+    ],
+)
+def test_mmes_texts_may_be_spelled_otherwise(tmp_path: Path, text: str) -> None:
+    write_mme(tmp_path / "MME_Benchmark" / "existence", text, name="1[2]", suffix=".JPEG")
+    (tmp_path / "MME_Benchmark" / "existence" / "._1[2].txt").write_bytes(b"\0")
+    first, second = read_mme(tmp_path).items
+    assert (first.question, first.truth["answer"]) == ("Is it a dog?", "yes")
+    assert (second.question, second.truth["answer"]) == ("Is it a cat?", "no")
+    assert first.image.name == "1[2].JPEG"
+
+
+def test_mme_splits_at_newlines_only_and_names_a_line_of_another_form(tmp_path: Path) -> None:
+    write_mme(tmp_path / "OCR", "a\u2028b?\tYes\nc\x0bd?\tNo\n")
+    assert [item.question for item in read_mme(tmp_path).items] == ["a\u2028b?", "c\x0bd?"]
+    write_mme(tmp_path / "OCR", "a?\tYes\nb? No\n")
+    with pytest.raises(ValueError, match=r"a line must be a question, a tab, and Yes or No, not 'b\? No'"):
+        read_mme(tmp_path)
+
+
+def test_one_missing_image_of_mme_is_left_to_be_counted(tmp_path: Path) -> None:
+    write_mme(tmp_path / "count", "a?\tYes\nb?\tNo\n", suffix="")
+    with pytest.raises(ValueError, match="no image beside"):
+        read_mme(tmp_path)
+    write_mme(tmp_path / "count", "a?\tYes\nb?\tNo\n", name="0002")
+    assert [item.image.exists() for item in read_mme(tmp_path).items] == [False, False, True, True]
+
+
+def test_mme_says_what_its_sums_lack() -> None:
+    def items(*kinds: str) -> list[Item]:
+        return [
+            Item(f"{kind}/{i}", Path(kind), "?", {"answer": label, "kind": kind})
+            for kind in kinds
+            for i, label in enumerate(("yes", "no"))
+        ]
+
+    assert (
+        score_mme(items("existence", "count"), ["yes"] * 4).notes == ()
+    )  # the coarse ones are a set of their own
+    notes = score_mme(items("existence", "OCR", "ocr"), ["yes"] * 6).notes
+    assert notes[0] == "not a category of MME, left out of the sums: ocr"
+    assert notes[1].startswith("the sum of perception lacks count, position, color, posters, ")

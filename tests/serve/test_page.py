@@ -279,7 +279,7 @@ def test_empty_fields_are_the_models_own_settings() -> None:
     ("action", "sentence"),
     [
         (lambda runs: runs.generate(" ", 0, 3, 2.0), "The prompt is empty."),
-        (lambda runs: runs.generate("a dog", -1, 3, 2.0), "Seed must be at least 0 and below 2**62, got -1."),
+        (lambda runs: runs.generate("a dog", -1, 3, 2.0), "Seed must be 0 to 9007199254740991, got -1."),
         (lambda runs: runs.write("caption", None, "", False), "There is no image yet: upload or paste one."),
         (lambda runs: runs.write("answer", RED, "", False), "The question is empty."),
         (

@@ -280,7 +280,10 @@ class _Run:
             if not any(faults):
                 raise
         images = [BLANK if fault else item.image for item, fault in zip(items, faults, strict=True)]
-        questions = ["?" if fault and asked is not None else asked for asked, fault in zip(questions, faults, strict=True)]
+        questions = [
+            "?" if fault and asked is not None else asked
+            for asked, fault in zip(questions, faults, strict=True)
+        ]
         texts = self._write(images, questions, seed, task)
         return [_Answer("" if fault else text, fault) for text, fault in zip(texts, faults, strict=True)]
 

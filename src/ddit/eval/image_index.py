@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import unicodedata
+from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
 from ddit.data.sources.finding import is_hidden
@@ -25,17 +26,10 @@ class ImageIndex:
         self._files: dict[str, list[Path]] = {}  # by name, with and without the suffix
         self._name_of: dict[Path, PurePosixPath] = {}
         self._missing, self._num_found = "", 0
-        seen: set[str] = set()
-        for parent, folders, names in os.walk(folder, followlinks=True):
-            place = os.path.realpath(parent)
-            folders[:] = [] if place in seen else sorted(name for name in folders if not is_hidden(name))
-            names = [] if place in seen else names
-            seen.add(place)
-            for name in sorted(names):
-                path = Path(parent, name)
-                if path.suffix.lower() in IMAGE_SUFFIXES and not is_hidden(name):
-                    for key in (name, path.stem):
-                        self._files.setdefault(_composed(key), []).append(path)
+        for path in _walk(folder):
+            if path.suffix.lower() in IMAGE_SUFFIXES:
+                for key in (path.name, path.stem):
+                    self._files.setdefault(_composed(key), []).append(path)
 
     def find(self, *names: str) -> Path:
         """The image of the first name that there is, or else the path where it is missing.
@@ -101,3 +95,21 @@ class ImageIndex:
 def _composed(name: str) -> str:
     """Names that differ only in how accents are encoded, as macOS and Linux do, are the same."""
     return unicodedata.normalize("NFC", name)
+
+
+def _walk(folder: Path) -> Iterator[Path]:
+    """The files below a folder that are not hidden; a folder that links lead to, too, is walked once, without them."""
+    seen: set[str] = set()
+    folders, links = [folder], []
+    while folders or links:
+        place = folders.pop() if folders else links.pop()
+        if os.path.realpath(place) in seen or not os.access(place, os.R_OK | os.X_OK):
+            continue
+        seen.add(os.path.realpath(place))
+        for entry in sorted(os.scandir(place), key=lambda entry: entry.name):
+            if is_hidden(entry.name):
+                continue
+            if entry.is_dir():
+                (links if entry.is_symlink() else folders).append(Path(entry.path))
+            else:
+                yield Path(entry.path)

@@ -3,6 +3,8 @@
 Everything that the browser loads comes from this server. Gradio is imported here, so import this module late.
 """
 
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ from ddit.serve.page_parts import (
     AT_ONCE,
     EVENT,
     PAINTER_HTML,
+    checked_later,
     heading,
     image_file,
     line,
@@ -29,7 +32,6 @@ from ddit.serve.page_view import data_uri, image_class, placeholder, truth
 CSS = Path(__file__).with_name("page.css")
 PAINTER_JS = Path(__file__).with_name("page_painter.js")
 MAX_UPLOAD = "20mb"
-MAX_STEPS = 50
 SECONDS_KEPT = 3600
 """How long an uploaded image stays on the server's disk."""
 
@@ -39,6 +41,7 @@ MEASURE_TABS = (
     "setTimeout(() => dispatchEvent(new Event('resize')), wait))"
 )
 """Gradio may measure the tabs before they have their style, and then hides the last in a menu on a narrow screen."""
+NO_RESULT = "The result appears here."
 INPAINT, VARY = "Replace a part", "Vary the whole image"
 STREAMED = {**EVENT, "concurrency_limit": None}  # the engine's queue is the bound
 
@@ -64,6 +67,24 @@ def mount_page(app: FastAPI, engine: Engine, *, path: str = "/", name: str = "mi
     )
 
 
+@dataclass(frozen=True)
+class SceneTab:
+    """A tab about an image: its components, and its example texts for an image that is no scene.
+
+    shows_answers: whether the facts of a scene have answers to its questions. forget: a listener's keywords that take
+    away what is said about the last scene.
+    """
+
+    image: gr.Image
+    facts: gr.HTML
+    text: gr.Textbox
+    offered: gr.Dataset
+    result: gr.HTML
+    texts: Sequence[str]
+    shows_answers: bool = False
+    forget: dict[str, Any] = field(default_factory=dict)
+
+
 class _Page:
     """The page under construction: its tabs share the model's runs, the examples and the last image."""
 
@@ -83,11 +104,11 @@ class _Page:
                 with gr.Tab("Generate", id="generate"):
                     self._generate_tab()
                 with gr.Tab("Ask", id="ask"):
-                    self.ask_image = self._ask_tab()
+                    self.ask_tab = self._ask_tab()
                 with gr.Tab("Fill in", id="fill"):
                     self._fill_tab()
                 with gr.Tab("Edit", id="edit"):
-                    self.edit_image = self._edit_tab()
+                    self.edit_tab = self._edit_tab()
                 with gr.Tab("How it works", id="how"):
                     self._how_tab()
             self._hand_over()
@@ -113,7 +134,7 @@ class _Page:
         _on([button.click, prompt.submit], self.runs.generate, inputs, outputs)
         self.generated.change(_visible_if_any, self.generated, next_steps, **AT_ONCE)
 
-    def _ask_tab(self) -> gr.Image:
+    def _ask_tab(self) -> SceneTab:
         with gr.Row(elem_classes="sides"):
             with gr.Column(elem_classes="main"):
                 image, scene_button, facts = self._image_input()
@@ -128,17 +149,10 @@ class _Page:
         _on([caption_button.click], self._action("caption"), [image, question, slow], [result])
         _on([ask_button.click, question.submit], self._action("answer"), [image, question, slow], [result])
 
-        def show(sample: SceneSample) -> list[Any]:
-            questions = [question for question, _ in sample.questions]
-            return [
-                image_file(sample.image),
-                truth(sample.caption, sample.questions),
-                questions[0],
-                samples(questions),
-            ]
-
-        self._offer_scenes(scene_button, show, [image, facts, question, offered], first=3)
-        return image
+        tab = SceneTab(image, facts, question, offered, result, self.examples.questions, shows_answers=True)
+        return self._offer_scenes(
+            scene_button, tab, lambda sample: [text for text, _ in sample.questions], first=3
+        )
 
     def _fill_tab(self) -> None:
         with gr.Row(elem_classes="sides"):
@@ -154,13 +168,10 @@ class _Page:
                 slow = gr.Checkbox(False, label="Slow motion", container=False)
         _on([button.click, text.submit], self._action("infill"), [image, text, slow], [result])
 
-        def show(sample: SceneSample) -> list[Any]:
-            texts = [sample.blank, *self.examples.blanks]
-            return [image_file(sample.image), truth(sample.caption, []), sample.blank, samples(texts)]
+        tab = SceneTab(image, facts, text, offered, result, self.examples.blanks)
+        self._offer_scenes(scene_button, tab, lambda sample: [sample.blank, *self.examples.blanks], first=6)
 
-        self._offer_scenes(scene_button, show, [image, facts, text, offered], first=6)
-
-    def _edit_tab(self) -> gr.Image:
+    def _edit_tab(self) -> SceneTab:
         with gr.Row(elem_classes="sides"):
             with gr.Column(elem_classes="main"):
                 image, scene_button, facts = self._image_input("small")
@@ -190,17 +201,14 @@ class _Page:
         mode.change(_tools_of, mode, [painter, strength], **AT_ONCE)
         image.change(self._paintable, image, painter, **AT_ONCE)
 
-        def show(sample: SceneSample) -> list[Any]:
-            changes = list(sample.changes)
-            return [image_file(sample.image), truth(sample.caption, []), changes[0], samples(changes)]
-
-        self._offer_scenes(scene_button, show, [image, facts, prompt, offered], first=3)
-        return image
+        tab = SceneTab(image, facts, prompt, offered, result, self.examples.changes)
+        return self._offer_scenes(scene_button, tab, lambda sample: sample.changes, first=3)
 
     def _how_tab(self) -> None:
         with gr.Row(elem_classes="ask"):
             prompt = line(self.examples.prompts[1], "Prompt", scale=4)
             seed = gr.Number(0, label="Seed", precision=0, minimum=0, scale=1, min_width=90)
+            checked_later(seed)
         with gr.Row(elem_classes="ask"):
             button = gr.Button("Show the steps", variant="primary", scale=0, min_width=180)
             slow = gr.Checkbox(False, label="Slow motion", container=False)
@@ -214,13 +222,20 @@ class _Page:
         sampling = self.settings.image_sampling
         with gr.Row(elem_classes="settings"):
             seed = gr.Number(0, label="Seed", precision=0, minimum=0, min_width=90)
-            most = max(MAX_STEPS, sampling.num_steps)
             steps = gr.Number(
-                sampling.num_steps, label="Steps", precision=0, minimum=1, maximum=most, min_width=90
+                sampling.num_steps,
+                label="Steps",
+                precision=0,
+                minimum=1,
+                maximum=self.runs.max_steps,
+                min_width=90,
             )
             guidance = gr.Number(
-                sampling.guidance_scale, label="Guidance", step=0.5, minimum=0, maximum=20, min_width=90
-            )
+                sampling.guidance_scale, label="Guidance", step=0.5, minimum=0, maximum=self.runs.max_guidance,
+                min_width=90,
+            )  # fmt: skip
+        for number in (seed, steps, guidance):
+            checked_later(number)
         return [seed, steps, guidance]
 
     def _image_input(self, *classes: str) -> tuple[gr.Image, gr.Button, gr.HTML]:
@@ -235,21 +250,48 @@ class _Page:
             elem_classes=["source", self.image_class, *classes],
             alt_text="the image that the model sees",
         )
+        checked_later(image)
         button = gr.Button("Another example image", size="sm", visible=self.examples.has_world)
         image.upload(self._fit, image, image, **AT_ONCE)
         return image, button, gr.HTML(visible=self.examples.has_world)
 
-    def _offer_scenes(self, button: gr.Button, show: Any, outputs: list[Any], *, first: int) -> None:
-        """The button goes through scenes of the small world; the first one is shown from the start."""
-        if not self.examples.has_world:
-            return
+    def _offer_scenes(
+        self,
+        button: gr.Button,
+        tab: SceneTab,
+        texts_of: Callable[[SceneSample], Sequence[str]],
+        *,
+        first: int,
+    ) -> SceneTab:
+        """The button goes through scenes of the small world; the first one is shown from the start.
+
+        What is said about a scene leaves with it: nothing is known about an image of the user's own.
+
+        texts_of: the texts that are offered for a scene; the first of them is put into the box.
+        """
         number = gr.State(first)
+        told = [tab.facts, tab.text, tab.offered]
 
         def following(number: int) -> list[Any]:
-            return [number + 1, *show(scene_sample(number))]
+            sample = scene_sample(number)
+            texts = texts_of(sample)
+            facts = truth(sample.caption, sample.questions if tab.shows_answers else ())
+            return [number + 1, image_file(sample.image), facts, texts[0], samples(texts)]
 
-        button.click(following, number, [number, *outputs], **AT_ONCE)
-        self.blocks.load(following, number, [number, *outputs], **AT_ONCE)
+        def forget(number: int, text: str) -> list[Any]:
+            is_of_scene = self.examples.has_world and text in texts_of(scene_sample(number - 1))
+            text = tab.texts[0] if is_of_scene else text
+            return ["", text, samples(tab.texts), placeholder(NO_RESULT)]
+
+        tab.forget.update(fn=forget, inputs=[number, tab.text], outputs=[*told, tab.result])
+        gr.on([tab.image.upload, tab.image.clear], **tab.forget, **AT_ONCE)
+        if self.examples.has_world:
+            outputs = [number, tab.image, *told]
+            button.click(following, number, outputs, **AT_ONCE).then(
+                lambda: placeholder(NO_RESULT), None, tab.result, **AT_ONCE
+            )
+            self.blocks.load(following, number, outputs, **AT_ONCE)
+        return tab
 
     def _fit(self, image: str | None) -> Any:
         """An uploaded image as the model sees it, cropped and small; one that cannot be read stays."""
@@ -285,13 +327,11 @@ class _Page:
 
     def _hand_over(self) -> None:
         """The buttons under a generated image that take it to another tab."""
-        for button, image, tab in (
-            (self.to_ask, self.ask_image, "ask"),
-            (self.to_edit, self.edit_image, "edit"),
-        ):
-            handed = button.click(image_file, self.generated, image, **AT_ONCE)
+        for button, tab, name in ((self.to_ask, self.ask_tab, "ask"), (self.to_edit, self.edit_tab, "edit")):
+            handed = button.click(image_file, self.generated, tab.image, **AT_ONCE)
+            forgotten = handed.then(**tab.forget, **AT_ONCE)
             # the tab is opened once the image is there
-            handed.then(lambda tab=tab: gr.Tabs(selected=tab), None, self.tabs, **AT_ONCE)
+            forgotten.then(lambda name=name: gr.Tabs(selected=name), None, self.tabs, **AT_ONCE)
 
 
 def _tools_of(mode: str) -> list[Any]:

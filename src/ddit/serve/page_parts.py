@@ -1,5 +1,6 @@
 """Parts of the page: its theme, its heading, boxes with examples, the painter, files of images."""
 
+from collections.abc import Sequence
 from hashlib import sha256
 from html import escape
 from pathlib import Path
@@ -7,6 +8,8 @@ from typing import Any
 
 import gradio as gr
 from gradio import themes
+from gradio.components import Component
+from gradio.data_classes import ImageData
 from gradio.utils import get_upload_folder
 from PIL import Image
 
@@ -68,6 +71,15 @@ def make_theme() -> themes.Base:
     )
 
 
+def checked_later(component: Component) -> None:
+    """Passes an input on as it is: our actions answer a fault in a sentence, Gradio's own checks with a traceback."""
+    component.preprocess = _plain_value
+
+
+def _plain_value(payload: Any) -> Any:
+    return payload.path if isinstance(payload, ImageData) else payload
+
+
 def image_file(image: Image.Image) -> str:
     """The path of an image among Gradio's files, by its content.
 
@@ -99,7 +111,7 @@ def suggestions(label: str, texts: tuple[str, ...], target: gr.Textbox) -> gr.Da
     return offered
 
 
-def samples(texts: list[str]) -> gr.Dataset:
+def samples(texts: Sequence[str]) -> gr.Dataset:
     return gr.Dataset(samples=[[text] for text in texts])
 
 

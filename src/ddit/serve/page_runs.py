@@ -21,11 +21,17 @@ from ddit.serve import page_view as view
 from ddit.serve.engine import Engine
 from ddit.serve.jobs import Job, Overloaded, Preview, Result, Stopping, TimedOut, Verb, make_options
 from ddit.serve.page_view import Words
+from ddit.settings import ImageSampling
 
 log = logging.getLogger(__name__)
 
 Shown = tuple[str, Image.Image | None]
 """HTML, and the image once it is finished."""
+
+MAX_STEPS = 50
+MAX_GUIDANCE = 20
+MAX_SEED = 2**53 - 1
+"""Larger whole numbers are not exact in a browser."""
 
 NO_IMAGE = "there is no image yet: upload or paste one"
 NO_PAINT = "nothing is painted yet: paint over the part to replace"
@@ -44,14 +50,31 @@ class Runs:
     def image_size(self) -> int:
         return self.engine.pipeline.settings.image_size
 
+    @property
+    def _sampling(self) -> ImageSampling:
+        return self.engine.pipeline.settings.image_sampling
+
+    @property
+    def max_steps(self) -> int:
+        return max(MAX_STEPS, self._sampling.num_steps)
+
+    @property
+    def max_guidance(self) -> float:
+        return max(MAX_GUIDANCE, self._sampling.guidance_scale)
+
     # --- actions ---
 
     async def generate(
         self, prompt: str, seed: float | None, num_steps: float | None, guidance_scale: float | None
     ) -> AsyncIterator[Shown]:
         """Generates an image, then captions it."""
-        job = self._image_job("generate", {"prompt": prompt}, seed, num_steps, guidance_scale)
-        async for shown in guarded(self._generate_and_caption(job, _file_name(prompt, job.seed))):
+
+        async def frames() -> AsyncIterator[Shown]:
+            job = self._image_job("generate", {"prompt": prompt}, seed, num_steps, guidance_scale)
+            async for shown in self._generate_and_caption(job, _file_name(prompt, job.seed)):
+                yield shown
+
+        async for shown in guarded(frames()):
             yield shown
 
     async def inpaint(
@@ -157,7 +180,7 @@ class Runs:
             yield history.frames, None
 
     async def _explain(self, prompt: str, seed: float | None, pace: float) -> AsyncIterator[Shown]:
-        sampling, latents = self.engine.pipeline.settings.image_sampling, []
+        sampling, latents = self._sampling, []
         num_steps, times = sampling.num_steps, sampling_times(sampling).tolist()
         job = self._image_job("generate", {"prompt": prompt}, seed, num_steps, None)
         steps: list[view.ImageStep] = []
@@ -216,10 +239,16 @@ class Runs:
         guidance_scale: float | None,
         **options: float,
     ) -> Job:
-        """An image job that shows every step; None is the model's own setting, and seed 0."""
-        num_steps = int(num_steps or self.engine.pipeline.settings.image_sampling.num_steps)
-        given = make_options(num_steps=num_steps, guidance_scale=guidance_scale, **options)
-        return Job(verb, sample, seed=int(seed or 0), options=given, num_previews=num_steps - 1)
+        """An image job that shows every step; None is the model's own setting, and seed 0.
+
+        Raises ValueError for a number out of range.
+        """
+        seed = check_number("seed", seed, 0, MAX_SEED)
+        num_steps = check_number("steps", num_steps, 1, self.max_steps)
+        guidance_scale = check_number("guidance", guidance_scale, 0, self.max_guidance)
+        count = int(self._sampling.num_steps if num_steps is None else num_steps)
+        given = make_options(num_steps=count, guidance_scale=guidance_scale, **options)
+        return Job(verb, sample, seed=int(seed or 0), options=given, num_previews=count - 1)
 
     def _own_words(self, job: Job, words: Words) -> Words:
         """The words to show: those that were filled or, of a text with blanks, all but the model's own prefix."""
@@ -250,6 +279,13 @@ async def guarded(frames: AsyncIterator[Shown]) -> AsyncIterator[Shown]:
         log.exception("an action of the page failed")
         reason = "something went wrong on the server; see its log"
     yield view.note(_sentence(reason), fault=True) + shown[0], shown[1]
+
+
+def check_number(name: str, value: float | None, low: float, high: float) -> float | None:
+    """A number of the page, None of an empty box. Raises ValueError if it is out of range, as NaN is."""
+    if value is not None and not low <= value <= high:
+        raise ValueError(f"{name} must be {low} to {high}, got {value}")
+    return value
 
 
 def painted(address: str, size: int) -> Image.Image:

@@ -89,7 +89,7 @@ class ApiModel(BaseModel):
             short = re.sub(r"\[.*", "", str(name))
             foreign = cls.FOREIGN.get(short)
             # forms name members of lists "image[]", and those of objects "svg[model]"
-            if name in cls.model_fields or name == f"{short}[]" and short in cls.model_fields:
+            if name in cls.model_fields or (name == f"{short}[]" and short in cls.model_fields):
                 kept[short] = value
             elif foreign is None:
                 shown = str(name)[:60]

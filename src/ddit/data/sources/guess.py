@@ -9,10 +9,11 @@ from ddit.config.data import HuggingFaceData, JsonData, LlavaData, QuestionsData
 from ddit.data.samples import CorruptSample
 from ddit.data.sources.coco import is_captions, open_captions, read_lists
 from ddit.data.sources.finding import files_below
-from ddit.data.sources.parquet_files import SAVED_FILES, local_files
+from ddit.data.sources.parquet_files import SAVED_FILES, has_configs, local_files, split_names
 from ddit.data.sources.records import LINES_SUFFIXES
 from ddit.data.sources.tar import COMPRESSED_SUFFIXES, SUFFIX
 from ddit.errors import near_misses
+from ddit.files import read_json
 from ddit.schema import parse
 
 _AnySource: Any = SourceConfig
@@ -58,7 +59,7 @@ def guess_source(path: str, hints: Hints = Hints()) -> SourceConfig:
         values |= _json_keys(path)
     given = {key: _value(text) for key, text in hints.fields}
     if kind == "huggingface":
-        values |= _columns(path, given.get("name"), given.get("split", HuggingFaceData.split))
+        values |= _columns(path, given.get("name"), str(given.get("split", HuggingFaceData.split)))
     values |= given
     return parse(_AnySource, {key: value for key, value in values.items() if value is not None})
 
@@ -93,9 +94,8 @@ def _kind_of(path: str) -> str:
 def _kind_of_folder(folder: Path) -> str:
     if any((folder / name).is_file() for name in SAVED_FILES):
         return HuggingFaceData.kind
-    if files_below(
-        folder, (SUFFIX, *COMPRESSED_SUFFIXES)
-    ):  # img2dataset keeps a parquet file beside each tar
+    # Tars come first: img2dataset keeps a parquet file beside each.
+    if files_below(folder, (SUFFIX, *COMPRESSED_SUFFIXES)):
         return TarData.kind
     if files_below(folder, (".parquet",)):
         return HuggingFaceData.kind
@@ -154,18 +154,24 @@ def _json_keys(path: str) -> dict[str, str]:
 
 
 def _columns(path: str, name: str | None, split: str) -> dict[str, str]:
-    """The text columns of the first parquet file of a split."""
-    try:
-        import pyarrow.parquet as parquet
-    except ImportError:
-        return {}
-    files = local_files(path, name, split)
-    if not files:
-        return {}
-    names = parquet.read_schema(files[0]).names
+    """The text columns, of the first file of a split."""
+    names = _column_names(path, name, split_names(split)[0])
     caption = next((key for key in _CAPTION_KEYS if key in names), None)
     if caption is not None:
         return {"caption_key": caption}
     return (
         {"question_key": "question", "answer_key": "answer"} if {"question", "answer"} <= set(names) else {}
     )
+
+
+def _column_names(path: str, name: str | None, split: str) -> list[str]:
+    plain = Path(path).expanduser()
+    if any((plain / saved).is_file() for saved in SAVED_FILES):
+        found = files_below(plain, ("dataset_info.json",))
+        return list(read_json(found[0]).get("features", {})) if found else []
+    try:
+        import pyarrow.parquet as parquet
+    except ImportError:
+        return []
+    files = files_below(plain, (".parquet",)) if has_configs(plain) else local_files(path, name, split)
+    return parquet.read_schema(files[0]).names if files else []

@@ -1,11 +1,33 @@
-"""Notices warn, unless someone listens, and a listener hears its own thread alone."""
+"""Near misses, and warnings about texts: issued, unless someone collects them in the thread at hand."""
 
 import threading
 
 import pytest
 from tiny_models import tiny_pipeline
 
-from ddit.errors import TextWarning, collect_warnings, is_collecting, warn_user
+from ddit.errors import TextWarning, collect_warnings, is_collecting, near_misses, nearest, warn_user
+
+ORDERS = ["random", "first-hitting", "confidence", "margin", "threshold", "entropy"]
+
+
+def test_the_likest_names_come_first():
+    assert nearest("mini-stage", ["sd3-stage1", "mini-stage1", "mini-vae"])[0] == "mini-stage1"
+    assert near_misses("entropi", ORDERS) == "; did you mean entropy?"
+
+
+def test_nothing_is_said_where_no_name_is_near():
+    assert nearest("xylophone", ORDERS) == []
+    assert near_misses("xylophone", ORDERS) == ""
+    assert near_misses("a", []) == ""
+
+
+def test_case_does_not_count():
+    assert nearest("EPTROPY", ORDERS) == ["entropy"]
+    assert nearest("aple.PNG", ["Apple.png", "pear.jpg"]) == ["Apple.png"]
+
+
+def test_no_more_than_asked_for():
+    assert len(nearest("mini-x", [f"mini-{i}" for i in range(9)], most=2)) == 2
 
 
 def test_without_a_listener_a_notice_is_a_warning() -> None:

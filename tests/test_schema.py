@@ -1,0 +1,194 @@
+"""Strict dataclasses: what they refuse and how they say it, JSON in and out, and the interfaces made from them."""
+
+import ast
+import dataclasses
+import inspect
+import json
+import math
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import pytest
+from pydantic import Field
+
+import ddit
+from ddit import settings
+from ddit.pipeline import Pipeline
+from ddit.schema import list_options, override, parse, strict, takes, to_data
+
+PACKAGE = Path(ddit.__file__).parent
+
+
+@strict
+class Inner:
+    rate: Annotated[float, Field(gt=0, le=1, description="share of it")] = 0.5
+    mode: Literal["fast", "exact"] = "fast"
+
+
+@strict
+class Cat:
+    lives: Annotated[int, Field(ge=1)] = 9
+    kind: Literal["cat"] = "cat"
+
+
+@strict
+class Dog:
+    name: str
+    kind: Literal["dog"] = "dog"
+
+
+@strict
+class Outer:
+    count: Annotated[int, Field(ge=0, description="how many")] = 1
+    inner: Inner = dataclasses.field(default_factory=Inner)
+    pets: tuple[Annotated[Cat | Dog, Field(discriminator="kind")], ...] = ()
+    note: str | None = None
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"count": -1}, "count must be at least 0, got -1"),
+        ({"count": 1.5}, "count must be a whole number, got 1.5"),
+        ({"count": "1"}, "count must be a whole number, got '1'"),
+        ({"count": True}, "count must be a whole number, got True"),
+        ({"note": 3}, "note must be a text, got 3"),
+        ({"cuont": 3}, "unknown key 'cuont'; did you mean count?"),
+    ],
+)
+def test_a_fault_is_one_line_that_names_the_field(values: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        Outer(**values)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, 0.0, 1.5])
+def test_a_number_that_is_none_or_out_of_range_is_refused(value: float) -> None:
+    with pytest.raises(ValueError, match="rate must be"):
+        Inner(rate=value)
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        ({"inner": {"rate": 2.0}}, "inner.rate must be at most 1, got 2.0"),
+        ({"inner": {"raet": 1.0}}, "unknown key 'inner.raet'; did you mean inner.rate?"),
+        ({"inner": {"mode": "fats"}}, "inner.mode must be fast or exact, got 'fats'; did you mean fast?"),
+        ({"inner": 3}, "inner must be an object with keys, got 3"),
+        ({"pets": [{"kind": "cat", "lives": 0}]}, "pets.0.lives must be at least 1, got 0"),
+        ({"pets": [{"kind": "cat"}, {"kind": "dog"}]}, "missing key 'pets.1.name'"),
+        ({"pets": [{"kind": "dgo"}]}, "pets.0.kind is 'dgo'; known: cat, dog; did you mean dog?"),
+    ],
+)
+def test_a_fault_within_is_named_by_its_dotted_key(data: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        parse(Outer, data)
+
+
+def test_json_comes_back_as_it_was() -> None:
+    value = Outer(count=3, inner=Inner(rate=1.0, mode="exact"), pets=(Cat(), Dog(name="Rex")), note="x")
+    assert parse(Outer, json.loads(json.dumps(to_data(value)))) == value
+
+
+def test_options_are_those_of_all_dataclasses_within_and_are_overridden_by_name() -> None:
+    assert [option.name for option in list_options(Outer)] == ["count", "rate", "mode", "pets", "note"]
+    rate = next(option for option in list_options(Outer) if option.name == "rate")
+    assert (rate.help, rate.default, rate.bounds) == ("share of it", 0.5, {"gt": 0, "le": 1})
+    base = Outer(inner=Inner(mode="exact"))
+    changed = override(base, {"rate": 0.25, "count": None})
+    assert changed == Outer(inner=Inner(rate=0.25, mode="exact"))
+    assert base == Outer(inner=Inner(mode="exact"))
+    with pytest.raises(TypeError, match=r"unknown option 'rat'; did you mean rate\?"):
+        override(base, {"rat": 1})
+
+
+def test_a_function_shows_the_options_that_it_takes() -> None:
+    @takes(Inner)
+    def work(x: int, *, seed: int = 0, **options: Any) -> None:
+        """Works."""
+
+    parameters = inspect.signature(work).parameters
+    assert list(parameters) == ["x", "seed", "rate", "mode"]
+    assert parameters["rate"].default is None
+    assert "rate: share of it (above 0; at most 1)" in (work.__doc__ or "")
+
+
+@pytest.mark.parametrize(
+    "verb", ["generate", "inpaint", "vary", "caption", "answer", "infill", "score", "choose"]
+)
+def test_every_verb_names_its_arguments(verb: str) -> None:
+    parameters = inspect.signature(getattr(Pipeline, verb)).parameters
+    kinds = {parameter.kind for parameter in parameters.values()}
+    assert inspect.Parameter.VAR_KEYWORD not in kinds
+    assert {"seed", "on_step", "height", "width", "batch_size"} <= set(parameters)
+    doc = getattr(Pipeline, verb).__doc__
+    assert all(f"{name}: " in doc for name in list(parameters)[-5:])
+
+
+CLASSES = [value for value in vars(settings).values() if hasattr(value, "__pydantic_fields__")]
+
+
+@pytest.mark.parametrize("cls", CLASSES, ids=lambda cls: cls.__name__)
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_no_number_of_a_setting_may_be_none(cls: Any, value: float) -> None:
+    floats = [name for name, info in cls.__pydantic_fields__.items() if "float" in str(info.annotation)]
+    for name in floats:
+        given = (value, value) if "tuple" in str(cls.__pydantic_fields__[name].annotation) else value
+        with pytest.raises(ValueError, match=name):
+            cls(**{name: given})
+
+
+def test_an_option_of_sampling_is_declared_in_one_place() -> None:
+    sampling = {o.name for cls in (settings.ImageSampling, settings.TextSampling) for o in list_options(cls)}
+    declared: dict[str, list[str]] = {name: [] for name in sampling - {"num_steps"}}
+    for path in PACKAGE.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ClassDef):
+                for field in node.body:
+                    if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name):
+                        declared.get(field.target.id, []).append(f"{path.name}:{node.name}")
+    assert all(len(places) == 1 for places in declared.values()), declared
+
+
+@pytest.mark.slow
+def test_a_new_option_is_one_line_and_shows_in_every_interface(tmp_path: Path) -> None:
+    copy = tmp_path / "ddit"
+    shutil.copytree(PACKAGE, copy, ignore=shutil.ignore_patterns("__pycache__"))
+    file = copy / "settings.py"
+    text = file.read_text()
+    anchor = "    rule: UnmaskingRule = field(default_factory=UnmaskingRule)\n"
+    assert text.count(anchor) == 1
+    new = '    novelty: Annotated[float, Field(ge=0, le=2, description="a new option")] = 0.5\n'
+    file.write_text(text.replace(anchor, anchor + new))
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path), "COLUMNS": "200", "TERM": "dumb"}
+
+    def run(*arguments: str) -> str:
+        done = subprocess.run(
+            [sys.executable, *arguments], env=environment, capture_output=True, text=True, timeout=120, check=True
+        )  # fmt: skip
+        return done.stdout
+
+    for verb in ("caption", "ask", "infill", "chat", "eval"):
+        help_text = run("-m", "ddit", verb, "--help")
+        assert "--novelty" in help_text, verb
+        assert "a new option" in help_text, verb
+    code = """
+import inspect, json
+from ddit.model.folders import load_settings, resolve
+from ddit.pipeline import Pipeline
+from ddit.schema import parse, to_data
+from ddit.serve.schemas import ChatRequest
+from ddit.settings import ModelSettings
+assert "novelty" in inspect.signature(Pipeline.caption).parameters
+assert ChatRequest.model_json_schema()["properties"]["novelty"]["description"] == "a new option"
+own = to_data(load_settings(resolve("mini")))
+assert own["text_sampling"]["novelty"] == 0.5
+own["text_sampling"]["novelty"] = 1.5
+assert parse(ModelSettings, own).text_options("caption", {}).sampling.novelty == 1.5
+print("there")
+"""
+    assert run("-c", code) == "there\n"
