@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from ddit.files import read_json, write_atomically, write_folder_atomically
+from ddit.files import read_json, read_text, write_atomically, write_folder_atomically
 
 
 def names(folder: Path) -> list[str]:
@@ -55,6 +55,8 @@ def test_a_file_replaces_an_earlier_one_and_a_failure_leaves_that_alone(tmp_path
         (None, "is incomplete: it has no a.json"),
         ("{", "is not valid JSON"),
         ("[]", "a JSON object, not a list"),
+        ('{"a":' * 100_000, "is not valid JSON: it is nested too deep"),
+        ('{"a": ' + "9" * 5000 + "}", "is not valid JSON"),
     ],
 )
 def test_json_that_cannot_be_read_is_one_line(tmp_path: Path, text: str | None, fault: str) -> None:
@@ -73,3 +75,19 @@ def test_json_may_be_asked_to_be_a_list(tmp_path: Path) -> None:
     path.write_text("{}")
     with pytest.raises(ValueError, match="a JSON list, not a dict"):
         read_json(path, list)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le"])
+def test_json_and_text_are_read_with_any_byte_order_mark_and_line_end(tmp_path: Path, encoding: str) -> None:
+    path = tmp_path / "a.json"
+    mark = "\ufeff" if encoding == "utf-16-le" else ""
+    path.write_bytes(f'{mark}{{\r\n"a":\r"\u00e9\u2028"}}\n'.encode(encoding))
+    assert read_json(path) == {"a": "\u00e9\u2028"}
+    assert read_text(path) == '{\n"a":\n"\u00e9\u2028"}\n'
+
+
+def test_bytes_of_another_encoding_are_said(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    path.write_bytes("\u00e9".encode("latin-1"))
+    with pytest.raises(ValueError, match="a.txt' is not text in UTF-8"):
+        read_text(path)

@@ -5,11 +5,7 @@ import dataclasses
 import inspect
 import json
 import math
-import os
 import re
-import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -152,43 +148,3 @@ def test_an_option_of_sampling_is_declared_in_one_place() -> None:
                     if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name):
                         declared.get(field.target.id, []).append(f"{path.name}:{node.name}")
     assert all(len(places) == 1 for places in declared.values()), declared
-
-
-@pytest.mark.slow
-def test_a_new_option_is_one_line_and_shows_in_every_interface(tmp_path: Path) -> None:
-    copy = tmp_path / "ddit"
-    shutil.copytree(PACKAGE, copy, ignore=shutil.ignore_patterns("__pycache__"))
-    file = copy / "settings.py"
-    text = file.read_text()
-    anchor = "    rule: UnmaskingRule = field(default_factory=UnmaskingRule)\n"
-    assert text.count(anchor) == 1
-    new = '    novelty: Annotated[float, Field(ge=0, le=2, description="a new option")] = 0.5\n'
-    file.write_text(text.replace(anchor, anchor + new))
-    environment = {**os.environ, "PYTHONPATH": str(tmp_path), "COLUMNS": "200", "TERM": "dumb"}
-
-    def run(*arguments: str) -> str:
-        done = subprocess.run(
-            [sys.executable, *arguments], env=environment, capture_output=True, text=True, timeout=120, check=True
-        )  # fmt: skip
-        return done.stdout
-
-    for verb in ("caption", "ask", "infill", "chat", "eval"):
-        help_text = run("-m", "ddit", verb, "--help")
-        assert "--novelty" in help_text, verb
-        assert "a new option" in help_text, verb
-    code = """
-import inspect, json
-from ddit.model.folders import load_settings, resolve
-from ddit.pipeline import Pipeline
-from ddit.schema import parse, to_data
-from ddit.serve.schemas import ChatRequest
-from ddit.settings import ModelSettings
-assert "novelty" in inspect.signature(Pipeline.caption).parameters
-assert ChatRequest.model_json_schema()["properties"]["novelty"]["description"] == "a new option"
-own = to_data(load_settings(resolve("mini")))
-assert own["text_sampling"]["novelty"] == 0.5
-own["text_sampling"]["novelty"] = 1.5
-assert parse(ModelSettings, own).text_options("caption", {}).sampling.novelty == 1.5
-print("there")
-"""
-    assert run("-c", code) == "there\n"

@@ -165,7 +165,9 @@ def test_the_command_counts_with_the_runs_tokenizer(
         assert (code, found["num_cut"], found["is_exact"]) == (0, *expected)
     code, out, err = run(monkeypatch, capsys, "data", "check", path, "--text", tmp_path)
     assert (code, out) == (1, "")
-    assert "tokenizer.json' does not exist: --text takes the folder that the run's `text` or `init` names" in err
+    assert (
+        "tokenizer.json' does not exist: --text takes the folder that the run's `text` or `init` names" in err
+    )
 
 
 def test_half_a_surrogate_pair_is_no_usable_text(tmp_path: Path) -> None:

@@ -63,7 +63,7 @@ def found(folder: Path, pattern: str, split: str = "train", name: str | None = N
         (TWO, "*/train/*.parquet", "train", TWO[:2]),
         (PARTS, "", "train", PARTS),
         ([f"train/{name}" for name in PARTS] + ["test/0.parquet"], "", "train", [f"train/{name}" for name in PARTS]),
-        (["default/partial-train/0.parquet", "default/partial-test/0.parquet"], "", "test", ["default/partial-test/0.parquet"]),
+        (["a/partial-train/0.parquet", "a/partial-test/0.parquet"], "", "test", ["a/partial-test/0.parquet"]),
         (["train2017/0.parquet", "val2017/0.parquet"], "", "train", ["train2017/0.parquet"]),
         (NONE, "", "train", NONE[:2]),
     ],
@@ -164,7 +164,7 @@ def test_rows_are_those_of_the_split_and_parts_of_it(repository: Path) -> None:
         cfg = HuggingFaceData(path, split=split, caption_key="caption")
         assert "".join(captions(cfg)) == expected
         assert HuggingFaceSource(cfg).sizes()[:, 0].tolist() == [4 + int(shade) for shade in expected]
-    with pytest.raises(ValueError, match="has no split 'val'|has no split 'validation'"):
+    with pytest.raises(ValueError, match="has no split 'validation'"):
         HuggingFaceSource(HuggingFaceData(path, split="val", caption_key="caption"))
     guessed = guess_source(path, Hints(fields=(("split", "test"),)))
     assert isinstance(guessed, HuggingFaceData)
@@ -173,10 +173,11 @@ def test_rows_are_those_of_the_split_and_parts_of_it(repository: Path) -> None:
 
 @pytest.mark.slow
 def test_a_described_repository_has_the_splits_that_it_describes(repository: Path) -> None:
-    head = "---\nconfigs:\n- config_name: default\n  data_files:\n  - split: train\n    path: default/test/*.parquet\n---\n"
+    files = "  data_files:\n  - split: train\n    path: default/test/*.parquet\n"
+    head = f"---\nconfigs:\n- config_name: default\n{files}---\n"
     (repository / "README.md").write_text(head)
     assert captions(HuggingFaceData(str(repository), caption_key="caption")) == ["8", "9"]
-    with pytest.raises(ValueError, match="cannot load .*nonsense"):
+    with pytest.raises(ValueError, match=r"cannot load .*nonsense"):
         captions(HuggingFaceData(str(repository), split="nonsense", caption_key="caption"))
 
 

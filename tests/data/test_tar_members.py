@@ -230,7 +230,7 @@ def test_an_alternative_of_a_pattern_that_names_nothing_is_an_error(tmp_path: Pa
         (tmp_path / name).mkdir()
         write(tmp_path / name / "0.tar", [])
     assert len(find_shards(f"{tmp_path}/{{a,b,*}}/*.tar")) == 2
-    with pytest.raises(ValueError, match="1 shards of .* are missing"):
+    with pytest.raises(ValueError, match=r"1 shards of .* are missing"):
         find_shards(f"{tmp_path}/{{a,b,c}}/*.tar")
     TarSource(TarData(str(tmp_path)))  # leaves its caches beside the shards
     assert len(find_shards(f"{tmp_path}/*/*")) == 2

@@ -131,3 +131,25 @@ def test_prompts_are_read_as_they_were_written(tmp_path: Path) -> None:
     path.write_text(json.dumps({**bench, "tag": "beauty"}) + "\n")
     with pytest.raises(ValueError, match=r"tag must be one of single_object, .*, got 'beauty'"):
         read_prompts(path)
+
+
+@pytest.mark.parametrize(
+    "clause",
+    [
+        {"class": "dog"},
+        {"class": "dog", "count": 0},
+        {"class": "dog", "count": "1"},
+        {"class": "dog", "count": 1, "color": 1},
+        {"class": "dog", "count": 1, "position": ["left of", 1]},
+        {"class": "dog", "count": 1, "position": "left of"},
+        "dog",
+    ],
+)
+def test_a_clause_of_another_form_is_refused_before_anything_is_generated(
+    tmp_path: Path, clause: object
+) -> None:
+    path = tmp_path / "evaluation_metadata.jsonl"
+    include = [{"class": "cat", "count": 1}, clause]
+    path.write_text("\ufeff" + json.dumps({"tag": "position", "include": include, "prompt": "a photo"}))
+    with pytest.raises(ValueError, match="a clause must have class, count"):
+        read_prompts(path)

@@ -11,7 +11,7 @@ from pydantic.dataclasses import is_pydantic_dataclass
 
 from ddit.commands import completion
 from ddit.commands.completion import Complete
-from ddit.schema import Option, list_options
+from ddit.schema import Option, list_options, override
 from ddit.settings import ImageSampling, ImageSize, TextSampling
 
 Options = TypeVar("Options")
@@ -57,7 +57,8 @@ def spread(verb: Callable[..., None]) -> Callable[..., None]:
         cls = typing.get_args(hint)[0] if is_given else hint
         if is_pydantic_dataclass(cls):
             options = list_options(cls)
-            groups[parameter.name] = Given if is_given else cls, [option.name for option in options]
+            make = Given if is_given else functools.partial(override, cls())
+            groups[parameter.name] = make, [option.name for option in options]
             shown += [_parameter(option) for option in options]
         else:
             shown.append(parameter.replace(kind=parameter.KEYWORD_ONLY, annotation=hint))
@@ -66,7 +67,9 @@ def spread(verb: Callable[..., None]) -> Callable[..., None]:
     def call(**values: Any) -> None:
         for parameter, (make, names) in groups.items():
             found = {name: values.pop(name) for name in names}
-            values[parameter] = make(**{name: value for name, value in found.items() if value is not None})
+            values[parameter] = make(
+                {name: _plain(value) for name, value in found.items() if _is_given(value)}
+            )
         verb(**values)
 
     call.__annotations__ = {parameter.name: parameter.annotation for parameter in shown}
@@ -94,7 +97,6 @@ def _parameter(option: Option) -> inspect.Parameter:
         min=option.bounds.get("ge"),
         max=option.bounds.get("le"),
         envvar=VARIABLES.get(option.name),
-        callback=_as_tuple if is_list else None,
         autocompletion=completion.among(*option.choices) if option.choices else COMPLETIONS.get(option.name),
     )
     return inspect.Parameter(
@@ -102,8 +104,12 @@ def _parameter(option: Option) -> inspect.Parameter:
     )
 
 
-def _as_tuple(values: list[Any] | None) -> tuple[Any, ...] | None:
-    return tuple(values) if values else None
+def _is_given(value: Any) -> bool:
+    return value is not None and value != []  # a list that may be given several times
+
+
+def _plain(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
 
 
 def _help(option: Option) -> str:

@@ -20,6 +20,7 @@ from ddit.eval.items import (
     mean,
     require,
     require_id,
+    require_list,
     to_text,
 )
 from ddit.eval.vqa import find_image_folder
@@ -139,14 +140,14 @@ def read_captions(folder: Path, images: Path | None = None) -> TaskItems:
     path = find_file(folder, "*captions*.json")
     data = read_json(path)
     references: dict[str, list[str]] = {}
-    for entry in require(data, "annotations", path):
+    for entry in require_list(data, "annotations", path):
         text = to_text(require(entry, "caption", path))
         if text is not None:
             references.setdefault(require_id(entry, "image_id", path), []).append(text)
     index = ImageIndex(find_image_folder(folder, images))
     items: dict[str, Item] = {}
     repeated, uncaptioned = [], []
-    for entry in require(data, "images", path):
+    for entry in require_list(data, "images", path):
         name, number = require_id(entry, "file_name", path), require_id(entry, "id", path)
         if number in items:
             repeated.append(number)

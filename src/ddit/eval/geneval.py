@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
-from ddit.eval.items import Figure, mean, read_json_lines, require
+from ddit.eval.items import Figure, mean, read_json_lines, require, require_list
 from ddit.images import fit_image
 from ddit.world import CLASSES, COLORS, TAGS, Detection, Prompt, WorldConfig, check_detections
 from ddit.world.detector import detect
@@ -49,16 +49,36 @@ def read_prompts(path: Path) -> list[Prompt]:
     """Prompts of a file such as the official evaluation_metadata.jsonl; `ValueError` if it has another form."""
     prompts = []
     for entry in read_json_lines(path):
-        tag, include, text = (require(entry, key, path) for key in ("tag", "include", "prompt"))
+        tag, include, text = (
+            require(entry, "tag", path),
+            require_list(entry, "include", path),
+            entry.get("prompt"),
+        )
+        exclude = require_list(entry, "exclude", path) if entry.get("exclude") else []
         if tag not in TAGS:
             raise ValueError(f"'{path}': tag must be one of {', '.join(TAGS)}, got {tag!r}")
-        for clause in (*include, *entry.get("exclude", [])):
-            for key in ("class", "count"):
-                require(clause, key, path)
-        prompts.append(Prompt(text, tag, include, entry.get("exclude", [])))
+        if not isinstance(text, str) or not text.strip():
+            raise ValueError(f"'{path}': prompt must be a text, got {text!r}")
+        for index, clause in enumerate(include):
+            _check_clause(clause, range(index), path)
+        for clause in exclude:
+            _check_clause(clause, range(0), path)
+        prompts.append(Prompt(text, tag, include, exclude))
     if not prompts:
         raise ValueError(f"'{path}' holds no prompt")
     return prompts
+
+
+def _check_clause(clause: Any, before: range, path: Path) -> None:
+    match clause:
+        case {"class": str(), "count": int(count)} if count > 0 and isinstance(clause.get("color", ""), str):
+            match clause.get("position", ["", 0]):
+                case [str(), int(other)] if other in before or "position" not in clause:
+                    return
+    raise ValueError(
+        f"'{path}': a clause must have class, count (at least 1) and perhaps color and position (the relation and the "
+        f"number of a clause before), got {str(clause)[:80]}"
+    )
 
 
 def is_in_world(prompt: Prompt) -> bool:

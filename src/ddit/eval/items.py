@@ -130,7 +130,9 @@ def read_json_lines(path: Path) -> list[dict[str, Any]]:
         for entry in [value] if number else value:
             if not isinstance(entry, dict):
                 raise ValueError(
-                    f"{where} is not a JSON object" if number else f"{where} lists {entry!r}, no object"
+                    f"{where} is not a JSON object"
+                    if number
+                    else f"{where} lists {str(entry)[:80]}, no object"
                 )
             entries.append(entry)
     return entries
@@ -138,17 +140,24 @@ def read_json_lines(path: Path) -> list[dict[str, Any]]:
 
 def require(entry: Mapping[str, Any], key: str, path: Path) -> Any:
     """`entry[key]`; `ValueError` that names the file and the key if it is missing."""
-    try:
-        return entry[key]
-    except (KeyError, TypeError):
-        raise ValueError(f"'{path}': an entry has no {key!r}: {str(entry)[:80]}") from None
+    if not isinstance(entry, Mapping) or key not in entry:
+        raise ValueError(f"'{path}': an entry has no {key!r}: {str(entry)[:80]!r}")
+    return entry[key]
+
+
+def require_list(entry: Mapping[str, Any], key: str, path: Path) -> list[Any]:
+    """`entry[key]`, a list; `ValueError` otherwise."""
+    value = require(entry, key, path)
+    if not isinstance(value, list):
+        raise ValueError(f"'{path}': {key} must be a list, got {str(value)[:80]!r}")
+    return value
 
 
 def require_text(entry: Mapping[str, Any], key: str, path: Path) -> str:
     """`entry[key]`, a string; `ValueError` otherwise."""
     value = require(entry, key, path)
     if not isinstance(value, str):
-        raise ValueError(f"'{path}': {key} must be a text, got {value!r}: {str(entry)[:80]}")
+        raise ValueError(f"'{path}': {key} must be a text, got {str(value)[:80]!r}")
     return value
 
 
@@ -156,7 +165,7 @@ def require_id(entry: Mapping[str, Any], key: str, path: Path) -> str:
     """`entry[key]` as text, so that 7, 7.0 and "7" are one id; `ValueError` if there is none."""
     value = to_text(require(entry, key, path))
     if value is None:
-        raise ValueError(f"'{path}': {key} must be a number or a text, got {entry[key]!r}")
+        raise ValueError(f"'{path}': {key} must be a number or a text, got {str(entry[key])[:80]!r}")
     return value
 
 

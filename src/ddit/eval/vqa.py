@@ -24,6 +24,7 @@ from ddit.eval.items import (
     mean,
     require,
     require_id,
+    require_list,
     require_text,
     to_text,
 )
@@ -121,13 +122,13 @@ def read_vqav2(folder: Path, images: Path | None = None) -> TaskItems:
     path = find_file(folder, "*[Qq]uestions*.json")
     annotations_path = find_file(folder, "*[Aa]nnotations*.json")
     asked = read_json(path)
-    annotations = require(read_json(annotations_path), "annotations", annotations_path)
+    annotations = require_list(read_json(annotations_path), "annotations", annotations_path)
     annotated = {require_id(entry, "question_id", annotations_path): entry for entry in annotations}
     index = ImageIndex(find_image_folder(folder, images))
     subtype = asked.get("data_subtype") or ""
     items: dict[str, Item] = {}
     repeated, unanswered = [], []
-    for entry in require(asked, "questions", path):
+    for entry in require_list(asked, "questions", path):
         number, name = require_id(entry, "question_id", path), require_id(entry, "image_id", path)
         annotation = annotated.pop(number, {})
         answers = people_answers(annotation)
@@ -268,7 +269,7 @@ def read_gqa(folder: Path, images: Path | None = None) -> TaskItems:
         elif answer is None:
             unanswered.append(number)
         else:
-            types: dict[str, Any] = entry.get("types") or {}
+            types = entry["types"] if isinstance(entry.get("types"), dict) else {}
             truth = {"answer": answer, "kind": types.get("structural") or "other", **types}
             image = index.find(require_id(entry, "imageId", path))
             items.append(Item(number, image, require_text(entry, "question", path), truth))

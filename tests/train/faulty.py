@@ -1,0 +1,64 @@
+"""`faulty.py MOMENT FAULT RANK ARGUMENTS...`: the command `ddit ARGUMENTS`, on one rank of which something goes wrong."""
+
+import os
+import signal
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import ddit.data.check
+import ddit.train.precompute
+import ddit.train.trainer
+from ddit.cli import main
+from ddit.train.batches import StepData
+from ddit.train.trainer import Trainer
+
+FAULTS: dict[str, Callable[[], Any]] = {
+    "RuntimeError": lambda: raise_(RuntimeError("a fault\nof two lines")),
+    "KeyError": lambda: raise_(KeyError("key")),
+    "MemoryError": lambda: raise_(MemoryError()),
+    "SystemExit": lambda: raise_(SystemExit(3)),
+    "killed": lambda: os.kill(os.getpid(), signal.SIGKILL),
+    "exit": lambda: os._exit(5),
+}
+
+
+def raise_(error: BaseException) -> None:
+    raise error
+
+
+MOMENTS: dict[str, tuple[object, str, int]] = {
+    "opening": (ddit.train.trainer, "StepData", 0),
+    "first batch": (StepData, "rank_batch", 0),
+    "later batch": (StepData, "rank_batch", 2),
+    "step": (Trainer, "train_step", 2),
+    "saving": (Trainer, "save", 0),
+    "exporting": (Trainer, "export", 0),
+    "checking": (ddit.data.check, "_read_sample", 70),
+    "opening to check": (ddit.data.check, "open_source", 0),
+    "reading": (ddit.train.precompute._Images, "__getitem__", 1),
+    "encoding": (ddit.train.precompute._Encoder, "__call__", 1),
+    "writing": (ddit.train.precompute, "write_shard", 1),
+}
+"""What goes wrong, by its module or class and name, and how many of its calls go well before."""
+
+
+def break_at(moment: str, fault: str) -> None:
+    place, name, num_good = MOMENTS[moment]
+    whole, calls = getattr(place, name), []
+
+    def broken(*arguments: Any, **options: Any) -> Any:
+        calls.append(name)
+        if len(calls) > num_good:
+            FAULTS[fault]()
+        return whole(*arguments, **options)
+
+    setattr(place, name, broken)
+
+
+if os.environ.get("RANK", "0") == sys.argv[3]:  # also in processes that are spawned, which import this file
+    break_at(*sys.argv[1:3])
+ddit.data.check._WORTH_PROCESSES = ddit.train.precompute._WORTH_PROCESSES = 0
+if __name__ == "__main__":
+    sys.argv[1:4] = []
+    main()

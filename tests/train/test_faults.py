@@ -1,0 +1,108 @@
+"""Whatever a process of a command raises, at whatever moment: one line, an exit code, and an end within seconds."""
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from ddit.data.world_files import WorldScenes, write_world
+from ddit.world import PRESETS
+
+FAULTY = Path(__file__).parent / "faulty.py"
+LIMIT = 60
+"""Seconds for all, most of which go by before the fault; what hangs, hangs for ever."""
+
+
+class Ended:
+    """A command that has come to its end."""
+
+    def __init__(self, arguments: list[object], num_ranks: int) -> None:
+        python = [sys.executable]
+        if num_ranks > 1:
+            launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(num_ranks)]
+            python += launcher
+        environment = {k: v for k, v in os.environ.items() if k != "DDIT_DEBUG"} | {"OMP_NUM_THREADS": "1"}
+        start = time.monotonic()
+        done = subprocess.run(
+            [*python, str(FAULTY), *map(str, arguments)],
+            capture_output=True, text=True, env=environment, timeout=LIMIT, check=False,
+        )  # fmt: skip
+        self.seconds, self.code = time.monotonic() - start, done.returncode
+        self.said = [line for line in done.stderr.replace("\r", "\n").splitlines() if line.startswith("ddit: ")]
+        self.stderr = done.stderr
+
+    def check(self, *, rank: int | None = None, fault: str = "") -> None:
+        """The rank that failed says why in one line, before any other; nobody shows a traceback."""
+        assert self.code != 0
+        assert self.said, self.stderr[-3000:]
+        mine = "ddit: " if rank is None else f"ddit: rank {rank}: "
+        assert [line for line in self.said if line.startswith(mine)] == self.said[:1]
+        assert fault in self.said[0]
+        assert "Traceback" not in self.stderr
+
+
+@pytest.fixture
+def train_arguments(root: Path, tmp_path: Path) -> list[object]:
+    changes = [f"out={tmp_path / 'run'}", "max_steps=4", "report.tensorboard=false", "data.num_workers=1"]
+    return ["train", "tiny-stage1", "--root", root, *(part for change in changes for part in ("--set", change))]
+
+
+@pytest.fixture
+def data_file(tmp_path: Path) -> Path:
+    return write_world(tmp_path / "data", WorldScenes(PRESETS["fixed"], "train", 200), "json")
+
+
+MOMENTS = ("opening", "first batch", "later batch", "step", "saving", "exporting")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("fault", ["RuntimeError", "KeyError", "MemoryError"])
+@pytest.mark.parametrize("moment", MOMENTS)
+def test_a_run_on_one_rank_ends_with_one_line(moment: str, fault: str, train_arguments: list[object]) -> None:
+    Ended([moment, fault, 0, *train_arguments], 1).check(fault=fault)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("fault", ["SystemExit", "killed", "exit"])
+def test_a_run_whose_worker_goes_ends_with_one_line(fault: str, train_arguments: list[object]) -> None:
+    Ended(["later batch", fault, 0, *train_arguments], 1).check()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize("moment", MOMENTS)
+def test_a_run_on_two_ranks_ends_with_the_line_of_the_one_that_failed(
+    moment: str, rank: int, train_arguments: list[object]
+) -> None:
+    ended = Ended([moment, "RuntimeError", rank, *train_arguments], 2)
+    ended.check(rank=rank, fault="RuntimeError: a fault")
+
+
+@pytest.mark.slow
+def test_a_run_on_two_ranks_ends_when_a_worker_of_one_is_killed(train_arguments: list[object]) -> None:
+    Ended(["later batch", "killed", 1, *train_arguments], 2).check(rank=1, fault="has died")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("fault", ["MemoryError", "SystemExit", "killed"])
+@pytest.mark.parametrize("moment", ["checking", "opening to check"])
+def test_a_check_ends_with_one_line(moment: str, fault: str, data_file: Path) -> None:
+    Ended([moment, fault, 0, "data", "check", data_file, "--num-workers", 2], 1).check()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("num_ranks", [1, 2])
+@pytest.mark.parametrize(
+    ("moment", "fault"),
+    [("reading", "KeyError"), ("reading", "killed"), ("encoding", "MemoryError"), ("writing", "RuntimeError")],
+)
+def test_precomputing_ends_with_one_line(
+    moment: str, fault: str, num_ranks: int, data_file: Path, tmp_path: Path
+) -> None:
+    options = ["--vae", "mini", "--size", 64, "--shard-size", 20, "--batch-size", 5, "--num-workers", 1]
+    arguments = ["data", "precompute", data_file, tmp_path / "latents", *options]
+    ended = Ended([moment, fault, num_ranks - 1, *arguments], num_ranks)
+    ended.check(rank=1 if num_ranks == 2 else None, fault="has died" if fault == "killed" else fault)
