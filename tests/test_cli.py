@@ -8,17 +8,19 @@ import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
 import torch
+import tqdm
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from tiny_models import tiny_pipeline
 
 import ddit
 from ddit.cli import main
+from ddit.commands import progress
 from ddit.images import read_image
 from ddit.model.adapters import add_adapters, save_adapters
 
@@ -178,7 +180,8 @@ def test_the_input_image_is_not_overwritten(run: Run, image: Path, tmp_path: Pat
 
 
 def test_generate_with_a_grid_and_the_steps_on_the_way(run: Run, model: Path, tmp_path: Path):
-    words = ("generate", "a red dog", "a cat", "-m", model, "-o", tmp_path / "out", "--batch-size", 1)
+    words = ("generate", "a red dog", "a cat", "-m", model, "-o", tmp_path / "out", "--batch-size", 1,
+             "--overwrite")  # fmt: skip
     plain = [Path(line).read_bytes() for line in run(*words).out.splitlines()]
     grid, film, animation = tmp_path / "new" / "grid.png", tmp_path / "film.png", tmp_path / "film.gif"
     result = run(*words, "--grid", grid, "--watch", film, "--num-steps", 3)
@@ -217,10 +220,57 @@ def test_an_image_that_is_missing_gets_the_nearest_file(run: Run, model: Path, i
     assert fault.endswith("; did you mean entropy?")
 
 
-def test_progress_goes_to_stderr(run: Run, model: Path, tmp_path: Path):
-    result = run("generate", "a dog", "-o", tmp_path, "-m", model)
-    assert "generating" in result.err
-    assert "generating" not in result.out
+def test_a_bar_goes_to_a_terminal_alone_and_never_with_quiet(
+    run: Run, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    words = ("generate", "a dog", "-o", tmp_path, "-m", model, "--overwrite")
+    assert run(*words).err == ""  # a pipe
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
+    monkeypatch.setattr(progress, "_is_hidden", False)
+    bars: list[bool | None] = []
+    real = tqdm.tqdm
+
+    def watched(*arguments: Any, **options: Any) -> Any:
+        bars.append(options["disable"])
+        return real(*arguments, **options)
+
+    monkeypatch.setattr("tqdm.tqdm", watched)
+    assert run(*words).code == 0
+    assert run(*words, "--quiet").err == ""
+    assert bars == [None, True]
+
+
+@pytest.mark.parametrize("name", ["images", "one.png"])
+def test_images_that_exist_are_overwritten_on_request_alone(run: Run, model: Path, tmp_path: Path, name: str):
+    out = tmp_path / name
+    words = ("generate", "a dog", "-m", model, "-o", out)
+    path = Path(run(*words).out.strip())
+    first = path.read_bytes()
+    fault = run(*words, "--model", "never/loaded").fault
+    assert fault == f"'{path}' exists: give --overwrite, another --output or another --seed"
+    assert path.read_bytes() == first
+    assert run(*words, "--overwrite", "--num-steps", 1).code == 0
+    assert path.read_bytes() != first
+
+
+@pytest.mark.parametrize("name", ["x.gif", "x.TIFF", "a/b.pdf", "y.json"])
+def test_an_ending_that_is_no_folders_makes_no_folder(run: Run, tmp_path: Path, name: str):
+    fault = run("generate", "a dog", "-m", "never/loaded", "-o", tmp_path / name).fault
+    assert (
+        fault
+        == f"'{tmp_path / name}': images are written as .png, .jpg or .webp; a folder has no such ending"
+    )
+    assert not (tmp_path / name).exists()
+    assert run("generate", "a dog", "-m", "never/loaded", "-o", tmp_path / "v1.2").fault.startswith(
+        "unknown model"
+    )
+
+
+def test_a_chains_configuration_is_one_json_value(run: Run, tmp_path: Path):
+    stages = json.loads(run("train", "mini", "--dry-run", "--root", tmp_path).out)
+    assert len(stages) > 5
+    assert stages[0]["kind"] == "autoencoder"
+    assert json.loads(run("train", "mini-stage1", "--dry-run", "--root", tmp_path).out)["kind"] == "dual"
 
 
 def test_caption(run: Run, model: Path, image: Path):

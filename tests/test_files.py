@@ -89,5 +89,5 @@ def test_json_and_text_are_read_with_any_byte_order_mark_and_line_end(tmp_path: 
 def test_bytes_of_another_encoding_are_said(tmp_path: Path) -> None:
     path = tmp_path / "a.txt"
     path.write_bytes("\u00e9".encode("latin-1"))
-    with pytest.raises(ValueError, match="a.txt' is not text in UTF-8"):
+    with pytest.raises(ValueError, match=r"a\.txt' is not text in UTF-8"):
         read_text(path)

@@ -1,6 +1,7 @@
 import json
 import pickle
 import random
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ from list_source import ListSource
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from ddit.config.data import JsonData
+from ddit.config.data import JsonData, LlavaData
 from ddit.data.latents import (
     CORRUPT,
     NO_IMAGE,
@@ -140,3 +141,13 @@ def test_latents_of_another_source_are_refused(tmp_path: Path) -> None:
         CachedSource(ListSource(7), JsonData("b.json"), folder)
     with pytest.raises(ValueError, match="are of 7 samples, but the source has 8"):
         CachedSource(ListSource(8), CONFIG, folder)
+
+
+def test_latents_that_version_0_1_made_of_conversations_stay_good(tmp_path: Path) -> None:
+    cfg = LlavaData("talks.json")
+    stored = {key: value for key, value in describe_source(cfg).items() if key != "image_key"}
+    folder = LatentFolder(write(tmp_path))
+    folder.info = replace(folder.info, source=stored)
+    CachedSource(ListSource(7), cfg, folder)
+    with pytest.raises(ValueError, match=r"image_key is .image. there and .images. here"):
+        CachedSource(ListSource(7), LlavaData("talks.json", image_key="images"), folder)

@@ -1,6 +1,7 @@
 """A split of a folder of parquet files is what was asked for, or an error; other splits are never mixed in."""
 
 import io
+import random
 from pathlib import Path
 
 import pytest
@@ -210,8 +211,6 @@ def test_a_list_of_one_image_is_that_image_and_paths_are_beside_the_data(reposit
     images = [["1.png"], ["1.png", "1.png"], []]
     parquet.write_table(arrow.table({"image": images, "caption": ["a", "b", "c"]}), repository / "x.parquet")
     source = HuggingFaceSource(HuggingFaceData(str(repository / "x.parquet"), caption_key="caption"))
-    import random
-
     sample = source.sample(0, random.Random(0), i2t=False)
     assert isinstance(sample.image, Image.Image)
     assert sample.image.size == (5, 4)

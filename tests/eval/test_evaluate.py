@@ -256,6 +256,7 @@ def pope_data(folder: Path, images: list[str], texts: list[str] | None = None) -
 
 
 BAD = ["good.png", "good.png", "cut.png", "gone.png", "good.png", "good.png"]
+ODD_NAMES = ["good.png", "x" * 300, "half\ud83d.png", "a\0b.png", ""]
 
 
 def bad_data(folder: Path) -> Path:
@@ -301,6 +302,16 @@ def test_a_mistake_in_the_options_is_not_taken_for_a_corrupt_image(model: Path, 
     result = call("eval", "pope", "--model", model, "--data", data, "--size", 33, "--out", tmp_path / "out")
     assert isinstance(result.exception, ValueError)
     assert "33" in str(result.exception)
+
+
+def test_a_name_that_no_file_can_have_counts_as_wrong(model: Path, tmp_path: Path) -> None:
+    data = pope_data(tmp_path / "data", ODD_NAMES)
+    done("eval", "pope", "--model", model, "--data", data, "--out", tmp_path / "out")
+    corrupt = summary(tmp_path / "out", "pope")["corrupt"]
+    assert len(corrupt) == 3 * 4
+    assert "ile name too long" in corrupt["random/1"]
+    assert "half of a pair of surrogates" in corrupt["random/2"]
+    assert "is a folder, not an image" in corrupt["random/4"]
 
 
 @pytest.mark.slow

@@ -4,6 +4,7 @@ import json
 import os
 import random
 from collections.abc import Callable, Iterator
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +48,7 @@ def spoil(data: bytes, rng: random.Random) -> bytes:
             if rng.random() < 0.3 and isinstance(container, dict):
                 del container[key]
             else:
-                container[key] = rng.choice(ODD)
+                container[key] = deepcopy(rng.choice(ODD))
     return b"".join(json.dumps(line).encode() + b"\n" for line in lines)
 
 

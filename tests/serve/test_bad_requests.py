@@ -15,6 +15,7 @@ from servers import ask, data_url, encoded, noise_image, pipeline, running
 
 from ddit.serve.api import create_app
 from ddit.serve.options import ServeConfig
+from ddit.serve.schemas import ApiModel, ChatRequest, EditForm, GenerationRequest, VariationForm
 
 GENERATE, EDIT, VARY = "/v1/images/generations", "/v1/images/edits", "/v1/images/variations"
 CHAT, FILES = "/v1/chat/completions", "/v1/files"
@@ -332,3 +333,50 @@ def test_a_large_image_within_the_limits_is_read(client: httpx.Client) -> None:
     Image.new("RGB", (3900, 4000), "red").save(buffer, "JPEG")
     body = chat_with(url_of(buffer.getvalue()), "what color is it?")
     assert client.post(CHAT, json=body).status_code == 200
+
+
+# --- numbers that are none ---
+
+
+def floats_of(body: type[ApiModel]) -> list[str]:
+    return [name for name, field in body.model_fields.items() if "float" in str(field.annotation)]
+
+
+FLOATS = [
+    (path, name, value)
+    for path, body in (
+        (GENERATE, GenerationRequest),
+        (EDIT, EditForm),
+        (VARY, VariationForm),
+        (CHAT, ChatRequest),
+    )
+    for name in floats_of(body)
+    for value in ("NaN", "Infinity", "-Infinity", "1e999", "-1e999", "-5", "1" + "0" * 400)
+]
+
+
+def test_every_route_has_its_floats_here() -> None:
+    found = {(path, name) for path, name, _ in FLOATS}
+    for given in (
+        (GENERATE, "guidance_scale"),
+        (EDIT, "strength"),
+        (CHAT, "temperature"),
+        (CHAT, "presence_penalty"),
+    ):
+        assert given in found
+
+
+@pytest.mark.parametrize(("path", "name", "value"), FLOATS)
+def test_a_float_that_is_not_finite_or_out_of_its_range_is_refused(
+    client: httpx.Client, path: str, name: str, value: str
+) -> None:
+    pair = name == "guidance_interval"
+    if path in (EDIT, VARY):
+        data = {"prompt": "a dog", name: [value, value] if pair else value}
+        answer = client.post(path, data=data, files={"image": PNG})
+    else:
+        rest = ask("is there a dog?") if path == CHAT else {"prompt": "a dog"}
+        body = json.dumps({**rest, name: "?"}).replace('"?"', f"[0, {value}]" if pair else value)
+        answer = client.post(path, content=body, headers=JSON)
+    assert answer.status_code == 400, answer.text
+    assert name in answer.json()["error"]["message"] or name in str(answer.json()["error"]["param"])

@@ -1,6 +1,7 @@
 """Texts over HTTP are those of the pipeline for the same seed, in OpenAI's form, streamed or not."""
 
 from itertools import pairwise
+from typing import Any
 
 import httpx
 import pytest
@@ -114,3 +115,92 @@ def test_data_urls_may_name_any_type_since_the_bytes_tell() -> None:
 
 def test_an_image_of_one_pixel_is_an_image() -> None:
     assert post(CHAT, json=ask("is there a dog?", noise_image(side=1))).status_code == 200
+
+
+# --- what the model is not shown ---
+
+
+def image_part(seed: int, detail: str | None = None) -> dict[str, Any]:
+    url = {"url": data_url(noise_image(seed))} | ({"detail": detail} if detail else {})
+    return {"type": "image_url", "image_url": url}
+
+
+def said(*messages: Any, **fields: Any) -> httpx.Response:
+    return post(CHAT, json={"messages": list(messages), "seed": 1, **fields})
+
+
+QUESTION = {"type": "text", "text": "what color is the dog?"}
+
+
+def test_two_images_in_a_message_are_refused() -> None:
+    answer = said({"role": "user", "content": [QUESTION, image_part(1), image_part(2)]})
+    assert answer.status_code == 400
+    assert answer.json()["error"] == {
+        "message": "the model is shown one image: messages.0 has 2",
+        "type": "invalid_request_error",
+        "param": "messages.0.content",
+        "code": "too_many_images",
+    }
+
+
+def test_images_and_texts_of_other_messages_are_noticed() -> None:
+    first = {"role": "user", "content": [QUESTION, image_part(1), image_part(2)]}
+    answer = said(
+        {"role": "system", "content": "be brief"},
+        first,
+        {"role": "assistant", "content": [{"type": "refusal", "refusal": "no"}]},
+        {"role": "user", "name": "me", "content": [QUESTION, image_part(3)]},
+    ).json()
+    assert answer["ddit"]["notices"] == [
+        "images of earlier messages are not shown to the model: 2",
+        "messages other than the last of a user are not shown to the model: 2",
+    ]
+    own = pipeline().answer(noise_image(3), QUESTION["text"], seed=1)[0]
+    assert answer["choices"][0]["message"]["content"] == own
+
+
+def test_a_stream_has_the_notices_too() -> None:
+    messages = [{"role": "system", "content": "be brief"}, {"role": "user", "content": "is there a dog?"}]
+    chunks = events(said(*messages, stream=True).text)[:-1]
+    found = [line for chunk in chunks for line in chunk["ddit"].get("notices", [])]
+    assert found == ["messages other than the last of a user are not shown to the model: 1"]
+
+
+@pytest.mark.parametrize(
+    ("content", "fields", "notice"),
+    [
+        ([QUESTION, image_part(1, "high")], {}, "'detail' is ignored: the model sees all images at one size"),
+        ([QUESTION, image_part(1, "auto")], {}, None),
+        ([QUESTION, image_part(1)], {"task": "caption"}, "the text of the message is not shown to the model, since"),
+        ("a ___ dog", {"max_tokens": 3}, "'max_tokens' is ignored: a text with blanks has its own length"),
+    ],
+)  # fmt: skip
+def test_what_a_message_asks_for_in_vain_is_noticed(
+    content: Any, fields: dict[str, Any], notice: str | None
+) -> None:
+    found = said({"role": "user", "content": content}, **fields).json()["ddit"]["notices"]
+    assert len(found) == (notice is not None)
+    assert all(line.startswith(notice or "") for line in found)
+
+
+@pytest.mark.parametrize(
+    ("messages", "message"),
+    [
+        ([{"role": "user", "content": None}], "neither a text of a user nor an image"),
+        ([{"role": "user", "content": []}], "neither a text of a user nor an image"),
+        ([{"role": "user"}], "neither a text of a user nor an image"),
+        ([{"role": "system", "content": "be brief"}], "messages contain none of a user"),
+        ([{"role": "user", "content": [{"type": "input_audio", "input_audio": {}}]}], "'input_audio' are not"),
+        ([{"role": "user", "content": [{"type": "input_text", "text": "a"}]}], "text, image_url and file are"),
+    ],
+)  # fmt: skip
+def test_messages_without_anything_to_answer_are_refused(messages: list[Any], message: str) -> None:
+    answer = said(*messages)
+    assert answer.status_code == 400
+    assert message in answer.json()["error"]["message"]
+
+
+def test_top_p_0_takes_the_likeliest_tokens() -> None:
+    answers = [said({"role": "user", "content": [QUESTION, image_part(1)]}, top_p=0).json() for _ in range(2)]
+    own = pipeline().answer(noise_image(1), QUESTION["text"], seed=1, top_p=1e-9)[0]
+    assert [answer["choices"][0]["message"]["content"] for answer in answers] == [own, own]

@@ -1,15 +1,22 @@
 """Images come from data URLs, uploads, and public addresses where that is switched on; never from private ones."""
 
+import base64
+import io
 import ipaddress
+import re
 import socket
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
+from urllib.parse import quote
 
 import pytest
-from servers import ask, encoded, noise_image, pipeline, with_client
+from PIL import Image
+from servers import ask, decoded, encoded, level_difference, noise_image, pipeline, post, with_client
 
+from ddit.images import read_image
 from ddit.serve import fetching
 from ddit.serve.errors import ApiError
 from ddit.serve.fetching import fetch, is_public
@@ -225,3 +232,119 @@ def test_a_folder_that_cannot_be_written_to_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(ValueError, match="cannot write to"):
         FileStore(tmp_path / "file", max_files=1, max_bytes=1)
+
+
+# --- images as clients write them ---
+
+LETTERS = base64.b64encode(encoded(noise_image(6))).decode()
+assert {"+", "/"} < set(LETTERS)
+WRITTEN = {
+    "as it should be": f"data:image/png;base64,{LETTERS}",
+    "line breaks": "data:image/png;base64," + base64.encodebytes(encoded(noise_image(6))).decode(),
+    "line breaks of Windows": "data:image/png;base64," + "\r\n".join(re.findall(".{1,76}", LETTERS)),
+    "the alphabet for URLs": "data:image/png;base64," + LETTERS.translate(str.maketrans("+/", "-_")),
+    "no padding": "data:image/png;base64," + LETTERS.rstrip("="),
+    "percent-encoded": "data:image/png;base64," + quote(LETTERS, safe=""),
+    "upper case": f"DATA:IMAGE/PNG;BASE64,{LETTERS}",
+    "parameters": f'data:image/png;name="a b.png";charset=utf-8;base64,{LETTERS}',
+    "spaces": f"  data: image/png; base64, {LETTERS} ",
+    "no type": f"data:;base64,{LETTERS}",
+    "another type": f"data:image/jpg;base64,{LETTERS}",
+    "base64 alone": LETTERS,
+    "base64 alone with line breaks": base64.encodebytes(encoded(noise_image(6))).decode(),
+}
+
+
+@pytest.mark.parametrize("name", WRITTEN)
+@pytest.mark.parametrize("as_string", [False, True])
+def test_base64_is_read_as_other_libraries_write_it(name: str, as_string: bool) -> None:
+    body = ask("is there a dog?", seed=5)
+    url = WRITTEN[name] if as_string else {"url": WRITTEN[name]}
+    body["messages"][0]["content"].append({"type": "image_url", "image_url": url})
+    answer = post("/v1/chat/completions", json=body)
+    own = pipeline().answer(noise_image(6), "is there a dog?", seed=5)[0]
+    assert answer.json()["choices"][0]["message"]["content"] == own
+
+
+@pytest.mark.parametrize(
+    "written", ["data:image/png;base64,A", "data:image/png;base64,AA=A", "A" * 65, "A" * 64 + "*"]
+)
+def test_what_is_no_base64_is_refused(written: str) -> None:
+    body = ask("is there a dog?")
+    body["messages"][0]["content"].append({"type": "file", "file": {"file_data": written}})
+    answer = post("/v1/chat/completions", json=body)
+    assert answer.status_code == 400
+    assert answer.json()["error"]["code"] in ("invalid_base64", "invalid_image_url")
+
+
+def test_an_upload_larger_than_the_whole_store_is_refused() -> None:
+    config = ServeConfig(max_files_bytes=1000)
+    answer = post("/v1/files", config, files={"file": encoded(noise_image())})
+    assert answer.status_code == 413
+    assert answer.json()["error"]["message"] == "a file of 3,172 bytes is larger than the store (1,000)"
+    answer = post("/v1/images/generations", config, json={"prompt": "a dog", "response_format": "url"})
+    assert answer.status_code == 413
+
+
+# --- masks ---
+
+LEFT = (0, 0, 16, 32)
+
+
+def left_of(mode: str, ground: Any, paint: Any) -> Image.Image:
+    image = Image.new(mode, (32, 32), ground)
+    image.paste(paint, LEFT)
+    return image
+
+
+def palette_mask() -> bytes:
+    image = left_of("P", 1, 0)
+    image.putpalette([0, 0, 0, 255, 255, 255])
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG", transparency=0)
+    return buffer.getvalue()
+
+
+MASKS = {
+    "RGBA, transparent": encoded(left_of("RGBA", (0, 0, 0, 255), (9, 9, 9, 0))),
+    "RGBA, opaque": encoded(left_of("RGBA", (0, 0, 0, 255), (255, 255, 255, 255))),
+    "RGBA, hardly transparent": encoded(left_of("RGBA", (0, 0, 0, 200), (255, 255, 255, 255))),
+    "RGBA, nearly transparent": encoded(left_of("RGBA", (0, 0, 0, 255), (255, 255, 255, 3))),
+    "grey with alpha": encoded(left_of("LA", (0, 255), (255, 255))),
+    "grey, transparent": encoded(left_of("LA", (255, 255), (255, 0))),
+    "grey": encoded(left_of("L", 0, 255)),
+    "black and white": encoded(left_of("1", 0, 1)),
+    "RGB": encoded(left_of("RGB", "black", "white")),
+    "a palette with transparency": palette_mask(),
+    "WebP, transparent": encoded(left_of("RGBA", (0, 0, 0, 255), (9, 9, 9, 0)), "WEBP"),
+}
+
+
+def edited(files: dict[str, bytes], **data: str) -> Image.Image:
+    answer = post("/v1/images/edits", data={"prompt": "a dog", "seed": "3", **data}, files=files).json()
+    assert answer["ddit"]["notices"] == []
+    return decoded(answer["data"][0]["b64_json"])
+
+
+@pytest.mark.parametrize("name", MASKS)
+def test_a_mask_is_where_it_is_transparent_or_if_nowhere_where_it_is_white(name: str) -> None:
+    own = pipeline().inpaint(noise_image(1), left_of("L", 0, 255), "a dog", seed=3)[0]
+    assert level_difference(edited({"image": encoded(noise_image(1)), "mask": MASKS[name]}), own) <= 1
+
+
+def test_an_edit_without_a_mask_takes_the_transparency_of_its_image() -> None:
+    image = noise_image(1).convert("RGBA")
+    image.paste((0, 0, 0, 0), LEFT)
+    seen = read_image(image)
+    own = pipeline().inpaint(seen, left_of("L", 0, 255), "a dog", seed=3)[0]
+    assert level_difference(edited({"image": encoded(image)}), own) <= 1
+    varied = pipeline().vary(seen, "a dog", seed=3, strength=0.5)[0]
+    assert level_difference(edited({"image": encoded(image)}, strength="0.5"), varied) <= 1
+    right = Image.eval(left_of("L", 0, 255), lambda level: 255 - level)
+    masked = pipeline().inpaint(seen, right, "a dog", seed=3)[0]
+    assert level_difference(edited({"image": encoded(image), "mask": encoded(right)}), masked) <= 1
+
+
+def test_an_opaque_rgba_image_without_a_mask_is_varied() -> None:
+    own = pipeline().vary(noise_image(1), "a dog", seed=3)[0]
+    assert level_difference(edited({"image": encoded(noise_image(1).convert("RGBA"))}), own) <= 1

@@ -35,16 +35,21 @@ pytestmark = [
 
 
 @pytest.fixture(scope="module")
-def address() -> Iterator[str]:
-    """The page of the shipped model, in a process of its own."""
+def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The page of the shipped model, in a process of its own, which logs no fault."""
     command = [sys.executable, "-m", "ddit", "demo", "--port", "0"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
+    log = tmp_path_factory.mktemp("demo") / "log.txt"
+    with (
+        log.open("w") as errors,
+        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True) as server,
+    ):
         assert server.stdout is not None
         try:
             yield server.stdout.readline().strip()
         finally:
             server.terminate()
             server.wait(timeout=30)
+    assert "Traceback" not in log.read_text()
 
 
 @pytest.fixture(scope="module")
@@ -208,6 +213,57 @@ def test_an_uploaded_image_is_captioned(visit: Visit, tmp_path: Path) -> None:
     )
     visit.press("Caption")
     assert set(visit.answer().split()) >= {"pink", "cup"}
+
+
+def test_an_image_of_ones_own_has_nothing_of_the_scene_before(visit: Visit, tmp_path: Path) -> None:
+    path = tmp_path / "red.png"
+    Image.new("RGB", (64, 64), "red").save(path)
+    for name in ("Ask", "Fill in", "Edit"):
+        panel = visit.tab(name)
+        panel.locator(".truth").wait_for()
+        panel.get_by_role("button", name="Remove Image").click()
+        panel.locator(".truth").wait_for(state="detached")
+        panel.locator("input[type=file]").set_input_files(path)
+        offered = panel.locator(".gallery-item, .gallery button, tbody button").all_inner_texts()
+        assert not any("carrot" in text or "banana" in text for text in offered)
+        assert "carrot" not in panel.locator("textarea, input[type=text]").first.input_value()
+        assert panel.locator(".truth").count() == 0
+    visit.tab("Ask")
+    question = visit.panel().get_by_label("Question", exact=True)
+    question.fill("is there a bus?")
+    visit.press("Another example image")
+    visit.panel().locator(".truth").wait_for()
+    question.fill("is there a tree?")
+    visit.panel().get_by_role("button", name="Remove Image").click()
+    visit.panel().locator(".truth").wait_for(state="detached")
+    assert question.input_value() == "is there a tree?"
+
+
+def test_a_generated_image_that_is_handed_over_has_nothing_of_a_scene(visit: Visit) -> None:
+    visit.press("Generate")
+    visit.answer()
+    visit.press("Ask about it")
+    visit.panel().get_by_label("Question", exact=True).wait_for()
+    assert visit.panel().locator(".truth").count() == 0
+
+
+def test_a_file_that_is_no_image_and_steps_of_zero_are_answered_in_a_sentence(
+    visit: Visit, tmp_path: Path
+) -> None:
+    fake = tmp_path / "fake.png"
+    fake.write_text("no image")
+    panel = visit.tab("Ask")
+    panel.locator(".source img").wait_for()
+    panel.get_by_role("button", name="Remove Image").click()
+    with visit.page.expect_response(lambda response: "/gradio_api/upload" in response.url):
+        panel.locator("input[type=file]").set_input_files(fake)
+    panel.get_by_role("button", name="Remove Image").wait_for()
+    visit.press("Caption")
+    assert "not an image of a known format" in panel.get_by_role("alert").inner_text()
+    panel = visit.tab("Generate")
+    panel.get_by_label("Steps").fill("0")
+    visit.press("Generate")
+    assert panel.get_by_role("alert").inner_text() == "Steps must be 1 to 50, got 0."
 
 
 @at_both_widths

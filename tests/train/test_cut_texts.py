@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import tarfile
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from ddit.config.runs import DualRun
 from ddit.data.samples import Sample, Turn
 from ddit.prompts import MINI, PUBLISHED, PromptStyle
 from ddit.train.batch import caption_ids, conversation_ids, is_caption_cut, is_conversation_cut
+from ddit.train.log import LOG_FILE, read_log
 from ddit.train.loop import train
 
 CODEC = tiny_text_codec()
@@ -69,8 +71,6 @@ def test_a_conversation_that_loses_a_turn_is_cut() -> None:
 def test_a_run_says_and_logs_the_share_of_cut_texts_and_names_what_a_source_leaves_out(
     plain: DualRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    import tarfile
-
     Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
     entries = [{"image_path": "a.png", "caption": words(count)} for count in (2, 100)]
     (tmp_path / "metadata.json").write_text(json.dumps(entries))
@@ -88,7 +88,7 @@ def test_a_run_says_and_logs_the_share_of_cut_texts_and_names_what_a_source_leav
                 plain, out=str(tmp_path / name), data=data, objective=_without_alignment(plain)
             )
         )
-        shares = [event["cut"] for event in map(json.loads, (out / "log.jsonl").open()) if "cut" in event]
+        shares = [event["cut"] for event in read_log(out / LOG_FILE) if "cut" in event]
         said = capsys.readouterr().err
         if name == "long":
             assert shares

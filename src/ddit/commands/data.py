@@ -1,8 +1,8 @@
 """The verbs `ddit data ...`, and `ddit world`, which makes data."""
 
+import itertools
 import json
 import os
-import sys
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ddit.commands import completion
-from ddit.commands.options import JsonOption
+from ddit.commands.options import JsonOption, spread
 from ddit.commands.output import check_choice, check_writable, print_result
 from ddit.commands.progress import progress_bar
 
@@ -177,6 +177,7 @@ def _hints(
     return Hints(kind, images, annotations, tuple((key, value) for key, _, value in pairs))
 
 
+@spread
 def world(
     folder: Annotated[Path, typer.Argument(help="gets the images and their texts")],
     form: Annotated[
@@ -206,8 +207,6 @@ def world(
 
     As a reference, or as training files of a common form; prints the path that `ddit data check` takes.
     """
-    from tqdm import tqdm
-
     from ddit.data.world_files import FORMS, WorldScenes, write_world
     from ddit.world import PRESETS, SPLITS
 
@@ -216,6 +215,7 @@ def world(
     check_choice("form", form, FORMS)
     check_writable(folder)
     scenes = WorldScenes(PRESETS[preset], split, num, seed=seed, upscale=upscale, jpeg=jpeg)
-    with tqdm(total=num, desc="rendering", unit="scene", file=sys.stderr, leave=False) as bar:
-        path = write_world(folder, scenes, form, on_scene=bar.update)
+    with progress_bar("rendering", "scene") as advance:
+        count = itertools.count(1)
+        path = write_world(folder, scenes, form, on_scene=lambda: advance(next(count), num))
     print_result(as_json, str(path), path=str(path), num=num)

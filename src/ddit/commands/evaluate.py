@@ -1,7 +1,7 @@
 """The verbs `ddit eval` and `ddit eval-data`."""
 
+import itertools
 import json
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
@@ -14,6 +14,7 @@ from ddit.commands import completion
 from ddit.commands.loading import load, paused_gc
 from ddit.commands.options import Given, JsonOption, ModelOption, spread
 from ddit.commands.output import check_choice, check_writable, print_result
+from ddit.commands.progress import progress_bar
 from ddit.eval.options import TASKS, EvalOptions
 from ddit.settings import ImageSampling, LoadOptions, ModelSettings, TextSampling
 
@@ -21,6 +22,29 @@ if TYPE_CHECKING:
     from ddit.eval.world_tasks import WorldSplit
     from ddit.pipeline import Pipeline
 
+TasksArgument = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="[TASK]...",
+        help=f"{', '.join(TASKS)} [default: all]",
+        autocompletion=completion.among(*TASKS),
+    ),
+]
+DataOption = Annotated[
+    Path | None,
+    typer.Option(help="folder of official files, or of one such a task [default: the small world]"),
+]
+ImagesOption = Annotated[
+    Path | None, typer.Option(help="folder of the images [default: images/ in or beside the files]")
+]
+LengthOption = Annotated[
+    int | None,
+    typer.Option(min=1, help="positions of an answer or caption [default: the model's]"),
+]
+WorldOption = Annotated[
+    str,
+    typer.Option(help="preset of the small world: fixed-1 ... free", autocompletion=completion.presets),
+]
 SplitOption = Annotated[
     str,
     typer.Option(
@@ -37,6 +61,7 @@ ScaleOption = Annotated[int, typer.Option(min=1, help="side of the small world's
 WorldSeedOption = Annotated[int, typer.Option(help="of the small world's scenes and prompts")]
 
 
+@spread
 def eval_data(
     folder: Annotated[Path, typer.Argument(help="gets images/ and one folder a benchmark")],
     preset: Annotated[
@@ -55,14 +80,13 @@ def eval_data(
     In the official formats: VQAv2, VizWiz, GQA, POPE, MME, COCO captions and GenEval prompts, over one folder of
     images.
     """
-    from tqdm import tqdm
-
     from ddit.eval.world_tasks import write_eval_data
 
     world = _world(preset, split, num_scenes, num_prompts, seed, scale)
     check_writable(folder)
-    with tqdm(total=num_scenes, desc="rendering", unit="scene", file=sys.stderr, leave=False) as bar:
-        counts = write_eval_data(folder, world, on_scene=bar.update)
+    with progress_bar("rendering", "scene") as advance:
+        scenes = itertools.count(1)
+        counts = write_eval_data(folder, world, on_scene=lambda: advance(next(scenes), num_scenes))
     for task, count in counts.items():
         path = folder / task
         print_result(as_json, f"{task:<8} {count:>7,}  {path}", task=task, num=count, path=str(path))
@@ -79,36 +103,18 @@ def _world(preset: str, split: str, num: int, num_prompts: int, seed: int, scale
 
 @spread
 def evaluate(
-    tasks: Annotated[
-        list[str] | None,
-        typer.Argument(
-            metavar="[TASK]...",
-            help=f"{', '.join(TASKS)} [default: all]",
-            autocompletion=completion.among(*TASKS),
-        ),
-    ] = None,
+    tasks: TasksArgument = None,
     *,
     model: ModelOption = "mini",
-    data: Annotated[
-        Path | None,
-        typer.Option(help="folder of official files, or of one such a task [default: the small world]"),
-    ] = None,
-    images: Annotated[
-        Path | None, typer.Option(help="folder of the images [default: images/ in or beside the files]")
-    ] = None,
+    data: DataOption = None,
+    images: ImagesOption = None,
     metadata: Annotated[Path | None, typer.Option(help="GenEval's prompt file, for the task geneval")] = None,
     out: Annotated[Path, typer.Option("--out", "-o", help="gets a folder a task")] = Path("runs/eval"),
     options: EvalOptions,
     image_sampling: Given[ImageSampling],
     text_sampling: Given[TextSampling],
-    length: Annotated[
-        int | None,
-        typer.Option(min=1, help="positions of an answer or caption [default: the model's]"),
-    ] = None,
-    world: Annotated[
-        str,
-        typer.Option(help="preset of the small world: fixed-1 ... free", autocompletion=completion.presets),
-    ] = "fixed",
+    length: LengthOption = None,
+    world: WorldOption = "fixed",
     split: SplitOption = "test",
     num_scenes: NumOption = 300,
     num_prompts: PromptsOption = 92,
@@ -183,13 +189,18 @@ def _print_head(about: dict[str, Any], decoding: dict[str, Any], seed: int) -> N
 @contextmanager
 def _task_bars(is_quiet: bool) -> Iterator[Callable[[str, int], Callable[[int], Any]]]:
     """A progress bar on stderr for each task in its turn, of the first process's own samples."""
-    from tqdm import tqdm
-
     with ExitStack() as stack:
 
         def begin(task: str, total: int) -> Callable[[int], Any]:
             stack.close()
-            bar = tqdm(total=total, desc=task, unit="sample", file=sys.stderr, leave=False, disable=is_quiet)
-            return stack.enter_context(bar).update
+            advance, done = stack.enter_context(progress_bar(task, "sample")), 0
+
+            def update(count: int) -> None:
+                nonlocal done
+                done += count
+                if not is_quiet:
+                    advance(done, total)
+
+            return update
 
         yield begin

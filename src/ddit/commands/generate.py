@@ -72,8 +72,7 @@ def inpaint(
     else:
         raise ValueError("which part is to be generated? give either --mask or --box")
     check_mask(area, original.size)
-    job = ImageJob(prompts, seed, files, options)
-    job.check_input(image)
+    job = ImageJob(prompts, seed, files, options, original=image)
     pipeline = load(model, loading)
     with job.progress(pipeline) as on_step:
         images = pipeline.inpaint(original, area, job.texts, seed=seed, on_step=on_step, **options)
@@ -101,8 +100,7 @@ def vary(
 
     original = read_image(image)
     check_strength(strength)
-    job = ImageJob(prompts, seed, files, options)
-    job.check_input(image)
+    job = ImageJob(prompts, seed, files, options, original=image)
     pipeline = load(model, loading)
     with job.progress(pipeline) as on_step:
         images = pipeline.vary(original, job.texts, strength=strength, seed=seed, on_step=on_step, **options)

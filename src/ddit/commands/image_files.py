@@ -21,6 +21,13 @@ if TYPE_CHECKING:
     from ddit.inference.image_grid import Film
     from ddit.pipeline import Pipeline
 
+FILE_SUFFIXES = re.compile(
+    r"\.(a?png|avif|bmp|eps|gif|hei[cf]|ico|jfif|jp2|jxl|pdf|p[gpn]m|psd|svg|tga|tiff?|mp4|mov|webm|mkv|avi"
+    r"|zip|tar|jsonl?|txt|md|csv|html?|np[yz]|pt|safetensors)$",
+    re.IGNORECASE,
+)
+"""Endings of files that an output folder hardly has."""
+
 VIEW_SIZE = 256
 """Pixels of the longer side to which small images are enlarged, to be looked at."""
 
@@ -36,6 +43,7 @@ class ImageFiles:
     upscale: Annotated[
         int | None, Field(ge=1, description=f"enlarge N times [default: to at least {VIEW_SIZE} pixels]")
     ] = None
+    overwrite: Annotated[bool, Field(description="replace files that exist")] = False
     grid: Annotated[
         Path | None, Field(description="also write all images into one file, each above its prompt")
     ] = None
@@ -50,24 +58,29 @@ class ImageJob:
 
     Attributes:
         texts, paths: a prompt and a file for each image.
+        original: the image to be changed, which is never overwritten.
     """
 
     def __init__(
-        self, prompts: Sequence[str], seed: int, files: ImageFiles, options: Mapping[str, Any]
+        self,
+        prompts: Sequence[str],
+        seed: int,
+        files: ImageFiles,
+        options: Mapping[str, Any],
+        *,
+        original: Path | None = None,
     ) -> None:
         ModelSettings().image_options(options)
         self.texts = [prompt for prompt in prompts for _ in range(files.num_images)]
         self.paths = image_paths(files.output, self.texts, seed)
         check_image_path(files.grid, IMAGE_SUFFIXES)
         check_image_path(files.watch, {".png", ".gif"})
+        if original is not None and original.resolve() in [path.resolve() for path in self.paths]:
+            raise ValueError(f"'{original}' is the input image: give another --output")
+        if not files.overwrite:
+            check_free([*self.paths, *(path for path in (files.grid, files.watch) if path is not None)])
         self.seed, self.files, self.options = seed, files, options
         self._film: Film | None = None
-
-    def check_input(self, image: Path) -> None:
-        """Raises ValueError if the input image would be overwritten."""
-        for path in self.paths:
-            if path.resolve() == image.resolve():
-                raise ValueError(f"'{path}' is the input image: give another --output")
 
     @contextmanager
     def progress(self, pipeline: "Pipeline") -> "Iterator[StepCallback]":
@@ -110,6 +123,15 @@ class ImageJob:
             print_result(as_json, str(path), **about or {}, prompt=text, seed=self.seed + i, path=str(path))
 
 
+def check_free(paths: Sequence[Path]) -> None:
+    """Raises ValueError if files exist."""
+    taken = [f"'{path}'" for path in paths if path.exists()]
+    if taken:
+        others = f" and {len(taken) - 1} more" if len(taken) > 1 else ""
+        verb = "exist" if len(taken) > 1 else "exists"
+        raise ValueError(f"{taken[0]}{others} {verb}: give --overwrite, another --output or another --seed")
+
+
 def step_times(settings: ModelSettings, options: Mapping[str, Any], strength: float) -> list[float]:
     """The time at the beginning of each step."""
     from ddit.diffusion.flow import sampling_times
@@ -127,6 +149,10 @@ def image_paths(output: Path, prompts: Sequence[str], seed: int) -> list[Path]:
             raise ValueError(f"'{output}' is one file for {len(prompts)} images: give a folder")
         check_writable(output.parent)
         return [output]
+    if FILE_SUFFIXES.search(output.name) and not output.is_dir():
+        raise ValueError(
+            f"'{output}': images are written as .png, .jpg or .webp; a folder has no such ending"
+        )
     check_writable(output)
     slugs = [re.sub(r"\W+", "-", prompt.lower()).strip("-")[:60] or "image" for prompt in prompts]
     return [output / f"{slug}-{seed + i}.png" for i, slug in enumerate(slugs)]

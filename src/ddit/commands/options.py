@@ -11,6 +11,7 @@ from pydantic.dataclasses import is_pydantic_dataclass
 
 from ddit.commands import completion
 from ddit.commands.completion import Complete
+from ddit.commands.progress import hide_progress
 from ddit.schema import Option, list_options, override
 from ddit.settings import ImageSampling, ImageSize, TextSampling
 
@@ -23,6 +24,7 @@ ModelOption = Annotated[
     ),
 ]
 SeedOption = Annotated[int, typer.Option(help="of the first sample; the next ones count on from it")]
+QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="no progress bars")]
 JsonOption = Annotated[bool, typer.Option("--json", help="print one JSON object a line")]
 
 MODELS_OWN = {
@@ -43,7 +45,7 @@ class Given(dict[str, Any], Generic[Options]):
 
 
 def spread(verb: Callable[..., None]) -> Callable[..., None]:
-    """Shows typer the fields of strict dataclasses as options of a verb.
+    """Shows typer the fields of strict dataclasses as options of a verb, and --quiet.
 
     A parameter annotated with a strict dataclass gets one made of the options given; a parameter annotated
     `Given[SomeDataclass]` gets the options themselves.
@@ -63,8 +65,14 @@ def spread(verb: Callable[..., None]) -> Callable[..., None]:
         else:
             shown.append(parameter.replace(kind=parameter.KEYWORD_ONLY, annotation=hint))
 
+    shown.append(
+        inspect.Parameter("quiet", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=QuietOption)
+    )
+
     @functools.wraps(verb)
     def call(**values: Any) -> None:
+        if values.pop("quiet"):
+            hide_progress()
         for parameter, (make, names) in groups.items():
             found = {name: values.pop(name) for name in names}
             values[parameter] = make(

@@ -12,9 +12,18 @@ if TYPE_CHECKING:
     from ddit.pipeline import Pipeline
 
 
+_is_hidden = False
+
+
+def hide_progress() -> None:
+    """For --quiet: no bars in this process from now on."""
+    global _is_hidden
+    _is_hidden = True
+
+
 @contextmanager
 def progress_bar(what: str, unit: str) -> Iterator[Callable[[int, int], None]]:
-    """A bar that appears with the first progress; it is called with (done, total)."""
+    """A bar that appears with the first progress, on a terminal alone; it is called with (done, total)."""
     from tqdm import tqdm
 
     with ExitStack() as stack:
@@ -23,8 +32,9 @@ def progress_bar(what: str, unit: str) -> Iterator[Callable[[int, int], None]]:
         def advance(done: int, total: int) -> None:
             nonlocal bar
             if bar is None:
+                disable = True if _is_hidden else None  # None: where stderr is no terminal
                 bar = stack.enter_context(
-                    tqdm(total=total, desc=what, unit=unit, file=sys.stderr, leave=False)
+                    tqdm(total=total, desc=what, unit=unit, file=sys.stderr, leave=False, disable=disable)
                 )
             bar.update(done - bar.n)
 

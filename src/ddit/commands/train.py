@@ -32,7 +32,7 @@ def train(
     ] = None,
     init: Annotated[str | None, typer.Option(help="model folder or hub id to start from")] = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="print the configuration as JSON and stop")
+        bool, typer.Option("--dry-run", help="print the configuration as JSON (of a chain a list) and stop")
     ] = False,
     plot: Annotated[bool, typer.Option("--plot", help="plot the curves of RUN folders into a PNG")] = False,
     out: Annotated[
@@ -58,7 +58,8 @@ def train(
     changes = [*(overrides or []), *([] if init is None else [f"init={json.dumps(init)}"])]
     configs = plan_runs(names[0], root, world=world, overrides=changes)
     if dry_run:
-        typer.echo("".join(to_json(config) for config in configs), nl=False)
+        texts = [to_json(config).rstrip() for config in configs]
+        typer.echo(texts[0] if len(texts) == 1 else "[" + ",\n".join(texts) + "]")
         return
     check_writable(root)
     with paused_gc():

@@ -275,7 +275,11 @@ class _Run:
             return [
                 _Answer(text) for text in self._write([item.image for item in items], questions, seed, task)
             ]
-        except (ValueError, TypeError):  # tokenizers raise TypeError for half of a pair of surrogates
+        except (
+            ValueError,
+            TypeError,
+            OSError,
+        ):  # tokenizers raise TypeError for half of a pair of surrogates
             faults = [find_fault(item) for item in items]
             if not any(faults):
                 raise

@@ -1,6 +1,7 @@
 """What a benchmark asks: one question about one image; and how to read the official data sets' files."""
 
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -84,13 +85,15 @@ def mean(values: Iterable[float]) -> float:
 
 def find_fault(item: Item) -> str:
     """Why an item's image or question cannot be used, in one line; "" if they can."""
-    if item.question is not None and not item.question.strip():
+    question = item.question
+    if question is not None and not question.strip():
         return "the question is empty"
+    if question is not None and re.search("[\\ud800-\\udfff]", question):
+        return f"the question {question!r} holds half of a pair of surrogates"
     try:
-        (item.question or "").encode()
         read_image(item.image)
     except UnicodeEncodeError:
-        return f"the question {item.question!r} holds half of a pair of surrogates"
+        return f"the name {str(item.image)!r} holds half of a pair of surrogates"
     except (ValueError, OSError) as error:
         return str(error)
     return ""

@@ -270,7 +270,8 @@ def read_gqa(folder: Path, images: Path | None = None) -> TaskItems:
             unanswered.append(number)
         else:
             types = entry["types"] if isinstance(entry.get("types"), dict) else {}
-            truth = {"answer": answer, "kind": types.get("structural") or "other", **types}
+            named = {key: types[key] for key in ("structural", "semantic", "detailed") if key in types}
+            truth = {"answer": answer, "kind": types.get("structural") or "other", **named}
             image = index.find(require_id(entry, "imageId", path))
             items.append(Item(number, image, require_text(entry, "question", path), truth))
     index.check()

@@ -51,10 +51,9 @@ class TextGenerator:
         with codec.on_device():  # once for all steps
             for rows, step in groups(lengths, options.batch_size, options.num_steps, on_step):
                 ids, answer_mask = (part[rows, : lengths[rows[0]]].to(device) for part in prompt)
-                if cache is None:
-                    context = self._null_context(len(rows))
-                else:
-                    context = cache.take(rows, options.batch_size)
+                context = (
+                    self._null_context(len(rows)) if cache is None else cache.take(rows, options.batch_size)
+                )
                 sample = sample_text(
                     self.logits_fn(context, answer_mask, options.sampling),
                     ids,

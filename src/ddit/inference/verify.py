@@ -5,6 +5,7 @@ tensors is recomputed from its own inputs by the code that training and sampling
 """
 
 import json
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -151,8 +152,11 @@ def verify(
     A tensor is within tolerance if every element differs by at most atol + rtol |reference|.
 
     Raises:
-        ValueError: on a folder that is incomplete, or whose tensors are not those that `reference.json` lists.
+        ValueError: on a tolerance out of range, or on a folder that is incomplete or whose tensors are not those that
+            `reference.json` lists.
     """
+    if not (0 <= atol < math.inf and 0 <= rtol < math.inf):
+        raise ValueError(f"atol and rtol must be at least 0 and finite, got {atol} and {rtol}")
     folder = Path(folder)
     for name in ("reference.json", "reference.safetensors", "transformer", "text_encoder"):
         if not (folder / name).exists():

@@ -61,9 +61,15 @@ class RunLog:
         self._share_a_unit = flops_per_unit / peak_flops if flops_per_unit and peak_flops else None
         self._sinks = [] if report is None else _open_sinks(out, report, start, config or {})
         self._file = (out / LOG_FILE).open("a", encoding="utf-8")
-        interval = 0.5 if sys.stderr.isatty() else 30.0
+        # Where stderr is no terminal, the lines of events alone say how far the run is.
         self._bar = tqdm(
-            total=total, initial=start, unit=unit, mininterval=interval, desc=out.name, file=sys.stderr
+            total=total,
+            initial=start,
+            unit=unit,
+            mininterval=0.5,
+            desc=out.name,
+            file=sys.stderr,
+            disable=None,
         )
         self._start = time.monotonic()
         self._knows_any = False

@@ -104,7 +104,7 @@ def precompute(cfg: LatentsRun, ranks: Ranks, *, num_workers: int | None = None)
         unit="shard",
         file=sys.stderr,
         leave=False,
-        disable=not ranks.is_first,
+        disable=None if ranks.is_first else True,
     )
     with bar, closing_workers(making) as chunks:
         for shard in _encode_shards(images, chunks, encoder):
