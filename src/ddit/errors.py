@@ -4,18 +4,36 @@ Warnings go through Python's `warnings`, unless the caller collects them, as a s
 `warnings.catch_warnings` changes the whole process, `collect_warnings` one thread or task alone.
 """
 
+import traceback
 import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from difflib import SequenceMatcher
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 LEAST_RATIO, MARGIN = 0.6, 0.15
 
 
 class WorkerError(ValueError):
     """What another process could not do, in one line for the user."""
+
+
+class Failure(NamedTuple):
+    """What was raised in another process, as it is sent to the one that reports: a line for the user, and where."""
+
+    message: str
+    trace: str
+
+    @classmethod
+    def of(cls, error: BaseException) -> Self:
+        return cls(one_line(error), "".join(traceback.format_exception(error)))
+
+    def error(self) -> WorkerError:
+        """To be raised; it shows the other process's traceback with its own."""
+        error = WorkerError(self.message)
+        error.add_note(self.trace)
+        return error
 
 
 def one_line(error: BaseException) -> str:

@@ -1,28 +1,22 @@
 """The page's parts: images, words and steps as they are shown, examples, faults."""
 
-import asyncio
 import base64
 import io
 import json
-import os
 import re
-import subprocess
-import sys
-from collections.abc import AsyncIterator, Callable, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
+from pages import PIPELINE, RED, act, fault, run_apart
 from PIL import Image, ImageDraw
-from tiny_models import tiny_pipeline, tiny_text_codec
+from tiny_models import tiny_text_codec
 
 from ddit.model.encoders import TextCodec, build_tokenizer, tiny_t5
 from ddit.serve import page_view as view
-from ddit.serve.engine import Engine
-from ddit.serve.jobs import Job
 from ddit.serve.options import Limits
 from ddit.serve.page_examples import ANY, SMALL_WORLD, examples_for, scene_sample, with_blanks
-from ddit.serve.page_runs import Runs, painted
+from ddit.serve.page_runs import painted
 from ddit.world import PRESETS, caption_is_right, list_vocabulary, make_scene
 
 CODEC = tiny_text_codec()
@@ -193,32 +187,6 @@ def test_colours_are_the_blanks_or_else_the_things() -> None:
 
 # --- actions ---
 
-PIPELINE = tiny_pipeline()
-RED = Image.new("RGB", (32, 32), "red")
-
-
-def act(
-    action: Callable[[Runs], AsyncIterator[Any]], limits: Limits | None = None, waiting: int = 0
-) -> list[Any]:
-    """All that an action shows, on an engine in whose queue so many jobs wait already."""
-
-    async def run() -> list[Any]:
-        engine = Engine(PIPELINE, limits)
-        await engine.start()
-        try:
-            for _ in range(waiting):
-                engine.stream(Job("caption", {"image": RED}))
-            return [shown async for shown in action(Runs(engine, pace=0, slow_pace=0))]
-        finally:
-            await engine.stop()
-
-    return asyncio.run(run())
-
-
-def fault(html: str) -> str | None:
-    found = re.search(r'<p class="note fault" role="alert">(.*?)</p>', html)
-    return found and found.group(1)
-
 
 def test_generating_shows_every_step_then_the_image_then_its_caption() -> None:
     shown = act(lambda runs: runs.generate("a photo of the dog", 5, 3, 2.0))
@@ -368,16 +336,6 @@ while any(writer.is_alive() for writer in writers):
     assert Image.open(path).tobytes() == noise.tobytes()
 assert image_file(Image.new("L", (8, 8))) != path
 """
-
-
-def run_apart(script: str) -> str:
-    """What a script prints, in a process of its own: Gradio leaves an event loop open."""
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
-    done = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, timeout=120, env=environment
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
 
 
 @pytest.mark.slow

@@ -4,7 +4,7 @@ import json
 import math
 
 import pytest
-from test_page import act, fault, run_apart
+from pages import act, fault, run_apart
 
 INPUTS = """
 import json

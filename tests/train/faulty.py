@@ -1,4 +1,4 @@
-"""`faulty.py MOMENT FAULT RANK ARGUMENTS...`: the command `ddit ARGUMENTS`, on one rank of which something goes wrong."""
+"""The command `ddit` with its arguments, on one rank of which something goes wrong: DDIT_FAULT="moment,fault,rank"."""
 
 import os
 import signal
@@ -56,9 +56,9 @@ def break_at(moment: str, fault: str) -> None:
     setattr(place, name, broken)
 
 
-if os.environ.get("RANK", "0") == sys.argv[3]:  # also in processes that are spawned, which import this file
-    break_at(*sys.argv[1:3])
+moment, fault, rank = os.environ["DDIT_FAULT"].split(",")
+if os.environ.get("RANK", "0") == rank:  # also in processes that are spawned, which import this file
+    break_at(moment, fault)
 ddit.data.check._WORTH_PROCESSES = ddit.train.precompute._WORTH_PROCESSES = 0
 if __name__ == "__main__":
-    sys.argv[1:4] = []
     main()

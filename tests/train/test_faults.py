@@ -19,12 +19,12 @@ LIMIT = 60
 class Ended:
     """A command that has come to its end."""
 
-    def __init__(self, arguments: list[object], num_ranks: int) -> None:
+    def __init__(self, fault: str, arguments: list[object], num_ranks: int = 1) -> None:
         python = [sys.executable]
         if num_ranks > 1:
             launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(num_ranks)]
             python += launcher
-        environment = {k: v for k, v in os.environ.items() if k != "DDIT_DEBUG"} | {"OMP_NUM_THREADS": "1"}
+        environment = {k: v for k, v in os.environ.items() if k != "DDIT_DEBUG"} | {"OMP_NUM_THREADS": "1", "DDIT_FAULT": fault}
         start = time.monotonic()
         done = subprocess.run(
             [*python, str(FAULTY), *map(str, arguments)],
@@ -62,13 +62,13 @@ MOMENTS = ("opening", "first batch", "later batch", "step", "saving", "exporting
 @pytest.mark.parametrize("fault", ["RuntimeError", "KeyError", "MemoryError"])
 @pytest.mark.parametrize("moment", MOMENTS)
 def test_a_run_on_one_rank_ends_with_one_line(moment: str, fault: str, train_arguments: list[object]) -> None:
-    Ended([moment, fault, 0, *train_arguments], 1).check(fault=fault)
+    Ended(f"{moment},{fault},0", train_arguments).check(fault=fault)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("fault", ["SystemExit", "killed", "exit"])
 def test_a_run_whose_worker_goes_ends_with_one_line(fault: str, train_arguments: list[object]) -> None:
-    Ended(["later batch", fault, 0, *train_arguments], 1).check()
+    Ended(f"later batch,{fault},0", train_arguments).check()
 
 
 @pytest.mark.slow
@@ -77,20 +77,20 @@ def test_a_run_whose_worker_goes_ends_with_one_line(fault: str, train_arguments:
 def test_a_run_on_two_ranks_ends_with_the_line_of_the_one_that_failed(
     moment: str, rank: int, train_arguments: list[object]
 ) -> None:
-    ended = Ended([moment, "RuntimeError", rank, *train_arguments], 2)
+    ended = Ended(f"{moment},RuntimeError,{rank}", train_arguments, 2)
     ended.check(rank=rank, fault="RuntimeError: a fault")
 
 
 @pytest.mark.slow
 def test_a_run_on_two_ranks_ends_when_a_worker_of_one_is_killed(train_arguments: list[object]) -> None:
-    Ended(["later batch", "killed", 1, *train_arguments], 2).check(rank=1, fault="has died")
+    Ended("later batch,killed,1", train_arguments, 2).check(rank=1, fault="has died")
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("fault", ["MemoryError", "SystemExit", "killed"])
 @pytest.mark.parametrize("moment", ["checking", "opening to check"])
 def test_a_check_ends_with_one_line(moment: str, fault: str, data_file: Path) -> None:
-    Ended([moment, fault, 0, "data", "check", data_file, "--num-workers", 2], 1).check()
+    Ended(f"{moment},{fault},0", ["data", "check", data_file, "--num-workers", 2]).check()
 
 
 @pytest.mark.slow
@@ -104,5 +104,5 @@ def test_precomputing_ends_with_one_line(
 ) -> None:
     options = ["--vae", "mini", "--size", 64, "--shard-size", 20, "--batch-size", 5, "--num-workers", 1]
     arguments = ["data", "precompute", data_file, tmp_path / "latents", *options]
-    ended = Ended([moment, fault, num_ranks - 1, *arguments], num_ranks)
+    ended = Ended(f"{moment},{fault},{num_ranks - 1}", arguments, num_ranks)
     ended.check(rank=1 if num_ranks == 2 else None, fault="has died" if fault == "killed" else fault)

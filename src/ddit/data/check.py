@@ -7,8 +7,9 @@ import random
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass, field, replace
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,6 +18,7 @@ from PIL import Image
 from ddit.config.data import DataConfig, SourceConfig
 from ddit.data.samples import CorruptSample, LeftOut, Sample, Source, read_sample
 from ddit.data.sources import find_left_out, open_source
+from ddit.errors import Failure, WorkerError
 
 NUM_NAMES = 5
 _CHUNK = 64
@@ -190,21 +192,36 @@ def _in_processes(
 ) -> Iterator[list[_Found]]:
     chunks = [indices[start : start + _CHUNK] for start in range(0, len(indices), _CHUNK)]
     context = multiprocessing.get_context("spawn")  # forking a process that has threads may lock up
-    with ProcessPoolExecutor(num_workers, context, initializer=_open_here, initargs=(cfg,)) as pool:
-        yield from pool.map(partial(_read_chunk, fit=fit), chunks)
+    before = set(multiprocessing.active_children())
+    with ProcessPoolExecutor(num_workers, context) as pool:
+        try:
+            for part in pool.map(partial(_read_chunk, cfg, fit=fit), chunks):
+                if isinstance(part, Failure):
+                    raise part.error()
+                yield part
+        except BrokenProcessPool:
+            raise WorkerError(
+                "a process that reads the data has died; if memory ran out, use fewer workers"
+            ) from None
+        except BaseException:  # also of whoever takes these parts: what is still being read is not waited for
+            for process in set(multiprocessing.active_children()) - before:
+                process.kill()
+            raise
 
 
-_source: Source | None = None  # of a worker process
+@lru_cache(1)
+def _open_here(cfg: SourceConfig) -> Source:
+    """In a worker process, which asks for the same source again and again."""
+    return open_source(cfg)
 
 
-def _open_here(cfg: SourceConfig) -> None:
-    global _source
-    _source = open_source(cfg)
-
-
-def _read_chunk(indices: list[int], *, fit: Fit) -> list[_Found]:
-    assert _source is not None
-    return [_read_sample(_source, index, fit) for index in indices]
+def _read_chunk(cfg: SourceConfig, indices: list[int], *, fit: Fit) -> list[_Found] | Failure:
+    """What is found in some samples, or whatever was raised: not every error can be sent to another process."""
+    try:
+        source = _open_here(cfg)
+        return [_read_sample(source, index, fit) for index in indices]
+    except BaseException as error:
+        return Failure.of(error)
 
 
 def _read_sample(source: Source, index: int, fit: Fit) -> _Found:

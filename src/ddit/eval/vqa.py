@@ -138,8 +138,8 @@ def read_vqav2(folder: Path, images: Path | None = None) -> TaskItems:
             unanswered.append(number)
         else:
             digits = name.zfill(12) if name.isdecimal() else name
-            in_split = [f"{subtype}/{digits}"] if subtype else []
-            image = index.find(f"COCO_{subtype}_{digits}", *in_split, digits, name)
+            in_split = (f"COCO_{subtype}_{digits}", f"{subtype}/{digits}") if subtype else ()
+            image = index.find(*in_split, digits, name)
             truth = {
                 "answer": to_text(annotation.get("multiple_choice_answer")) or most_common(answers),
                 "answers": answers,

@@ -278,12 +278,12 @@ class _Page:
             facts = truth(sample.caption, sample.questions if tab.shows_answers else ())
             return [number + 1, image_file(sample.image), facts, texts[0], samples(texts)]
 
-        def forget(number: int, text: str) -> list[Any]:
+        def forget(number: int, text: str, image: str | None) -> list[Any]:
             is_of_scene = self.examples.has_world and text in texts_of(scene_sample(number - 1))
             text = tab.texts[0] if is_of_scene else text
-            return ["", text, samples(tab.texts), placeholder(NO_RESULT)]
+            return ["", text, samples(tab.texts), self.runs.image_fault(image) or placeholder(NO_RESULT)]
 
-        tab.forget.update(fn=forget, inputs=[number, tab.text], outputs=[*told, tab.result])
+        tab.forget.update(fn=forget, inputs=[number, tab.text, tab.image], outputs=[*told, tab.result])
         gr.on([tab.image.upload, tab.image.clear], **tab.forget, **AT_ONCE)
         if self.examples.has_world:
             outputs = [number, tab.image, *told]
@@ -293,12 +293,12 @@ class _Page:
             self.blocks.load(following, number, outputs, **AT_ONCE)
         return tab
 
-    def _fit(self, image: str | None) -> Any:
-        """An uploaded image as the model sees it, cropped and small; one that cannot be read stays."""
+    def _fit(self, image: str | None) -> str | None:
+        """An uploaded image as the model sees it, cropped and small."""
         try:
             return image_file(self.runs.fitted(image))
-        except ValueError:  # reported when a button is pressed
-            return gr.skip()
+        except ValueError:  # reported beside it; Gradio itself would read an SVG
+            return None if image is None or image.lower().endswith(".svg") else image
 
     def _paintable(self, image: str | None) -> str:
         try:

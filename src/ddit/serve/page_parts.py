@@ -72,7 +72,10 @@ def make_theme() -> themes.Base:
 
 
 def checked_later(component: Component) -> None:
-    """Passes an input on as it is: our actions answer a fault in a sentence, Gradio's own checks with a traceback."""
+    """Passes an input on as it is: our actions answer a fault in a sentence, Gradio's own checks with a traceback.
+
+    An event may give the component a value, but no update (`gr.skip` is one), for which Gradio would make it again.
+    """
     component.preprocess = _plain_value
 
 

@@ -230,6 +230,15 @@ class Runs:
         except ValueError as error:  # the user does not know the file's name on the server
             raise ValueError(str(error).replace(f"'{image}'", "the file")) from None
 
+    def image_fault(self, image: str | None) -> str:
+        """A line about an image that cannot be read, as HTML; empty if it can, or if there is none."""
+        try:
+            if image is not None:
+                self.fitted(image)
+            return ""
+        except ValueError as error:
+            return view.note(_sentence(str(error)), fault=True)
+
     def _image_job(
         self,
         verb: Verb,

@@ -4,18 +4,17 @@ import atexit
 import multiprocessing
 import signal
 import threading
-import traceback
 import warnings
 import weakref
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 from multiprocessing.process import BaseProcess
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
-from ddit.errors import WorkerError, one_line
+from ddit.errors import Failure, WorkerError
 from ddit.train.batch import Batch, split
 from ddit.train.batches import StepData
 
@@ -24,13 +23,6 @@ Item = TypeVar("Item")
 _MIN_SAMPLES = 200
 _GRACE = 5.0
 """Seconds that workers get to end their last item, after which they are killed."""
-
-
-class _Failure(NamedTuple):
-    """What a worker could not do: a line for the user, and where it happened."""
-
-    message: str
-    trace: str
 
 
 class _Guarded(Dataset):
@@ -45,7 +37,7 @@ class _Guarded(Dataset):
         try:
             return self.make(index)
         except BaseException as error:
-            return _Failure(one_line(error), traceback.format_exc())
+            return Failure.of(error)
 
 
 def step_loader(
@@ -104,10 +96,8 @@ def _make_ahead(
             warnings.filterwarnings("ignore", ".*fork.*", DeprecationWarning)
             items = iter(loader)
         for item in items:
-            if isinstance(item, _Failure):
-                error = WorkerError(item.message)
-                error.add_note(item.trace)
-                raise error
+            if isinstance(item, Failure):
+                raise item.error()
             yield item
     finally:
         _end_workers(items, set(multiprocessing.active_children()) - before)
