@@ -23,6 +23,7 @@ from ddit.cli import main
 from ddit.commands import progress
 from ddit.images import read_image
 from ddit.model.adapters import add_adapters, save_adapters
+from ddit.pipeline import Pipeline
 
 REFERENCE = Path(__file__).parent / "data" / "tiny"
 
@@ -298,6 +299,19 @@ def test_infill(run: Run, model: Path, image: Path):
     assert values["filled"] == result.out.strip()
 
 
+def test_text_verbs_load_and_read_as_image_verbs_do(run: Run, model: Path, image: Path):
+    pipeline = Pipeline.from_pretrained(model)
+    size = ("--height", 16, "--width", 24, "--batch-size", 1, "--seed", 3, "-m", model)
+    asked = pipeline.answer(image, "is there a dog?", height=16, width=24, seed=3)
+    assert run("ask", image, "is there a dog?", *size).out.splitlines() == asked
+    captions = pipeline.caption([image, image], height=16, width=24, seed=3)
+    lines = run("caption", image, image, *size).out.splitlines()
+    assert [line.partition("\t")[2] for line in lines] == captions
+    plain = run("rank", image, "a dog", "a cat", "-m", model).out
+    assert run("rank", image, "a dog", "a cat", "-m", model, "--offload").out == plain
+    assert run("infill", image, "the ___ is red", "-m", model, "--int8", "--offload").code == 0
+
+
 def test_mask_embedding(run: Run, model: Path, image: Path, tmp_path: Path):
     torch.save(torch.ones(24), tmp_path / "mask.pth")
     assert run("caption", image, "--mask-embedding", tmp_path / "mask.pth", "-m", model).code == 0
@@ -490,6 +504,23 @@ def test_mistakes_about_changes_are_found_before_the_model_is_loaded(
     Image.new("L", (20, 20), 255).save("small.png")
     verb, *rest = arguments
     assert fault in run(verb, image, "a dog", *rest, "-o", "out", "--model", "never/loaded").fault
+
+
+@pytest.mark.parametrize(
+    ("arguments", "fault"),
+    [
+        (("caption", "--order", "entropi"), "; did you mean entropy?"),
+        (("ask", "is it?", "--top-p", 0), "top_p must be above 0, got 0"),
+        (("infill", "a ___", "--threshold", 0), "threshold must be above 0, got 0"),
+        (("chat", "--commit-above", 0), "commit_above must be above 0, got 0"),
+        (("caption", "--grid", "a.gif"), "'a.gif' should end in"),
+    ],
+)
+def test_mistakes_about_texts_are_found_before_the_model_is_loaded(
+    run: Run, image: Path, arguments: tuple[str, ...], fault: str
+):
+    verb, *rest = arguments
+    assert fault in run(verb, image, *rest, "--model", "never/loaded").fault
 
 
 def test_an_output_that_cannot_be_written_is_found_before_the_model_is_loaded(run: Run, tmp_path: Path):

@@ -8,6 +8,7 @@ bad path is reported before a model is loaded.
 import importlib
 import io
 import os
+import re
 import sys
 import traceback
 import warnings
@@ -88,7 +89,8 @@ def main() -> None:
     """Entry point of `ddit`."""
     warnings.showwarning = _show_warning
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="surrogateescape")  # a path is printed as the bytes that it was given as
+        # a path is printed as the bytes that it was given as
+        sys.stdout.reconfigure(errors="surrogateescape")
     try:
         app()
     except SystemExit as end:
@@ -98,16 +100,19 @@ def main() -> None:
             if not _is_rank():
                 raise
             traceback.print_exc()
-        typer.echo(f"ddit: {_rank()}{one_line(error)}", err=True)
+        typer.echo(f"ddit: {_rank_line(error) if _is_rank() else one_line(error)}", err=True)
         _leave(1)
 
 
-def _rank() -> str:
-    return f"rank {os.environ.get('RANK', '0')}: " if _is_rank() else ""
-
-
 def _is_rank() -> bool:
+    """Whether torchrun has started this process as one of several."""
     return int(os.environ.get("WORLD_SIZE", "1")) > 1
+
+
+def _rank_line(error: BaseException) -> str:
+    is_of_another = re.search("Connection (closed|reset) by peer|Broken pipe", str(error))
+    line = "another rank has ended" if is_of_another else one_line(error)
+    return f"rank {os.environ.get('RANK', '?')}: {line}"
 
 
 def _leave(code: str | int | None) -> NoReturn:

@@ -12,7 +12,7 @@ from ddit.data.world_files import WorldScenes, write_world
 from ddit.world import PRESETS
 
 FAULTY = Path(__file__).parent / "faulty.py"
-LIMIT = 60
+LIMIT = 120
 """Seconds for all, most of which go by before the fault; what hangs, hangs for ever."""
 
 
@@ -35,18 +35,19 @@ class Ended:
         self.stderr = done.stderr
 
     def check(self, *, rank: int | None = None, fault: str = "") -> None:
-        """The rank that failed says why in one line, before any other; nobody shows a traceback."""
+        """The process that failed says why in one line, and the other ranks say at most that it has."""
         assert self.code != 0
         assert self.said, self.stderr[-3000:]
         mine = "ddit: " if rank is None else f"ddit: rank {rank}: "
         assert [line for line in self.said if line.startswith(mine)] == self.said[:1]
         assert fault in self.said[0]
-        assert "Traceback" not in self.stderr
+        assert all(line.endswith(": another rank has ended") for line in self.said[1:])
+        assert rank is not None or "Traceback" not in self.stderr  # torchrun shows its own
 
 
 @pytest.fixture
 def train_arguments(root: Path, tmp_path: Path) -> list[object]:
-    changes = [f"out={tmp_path / 'run'}", "max_steps=4", "report.tensorboard=false", "data.num_workers=1"]
+    changes = [f"out={tmp_path / 'run'}", "init=null", "max_steps=4", "report.tensorboard=false", "data.num_workers=1"]
     return ["train", "tiny-stage1", "--root", root, *(part for change in changes for part in ("--set", change))]
 
 
@@ -59,8 +60,9 @@ MOMENTS = ("opening", "first batch", "later batch", "step", "saving", "exporting
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("fault", ["RuntimeError", "KeyError", "MemoryError"])
-@pytest.mark.parametrize("moment", MOMENTS)
+@pytest.mark.parametrize(
+    ("moment", "fault"), zip(MOMENTS, ["RuntimeError", "KeyError", "MemoryError"] * 2, strict=True)
+)
 def test_a_run_on_one_rank_ends_with_one_line(moment: str, fault: str, train_arguments: list[object]) -> None:
     Ended(f"{moment},{fault},0", train_arguments).check(fault=fault)
 
@@ -72,8 +74,7 @@ def test_a_run_whose_worker_goes_ends_with_one_line(fault: str, train_arguments:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("rank", [0, 1])
-@pytest.mark.parametrize("moment", MOMENTS)
+@pytest.mark.parametrize(("moment", "rank"), zip(MOMENTS, [0, 1, 0, 1, 0, 0], strict=True))
 def test_a_run_on_two_ranks_ends_with_the_line_of_the_one_that_failed(
     moment: str, rank: int, train_arguments: list[object]
 ) -> None:
@@ -87,17 +88,24 @@ def test_a_run_on_two_ranks_ends_when_a_worker_of_one_is_killed(train_arguments:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("fault", ["MemoryError", "SystemExit", "killed"])
-@pytest.mark.parametrize("moment", ["checking", "opening to check"])
+@pytest.mark.parametrize(
+    ("moment", "fault"),
+    [("checking", "MemoryError"), ("checking", "killed"), ("opening to check", "SystemExit")],
+)
 def test_a_check_ends_with_one_line(moment: str, fault: str, data_file: Path) -> None:
     Ended(f"{moment},{fault},0", ["data", "check", data_file, "--num-workers", 2]).check()
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("num_ranks", [1, 2])
 @pytest.mark.parametrize(
-    ("moment", "fault"),
-    [("reading", "KeyError"), ("reading", "killed"), ("encoding", "MemoryError"), ("writing", "RuntimeError")],
+    ("moment", "fault", "num_ranks"),
+    [
+        ("reading", "KeyError", 1),
+        ("reading", "killed", 1),
+        ("encoding", "MemoryError", 1),
+        ("reading", "SystemExit", 2),
+        ("writing", "RuntimeError", 2),
+    ],
 )
 def test_precomputing_ends_with_one_line(
     moment: str, fault: str, num_ranks: int, data_file: Path, tmp_path: Path

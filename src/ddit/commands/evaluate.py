@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 TasksArgument = Annotated[
     list[str] | None,
     typer.Argument(
-        metavar="[TASK]...",
+        metavar="TASK",
         help=f"{', '.join(TASKS)} [default: all]",
         autocompletion=completion.among(*TASKS),
     ),
