@@ -6,8 +6,7 @@ import pytest
 from tiny_models import tiny_pipeline
 
 from ddit.errors import TextWarning, collect_warnings, is_collecting, near_misses, nearest, warn_user
-
-ORDERS = ["random", "first-hitting", "confidence", "margin", "threshold", "entropy"]
+from ddit.settings import ORDERS
 
 
 def test_the_likest_names_come_first():
@@ -30,19 +29,19 @@ def test_no_more_than_asked_for():
     assert len(nearest("mini-x", [f"mini-{i}" for i in range(9)], most=2)) == 2
 
 
-def test_without_a_listener_a_notice_is_a_warning() -> None:
+def test_a_warning_that_nobody_collects_is_issued() -> None:
     with pytest.warns(UserWarning, match="too long"):
         warn_user("too long", text="a text")
 
 
-def test_a_listener_hears_what_is_said_within_its_context_in_place_of_warnings() -> None:
-    with collect_warnings() as notices:
+def test_warnings_are_collected_within_the_context_and_not_issued() -> None:
+    with collect_warnings() as found:
         warn_user("too long", text="a text")
-    assert notices == [TextWarning("a text", "too long")]
+    assert found == [TextWarning("a text", "too long")]
     assert not is_collecting()
 
 
-def test_another_thread_is_not_heard() -> None:
+def test_warnings_of_another_thread_are_not_collected() -> None:
     found: list[bool] = []
     with collect_warnings():
         thread = threading.Thread(target=lambda: found.append(is_collecting()))
@@ -51,10 +50,10 @@ def test_another_thread_is_not_heard() -> None:
     assert found == [False]
 
 
-def test_the_pipeline_tells_a_listener_of_each_text_apart() -> None:
+def test_the_pipeline_warns_of_each_text_apart() -> None:
     pipeline = tiny_pipeline()
-    with collect_warnings() as notices:
+    with collect_warnings() as found:
         pipeline.generate(["a zebra", "a dog", "a hat"], num_steps=1)
-    assert [notice.text for notice in notices] == ["a zebra", "a hat"]
-    assert "'zebra'" in notices[0].message
-    assert "'hat'" in notices[1].message
+    assert [warning.text for warning in found] == ["a zebra", "a hat"]
+    assert "'zebra'" in found[0].message
+    assert "'hat'" in found[1].message

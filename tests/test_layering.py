@@ -41,13 +41,14 @@ def imports() -> list[tuple[str, str]]:
         parts = path.relative_to(ROOT).with_suffix("").parts
         module, package = ".".join(parts).removesuffix(".__init__"), [*parts[:-1]]
         for node in ast.walk(ast.parse(path.read_text())):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
             if isinstance(node, ast.ImportFrom):
                 above = package[: len(package) + 1 - node.level] if node.level else []
                 origin = ".".join(
                     [*(["ddit", *above] if node.level else []), *([node.module] if node.module else [])]
                 )
                 names = [f"{origin}.{alias.name}" for alias in node.names]
-                found += [(module, name.removeprefix("ddit.")) for name in names if name.startswith("ddit.")]
+            found += [(module, name.removeprefix("ddit.")) for name in names if name.startswith("ddit.")]
     return found
 
 

@@ -1,6 +1,5 @@
 """The pipeline: seeds and batches, folders of every layout, limits and bad inputs."""
 
-import json
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from tiny_models import SD3_SIZES, SD35_SIZES, publish, save_sd3_folder, tiny_pipeline
 
 from ddit.model import DualDiT
-from ddit.model.folders import load_settings, resolve
+from ddit.model.folders import load_settings
 from ddit.pipeline import Pipeline
 from ddit.settings import ImageSampling, ModelSettings, TextSampling, UnmaskingRule
 
@@ -431,75 +430,6 @@ def test_settings_are_kept(folder: Path, pipeline: Pipeline):
     assert load_settings(folder) == settings
 
 
-MINI_0_1 = {
-    "prompt_style": {"caption_prefix": "A:", "draw_padding": "</s>", "min_answer_tokens": 4},
-    "image_size": 64,
-    "num_steps": 8,
-    "guidance_scale": 2.0,
-    "shift": 3.0,
-    "solver": "dpm",
-    "caption_steps": 16,
-    "writing": {"order": "entropy", "temperature": 0.0, "entropy_bound": 0.05, "text_refresh": 3},
-}
-"""What version 0.1 wrote, shortened."""
-
-
-@pytest.mark.parametrize(
-    ("values", "expected"),
-    [
-        (
-            MINI_0_1,
-            ModelSettings(
-                prompt_style={"caption_prefix": "A:", "prompt_padding": "</s>", "min_answer_tokens": 4},
-                image_size=64,
-                image_sampling=ImageSampling(num_steps=8, guidance_scale=2.0, sampler="dpm"),
-                caption_steps=16,
-                text_sampling=TextSampling(
-                    rule=UnmaskingRule(order="entropy", temperature=0.0, entropy_bound=0.05), text_refresh=3
-                ),
-            ),
-        ),
-        (
-            {"num_steps": 20, "guidance_scale": 3.0, "shift": 2.0},
-            ModelSettings(image_sampling=ImageSampling(num_steps=20, guidance_scale=3.0, shift=2.0)),
-        ),
-        (
-            {"text_order": "confidence", "temperature": 0, "text_length": 16},
-            ModelSettings(
-                text_sampling=TextSampling(rule=UnmaskingRule(order="confidence", temperature=0.0)),
-                text_length=16,
-            ),
-        ),
-        ({"writing": {"order": "first-hitting"}}, ModelSettings()),
-    ],
-    ids=["mini", "images-alone", "text-order", "first-hitting"],
-)
-def test_settings_of_version_0_1_load(folder: Path, values: dict, expected: ModelSettings):
-    (folder / "ddit.json").write_text(json.dumps(values))
-    assert load_settings(folder) == expected
-
-
-@pytest.mark.parametrize(
-    ("values", "message"),
-    [
-        ({"num_stepps": 3}, "unknown key 'num_stepps'"),
-        ({"image_sampling": {"guidance_interval": [0.5]}}, "guidance_interval"),
-        ({"image_sampling": {"num_steps": 0}}, "image_sampling.num_steps must be at least 1, got 0"),
-        ({"writing": {"order": "sideways"}}, "text_sampling.rule.order must be random, .* got 'sideways'"),
-        ({"writing": {"treshold": 1}}, "unknown key 'text_sampling.rule.treshold'; did you mean .*threshold"),
-        ({"text_sampling": {"rule": {"block_size": "4"}}}, "block_size must be a whole number, got '4'"),
-        ({"answer_length": 0}, "answer_length must be at least 1, got 0"),
-        ({"writing": 3}, "text_sampling"),
-        ({"prompt_style": []}, "prompt_style"),
-    ],
-)
-def test_settings_that_cannot_be_are_named_in_one_line(folder: Path, values: dict, message: str):
-    (folder / "ddit.json").write_text(json.dumps(values))
-    with pytest.raises(ValueError, match=message) as caught:
-        load_settings(folder)
-    assert "\n" not in str(caught.value)
-
-
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -513,27 +443,3 @@ def test_a_wrong_dtype_or_device_gets_one_line(folder: Path, options: dict, mess
     with pytest.raises(ValueError, match=message) as caught:
         Pipeline.from_pretrained(folder, **options)
     assert "\n" not in str(caught.value)
-
-
-def test_a_folder_called_mini_can_be_meant(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    (tmp_path / "mini").mkdir()
-    monkeypatch.chdir(tmp_path)
-    assert resolve("./mini") == resolve(Path("mini")) == Path("mini")
-
-
-def test_unknown_models_get_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    (tmp_path / "file.ckpt").write_text("")
-    faults = {
-        "maxi": "unknown model 'maxi': not a folder, not 'mini', and not a hub id",
-        "nobody/nothing-at-all": "not a folder, not 'mini', and the hub cannot be reached",
-        str(tmp_path / "file.ckpt"): "is a file: a model is a folder",
-        str(tmp_path / "missing"): "unknown model .*: not a folder",
-    }
-    for name, fault in faults.items():
-        with pytest.raises(ValueError, match=fault) as caught:
-            resolve(name)
-        assert "\n" not in str(caught.value)
-    (tmp_path / "empty").mkdir()
-    with pytest.raises(ValueError, match="is not a model folder: it has no transformer/"):
-        Pipeline.from_pretrained(tmp_path / "empty")

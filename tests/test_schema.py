@@ -1,23 +1,17 @@
 """Strict dataclasses: what they refuse and how they say it, JSON in and out, and the interfaces made from them."""
 
-import ast
 import dataclasses
 import inspect
 import json
 import math
 import re
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import pytest
 from pydantic import Field
 
-import ddit
-from ddit import settings
 from ddit.pipeline import Pipeline
 from ddit.schema import list_options, override, parse, strict, takes, to_data
-
-PACKAGE = Path(ddit.__file__).parent
 
 
 @strict
@@ -123,28 +117,3 @@ def test_every_verb_names_its_arguments(verb: str) -> None:
     assert {"seed", "on_step", "height", "width", "batch_size"} <= set(parameters)
     doc = getattr(Pipeline, verb).__doc__
     assert all(f"{name}: " in doc for name in list(parameters)[-5:])
-
-
-CLASSES = [value for value in vars(settings).values() if hasattr(value, "__pydantic_fields__")]
-
-
-@pytest.mark.parametrize("cls", CLASSES, ids=lambda cls: cls.__name__)
-@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
-def test_no_number_of_a_setting_may_be_none(cls: Any, value: float) -> None:
-    floats = [name for name, info in cls.__pydantic_fields__.items() if "float" in str(info.annotation)]
-    for name in floats:
-        given = (value, value) if "tuple" in str(cls.__pydantic_fields__[name].annotation) else value
-        with pytest.raises(ValueError, match=name):
-            cls(**{name: given})
-
-
-def test_an_option_of_sampling_is_declared_in_one_place() -> None:
-    sampling = {o.name for cls in (settings.ImageSampling, settings.TextSampling) for o in list_options(cls)}
-    declared: dict[str, list[str]] = {name: [] for name in sampling - {"num_steps"}}
-    for path in PACKAGE.rglob("*.py"):
-        for node in ast.walk(ast.parse(path.read_text())):
-            if isinstance(node, ast.ClassDef):
-                for field in node.body:
-                    if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name):
-                        declared.get(field.target.id, []).append(f"{path.name}:{node.name}")
-    assert all(len(places) == 1 for places in declared.values()), declared

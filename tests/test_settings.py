@@ -1,9 +1,18 @@
-"""A model's own defaults, and what is given over them."""
+"""Options: each declared once, its numbers finite; a model's own defaults, and what is given over them."""
+
+import ast
+import math
+from pathlib import Path
+from typing import Any
 
 import pytest
 
+import ddit
+from ddit import settings
+from ddit.schema import list_options
 from ddit.settings import ImageSampling, ModelSettings, TextSampling, UnmaskingRule
 
+PACKAGE = Path(ddit.__file__).parent
 OWN = ModelSettings(
     image_sampling=ImageSampling(num_steps=8, sampler="dpm", guidance_scale=2.0),
     text_sampling=TextSampling(rule=UnmaskingRule(order="entropy", temperature=0.0)),
@@ -29,3 +38,30 @@ def test_a_default_that_there_is_not_or_that_is_out_of_range_is_refused() -> Non
         OWN.with_defaults({"num_step": 3})
     with pytest.raises(ValueError, match="num_steps must be at least 1, got 0"):
         OWN.with_defaults({"num_steps": 0})
+
+
+CLASSES = [value for value in vars(settings).values() if hasattr(value, "__pydantic_fields__")]
+
+
+@pytest.mark.parametrize("cls", CLASSES, ids=lambda cls: cls.__name__)
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_no_number_of_a_setting_may_be_nan_or_infinite(cls: Any, value: float) -> None:
+    floats = [name for name, info in cls.__pydantic_fields__.items() if "float" in str(info.annotation)]
+    for name in floats:
+        given = (value, value) if "tuple" in str(cls.__pydantic_fields__[name].annotation) else value
+        with pytest.raises(ValueError, match=name):
+            cls(**{name: given})
+
+
+def test_an_option_of_sampling_is_declared_in_one_place() -> None:
+    sampling = {o.name for cls in (settings.ImageSampling, settings.TextSampling) for o in list_options(cls)}
+    declared: dict[str, list[str]] = {name: [] for name in sampling - {"num_steps"}}
+    for path in PACKAGE.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ClassDef):
+                for field in node.body:
+                    if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name):
+                        declared.get(field.target.id, []).append(f"{path.name}:{node.name}")
+    assert all(
+        [place.split(":")[0] for place in places] == ["settings.py"] for places in declared.values()
+    ), declared

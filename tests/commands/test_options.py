@@ -1,7 +1,6 @@
 """Options of the command line follow from the dataclasses that declare them."""
 
 import inspect
-import json
 import os
 import re
 import shutil
@@ -149,33 +148,63 @@ def test_a_verb_has_all_options_of_what_it_calls(verbs: tuple[str, ...], options
         assert names <= set(inspect.signature(VERBS[verb].load()).parameters), verb
 
 
+IN_A_COPY = """
+import inspect
+from typer.testing import CliRunner
+import ddit
+from ddit.cli import app
+from ddit.config.overrides import override_run
+from ddit.pipeline import Pipeline
+from ddit.recipes import build
+from ddit.schema import parse, to_data
+from ddit.serve.schemas import ChatRequest, EditForm, GenerationRequest
+from ddit.settings import ModelSettings
+
+def has_help(option, verb):
+    text = CliRunner().invoke(app, [verb, "--help"]).output
+    return f"--{option}" in text and f"of {option}" in text
+
+def is_argument(option, method):
+    return option in inspect.signature(method).parameters and f"of {option}" in method.__doc__
+
+def is_field(option, request):
+    return f"of {option}" in request.model_json_schema()["properties"].get(option, {}).get("description", "")
+
+assert all(has_help("warmth", verb) for verb in ("caption", "ask", "infill", "chat", "eval"))
+assert all(has_help("grain", verb) for verb in ("generate", "inpaint", "vary"))
+assert not has_help("warmth", "generate") and not has_help("grain", "caption")
+assert all(is_argument("warmth", method) for method in (Pipeline.caption, Pipeline.answer, Pipeline.infill))
+assert all(is_argument("grain", method) for method in (Pipeline.generate, Pipeline.inpaint, Pipeline.vary))
+assert is_field("warmth", ChatRequest) and is_field("grain", GenerationRequest) and is_field("grain", EditForm)
+run = override_run(build("mini-stage1", "runs"), ["report.grid_sampling.grain=2"])
+assert run.report.grid_sampling.grain == 2
+data = to_data(ModelSettings())
+assert (data["text_sampling"]["rule"]["warmth"], data["image_sampling"]["grain"]) == (0.5, 0.5)
+data["text_sampling"]["rule"]["warmth"] = 1.5
+own = parse(ModelSettings, data)
+assert own.text_options("caption", {}).sampling.rule.warmth == 1.5
+assert own.text_options("caption", {"warmth": 2.0}).sampling.rule.warmth == 2.0
+assert own.image_options({"grain": 2.0}).sampling.grain == 2.0
+print(ddit.__file__)
+"""
+
+
 def test_a_new_sampling_option_is_one_line_in_one_file(tmp_path: Path) -> None:
-    """In a copy of the package it gets to the command line, to Python's signatures and to the HTTP API."""
+    """In a copy of the package it gets to the command line, to Python, to the HTTP API, to --set and to ddit.json."""
     package = tmp_path / "ddit"
     shutil.copytree(PACKAGE, package, ignore=shutil.ignore_patterns("assets", "__pycache__"))
     (package / "assets").symlink_to(PACKAGE / "assets")
-    settings = package / "settings.py"
-    place = re.compile(r"(class UnmaskingRule:\n.*?\n\n)", re.DOTALL)
-    line = '    warmth: Annotated[float, Field(ge=0, description="a new option")] = 0.5\n'
-    changed, count = place.subn(lambda found: found[0] + line, settings.read_text())
-    assert count == 1
-    settings.write_text(changed)
-    code = """
-import inspect, json, sys
-from typer.testing import CliRunner
-from ddit.cli import app
-from ddit.pipeline import Pipeline
-from ddit.serve.schemas import ChatRequest
-from ddit.settings import ModelSettings
-helps = [CliRunner().invoke(app, [verb, "--help"]).output for verb in ("caption", "ask", "infill", "chat", "eval")]
-assert all("--warmth" in text and "a new option" in text for text in helps)
-assert "--warmth" not in CliRunner().invoke(app, ["generate", "--help"]).output
-assert "warmth" in inspect.signature(Pipeline.caption).parameters
-assert "a new option" in ChatRequest.model_json_schema()["properties"]["warmth"]["description"]
-assert ModelSettings().text_options("caption", {"warmth": 2.0}).sampling.rule.warmth == 2.0
-print(json.dumps(sys.modules["ddit"].__file__))
-"""
-    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
-    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    settings = (package / "settings.py").read_text()
+    for cls, name in {"UnmaskingRule": "warmth", "ImageSampling": "grain"}.items():
+        line = f'    {name}: Annotated[float, Field(ge=0, description="of {name}")] = 0.5\n'
+        settings, count = re.subn(
+            rf"(class {cls}:\n.*?\n\n)", rf"\1{line}", settings, count=1, flags=re.DOTALL
+        )
+        assert count == 1
+    (package / "settings.py").write_text(settings)
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path), "COLUMNS": "200"}
+    done = subprocess.run(
+        [sys.executable, "-c", IN_A_COPY], env=environment, capture_output=True, text=True, timeout=300
+    )
     assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout).startswith(str(package))
+    assert done.stdout.startswith(str(package))

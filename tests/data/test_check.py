@@ -101,7 +101,7 @@ def test_the_command_reports_and_fails_above_the_allowed_share(
     assert code == 0
     assert "usable       396 (99.00 %)" in out
     assert f"1  missing file: {json_path}[222]" in out
-    assert "reading" in err
+    assert err == ""  # a bar is for terminals
     code, out, err = run(
         monkeypatch, capsys, "data", "check", json_path, "--max-corrupt-share", 0.005, "--json"
     )

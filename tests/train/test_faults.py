@@ -61,7 +61,7 @@ MOMENTS = ("opening", "first batch", "later batch", "step", "saving", "exporting
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("moment", "fault"), zip(MOMENTS, ["RuntimeError", "KeyError", "MemoryError"] * 2, strict=True)
+    ("moment", "fault"), list(zip(MOMENTS, ["RuntimeError", "KeyError", "MemoryError"] * 2, strict=True))
 )
 def test_a_run_on_one_rank_ends_with_one_line(moment: str, fault: str, train_arguments: list[object]) -> None:
     Ended(f"{moment},{fault},0", train_arguments).check(fault=fault)
@@ -74,7 +74,7 @@ def test_a_run_whose_worker_goes_ends_with_one_line(fault: str, train_arguments:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("moment", "rank"), zip(MOMENTS, [0, 1, 0, 1, 0, 0], strict=True))
+@pytest.mark.parametrize(("moment", "rank"), list(zip(MOMENTS, [0, 1, 0, 1, 0, 0], strict=True)))
 def test_a_run_on_two_ranks_ends_with_the_line_of_the_one_that_failed(
     moment: str, rank: int, train_arguments: list[object]
 ) -> None:

@@ -1,7 +1,7 @@
 """The verbs `ddit caption`, `ddit ask` and `ddit infill`."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -10,6 +10,9 @@ from ddit.commands.options import Given, JsonOption, ModelOption, SeedOption, sp
 from ddit.commands.output import IMAGE_SUFFIXES, check_image_path, print_result
 from ddit.commands.progress import text_progress
 from ddit.settings import LoadOptions, ModelSettings, TextOptions
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 ImageArgument = Annotated[Path, typer.Argument(metavar="IMAGE", help="image to look at")]
 WatchOption = Annotated[bool, typer.Option("--watch", help="print the text on stderr after every step")]
@@ -31,21 +34,49 @@ def caption(
 ) -> None:
     """Describe each IMAGE.
 
-    With several, every line begins with the image's path and a tab.
+    With several, every line begins with the image's path and a tab, and one that cannot be read is left out.
     """
-    from ddit.images import read_image
     from ddit.inference.image_grid import image_grid
 
-    sources = [read_image(path) for path in images]
     ModelSettings().text_options("caption", options)
     check_image_path(grid, IMAGE_SUFFIXES)
-    pipeline = load(model, loading)
-    with text_progress(pipeline, watch) as on_step:
-        texts = pipeline.caption(sources, seed=seed, on_step=on_step, **options)
-    if grid is not None:
-        image_grid(sources, texts).save(grid)
-    for path, text in zip(images, texts, strict=True):
-        print_result(as_json, text if len(images) == 1 else f"{path}\t{text}", image=str(path), caption=text)
+    read, faults = _read_images(images, as_json)
+    texts: list[str] = []
+    if read:
+        pipeline = load(model, loading)
+        with text_progress(pipeline, watch) as on_step:
+            texts = pipeline.caption(list(read.values()), seed=seed, on_step=on_step, **options)
+        if grid is not None:
+            image_grid(list(read.values()), texts).save(grid)
+    captions = dict(zip(read, texts, strict=True))
+    for number, path in enumerate(images):
+        if number in captions:
+            text = captions[number]
+            line = text if len(images) == 1 else f"{path}\t{text}"
+            print_result(as_json, line, image=str(path), caption=text)
+        elif as_json:
+            print_result(as_json, "", image=str(path), error=faults[number])
+    if faults:
+        raise typer.Exit(1)
+
+
+def _read_images(paths: list[Path], as_json: bool) -> "tuple[dict[int, Image.Image], dict[int, str]]":
+    """The images by their places, and what is wrong with the others, which is said on stderr too.
+
+    Raises ValueError if there is a single image, which cannot be read, and its error is not wanted as JSON.
+    """
+    from ddit.images import read_image
+
+    read, faults = {}, {}
+    for number, path in enumerate(paths):
+        try:
+            read[number] = read_image(path)
+        except ValueError as error:
+            if len(paths) == 1 and not as_json:
+                raise
+            faults[number] = str(error)
+            typer.echo(f"ddit: {error}", err=True)
+    return read, faults
 
 
 @spread

@@ -1,7 +1,6 @@
 """The verbs `ddit data ...`, and `ddit world`, which makes data."""
 
 import itertools
-import json
 import os
 from functools import partial
 from pathlib import Path
@@ -11,7 +10,7 @@ import typer
 
 from ddit.commands import completion
 from ddit.commands.options import JsonOption, spread
-from ddit.commands.output import check_choice, check_writable, print_result
+from ddit.commands.output import check_choice, check_writable, print_result, to_json
 from ddit.commands.progress import progress_bar
 
 if TYPE_CHECKING:
@@ -91,7 +90,7 @@ def check(
     fit = Fit(length, None if text is None else _token_counter(text))
     with progress_bar("reading", "sample") as advance:
         report = check_source(source, limit=limit, num_workers=workers, fit=fit, on_progress=advance)
-    typer.echo(json.dumps(report.to_json(), ensure_ascii=False) if as_json else "\n".join(report.lines()))
+    typer.echo(to_json(report.to_json()) if as_json else "\n".join(report.lines()))
     if report.corrupt_share > max_corrupt_share:
         found, most = 100 * report.corrupt_share, 100 * max_corrupt_share
         typer.echo(f"ddit: {found:.2f} % of the samples are corrupt, {most:g} % may be", err=True)

@@ -14,7 +14,17 @@ IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp"}
 
 def print_result(as_json: bool, line: str, **values: object) -> None:
     """Prints the line, or with --json the values as one JSON object."""
-    typer.echo(json.dumps(values, ensure_ascii=False) if as_json else line)
+    typer.echo(to_json(values) if as_json else line)
+
+
+def to_json(value: object) -> str:
+    """JSON of one line; in ASCII alone if it holds what UTF-8 cannot, such as a file name in Latin-1."""
+    text = json.dumps(value, ensure_ascii=False)
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return json.dumps(value)
+    return text
 
 
 def check_image_path(file: Path | None, suffixes: Collection[str]) -> None:

@@ -14,6 +14,7 @@ from ddit.settings import ImageSampling, ModelSettings, TextSampling
 
 HUB_PATTERNS = ["*.json", "*.safetensors", "*.txt", "*.model"]
 SETTINGS_FILE = "ddit.json"
+OLD_TEXT_KEYS = ("text_order", "temperature", "writing")  # of version 0.1
 
 
 def resolve(name_or_path: str | os.PathLike[str], *, only_stored: bool = False) -> Path:
@@ -101,21 +102,42 @@ def load_settings(folder: Path) -> ModelSettings:
         ValueError: on an unknown key or a value out of range.
     """
     path = folder / SETTINGS_FILE
-    if not path.is_file():
-        scheduler = folder / "scheduler" / "scheduler_config.json"
-        shift = read_json(scheduler).get("shift", 3.0) if scheduler.is_file() else 3.0
-        return ModelSettings(image_sampling=ImageSampling(shift=float(shift)))
     try:
-        return parse(ModelSettings, _from_0_1(read_json(path)))
+        if path.is_file():
+            return parse(ModelSettings, _from_0_1(read_json(path)))
+        path = folder / "scheduler" / "scheduler_config.json"
+        shift = read_json(path).get("shift", 3.0) if path.is_file() else 3.0
+        return ModelSettings(image_sampling=ImageSampling(shift=shift))
     except ValueError as error:
         raise ValueError(f"'{path}': {error}" if str(path) not in str(error) else str(error)) from None
 
 
 def _from_0_1(values: dict[str, Any]) -> dict[str, Any]:
-    """The settings in today's form; version 0.1 had those of images at the top, and those of texts in `writing`."""
+    """The settings in today's form; version 0.1 had those of images at the top, and those of texts in `writing`.
+
+    Raises:
+        ValueError: for a key of 0.1 beside the group of today that holds it.
+    """
     values = dict(values)
-    names = {"solver": "sampler", **{option.name: option.name for option in list_options(ImageSampling)}}
-    image = {new: values.pop(old) for old, new in names.items() if old in values}
+    today = [option.name for option in list_options(ImageSampling)]
+    image_keys = {"solver" if name == "sampler" else name: name for name in today}
+    for group, old_keys in (("image_sampling", image_keys), ("text_sampling", OLD_TEXT_KEYS)):
+        beside = [key for key in old_keys if key in values and group in values]
+        if beside:
+            raise ValueError(f"{beside[0]} stands beside {group}, which holds it since 0.2")
+    image = {new: values.pop(old) for old, new in image_keys.items() if old in values}
+    values.setdefault("image_sampling", image)
+    if "text_sampling" not in values:
+        values["text_sampling"] = _text_sampling_from_0_1(values)
+    style = values.get("prompt_style")
+    if isinstance(style, dict) and "draw_padding" in style and "prompt_padding" not in style:
+        values["prompt_style"] = {k: v for k, v in style.items() if k != "draw_padding"}
+        values["prompt_style"]["prompt_padding"] = style["draw_padding"]
+    return values
+
+
+def _text_sampling_from_0_1(values: dict[str, Any]) -> dict[str, Any]:
+    """Takes the sampling of texts out of the settings, where it was in one piece with its rule."""
     text = {"order": values.pop("text_order")} if "text_order" in values else {}
     text |= {"temperature": values.pop("temperature")} if "temperature" in values else {}
     writing = values.pop("writing", {})
@@ -126,13 +148,6 @@ def _from_0_1(values: dict[str, Any]) -> dict[str, Any]:
     text |= writing
     if text.get("order") == "first-hitting":
         text["order"] = "random"
-    own = {name: text.pop(name) for name in TextSampling.__dataclass_fields__ if name in text}
-    style = values.get("prompt_style")
-    if isinstance(style, dict) and "draw_padding" in style:
-        values["prompt_style"] = {k: v for k, v in style.items() if k != "draw_padding"}
-        values["prompt_style"]["prompt_padding"] = style["draw_padding"]
-    if image:
-        values.setdefault("image_sampling", image)
-    if own or text:
-        values.setdefault("text_sampling", {**own, "rule": text})
-    return values
+    fields = [name for name in TextSampling.__dataclass_fields__ if name != "rule"]
+    own = {name: text.pop(name) for name in fields if name in text}
+    return {**own, "rule": text}

@@ -25,6 +25,7 @@ from ddit.serve.page_parts import (
     make_theme,
     samples,
     suggestions,
+    without_suffix,
 )
 from ddit.serve.page_runs import Runs
 from ddit.serve.page_view import data_uri, image_class, placeholder, truth
@@ -297,8 +298,8 @@ class _Page:
         """An uploaded image as the model sees it, cropped and small."""
         try:
             return image_file(self.runs.fitted(image))
-        except ValueError:  # reported beside it; Gradio itself would read an SVG
-            return None if image is None or image.lower().endswith(".svg") else image
+        except ValueError:  # reported beside it
+            return image and without_suffix(image)
 
     def _paintable(self, image: str | None) -> str:
         try:

@@ -1,5 +1,6 @@
 """Parts of the page: its theme, its heading, boxes with examples, the painter, files of images."""
 
+import shutil
 from collections.abc import Sequence
 from hashlib import sha256
 from html import escape
@@ -94,6 +95,11 @@ def image_file(image: Image.Image) -> str:
     with write_atomically(path) as part:
         part.write_bytes(data)
     return str(path)
+
+
+def without_suffix(path: str) -> str:
+    """A copy of an uploaded file that Gradio shows as it is; one named .svg it would read itself, and fail."""
+    return str(shutil.copyfile(path, f"{path}.unread"))
 
 
 def heading(name: str, size: int, has_world: bool) -> str:
