@@ -82,13 +82,14 @@ def source_seeds() -> dict[str, bytes]:
                 tar.addfile(member, io.BytesIO(data))
     entry = {"image_path": "a.png", "caption": "a red dog", "re_caption": "a dog", "width": 37, "height": 23}
     said = [{"from": "human", "value": "<image>\nwhat?"}, {"from": "gpt", "value": "a dog"}]
-    questions = [{"image": "a.png", "question": "what?", "answers": ["a dog"], "question_id": i} for i in range(4)]
+    questions = [{"image_id": "a", "question": "what?", "answers": ["a dog"], "question_id": i} for i in range(4)]
     return {
         "tar": buffer.getvalue(),
         "json": json.dumps([entry] * 4).encode(),
         "jsonl": "".join(json.dumps(entry) + "\n" for _ in range(4)).encode(),
         "llava": json.dumps([{"id": i, "image": "a.png", "conversations": said} for i in range(4)]).encode(),
         "questions": json.dumps(questions).encode(),
+        "annotations": json.dumps({"questions": questions, "annotations": questions}).encode(),
     }
 
 
@@ -113,6 +114,23 @@ def damage(data: bytes, rng: random.Random, *, is_text: bool) -> bytes:
     return bytes(out)
 
 
+ODD = (None, True, -1, 2**80, 1.5, "", "\ud83d", "\0", "/dev/zero", "..", [], [None], [[]], ["a", "b"], {}, {"a": []})
+
+
+def exchange(data: bytes, rng: random.Random) -> bytes:
+    """Puts odd values in the place of one or more of JSON's."""
+
+    def change(value: object) -> object:
+        if rng.random() < 0.03:
+            return rng.choice(ODD)
+        if isinstance(value, dict):
+            return {key: change(entry) for key, entry in value.items()}
+        return [change(entry) for entry in value] if isinstance(value, list) else value
+
+    lines = data.splitlines() if data.startswith(b"{\"image_path") else [data]
+    return b"\n".join(json.dumps(change(json.loads(line))).encode() for line in lines)
+
+
 def read_as_image(data: bytes, folder: Path) -> str:
     size = image_size(data)
     try:
@@ -135,9 +153,11 @@ def read_as_source(kind: str, data: bytes, folder: Path) -> str:
     for left in folder.glob("*data*"):  # what is cached beside it
         left.unlink()
     path.write_bytes(data)
-    make = {"tar": TarData, "llava": LlavaData, "questions": QuestionsData}.get(kind, JsonData)
+    configs = {"tar": TarData(str(path)), "llava": LlavaData(str(path))}
+    configs["questions"] = QuestionsData(str(path), annotations="", image_pattern="{image_id}.png")
+    configs["annotations"] = QuestionsData(str(path), annotations=str(path), image_pattern="{image_id}.png")
     try:
-        source = open_source(make(str(path)))
+        source = open_source(configs.get(kind, JsonData(str(path))))
         source.sizes()
     except ValueError as error:
         assert "\n" not in str(error)
@@ -166,7 +186,10 @@ def main(seconds: float, seed: int) -> int:
         end = time.monotonic() + seconds
         while time.monotonic() < end:
             kind = rng.choice([*images, *[*sources] * 3])
-            data = damage(seeds[kind], rng, is_text=kind in sources)
+            if kind in sources and kind != "tar" and rng.random() < 0.5:
+                data = exchange(seeds[kind], rng)
+            else:
+                data = damage(seeds[kind], rng, is_text=kind in sources)
             try:
                 found[readers[kind](data, folder)] += 1
             except BaseException as error:

@@ -48,11 +48,11 @@ def test_a_fault_in_a_batch_takes_the_threads_back(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("two_threads")
-@pytest.mark.parametrize("why", ["large", "told"])
+@pytest.mark.parametrize("why", ["large", "asked"])
 def test_a_large_model_and_a_number_that_was_told_stay(
     why: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if why == "told":
+    if why == "asked":
         monkeypatch.setenv("OMP_NUM_THREADS", "2")
     limit_threads(folder_of(tmp_path, devices.SMALL_MODEL_BYTES if why == "large" else 1000))
     assert [threads_of(count) for count in (1, 16)] == [2, 2]

@@ -1,4 +1,4 @@
-"""Pictures from users: every mode and orientation, size limits, broken files, fitting, enlarging."""
+"""Images from users: every mode and orientation, size limits, broken files, fitting, enlarging."""
 
 import io
 from pathlib import Path
@@ -11,7 +11,7 @@ from PIL import Image
 from ddit.images import fit_image, image_sources, read_image, read_mask, to_images, to_tensor, upscale_image
 
 
-def picture(width: int = 6, height: int = 4) -> Image.Image:
+def small_image(width: int = 6, height: int = 4) -> Image.Image:
     values = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
     return Image.fromarray(values)
 
@@ -23,7 +23,7 @@ def encoded(image: Image.Image, format: str = "PNG", **options) -> bytes:
 
 
 def test_path_bytes_and_image_give_the_same(tmp_path: Path):
-    image = picture()
+    image = small_image()
     image.save(tmp_path / "a.png")
     for source in (tmp_path / "a.png", str(tmp_path / "a.png"), encoded(image), image):
         assert read_image(source).tobytes() == image.tobytes()
@@ -63,7 +63,7 @@ def test_transparent_palette_shows_white():
 def test_exif_rotation_is_applied():
     exif = Image.Exif()
     exif[0x0112] = 6  # to be turned by 90 degrees
-    assert read_image(encoded(picture(6, 4), "JPEG", exif=exif)).size == (4, 6)
+    assert read_image(encoded(small_image(6, 4), "JPEG", exif=exif)).size == (4, 6)
 
 
 def test_an_animation_gives_its_first_frame():
@@ -72,24 +72,24 @@ def test_an_animation_gives_its_first_frame():
     assert read_image(data).getpixel((0, 0)) == (255, 0, 0)
 
 
-def test_a_picture_too_wide_is_refused():
+def test_an_image_too_wide_is_refused():
     with pytest.raises(ValueError, match=r"20000x1\) is larger than the limit of 16,384 pixels a side"):
         read_image(encoded(Image.new("1", (20_000, 1))))
 
 
 @pytest.mark.parametrize("side", [9_000, 10_000, 20_000])
-def test_a_picture_of_too_many_pixels_is_refused_by_its_header(side: int):
+def test_an_image_of_too_many_pixels_is_refused_by_its_header(side: int):
     header = b"P5 %d %d 255\n" % (side, side)  # the pixels themselves are missing
     with pytest.raises(ValueError, match="64 million in all") as caught:
         read_image(header)
     assert "\n" not in str(caught.value)
 
 
-def test_what_is_no_picture_gets_one_line(tmp_path: Path):
+def test_what_is_no_image_gets_one_line(tmp_path: Path):
     (tmp_path / "text.png").write_text("hello")
     (tmp_path / "empty.png").write_bytes(b"")
-    (tmp_path / "broken.png").write_bytes(encoded(picture(60, 40))[:200])
-    (tmp_path / "broken.jpg").write_bytes(encoded(picture(60, 40), "JPEG")[:300])
+    (tmp_path / "broken.png").write_bytes(encoded(small_image(60, 40))[:200])
+    (tmp_path / "broken.jpg").write_bytes(encoded(small_image(60, 40), "JPEG")[:300])
     (tmp_path / "script.eps").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n")
     faults = {
         "missing.png": "no such image",
@@ -114,17 +114,17 @@ def test_fitting_crops_the_centre():
     assert all(fitted.getpixel((x, y))[2] > 200 for x in (1, 2) for y in range(4))
 
 
-def test_a_fitting_picture_is_untouched():
-    image = picture()
+def test_a_fitting_image_is_untouched():
+    image = small_image()
     assert fit_image(image, 4, 6) is image
 
 
-def test_a_long_thin_picture_is_fitted_without_blowing_it_up():
+def test_a_long_thin_image_is_fitted_without_blowing_it_up():
     assert fit_image(Image.new("RGB", (16_384, 1)), 512, 512).size == (512, 512)
 
 
 def test_tensor_and_back():
-    image = picture()
+    image = small_image()
     tensor = to_tensor([image, image])
     assert tensor.shape == (2, 3, 4, 6)
     assert tensor.dtype == torch.float32
@@ -138,11 +138,11 @@ def test_pixels_beyond_the_range_are_clipped():
 
 
 def test_upscaling():
-    assert upscale_image(picture(), 3).size == (18, 12)
+    assert upscale_image(small_image(), 3).size == (18, 12)
     with pytest.raises(ValueError, match="at least 1"):
-        upscale_image(picture(), 0)
+        upscale_image(small_image(), 0)
     with pytest.raises(ValueError, match="exceeds"):
-        upscale_image(picture(), 10_000)
+        upscale_image(small_image(), 10_000)
 
 
 def test_a_mask_is_black_and_white_in_every_mode(tmp_path: Path):
@@ -167,8 +167,8 @@ def test_what_is_transparent_in_a_mask_is_black():
 
 
 def test_one_source_or_many_are_a_list():
-    picture = Image.new("RGB", (2, 2))
-    assert image_sources(picture) == image_sources([picture]) == [picture]
+    image = Image.new("RGB", (2, 2))
+    assert image_sources(image) == image_sources([image]) == [image]
     assert image_sources("a.png") == ["a.png"]
     with pytest.raises(ValueError, match="no masks given"):
         image_sources([], "masks")

@@ -37,7 +37,7 @@ def unseen(num: int, kind: str | None = None) -> list[Scene]:
     return [scene for scene in scenes if kind in (None, scene.kind)][:num]
 
 
-def picture(scene: Scene) -> Image.Image:
+def render_image(scene: Scene) -> Image.Image:
     return Image.fromarray(render(scene))
 
 
@@ -62,12 +62,15 @@ def test_it_draws_what_is_asked(mini: Pipeline, tag: str, share: float) -> None:
     prompts = [prompt for prompt in make_prompts(WORLD, 20, split="test") if prompt.tag == tag]
     images = mini.generate([prompt.text for prompt in prompts], batch_size=20)
     found = detect(np.stack([np.asarray(image) for image in images]))
-    assert np.mean([check_detections(prompt, seen) for prompt, seen in zip(prompts, found, strict=True)]) >= share
+    assert (
+        np.mean([check_detections(prompt, seen) for prompt, seen in zip(prompts, found, strict=True)])
+        >= share
+    )
 
 
 def test_it_captions_single_objects(mini: Pipeline) -> None:
     scenes = unseen(40, "single")
-    captions = mini.caption([picture(scene) for scene in scenes], batch_size=40)
+    captions = mini.caption([render_image(scene) for scene in scenes], batch_size=40)
     right = [
         caption_is_right(scene, text, complete=True) for scene, text in zip(scenes, captions, strict=True)
     ]
@@ -81,6 +84,6 @@ def test_it_answers(mini: Pipeline, kind: str, share: float) -> None:
     asked = [(scene, make_question(scene, random.Random(scene.index), kind)) for scene in unseen(400)]
     pairs = [(scene, one) for scene, one in asked if one is not None][:60]
     answers = mini.answer(
-        [picture(scene) for scene, _ in pairs], [one.text for _, one in pairs], batch_size=60
+        [render_image(scene) for scene, _ in pairs], [one.text for _, one in pairs], batch_size=60
     )
     assert np.mean([answer == one.answer for answer, (_, one) in zip(answers, pairs, strict=True)]) >= share

@@ -36,7 +36,7 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path / "model"
 
 
-def pictures(count: int = 3, side: int = 32) -> list[Image.Image]:
+def noise_images(count: int = 3, side: int = 32) -> list[Image.Image]:
     values = np.random.default_rng(0).integers(0, 256, (count, side, side, 3), dtype=np.uint8)
     return [Image.fromarray(value) for value in values]
 
@@ -45,10 +45,10 @@ def difference(a: Image.Image, b: Image.Image) -> int:
     return int(np.abs(np.asarray(a, dtype=int) - np.asarray(b, dtype=int)).max())
 
 
-# --- drawing ---
+# --- generating ---
 
 
-def test_same_seed_same_picture(pipeline: Pipeline):
+def test_same_seed_same_image(pipeline: Pipeline):
     first, again = pipeline.generate(PROMPTS[0], seed=5), pipeline.generate(PROMPTS[0], seed=5)
     other = pipeline.generate(PROMPTS[0], seed=6)
     assert first[0].size == (32, 32)
@@ -57,7 +57,7 @@ def test_same_seed_same_picture(pipeline: Pipeline):
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 16])
-def test_a_batch_of_pictures_is_the_single_calls(pipeline: Pipeline, batch_size: int):
+def test_a_batch_of_images_is_the_single_calls(pipeline: Pipeline, batch_size: int):
     batch = pipeline.generate(PROMPTS, seed=5, batch_size=batch_size)
     for i, prompt in enumerate(PROMPTS):
         assert difference(batch[i], pipeline.generate(prompt, seed=5 + i)[0]) <= 1
@@ -110,7 +110,7 @@ def test_the_shift_follows_the_size_where_that_is_asked_for(pipeline: Pipeline):
     assert difference(image, pipeline.generate("a cat", shift=1.0)[0]) > 0
 
 
-def test_rectangular_pictures(pipeline: Pipeline):
+def test_rectangular_images(pipeline: Pipeline):
     assert pipeline.generate("a cat", height=16, width=48)[0].size == (48, 16)
 
 
@@ -126,7 +126,7 @@ def test_sizes_that_do_not_fit_name_those_that_do(pipeline: Pipeline, size: dict
     with pytest.raises(ValueError, match=message):
         pipeline.generate("a cat", **size)
     with pytest.raises(ValueError, match=message):
-        pipeline.caption(pictures(1), **size)
+        pipeline.caption(noise_images(1), **size)
 
 
 def test_steps_are_counted_over_all_batches(pipeline: Pipeline):
@@ -143,14 +143,14 @@ def test_each_sample_may_have_a_seed_of_its_own(pipeline: Pipeline, reader: Pipe
         difference(image, pipeline.generate(prompt, seed=seed)[0]) <= 1
         for image, prompt, seed in zip(drawn, PROMPTS, [7, 7, 2], strict=True)
     )
-    images = pictures(3)
+    images = noise_images(3)
     written = reader.caption(images, seed=[9, 1, 9])
     assert written == [reader.caption(images[i], seed=seed)[0] for i, seed in enumerate([9, 1, 9])]
     with pytest.raises(ValueError, match="2 seeds do not match 3 samples"):
         pipeline.generate(PROMPTS, seed=[1, 2])
 
 
-def test_the_last_step_of_a_drawing_shows_the_picture(pipeline: Pipeline):
+def test_the_last_step_of_sampling_shows_the_image(pipeline: Pipeline):
     steps = []
     images = pipeline.generate(PROMPTS, num_steps=2, batch_size=2, on_step=steps.append)
     assert [step.rows for step in steps] == [range(2), range(2), range(2, 3), range(2, 3)]
@@ -163,7 +163,7 @@ def test_the_last_step_of_a_drawing_shows_the_picture(pipeline: Pipeline):
 def test_the_last_step_shows_the_texts_and_their_rows(reader: Pipeline):
     steps = []
     texts = reader.answer(
-        pictures(2), ["what color", "is there a dog"], length=4, batch_size=1, on_step=steps.append
+        noise_images(2), ["what color", "is there a dog"], length=4, batch_size=1, on_step=steps.append
     )
     last = {step.rows[0]: step.state for step in steps}
     shown = [reader.text_codec.decode(last[row].ids[0][last[row].answer_mask[0]]) for row in (0, 1)]
@@ -174,50 +174,50 @@ def test_the_last_step_shows_the_texts_and_their_rows(reader: Pipeline):
 
 
 def test_a_batch_of_captions_is_the_single_calls(reader: Pipeline):
-    images = pictures()
+    images = noise_images()
     batch = reader.caption(images, seed=5, batch_size=2)
     assert batch == [reader.caption(image, seed=5 + i)[0] for i, image in enumerate(images)]
     assert len(set(batch)) > 1
 
 
 def test_a_batch_of_answers_is_the_single_calls(reader: Pipeline):
-    images, questions = pictures(2), ["what color is the dog?", "is there a cat?"]
+    images, questions = noise_images(2), ["what color is the dog?", "is there a cat?"]
     batch = reader.answer(images, questions, seed=5)
     assert batch == [reader.answer(images[i], questions[i], seed=5 + i)[0] for i in range(2)]
 
 
-def test_one_picture_serves_many_questions_and_the_reverse(pipeline: Pipeline):
-    image, question = pictures(1)[0], "is there a cat?"
+def test_one_image_serves_many_questions_and_the_reverse(pipeline: Pipeline):
+    image, question = noise_images(1)[0], "is there a cat?"
     assert len(pipeline.answer(image, [question] * 3)) == 3
-    assert len(pipeline.answer(pictures(2), question)) == 2
+    assert len(pipeline.answer(noise_images(2), question)) == 2
     with pytest.raises(ValueError, match="2 questions do not match 3 images"):
-        pipeline.answer(pictures(3), [question] * 2)
+        pipeline.answer(noise_images(3), [question] * 2)
 
 
 def test_infilling_keeps_what_is_given(reader: Pipeline):
-    filled = reader.infill(pictures(1), "a ___ dog is the ____ cat")[0]
+    filled = reader.infill(noise_images(1), "a ___ dog is the ____ cat")[0]
     assert re.fullmatch(r"a.*\S+ dog is the.*\S+ cat", filled)
     assert len(reader.text_codec.token_ids(filled)) == 7
-    filled = reader.infill(pictures(1), "Q: is there a ___? A: yes")[0]
+    filled = reader.infill(noise_images(1), "Q: is there a ___? A: yes")[0]
     assert re.fullmatch(r"Q: is there a.*\S+\? A: yes", filled)
 
 
-def test_the_picture_and_its_absence_matter(reader: Pipeline):
-    images = pictures(2)
+def test_the_image_and_its_absence_matter(reader: Pipeline):
+    images = noise_images(2)
     assert len({reader.caption(source)[0] for source in (*images, None)}) == 3
     assert len(reader.caption(None)) == len(reader.answer(None, "is there a cat?")) == 1
     assert len(reader.infill(None, ["a ___", "the ___"])) == 2
 
 
-def test_tokens_beyond_the_tokenizer_are_never_written():
+def test_tokens_beyond_the_tokenizer_are_never_filled_in():
     pipeline = tiny_pipeline()
     with torch.no_grad():
         pipeline.transformer.text_proj_out.bias[pipeline.text_codec.vocab_size :] = 50.0
-    assert pipeline.caption(pictures(1), num_steps=2)[0]
+    assert pipeline.caption(noise_images(1), num_steps=2)[0]
 
 
-def test_pictures_are_fitted_to_the_model(pipeline: Pipeline):
-    large = pictures(1, side=100)
+def test_images_are_fitted_to_the_model(pipeline: Pipeline):
+    large = noise_images(1, side=100)
     assert pipeline.caption(large) == pipeline.caption(large[0].resize((32, 32), Image.Resampling.BICUBIC))
 
 
@@ -264,7 +264,7 @@ def test_numbers_out_of_range(pipeline: Pipeline, options: dict, message: str):
     with pytest.raises(ValueError, match=message):
         pipeline.generate("a cat", **options)
     with pytest.raises(ValueError, match=message):
-        pipeline.caption(pictures(1), **options)
+        pipeline.caption(noise_images(1), **options)
 
 
 # --- folders ---
@@ -275,7 +275,7 @@ def test_what_is_saved_loads_in_turn(pipeline: Pipeline, tmp_path: Path):
     loaded = Pipeline.from_pretrained(tmp_path / "model", device="cpu")
     assert loaded.settings == pipeline.settings
     assert difference(loaded.generate("a cat")[0], pipeline.generate("a cat")[0]) == 0
-    assert loaded.caption(pictures()) == pipeline.caption(pictures())
+    assert loaded.caption(noise_images()) == pipeline.caption(noise_images())
 
 
 def test_saving_again_replaces_a_model_folder_and_nothing_else(pipeline: Pipeline, tmp_path: Path):
@@ -304,7 +304,7 @@ def test_saving_does_not_touch_the_live_model(pipeline: Pipeline, tmp_path: Path
 def test_low_precision(folder: Path, dtype):
     loaded = Pipeline.from_pretrained(folder, dtype=dtype)
     assert loaded.generate("a cat")[0].size == (32, 32)
-    assert len(loaded.caption(pictures(2))) == 2
+    assert len(loaded.caption(noise_images(2))) == 2
     assert loaded.to(dtype="float32").dtype == torch.float32
 
 
@@ -316,7 +316,7 @@ def test_a_folder_laid_out_like_the_published_checkpoints(tmp_path: Path):
     for name, tensor in original.transformer.state_dict().items():
         assert torch.equal(loaded.transformer.state_dict()[name], tensor)
     assert loaded.generate("a cat", num_steps=2)[0].size == (32, 32)
-    assert loaded.caption(pictures(1), num_steps=2)
+    assert loaded.caption(noise_images(1), num_steps=2)
 
 
 @pytest.mark.parametrize("variant", ["fp16", "bf16"])

@@ -53,7 +53,7 @@ def test_mini_token_ids():
         "caption": caption_prompt(codec, 1, 5, style=style).input_ids,
         "answer": answer_prompt(codec, question["questions"], 12, style=style).input_ids,
         "infill": infill_prompt(codec, ["a ___ dog."], 8, style=style).input_ids,
-        "draw": t2i_prompt(codec, ["A blue car"], 6, style=style),
+        "t2i": t2i_prompt(codec, ["A blue car"], 6, style=style),
         "empty": empty_prompt(codec, 1, 4, style=style),
     }
     assert {name: ids[0].tolist() for name, ids in prompts.items()} == {
@@ -62,7 +62,7 @@ def test_mini_token_ids():
         "caption": [6, 22, 22, 22, 22],
         "answer": [7, 13, 14, 10, 5, 6, 22, 22, 22, 22, 22, 22],
         "infill": [6, 8, 22, 10, 4, 1, 1, 1],
-        "draw": [8, 11, 12, 1, 1, 1],
+        "t2i": [8, 11, 12, 1, 1, 1],
         "empty": [1, 1, 1, 1],
     }
 
@@ -138,8 +138,8 @@ def test_training_and_use_see_the_same_prompt(setting):
     trained = training_question(codec, questions, ["two", "a"], 32, style=style)
     assert torch.equal(asked.answer_mask, trained.answer_mask)
     assert torch.equal(asked.input_ids[~asked.answer_mask], trained.input_ids[~asked.answer_mask])
-    drawn = t2i_prompt(codec, ["a red dog"], 16, style=style)
-    assert torch.equal(drawn, training_prompt(codec, ["a red dog"], 16, style=style))
+    prompt = t2i_prompt(codec, ["a red dog"], 16, style=style)
+    assert torch.equal(prompt, training_prompt(codec, ["a red dog"], 16, style=style))
 
 
 def test_a_batch_is_its_singles(setting):
@@ -188,14 +188,14 @@ def test_blanks_that_are_cut_off_are_an_error():
 # Drawing
 
 
-def test_drawing_prompts_are_closed_and_padded_with_the_end_of_text():
+def test_t2i_prompts_are_closed_and_padded_with_the_end_of_text():
     codec, style = CODECS["published"]
     a, dog = codec.token_ids("a dog")
     assert t2i_prompt(codec, ["a dog"], 5, style=style).tolist() == [[a, dog, 1, 1, 1]]
     assert empty_prompt(codec, 2, 3, style=style).tolist() == [[1, 1, 1]] * 2
 
 
-def test_drawing_padding_is_part_of_the_style():
+def test_prompt_padding_is_part_of_the_style():
     codec, style = CODECS["published"]
     style = PromptStyle(prompt_padding="<pad>")
     assert t2i_prompt(codec, ["a dog"], 5, style=style)[0, 2:].tolist() == [1, 0, 0]

@@ -51,7 +51,7 @@ def tiny_text_codec() -> TextCodec:
 
 
 def tiny_pipeline(**changes) -> Pipeline:
-    """A pipeline of random weights that draws 32-pixel pictures; `changes` go to the transformer's config."""
+    """A pipeline of random weights that generates 32-pixel images; `changes` go to the transformer's config."""
     images, text = tiny_image_codec(), tiny_text_codec()
     sizes = {
         "in_channels": 4,

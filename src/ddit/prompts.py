@@ -24,13 +24,13 @@ class PromptStyle:
     """The templates of one family of models; saved in the model's folder.
 
     Attributes:
-        caption_prefix: comes before a caption that is to be read off a picture. T5 has relative positions only,
+        caption_prefix: comes before the caption of an image (i2t). T5 has relative positions only,
             so in a text that is masked throughout every position looks the same: a small model needs an anchor.
         question_template: holds `{question}` once and ends where the answer begins.
         short_answer_suffix: what a question of a short-answer benchmark ends with.
         unanswerable_suffix: what it ends with besides where questions may have no answer (VizWiz).
         empty_prompt: stands in for a caption that is dropped, for guidance.
-        prompt_padding: the token that fills up a drawing prompt. The published training replaces T5's own padding
+        prompt_padding: the token that fills up a t2i prompt. The published training replaces T5's own padding
             by the end-of-text token in both directions.
         min_answer_tokens: the room that a long question is cut to leave.
     """
@@ -261,7 +261,7 @@ def set_window(
 
 
 def t2i_prompt(codec: "TextCodec", texts: Sequence[str], length: int, *, style: PromptStyle) -> Tensor:
-    """Ids (B, length) of prompts to draw, each closed by an end-of-text token and padded with `prompt_padding`.
+    """Ids (B, length) of prompts of t2i samples, each closed by an end-of-text token and padded with `prompt_padding`.
 
     Warns if a prompt is cut; raises ValueError for an empty one (`empty_prompt` is what guidance needs).
     """

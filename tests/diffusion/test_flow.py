@@ -394,7 +394,7 @@ def test_what_is_kept_does_not_change_how_the_rest_is_integrated(sampler: Sample
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
 @pytest.mark.parametrize("shift", [1.0, 2.7, 3.0])
-def test_a_strength_of_one_is_drawing_from_noise_bit_for_bit(sampler: Sampler, shift: float) -> None:
+def test_a_strength_of_one_is_sampling_from_noise_bit_for_bit(sampler: Sampler, shift: float) -> None:
     latents, noise = latents_and_noise()
     cfg = ImageSampling(num_steps=6, guidance_scale=3.0, shift=shift, sampler=sampler)
     assert torch.equal(

@@ -233,7 +233,7 @@ def test_steps_that_change_nothing_are_not_taken() -> None:
 
 
 def test_the_rest_is_filled_once_the_end_of_text_is_reached() -> None:
-    """Position 3 is the end of text with certainty; 4 and 5 are unsure and would be written last."""
+    """Position 3 is the end of text with certainty; 4 and 5 are unsure and would be filled in last."""
     ids, answer_mask = ids_and_answer(1)
 
     def logits_fn(noisy_ids: torch.Tensor, is_masked: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
@@ -249,7 +249,7 @@ def test_the_rest_is_filled_once_the_end_of_text_is_reached() -> None:
     assert unstopped.num_steps.tolist() == [4]
 
 
-def test_an_end_of_text_after_unwritten_positions_stops_nothing() -> None:
+def test_an_end_of_text_after_masked_positions_stops_nothing() -> None:
     ids, answer_mask = ids_and_answer(1)
 
     def logits_fn(noisy_ids: torch.Tensor, is_masked: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:

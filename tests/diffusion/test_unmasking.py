@@ -66,10 +66,10 @@ def test_every_step_shows_the_probability_that_each_token_was_filled_in_with(ord
         logits = context_logits(before, is_masked, torch.arange(len(ids)))
         probs = subs_log_probs(logits, MASK).exp()
         tokens = state.ids[is_masked]
-        written = tokens != MASK
-        expected = probs.gather(1, tokens[:, None]).flatten() * written
+        filled = tokens != MASK
+        expected = probs.gather(1, tokens[:, None]).flatten() * filled
         assert torch.allclose(state.confidence[is_masked], expected, atol=1e-6)
-        assert torch.equal(state.confidence[~is_masked], sure[~is_masked])  # what was written keeps its own
+        assert torch.equal(state.confidence[~is_masked], sure[~is_masked])  # what was filled in keeps its own
         before, sure = state.ids, state.confidence
     assert (sure > 0).all()
 
@@ -77,7 +77,7 @@ def test_every_step_shows_the_probability_that_each_token_was_filled_in_with(ord
 @pytest.mark.parametrize("rule", RULES.values(), ids=RULES)
 @pytest.mark.parametrize("temperature", [0.0, 1.3])
 @pytest.mark.parametrize("order", ORDERS)
-def test_pinned_tokens_stay_and_no_mask_or_banned_token_is_written(order, temperature, rule) -> None:
+def test_pinned_tokens_stay_and_no_mask_or_banned_token_is_filled_in(order, temperature, rule) -> None:
     ids, answer_mask = task()
     for num_steps in (1, 4, 30):
         sample = fill(ids, answer_mask, order=order, temperature=temperature, rule=rule, num_steps=num_steps,
@@ -106,7 +106,7 @@ def test_a_batch_gives_what_single_calls_give(order, rule) -> None:
 @pytest.mark.parametrize("block_size", [0, 1])
 @pytest.mark.parametrize("num_steps", [2, 3])
 def test_order_random_follows_the_exact_law_of_ancestral_sampling(num_steps, block_size) -> None:
-    """Two tokens, written in one step (as if independent) or one after the other; chi-square over four outcomes."""
+    """Two tokens, filled in one step (as if independent) or one after the other; chi-square over four outcomes."""
     joint = torch.tensor([[0.4, 0.1], [0.05, 0.45]])
 
     def exact(noisy_ids: Tensor, is_masked: Tensor, rows: Tensor) -> Tensor:
@@ -141,8 +141,8 @@ def test_a_threshold_of_one_or_as_many_steps_as_positions_is_one_token_a_pass(or
     rule = UnmaskingRule(threshold=1.0, entropy_bound=0.0)
     sample = fill(ids, answer_mask, order=order, rule=rule, num_steps=7, temperature=0.0)
     assert sample.num_steps.tolist() == answer_mask.sum(1).tolist()
-    surest = fill(ids, answer_mask, order="confidence", num_steps=7, temperature=0.0)
-    assert order in ("entropy", "margin") or torch.equal(sample.ids, surest.ids)
+    by_confidence = fill(ids, answer_mask, order="confidence", num_steps=7, temperature=0.0)
+    assert order in ("entropy", "margin") or torch.equal(sample.ids, by_confidence.ids)
 
 
 def known(*best: float):
@@ -156,7 +156,7 @@ def known(*best: float):
     return logits_fn
 
 
-def passes(order, rule: UnmaskingRule, *best: float, num_steps: int = 9) -> int:
+def steps_taken(order, rule: UnmaskingRule, *best: float, num_steps: int = 9) -> int:
     ids = torch.full((1, len(best)), 3)
     sample = fill(ids, torch.ones_like(ids, dtype=torch.bool), known(*best), order=order, rule=rule,
                   num_steps=num_steps, temperature=0.0)  # fmt: skip
@@ -166,26 +166,27 @@ def passes(order, rule: UnmaskingRule, *best: float, num_steps: int = 9) -> int:
 
 def test_passes_are_what_the_rules_promise() -> None:
     sure = (0.95, 0.95, 0.3, 0.92, 0.4)
-    assert passes("threshold", UnmaskingRule(threshold=0.9), *sure) == 3
-    assert passes("threshold", UnmaskingRule(threshold=0.35), *sure) == 2
-    assert passes("threshold", UnmaskingRule(threshold=1.0), *sure, num_steps=2) == 2
-    assert passes("entropy", UnmaskingRule(entropy_bound=1e3), *sure) == 1
-    assert passes("confidence", UnmaskingRule(), *sure, num_steps=3) == 3
-    assert passes("margin", UnmaskingRule(), *sure, num_steps=3) == 3
-    assert passes("confidence", UnmaskingRule(commit_above=0.25), *sure) == 1
-    assert passes("threshold", UnmaskingRule(threshold=0.9, block_size=2), *sure) == 4
+    assert steps_taken("threshold", UnmaskingRule(threshold=0.9), *sure) == 3
+    assert steps_taken("threshold", UnmaskingRule(threshold=0.35), *sure) == 2
+    assert steps_taken("threshold", UnmaskingRule(threshold=1.0), *sure, num_steps=2) == 2
+    assert steps_taken("entropy", UnmaskingRule(entropy_bound=1e3), *sure) == 1
+    assert steps_taken("confidence", UnmaskingRule(), *sure, num_steps=3) == 3
+    assert steps_taken("margin", UnmaskingRule(), *sure, num_steps=3) == 3
+    assert steps_taken("confidence", UnmaskingRule(commit_above=0.25), *sure) == 1
+    assert steps_taken("threshold", UnmaskingRule(threshold=0.9, block_size=2), *sure) == 4
 
 
 def test_everything_is_committed_once_every_masked_position_is_sure() -> None:
     for order in ORDERS:
         assert (
-            passes(order, UnmaskingRule(commit_above=0.6, threshold=1.0, entropy_bound=0.0), *[0.7] * 6) == 1
+            steps_taken(order, UnmaskingRule(commit_above=0.6, threshold=1.0, entropy_bound=0.0), *[0.7] * 6)
+            == 1
         )
-    assert passes("confidence", UnmaskingRule(commit_above=0.8), *[0.7] * 6) == 6
+    assert steps_taken("confidence", UnmaskingRule(commit_above=0.8), *[0.7] * 6) == 6
 
 
 @pytest.mark.parametrize("order", ORDERS)
-def test_blocks_are_written_left_to_right(order) -> None:
+def test_blocks_are_filled_left_to_right(order) -> None:
     ids, answer_mask = task(3, 14)
     seen = []
 
@@ -240,13 +241,13 @@ def test_draws_follow_the_weights_and_never_take_a_token_without_one() -> None:
 def test_an_end_of_text_that_was_given_ends_no_answer() -> None:
     ids, answer_mask = task(2)
     ids[:, 1] = EOS  # as after an earlier turn
-    written = fill(ids, answer_mask, order="confidence", temperature=0.0, eos_token_id=EOS)
-    assert (written.ids[0, 2:] != EOS).any()
-    assert written.num_steps[0] > 1
+    sample = fill(ids, answer_mask, order="confidence", temperature=0.0, eos_token_id=EOS)
+    assert (sample.ids[0, 2:] != EOS).any()
+    assert sample.num_steps[0] > 1
 
 
 @pytest.mark.parametrize("order", ORDERS)
-def test_a_guidance_scale_of_one_is_no_guidance_bit_for_bit_and_no_pass(order) -> None:
+def test_a_guidance_scale_of_one_is_no_guidance_bit_for_bit_and_no_evaluation(order) -> None:
     def never(*_: Tensor) -> Tensor:
         raise AssertionError("the null image was asked")
 

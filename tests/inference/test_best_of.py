@@ -1,4 +1,4 @@
-"""Best of N: candidates, which of them is kept, seeds, what is told on the way."""
+"""Best of N: candidates, which of them is kept, seeds, what is reported on the way."""
 
 import numpy as np
 import pytest
@@ -32,16 +32,16 @@ def test_the_candidate_with_the_likeliest_prompt_is_kept(pipeline: Pipeline) -> 
     kept = pipeline.generate(PROMPTS, seed=4, best_of=3)
     places = set()
     for row, prompt in enumerate(PROMPTS):
-        drawn = candidates(pipeline, prompt, 3, 4 + row)
-        assert min(difference(drawn[0], other) for other in drawn[1:]) > 5
-        scores = [score.log_prob for score in pipeline.score(drawn, prompt)]
+        made = candidates(pipeline, prompt, 3, 4 + row)
+        assert min(difference(made[0], other) for other in made[1:]) > 5
+        scores = [score.log_prob for score in pipeline.score(made, prompt)]
         best = max(range(3), key=scores.__getitem__)
         places.add(best)
-        assert difference(kept[row], drawn[best]) <= 1
+        assert difference(kept[row], made[best]) <= 1
     assert places != {0}  # else keeping the first would do
 
 
-def test_the_first_candidate_is_the_picture_of_best_of_one(pipeline: Pipeline) -> None:
+def test_the_first_candidate_is_the_image_of_best_of_one(pipeline: Pipeline) -> None:
     plain = pipeline.generate(PROMPTS, seed=4)
     for row, prompt in enumerate(PROMPTS):
         assert difference(plain[row], candidates(pipeline, prompt, 2, 4 + row)[0]) <= 1
@@ -66,7 +66,7 @@ def test_a_batch_of_the_best_is_the_single_calls(pipeline: Pipeline, batch_size:
         assert difference(batch[row], alone) <= 1
 
 
-def test_pictures_of_another_size_are_read_at_that_size(pipeline: Pipeline) -> None:
+def test_images_of_another_size_are_read_at_that_size(pipeline: Pipeline) -> None:
     assert pipeline.generate("a cat", best_of=2, height=16, width=48)[0].size == (48, 16)
 
 
@@ -85,7 +85,7 @@ def test_steps_tell_of_all_candidates_by_their_samples_number(pipeline: Pipeline
         ("a cat a cat a cat a cat a cat a cat", 2, "the text has 12 tokens and only 10 fit"),
     ],
 )
-def test_what_cannot_be_scored_is_refused_before_anything_is_drawn(
+def test_what_cannot_be_scored_is_refused_before_anything_is_generated(
     pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch, prompt: str, best_of: int, message: str
 ) -> None:
     monkeypatch.setattr(

@@ -61,7 +61,7 @@ ROWS, IMAGES = torch.arange(BATCH), torch.tensor([0, 1, 0, 0])
 
 
 @pytest.mark.parametrize("extra", [{}, {"qk_norm": "rms_norm", "dual_attention_layers": (0, 2)}])
-def test_texts_that_share_a_picture_read_off_its_one_cache_what_a_whole_pass_does(codec, extra) -> None:
+def test_texts_that_share_an_image_take_from_its_one_cache_what_a_whole_forward_pass_gives(codec, extra) -> None:
     model = make_model(codec, image_attends_text=False, **extra)
     (ids, is_masked), latents = make_task(codec), make_latents(2)
     context = ImageContext(latents, model.image_kv(latents), IMAGES)
@@ -107,7 +107,7 @@ def test_renewal_in_every_pass_is_no_cache_bit_for_bit(codec) -> None:
     model, latents = make_model(codec), make_latents(2)
     ids = torch.randint(3, codec.mask_token_id, (BATCH, LENGTH), generator=torch.Generator().manual_seed(0))
     answer_mask = torch.ones_like(ids, dtype=torch.bool)
-    written, seen = [], []
+    filled, seen = [], []
     for refresh in (None, Refresh(1, blocks())):
         predict = joint_logits(model, codec, latents, IMAGES, refresh)
 
@@ -119,8 +119,8 @@ def test_renewal_in_every_pass_is_no_cache_bit_for_bit(codec) -> None:
             watched, ids, answer_mask, num_steps=5, mask_token_id=codec.mask_token_id,
             rule=UnmaskingRule(order="confidence", temperature=0.0),
         )  # fmt: skip
-        written.append(sample.ids)
-    assert torch.equal(*written)
+        filled.append(sample.ids)
+    assert torch.equal(*filled)
     assert len(seen) == 10
     assert all(torch.equal(a, b) for a, b in zip(seen[:5], seen[5:], strict=True))
 
@@ -131,7 +131,7 @@ def test_samples_of_different_age_in_one_pass_are_what_they_are_alone(codec) -> 
     later = torch.where(is_masked & (torch.arange(LENGTH) != 3), 4, ids)
     both = joint_logits(model, codec, latents, IMAGES, Refresh(2, blocks()))
     both(ids, is_masked, ROWS)
-    both(ids[:2], is_masked[:2], ROWS[:2])  # these are due in the next pass, the others not
+    both(ids[:2], is_masked[:2], ROWS[:2])  # these are due in the next step, the others not
     mixed, still = both(later, later == codec.mask_token_id, ROWS), later == codec.mask_token_id
     start = 0
     for row in range(BATCH):
@@ -153,9 +153,9 @@ def test_what_is_kept_is_renewed_every_few_passes_and_where_a_block_begins() -> 
     second_block = torch.arange(LENGTH)[None] >= 3
     row = torch.tensor([2])
 
-    def dues(every: int, block_size: int, *passes: Tensor) -> list[bool]:
+    def dues(every: int, block_size: int, *steps: Tensor) -> list[bool]:
         refresh = Refresh(every, blocks(block_size))
-        return [bool(refresh.due(is_masked, row)) for is_masked in passes]
+        return [bool(refresh.due(is_masked, row)) for is_masked in steps]
 
     assert dues(3, 0, *[everything] * 7) == [True, False, False, True, False, False, True]
     assert dues(1, 0, *[everything] * 3) == [True, True, True]
@@ -181,7 +181,7 @@ def test_a_renewed_text_has_the_encoders_own_states(num_layers: int) -> None:
         torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
 
 
-def test_written_positions_are_computed_against_what_is_kept_of_the_others() -> None:
+def test_filled_positions_are_computed_against_what_is_kept_of_the_others() -> None:
     """With one layer, keys and values are those of the tokens alone: the new position is exact, the others are old."""
     torch.manual_seed(0)
     encoder = tiny_t5(40, d_model=24, num_layers=1, num_heads=2, d_ff=32).eval()

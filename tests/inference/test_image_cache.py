@@ -22,7 +22,7 @@ def pipeline(request: pytest.FixtureRequest) -> Pipeline:
 
 @pytest.fixture
 def encodings(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Numbers of pictures in every run of the autoencoder's encoder."""
+    """Numbers of images in every run of the autoencoder's encoder."""
     counts: list[int] = []
     encode = pipeline.image_codec.encode
 
@@ -34,26 +34,26 @@ def encodings(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return counts
 
 
-def test_several_questions_encode_the_picture_once(pipeline: Pipeline, encodings: list[int]):
+def test_several_questions_encode_the_image_once(pipeline: Pipeline, encodings: list[int]):
     image = noise_image(0)
     plain = [pipeline.answer(image, question)[0] for question in QUESTIONS]
     assert encodings == [1] * len(QUESTIONS)
     encodings.clear()
-    picture = pipeline.encode_image(image)
-    assert [pipeline.answer(picture, question)[0] for question in QUESTIONS] == plain
-    assert pipeline.answer(picture, QUESTIONS) == pipeline.answer([image], QUESTIONS)
+    encoded = pipeline.encode_image(image)
+    assert [pipeline.answer(encoded, question)[0] for question in QUESTIONS] == plain
+    assert pipeline.answer(encoded, QUESTIONS) == pipeline.answer([image], QUESTIONS)
     assert encodings == [1, 1]  # the second one for the plain call above
 
 
 def test_captions_and_blanks_equal_those_of_plain_calls(pipeline: Pipeline):
     image = noise_image(1)
-    picture = pipeline.encode_image(image)
-    assert pipeline.caption(picture, seed=3) == pipeline.caption(image, seed=3)
-    assert pipeline.infill(picture, "the ___ is ___") == pipeline.infill(image, "the ___ is ___")
+    encoded = pipeline.encode_image(image)
+    assert pipeline.caption(encoded, seed=3) == pipeline.caption(image, seed=3)
+    assert pipeline.infill(encoded, "the ___ is ___") == pipeline.infill(image, "the ___ is ___")
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 16])
-def test_known_and_new_pictures_may_be_mixed(pipeline: Pipeline, encodings: list[int], batch_size: int):
+def test_known_and_new_images_may_be_mixed(pipeline: Pipeline, encodings: list[int], batch_size: int):
     images = [noise_image(seed) for seed in range(4)]
     plain = pipeline.caption([*images, images[0]], batch_size=batch_size)
     encodings.clear()
@@ -63,15 +63,15 @@ def test_known_and_new_pictures_may_be_mixed(pipeline: Pipeline, encodings: list
     assert sum(encodings) == 4
 
 
-def test_the_picture_matters(pipeline: Pipeline):
+def test_the_image_matters(pipeline: Pipeline):
     texts = [pipeline.caption(pipeline.encode_image(noise_image(seed)))[0] for seed in range(6)]
     assert len(set(texts)) > 1
 
 
-def test_a_picture_of_another_size_is_refused(pipeline: Pipeline):
-    picture = pipeline.encode_image(noise_image(0), height=16, width=24)
-    assert pipeline.caption(picture, height=16, width=24)
+def test_an_image_of_another_size_is_refused(pipeline: Pipeline):
+    encoded = pipeline.encode_image(noise_image(0), height=16, width=24)
+    assert pipeline.caption(encoded, height=16, width=24)
     with pytest.raises(ValueError, match="encoded at 24x16, not 32x32"):
-        pipeline.caption(picture)
+        pipeline.caption(encoded)
     with pytest.raises(ValueError, match="height 33 is not a multiple"):
         pipeline.encode_image(noise_image(0), height=33)

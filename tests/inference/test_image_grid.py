@@ -1,4 +1,4 @@
-"""Sheets show every picture and every text, strips every step, animations hold their last frame."""
+"""Grids show every image and every text, strips every step, animations hold their last frame."""
 
 from pathlib import Path
 
@@ -32,19 +32,19 @@ def has_ink(image: Image.Image, box: tuple[int, int, int, int]) -> bool:
     ("size", "shown"),
     [((16, 16), (128, 128)), ((64, 48), (128, 96)), ((200, 100), (200, 100)), ((1024, 512), (256, 128))],
 )
-def test_pictures_are_shown_at_a_comfortable_size(size: tuple[int, int], shown: tuple[int, int]):
+def test_images_are_shown_at_a_comfortable_size(size: tuple[int, int], shown: tuple[int, int]):
     assert comfortable(Image.new("RGB", size)).size == shown
 
 
 @pytest.mark.parametrize(("num", "columns"), [(1, 1), (2, 2), (4, 2), (5, 3), (9, 3), (10, 4)])
-def test_a_sheet_is_near_square_and_has_every_picture_above_its_text(num: int, columns: int):
-    sheet = image_grid(squares(num=num), ["a text"] * num)
-    assert sheet.width == columns * (128 + GAP) + GAP
-    row_height = (sheet.height - GAP) // -(-num // columns)
-    for i, picture in enumerate(squares(num=num)):
+def test_a_grid_is_near_square_and_has_every_image_above_its_text(num: int, columns: int):
+    grid = image_grid(squares(num=num), ["a text"] * num)
+    assert grid.width == columns * (128 + GAP) + GAP
+    row_height = (grid.height - GAP) // -(-num // columns)
+    for i, image in enumerate(squares(num=num)):
         left, top = GAP + i % columns * (128 + GAP), GAP + i // columns * row_height
-        assert sheet.getpixel((left + 64, top + 64)) == picture.getpixel((0, 0))
-        assert has_ink(sheet, (left, top + 128, left + 128, top + row_height - GAP))
+        assert grid.getpixel((left + 64, top + 64)) == image.getpixel((0, 0))
+        assert has_ink(grid, (left, top + 128, left + 128, top + row_height - GAP))
 
 
 def test_a_long_text_makes_its_row_higher_and_any_script_is_taken():
@@ -55,13 +55,13 @@ def test_a_long_text_makes_its_row_higher_and_any_script_is_taken():
     image_grid(squares(num=1), [""])
 
 
-def test_pictures_of_several_sizes_share_a_sheet():
-    sheet = image_grid([Image.new("RGB", (300, 100)), Image.new("L", (64, 64))], ["wide", "grey"])
-    assert sheet.width == 2 * (256 + GAP) + GAP
+def test_images_of_several_sizes_share_a_grid():
+    grid = image_grid([Image.new("RGB", (300, 100)), Image.new("L", (64, 64))], ["wide", "grey"])
+    assert grid.width == 2 * (256 + GAP) + GAP
 
 
 def test_numbers_that_do_not_match_are_refused():
-    with pytest.raises(ValueError, match="1 texts do not match 2 pictures"):
+    with pytest.raises(ValueError, match="1 texts do not match 2 images"):
         image_grid(squares(num=2), ["a"])
 
 
@@ -79,16 +79,16 @@ def test_lines_fit_their_width_and_nothing_is_lost_before_the_limit():
     assert font.getlength(cut[-1]) <= 120
 
 
-def test_a_strip_has_a_row_a_picture_and_a_column_a_step():
+def test_a_strip_has_a_row_an_image_and_a_column_a_step():
     frames = squares(num=3)
-    sheet = strip([frames, frames[::-1]], ["t = 1.00", "t = 0.60", "t = 0.20"], ["one", "two"])
-    assert sheet.width == 3 * (128 + GAP) + GAP
-    half = sheet.height // 2
+    grid = strip([frames, frames[::-1]], ["t = 1.00", "t = 0.60", "t = 0.20"], ["one", "two"])
+    assert grid.width == 3 * (128 + GAP) + GAP
+    half = grid.height // 2
     for column in range(3):
         middle = GAP + column * (128 + GAP) + 64
-        colors = [sheet.getpixel((middle, y)) for y in (half // 2, half + half // 2)]
+        colors = [grid.getpixel((middle, y)) for y in (half // 2, half + half // 2)]
         assert colors == [frames[column].getpixel((0, 0)), frames[2 - column].getpixel((0, 0))]
-        assert has_ink(sheet, (middle - 40, 0, middle + 40, GAP + 10))
+        assert has_ink(grid, (middle - 40, 0, middle + 40, GAP + 10))
 
 
 def film(num_steps: int = 4) -> Film:
@@ -99,7 +99,7 @@ def film(num_steps: int = 4) -> Film:
     return made
 
 
-def test_a_film_becomes_a_strip_that_ends_with_the_pictures(tmp_path: Path):
+def test_a_film_becomes_a_strip_that_ends_with_the_images(tmp_path: Path):
     made = film()
     made.finish(squares(num=2))
     made.save(tmp_path / "film.png", [1.0, 0.9, 0.75, 0.5])

@@ -1,4 +1,4 @@
-"""Scores of texts about pictures: exact enumeration, what is shared, options, mistakes in one line."""
+"""Scores of texts about images: exact enumeration, what is shared, options, mistakes in one line."""
 
 import dataclasses
 import itertools
@@ -23,7 +23,7 @@ def pipeline(request: pytest.FixtureRequest) -> Pipeline:
     return tiny_pipeline(image_attends_text=request.param)
 
 
-def pictures(count: int) -> list[Image.Image]:
+def noise_images(count: int) -> list[Image.Image]:
     values = np.random.default_rng(0).integers(0, 256, (count, 32, 32, 3), dtype=np.uint8)
     return [Image.fromarray(value) for value in values]
 
@@ -42,8 +42,8 @@ def by_orders(pipeline: Pipeline, image: Image.Image | None, before: str, text: 
     units = [[place] for place in range(begin, end)] + [list(range(end, length))]
     latents = None
     if image is not None:
-        picture = pipeline.encode_image(image)
-        latents = picture.latents
+        encoded = pipeline.encode_image(image)
+        latents = encoded.latents
 
     def revealed(order: tuple[list[int], ...]) -> float:
         noisy, total = row.clone(), 0.0
@@ -67,7 +67,7 @@ def by_orders(pipeline: Pipeline, image: Image.Image | None, before: str, text: 
 
 
 def test_a_short_text_has_its_mean_over_all_orders_of_revealing_and_no_error(pipeline: Pipeline) -> None:
-    image = pictures(1)[0]
+    image = noise_images(1)[0]
     score = pipeline.score(image, "a cat")[0]
     assert score.log_prob == pytest.approx(by_orders(pipeline, image, "A:", "a cat"), abs=1e-4)
     assert (score.standard_error, score.num_tokens) == (0, 3)
@@ -81,14 +81,14 @@ def test_a_short_text_has_its_mean_over_all_orders_of_revealing_and_no_error(pip
 
 def test_one_word_has_the_probability_that_the_model_answers_it_with() -> None:
     """With the answer's end given away, what is left is the softmax over all words."""
-    pipeline, image = tiny_pipeline(), pictures(1)[0]
+    pipeline, image = tiny_pipeline(), noise_images(1)[0]
     words = [word for word in pipeline.text_codec.tokenizer.get_vocab() if word.startswith("▁")]
     total = sum(math.exp(pipeline.score(image, word[1:])[0].log_prob) for word in words)
     assert 0 < total <= 1 + 1e-6
 
 
 def test_a_long_text_is_estimated_with_an_error_that_tells_how_far_it_is_off() -> None:
-    pipeline, image = tiny_pipeline(), pictures(1)[0]
+    pipeline, image = tiny_pipeline(), noise_images(1)[0]
     text = "a photo of the red dog"
     exact = pipeline.score(image, text, num_samples=127)[0]
     assert exact.standard_error == 0
@@ -101,8 +101,8 @@ def test_a_long_text_is_estimated_with_an_error_that_tells_how_far_it_is_off() -
     assert abs(np.mean(off)) < 1
 
 
-def test_the_null_images_part_is_that_of_a_score_without_a_picture(pipeline: Pipeline) -> None:
-    image = pictures(1)
+def test_the_null_images_part_is_that_of_a_score_without_an_image(pipeline: Pipeline) -> None:
+    image = noise_images(1)
     plain, blind = pipeline.score(image, TEXTS), pipeline.score(None, TEXTS)
     corrected = pipeline.score(image, TEXTS, null_weight=0.7)
     expected = [a - 0.7 * b for a, b in zip(log_probs(plain), log_probs(blind), strict=True)]
@@ -115,7 +115,7 @@ def test_the_null_images_part_is_that_of_a_score_without_a_picture(pipeline: Pip
 
 
 def test_a_batch_of_scores_is_the_single_calls(pipeline: Pipeline) -> None:
-    images = [pictures(3)[i] for i in (0, 1, 0, 2)]
+    images = [noise_images(3)[i] for i in (0, 1, 0, 2)]
     options = {"null_weight": 0.5, "num_samples": 12, "seed": 3}
     for asked in (None, ["is there a cat?", "what color?", "is the dog red?", "how many"]):
         batch = pipeline.score(images, TEXTS, questions=asked, batch_size=7, **options)
@@ -126,7 +126,7 @@ def test_a_batch_of_scores_is_the_single_calls(pipeline: Pipeline) -> None:
             assert alone.standard_error == pytest.approx(score.standard_error, abs=1e-4)
 
 
-def test_a_picture_is_encoded_and_read_once_for_all_candidates_and_exactly(
+def test_an_image_is_encoded_and_read_once_for_all_candidates_and_exactly(
     pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     encoded, read = [], []
@@ -135,28 +135,28 @@ def test_a_picture_is_encoded_and_read_once_for_all_candidates_and_exactly(
     monkeypatch.setattr(
         pipeline.transformer, "image_kv", lambda x: read.append(0 if x is None else len(x)) or shown(x)
     )
-    image = pictures(1)[0]
+    image = noise_images(1)[0]
     pipeline.score(image, TEXTS, batch_size=3, null_weight=1)
     assert encoded == [1]
     assert read == ([] if pipeline.transformer.config.image_attends_text else [1, 0])
     encoded.clear()
-    pipeline.choose(pictures(5), TEXTS, batch_size=2)
+    pipeline.choose(noise_images(5), TEXTS, batch_size=2)
     assert sum(encoded) == 5
 
 
 def test_the_kept_image_side_gives_the_scores_of_whole_forwards() -> None:
     pipeline = tiny_pipeline(image_attends_text=False)
-    image = pictures(1)[0]
+    image = noise_images(1)[0]
     kept = pipeline.score(image, "a cat")[0].log_prob
     assert kept == pytest.approx(by_orders(pipeline, image, "A:", "a cat"), abs=1e-5)
 
 
-def test_a_masked_text_is_encoded_once_for_all_pictures_of_a_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_masked_text_is_encoded_once_for_all_images_of_a_batch(monkeypatch: pytest.MonkeyPatch) -> None:
     pipeline, shown = tiny_pipeline(), []
     states = pipeline.text_codec.states
     monkeypatch.setattr(pipeline.text_codec, "states", lambda ids: shown.append(len(ids)) or states(ids))
-    pipeline.score(pictures(4), "a cat", batch_size=8)
-    assert shown == [2, 2, 2, 1]  # sets, each of four pictures
+    pipeline.score(noise_images(4), "a cat", batch_size=8)
+    assert shown == [2, 2, 2, 1]  # sets, each of four images
 
 
 def test_texts_of_one_length_are_scored_under_the_same_masks(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -168,7 +168,7 @@ def test_texts_of_one_length_are_scored_under_the_same_masks(monkeypatch: pytest
         return states(ids)
 
     monkeypatch.setattr(pipeline.text_codec, "states", noted)
-    pipeline.score(pictures(1), ["a photo of the red dog", "a photo of the blue car"], num_samples=12)
+    pipeline.score(noise_images(1), ["a photo of the red dog", "a photo of the blue car"], num_samples=12)
     assert len(masked) == 12
 
 
@@ -176,7 +176,7 @@ def test_texts_of_one_length_are_scored_under_the_same_masks(monkeypatch: pytest
 
 
 def test_choosing_is_scoring_every_candidate(pipeline: Pipeline) -> None:
-    images, questions = pictures(2), ["is there a cat?", "what color is the dog?"]
+    images, questions = noise_images(2), ["is there a cat?", "what color is the dog?"]
     words = ["yes", "no", "red"]
     choices = pipeline.choose(images, words, questions=questions)
     for image, question, choice in zip(images, questions, choices, strict=True):
@@ -199,9 +199,9 @@ def test_lengths_are_made_comparable_where_that_is_asked_for() -> None:
 # --- options and mistakes ---
 
 
-def test_steps_are_counted_over_pictures_and_the_null_image() -> None:
+def test_steps_are_counted_over_images_and_the_null_image() -> None:
     pipeline, seen = tiny_pipeline(), []
-    pipeline.score(pictures(2), "a cat", null_weight=1, batch_size=4, on_step=seen.append)
+    pipeline.score(noise_images(2), "a cat", null_weight=1, batch_size=4, on_step=seen.append)
     assert [(step.done, step.total) for step in seen] == [(i + 1, 6) for i in range(6)]  # 14 and 7 in fours
     assert {row for step in seen for row in step.rows} == {0, 1}
 
@@ -241,20 +241,20 @@ def test_an_unknown_option_is_refused() -> None:
 )
 def test_mistakes_are_refused_in_one_line(texts, options: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message) as caught:
-        tiny_pipeline().score(pictures(1), texts, **options)
+        tiny_pipeline().score(noise_images(1), texts, **options)
     assert "\n" not in str(caught.value)
 
 
 def test_unknown_words_are_warned_of() -> None:
     with pytest.warns(UserWarning, match="the model does not know the word 'zebra'"):
-        tiny_pipeline().score(pictures(1), "a zebra")
+        tiny_pipeline().score(noise_images(1), "a zebra")
 
 
 # --- the shipped model ---
 
 
 @pytest.mark.slow
-def test_mini_finds_the_class_of_a_picture_among_all_by_score() -> None:
+def test_mini_finds_the_class_of_an_image_among_all_by_score() -> None:
     from ddit.world import CLASSES, PRESETS, make_scene, render
 
     mini, rng = Pipeline.from_pretrained("mini"), random.Random(0)

@@ -23,7 +23,7 @@ def pipeline(request: pytest.FixtureRequest) -> Pipeline:
     return tiny_pipeline(image_attends_text=request.param)
 
 
-def pictures(count: int) -> list[Image.Image]:
+def noise_images(count: int) -> list[Image.Image]:
     values = np.random.default_rng(0).integers(0, 256, (count, 32, 32, 3), dtype=np.uint8)
     return [Image.fromarray(value) for value in values]
 
@@ -35,7 +35,7 @@ def pictures(count: int) -> list[Image.Image]:
 def test_a_batch_with_everything_kept_and_guided_is_the_single_calls(
     pipeline: Pipeline, batch_size: int
 ) -> None:
-    images = [pictures(3)[i] for i in (0, 1, 0, 2, 1)]
+    images = [noise_images(3)[i] for i in (0, 1, 0, 2, 1)]
     batch = pipeline.answer(images, QUESTIONS, seed=5, batch_size=batch_size, **FAST)
     singles = [pipeline.answer(images[i], QUESTIONS[i], seed=5 + i, **FAST)[0] for i in range(5)]
     assert batch == singles
@@ -43,11 +43,11 @@ def test_a_batch_with_everything_kept_and_guided_is_the_single_calls(
 
 
 @pytest.mark.parametrize("order", ORDERS)
-def test_every_order_writes_through_the_pipeline(pipeline: Pipeline, order) -> None:
-    assert len(pipeline.caption(pictures(2), order=order, num_steps=3, temperature=0.5)) == 2
+def test_every_order_works_through_the_pipeline(pipeline: Pipeline, order) -> None:
+    assert len(pipeline.caption(noise_images(2), order=order, num_steps=3, temperature=0.5)) == 2
 
 
-def test_a_picture_given_several_times_is_encoded_and_read_once(
+def test_an_image_given_several_times_is_encoded_and_read_once(
     pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     encoded, read, shown = [], [], pipeline.transformer.image_kv
@@ -56,7 +56,7 @@ def test_a_picture_given_several_times_is_encoded_and_read_once(
     monkeypatch.setattr(
         pipeline.transformer, "image_kv", lambda x: read.append(0 if x is None else len(x)) or shown(x)
     )
-    first, second = pictures(2)
+    first, second = noise_images(2)
     said = pipeline.answer([first, second, first.copy(), first, second], QUESTIONS, batch_size=2, **FAST)
     assert sum(encoded) == 2
     assert read == (
@@ -67,11 +67,11 @@ def test_a_picture_given_several_times_is_encoded_and_read_once(
     assert encoded == [1]
 
 
-def test_pictures_that_come_back_later_are_still_there_and_others_are_dropped(monkeypatch) -> None:
+def test_images_that_come_back_later_are_still_there_and_others_are_dropped(monkeypatch) -> None:
     pipeline = tiny_pipeline(image_attends_text=False)
     encoded, encode = [], pipeline.image_codec.encode
     monkeypatch.setattr(pipeline.image_codec, "encode", lambda x: encoded.append(len(x)) or encode(x))
-    a, b, c, d = pictures(4)
+    a, b, c, d = noise_images(4)
     images = [a, b, c, a, d, a]
     batch = pipeline.caption(images, seed=1, batch_size=1)
     assert encoded == [1] * 4
@@ -106,7 +106,7 @@ def test_rows_have_the_length_of_their_task_and_those_of_one_length_go_together(
 def test_an_answer_is_never_longer_than_its_window(pipeline: Pipeline) -> None:
     for text in pipeline.answer(None, QUESTIONS, length=2, temperature=1.5, order="random"):
         assert len(pipeline.text_codec.token_ids(text)) <= 2
-    filled = pipeline.infill(pictures(1), ["a ___ dog", "the ___ cat is ___"], length=1)
+    filled = pipeline.infill(noise_images(1), ["a ___ dog", "the ___ cat is ___"], length=1)
     assert [text.lower().startswith(word) for text, word in zip(filled, ["a", "the"], strict=True)] == [
         True,
         True,
@@ -148,10 +148,10 @@ def test_options_out_of_range_are_refused_in_one_line(
 
 
 def test_a_guidance_scale_of_one_never_asks_the_null_image(pipeline: Pipeline) -> None:
-    plain = pipeline.caption(pictures(2))
+    plain = pipeline.caption(noise_images(2))
     with torch.no_grad():
         kept = pipeline.transformer.null_image_embd.clone()
         pipeline.transformer.null_image_embd.fill_(torch.nan)
-        assert pipeline.caption(pictures(2), text_guidance_scale=1.0) == plain
+        assert pipeline.caption(noise_images(2), text_guidance_scale=1.0) == plain
         pipeline.transformer.null_image_embd.copy_(kept)
-    assert pipeline.caption(pictures(2), text_guidance_scale=3.0) != plain
+    assert pipeline.caption(noise_images(2), text_guidance_scale=3.0) != plain

@@ -7,7 +7,7 @@ from ddit.model.autoencoder import PatchAutoencoder, autoencoder_loss
 
 
 def smooth_pixels(n: int, height: int = 32, width: int = 32, *, seed: int = 0) -> Tensor:
-    """Pictures (n, 3, height, width) in [-1, 1] whose patches have a few strong components."""
+    """Images (n, 3, height, width) in [-1, 1] whose patches have a few strong components."""
     generator = torch.Generator().manual_seed(seed)
     coarse = torch.rand(n, 3, height // 4 + 1, width // 4 + 1, generator=generator) * 2 - 1
     return torch.nn.functional.interpolate(coarse, (height, width), mode="bilinear", align_corners=True)
@@ -22,7 +22,7 @@ def model() -> PatchAutoencoder:
 
 
 @pytest.mark.parametrize(("height", "width"), [(64, 64), (32, 16), (4, 40)])
-def test_shapes_of_rectangular_pictures(model, height, width):
+def test_shapes_of_rectangular_images(model, height, width):
     pixels = torch.rand(2, 3, height, width)
     latents = model.encode(pixels).latent_dist.mode()
     assert latents.shape == (2, 8, height // 4, width // 4)
@@ -66,7 +66,7 @@ def test_normalised_latents_have_mean_0_and_deviation_1_and_decode_to_the_same(m
     torch.testing.assert_close(std * model.latent_std.view(1, -1, 1, 1), spread)
 
 
-def test_constant_pictures_cannot_be_normalised():
+def test_constant_images_cannot_be_normalised():
     with pytest.raises(ValueError, match="constant"):
         PatchAutoencoder().fit_normalization(torch.zeros(2, 3, 16, 16))
 

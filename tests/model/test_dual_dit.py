@@ -62,15 +62,15 @@ def test_names_and_shapes_at_full_size_are_the_published_ones() -> None:
     assert {name: list(x.shape) for name, x in model.state_dict().items()} == published
 
 
-def test_a_mixed_batch_equals_drawing_and_reading_apart(model: DualDiT) -> None:
+def test_a_mixed_batch_equals_both_directions_apart(model: DualDiT) -> None:
     latents, t, states = make_inputs()
     mixed = model(latents, t, states, num_t2i=1)
-    drawn = model(latents[:1], t[:1], states[:1], num_t2i=1)
-    read = model(latents[1:], t[1:], states[1:], num_t2i=0)
-    torch.testing.assert_close(mixed.velocity, drawn.velocity)
-    torch.testing.assert_close(mixed.logits, read.logits)
-    assert drawn.logits is None
-    assert read.velocity is None
+    t2i = model(latents[:1], t[:1], states[:1], num_t2i=1)
+    i2t = model(latents[1:], t[1:], states[1:], num_t2i=0)
+    torch.testing.assert_close(mixed.velocity, t2i.velocity)
+    torch.testing.assert_close(mixed.logits, i2t.logits)
+    assert t2i.logits is None
+    assert i2t.velocity is None
 
 
 def test_outputs_of_a_batch_are_those_of_single_samples_with_their_own_times(model: DualDiT) -> None:
@@ -107,7 +107,7 @@ def test_the_cached_image_side_is_exact(name: str) -> None:
     torch.testing.assert_close(model.text_logits(states, model.image_kv(latents)), full, atol=1e-6, rtol=1e-5)
 
 
-def test_isolation_changes_reading_but_not_drawing() -> None:
+def test_isolation_changes_i2t_but_not_t2i() -> None:
     joint, isolated = make_model(VARIANTS["sd3"]), make_model(VARIANTS["isolated"])
     inputs = make_inputs()
     torch.testing.assert_close(joint(*inputs, num_t2i=4).velocity, isolated(*inputs, num_t2i=4).velocity)
@@ -134,7 +134,7 @@ def test_null_rows_of_a_mixed_batch_are_exactly_the_null_image(
     monkeypatch.setattr("ddit.model.attention.MAX_PLAIN_ATTENTION", max_plain_attention)
     latents, t, states = make_inputs(6)
     null_rows = torch.tensor([False, False, False, True, False, True])
-    with_pictures = ~null_rows[2:]
+    with_images = ~null_rows[2:]
 
     def gradients(outputs: list[torch.Tensor]) -> list[torch.Tensor | None]:
         generator = torch.Generator().manual_seed(5)
@@ -144,12 +144,12 @@ def test_null_rows_of_a_mixed_batch_are_exactly_the_null_image(
         return [p.grad for p in model.parameters()]
 
     mixed = model(latents, t, states, num_t2i=2, null_rows=null_rows)
-    mixed_outputs = [mixed.velocity, mixed.logits[with_pictures], mixed.logits[~with_pictures]]
+    mixed_outputs = [mixed.velocity, mixed.logits[with_images], mixed.logits[~with_images]]
     mixed_gradients = gradients(mixed_outputs)
-    read = torch.tensor([2, 4])
+    i2t = torch.tensor([2, 4])
     apart = [
         model(latents[:2], t[:2], states[:2], num_t2i=2).velocity,
-        model(latents[read], t[read], states[read], num_t2i=0).logits,
+        model(latents[i2t], t[i2t], states[i2t], num_t2i=0).logits,
         model(None, t[null_rows], states[null_rows]).logits,
     ]
     torch.testing.assert_close(mixed_outputs, apart, atol=1e-5, rtol=1e-5)
@@ -200,7 +200,7 @@ def test_checkpointed_gradients_equal_plain_ones() -> None:
 
 
 def test_positions_are_the_central_crop_of_the_table() -> None:
-    """A constant picture's tokens differ by position alone: the 2x4 crop starts at row 5, column 4 of 12."""
+    """A constant image's tokens differ by position alone: the 2x4 crop starts at row 5, column 4 of 12."""
     model = make_model(CONFIG)
     latents = torch.zeros(1, 4, 4, 8)
     table = sincos_positions(32, 12, 8).view(12, 12, 32)

@@ -29,7 +29,7 @@ def small_vae(**config) -> AutoencoderKL:
     )
 
 
-# Pictures
+# Images
 
 
 def test_latents_are_shifted_and_scaled_as_in_sd3():

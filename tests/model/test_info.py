@@ -88,11 +88,11 @@ def test_weights_are_those_of_the_loaded_model_to_the_byte(
 def test_estimates_of_activations_are_of_the_measured_order(tiny: Path, name: str):
     folder = tiny if name == "tiny" else resolve("mini")
     pipeline, row = Pipeline.from_pretrained(folder), memory_of(inspect_model(folder), "float32")
-    with PeakMeter() as drawing:
+    with PeakMeter() as generating:
         pipeline.generate("a red dog", num_steps=2)
-    with PeakMeter() as writing:
+    with PeakMeter() as captioning:
         pipeline.caption(Image.new("RGB", (64, 64), "red"), num_steps=2)
-    for measured, estimated in ((drawing.peak, row.t2i), (writing.peak, row.i2t)):
+    for measured, estimated in ((generating.peak, row.t2i), (captioning.peak, row.i2t)):
         assert 0.5 < estimated / measured < 2
 
 
@@ -107,7 +107,7 @@ def test_sizes_and_settings_are_those_that_the_pipeline_uses(tiny: Path):
 
 
 @pytest.mark.parametrize("attends", [True, False])
-def test_it_is_told_whether_the_image_side_is_kept(tmp_path: Path, attends: bool):
+def test_it_says_whether_the_image_side_is_kept(tmp_path: Path, attends: bool):
     tiny_pipeline(image_attends_text=attends).save_pretrained(tmp_path / "model")
     assert ("computed once, exactly" in to_text(inspect_model(tmp_path / "model"))) != attends
 

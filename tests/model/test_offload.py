@@ -58,10 +58,10 @@ def test_offloaded_parts_are_away_but_while_they_are_used(monkeypatch: pytest.Mo
         there.remove(module)
 
     monkeypatch.setattr(encoders, "visiting", recorded)
-    parts = {"text": pipeline.text_codec.encoder, "pictures": pipeline.image_codec.autoencoder}
+    parts = {"text": pipeline.text_codec.encoder, "images": pipeline.image_codec.autoencoder}
     layers = (
         [*parts["text"].modules()][-1],
-        [*parts["pictures"].modules()][-1],
+        [*parts["images"].modules()][-1],
         pipeline.transformer.pos_embed,
     )
     for name, layer in zip((*parts, "blocks"), layers, strict=True):
@@ -71,7 +71,7 @@ def test_offloaded_parts_are_away_but_while_they_are_used(monkeypatch: pytest.Mo
     pipeline.text_codec.offload_device = pipeline.image_codec.offload_device = pipeline.device
     offloaded = pipeline.generate("a cat")
     assert offloaded[0].tobytes() == whole[0].tobytes()
-    assert {name for name, _ in log} == {"text", "pictures", "blocks"}
+    assert {name for name, _ in log} == {"text", "images", "blocks"}
     assert all(present == ([parts[name]] if name in parts else []) for name, present in log)
 
 
@@ -102,7 +102,7 @@ def test_on_a_gpu_offloaded_parts_take_no_memory_between_uses(tmp_path: Path) ->
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # torch's compiler warns of its own parts
-def test_compiled_blocks_draw_the_same_pictures() -> None:
+def test_compiled_blocks_generate_the_same_images() -> None:
     pipeline = tiny_pipeline()
     plain = pipeline.generate(["a cat", "two car"])
     for image, other in zip(plain, pipeline.compile().generate(["a cat", "two car"]), strict=True):

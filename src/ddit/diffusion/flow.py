@@ -155,7 +155,7 @@ def sample_latents(
     to be taken as the conditional ones. The state is kept in float32.
 
     What is known and to be kept moves on the straight line from its noise to its latents, so that `velocity_fn` sees
-    all of a picture at one time; it ends there exactly.
+    all of an image at one time; it ends there exactly.
     """
     times = sampling_times(cfg, 1.0 if known is None else known.strength)
     latents, before = noise.float() if known is None else _noised_at(times[0], known.latents, noise), None

@@ -64,7 +64,7 @@ def mask_sets(num_units: int, num_samples: int, generator: torch.Generator) -> M
     and none is drawn twice. If there are more sizes than half of num_samples, neighbouring ones share a stratum.
 
     Raises:
-        ValueError: if num_samples is less than 2, of which no error can be told.
+        ValueError: if num_samples is less than 2, which has no standard error.
     """
     assert num_units >= 1
     if num_samples < 2:
@@ -122,7 +122,7 @@ def _shared_out(total: int, capacities: list[float]) -> list[int]:
 def _draw_sets(
     num_units: int, sizes: range, count: int, capacity: float, generator: torch.Generator
 ) -> list[tuple[int, ...]]:
-    """So many sets of units: different ones where all are of one size, else each of a size drawn anew."""
+    """So many sets of units: different ones where all are of one size, else each of a random size."""
     if len(sizes) > 1:
         drawn = torch.randint(sizes.start, sizes.stop, (count,), generator=generator).tolist()
         return [_draw_set(num_units, size, generator) for size in drawn]

@@ -73,12 +73,12 @@ class QuestionsSource:
 
     def _find_image(self, image_id: Any, name: str) -> Path:
         """The image's file: named in full (VizWiz), or by its id."""
-        if isinstance(image_id, list):
-            return self.images / str(image_id[0])
         try:
+            if isinstance(image_id, list):
+                return self.images / image_id[0]
             return self.images / self.cfg.image_pattern.format(image_id=image_id)
-        except (ValueError, TypeError):
-            fault = f"{name}: no file name can be made of image_id {image_id!r}"
+        except (ValueError, TypeError, IndexError):
+            fault = f"{name}: no file name can be made of {image_id!r}"
             raise CorruptSample("no image", fault) from None
 
 
@@ -101,15 +101,19 @@ def _entries(path: Path, annotations: str) -> list[tuple[Any, Any, list[str]]]:
         if not annotations:
             raise ValueError(f"'{path}' holds questions alone: set annotations to the file of their answers")
         found = _load(find_file(annotations))
-        answered = {
-            item.get("question_id"): item.get("answers") for item in _list(found, "annotations", annotations)
-        }
+        answered = {_id(item): item.get("answers") for item in _list(found, "annotations", annotations)}
     entries = []
     for item in _list(asked, "questions", path):
         image = [item["image"]] if item.get("image") else item.get("image_id")
-        answers = answered.get(item.get("question_id"), item.get("answers"))
+        answers = answered.get(_id(item), item.get("answers"))
         entries.append((image, item.get("question"), _answers(answers)))
     return entries
+
+
+def _id(item: dict[str, Any]) -> Any:
+    """The question's number or name; something of its own where there is none, so that it fits no other."""
+    found = item.get("question_id")
+    return found if isinstance(found, int | str) else object()
 
 
 def _load(path: Path) -> Any:
