@@ -27,7 +27,17 @@ from ddit.images import image_size, read_mask, read_transparency
 
 WIDTH, HEIGHT = 37, 23
 WORDS = (b"\0\0\0\0", b"\xff\xff\xff\xff", b"\x7f\xff\xff\xff", b"\xff\xff\xff\x7f", b"\0\0\1\0")
-TEXTS = (b'"\\ud83d"', b"[" * 20_000, b"1e999", b"null", b"-", b'"\\u0000"', b"99999999999999999999", b"{}", b"\xff")
+TEXTS = (
+    b'"\\ud83d"',
+    b"[" * 20_000,
+    b"1e999",
+    b"null",
+    b"-",
+    b'"\\u0000"',
+    b"99999999999999999999",
+    b"{}",
+    b"\xff",
+)
 
 
 def encoded(form: str, mode: str = "RGB", **options: object) -> bytes:
@@ -50,8 +60,14 @@ def image_seeds() -> dict[str, bytes]:
     text = PngImagePlugin.PngInfo()
     text.add_text("a", "b" * 100)
     text.add_itxt("x", "y", zip=True)
-    seeds = {f"PNG {mode}": encoded("PNG", mode, pnginfo=text, exif=exif) for mode in ("1", "L", "P", "RGBA", "I;16")}
-    seeds |= {f"JPEG {mode}": encoded("JPEG", mode, exif=exif, icc_profile=bytes(300)) for mode in ("L", "RGB", "CMYK")}
+    seeds = {
+        f"PNG {mode}": encoded("PNG", mode, pnginfo=text, exif=exif)
+        for mode in ("1", "L", "P", "RGBA", "I;16")
+    }
+    seeds |= {
+        f"JPEG {mode}": encoded("JPEG", mode, exif=exif, icc_profile=bytes(300))
+        for mode in ("L", "RGB", "CMYK")
+    }
     seeds |= {f"BMP {mode}": encoded("BMP", mode) for mode in ("1", "L", "P", "RGB", "RGBA")}
     seeds |= {f"PPM {mode}": encoded("PPM", mode) for mode in ("1", "L", "RGB", "F")}
     seeds |= {f"TIFF {mode}": encoded("TIFF", mode, exif=exif) for mode in ("RGB", "CMYK", "F", "I;16")}
@@ -82,7 +98,9 @@ def source_seeds() -> dict[str, bytes]:
                 tar.addfile(member, io.BytesIO(data))
     entry = {"image_path": "a.png", "caption": "a red dog", "re_caption": "a dog", "width": 37, "height": 23}
     said = [{"from": "human", "value": "<image>\nwhat?"}, {"from": "gpt", "value": "a dog"}]
-    questions = [{"image_id": "a", "question": "what?", "answers": ["a dog"], "question_id": i} for i in range(4)]
+    questions = [
+        {"image_id": "a", "question": "what?", "answers": ["a dog"], "question_id": i} for i in range(4)
+    ]
     return {
         "tar": buffer.getvalue(),
         "json": json.dumps([entry] * 4).encode(),
@@ -114,7 +132,24 @@ def damage(data: bytes, rng: random.Random, *, is_text: bool) -> bytes:
     return bytes(out)
 
 
-ODD = (None, True, -1, 2**80, 1.5, "", "\ud83d", "\0", "/dev/zero", "..", [], [None], [[]], ["a", "b"], {}, {"a": []})
+ODD = (
+    None,
+    True,
+    -1,
+    2**80,
+    1.5,
+    "",
+    "\ud83d",
+    "\0",
+    "/dev/zero",
+    "..",
+    [],
+    [None],
+    [[]],
+    ["a", "b"],
+    {},
+    {"a": []},
+)
 
 
 def exchange(data: bytes, rng: random.Random) -> bytes:
@@ -127,7 +162,7 @@ def exchange(data: bytes, rng: random.Random) -> bytes:
             return {key: change(entry) for key, entry in value.items()}
         return [change(entry) for entry in value] if isinstance(value, list) else value
 
-    lines = data.splitlines() if data.startswith(b"{\"image_path") else [data]
+    lines = data.splitlines() if data.startswith(b'{"image_path') else [data]
     return b"\n".join(json.dumps(change(json.loads(line))).encode() for line in lines)
 
 
@@ -179,7 +214,9 @@ def main(seconds: float, seed: int) -> int:
         folder = Path(name)
         (folder / "a.png").write_bytes(images["PNG RGBA"])
         readers: dict[str, Callable[[bytes, Path], str]] = dict.fromkeys(images, read_as_image)
-        readers |= {kind: lambda data, folder, kind=kind: read_as_source(kind, data, folder) for kind in sources}
+        readers |= {
+            kind: lambda data, folder, kind=kind: read_as_source(kind, data, folder) for kind in sources
+        }
         seeds = images | sources
         for kind, data in seeds.items():
             assert readers[kind](data, folder) == "read", kind

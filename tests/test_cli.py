@@ -284,6 +284,40 @@ def test_caption(run: Run, model: Path, image: Path):
     assert json.loads(as_json.out) == {"image": str(image), "caption": alone.out.strip()}
 
 
+def test_of_several_images_those_that_can_be_read_are_captioned(
+    run: Run, model: Path, image: Path, tmp_path: Path
+):
+    torn, gone = tmp_path / "torn.png", tmp_path / "gone.png"
+    torn.write_bytes(image.read_bytes()[:60])
+    alone = run("caption", image, "-m", model).out
+    result = run("caption", torn, image, gone, "-m", model)
+    assert result.code == 1
+    assert result.out == f"{image}\t{alone}"
+    said = [line for line in result.err.splitlines() if line.startswith("ddit: ")]
+    assert [line.split("'")[1] for line in said] == [str(torn), str(gone)]
+    as_json = [json.loads(line) for line in run("caption", torn, image, "-m", model, "--json").out.splitlines()]
+    assert [sorted(entry) for entry in as_json] == [["error", "image"], ["caption", "image"]]
+    assert "is a broken image" in as_json[0]["error"]
+    none = run("caption", torn, gone, "-m", "no-such-model")  # which is not loaded
+    assert (none.code, none.out, len(none.err.splitlines())) == (1, "", 2)
+
+
+def test_a_path_that_is_no_text_is_printed_as_it_was_given(model: Path, image: Path, tmp_path: Path):
+    strange = os.path.join(os.fsencode(tmp_path), b"caf\xe9.png")
+    shutil.copy(image, strange)
+    command = [sys.executable, "-m", "ddit", "caption", strange, strange, "-m", model]
+    environment = {**os.environ, "PYTHONIOENCODING": "utf-8:strict"}
+    plain = subprocess.run(command, check=True, capture_output=True, env=environment).stdout
+    assert all(line.startswith(strange + b"\t") for line in plain.splitlines())
+    as_json = subprocess.run([*command, "--json"], check=True, capture_output=True, env=environment).stdout
+    assert json.loads(as_json.splitlines()[0])["image"] == os.fsdecode(strange)
+
+
+def test_an_argument_that_is_no_text_is_one_line(run: Run, model: Path, image: Path):
+    fault = run("ask", image, os.fsdecode(b"is it a caf\xe9?"), "-m", model).fault
+    assert "holds a lone surrogate (\\udce9), which is no character (the byte 0xe9, not UTF-8)" in fault
+
+
 def test_ask(run: Run, model: Path, image: Path):
     result = run("ask", image, "is there a dog?", "what color is the cat?", "-m", model, "--json")
     answers = [json.loads(line) for line in result.out.splitlines()]

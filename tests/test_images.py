@@ -1,6 +1,8 @@
 """Images from users: every mode and orientation, size limits, broken files, fitting, enlarging."""
 
 import io
+import os
+import struct
 from pathlib import Path
 
 import numpy as np
@@ -64,6 +66,88 @@ def test_exif_rotation_is_applied():
     exif = Image.Exif()
     exif[0x0112] = 6  # to be turned by 90 degrees
     assert read_image(encoded(small_image(6, 4), "JPEG", exif=exif)).size == (4, 6)
+
+
+@pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP", "TIFF", "AVIF"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_every_orientation_of_every_format_is_turned_upright(form: str, orientation: int):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    corners = Image.new("RGB", (48, 32), "white")
+    corners.paste("red", (0, 0, 24, 16))
+    read = read_image(encoded(corners, form, exif=exif))
+    assert read.size == ((32, 48) if orientation > 4 else (48, 32))
+    reds = {(x, y) for x in (0, 1) for y in (0, 1) if _is_red(read, x, y)}
+    upper_left = {1: (0, 0), 2: (1, 0), 3: (1, 1), 4: (0, 1), 5: (0, 0), 6: (1, 0), 7: (1, 1), 8: (0, 1)}
+    assert reds == {upper_left[orientation]}
+
+
+def _is_red(image: Image.Image, x: int, y: int) -> bool:
+    """Whether a quarter of the image is red."""
+    red, green, _ = image.getpixel((5 + x * (image.width - 11), 5 + y * (image.height - 11)))
+    return red > 200 and green < 60
+
+
+def test_metadata_that_are_not_needed_may_be_malformed():
+    """Rationals with a negative part, text for a number and bytes for text, which cannot be written again."""
+    whole = encoded(small_image(48, 32), "JPEG")
+    plain = read_image(whole)
+    directory = [
+        (0x0112, 3, 1, 6 << 16),
+        (0x011A, 10, 1, 50),
+        (0x0128, 2, 4, 0x41424300),
+        (0x010E, 7, 4, 0xFF00FE01),
+    ]
+    body = b"".join(struct.pack(">HHII", *entry) for entry in sorted(directory))
+    tiff = b"MM\0*" + struct.pack(">IH", 8, len(directory)) + body + bytes(4) + struct.pack(">ii", -7, 0)
+    for exif, is_turned in ((tiff, True), (tiff[:40], True), (b"MM\0*junk", False), (b"junk", False)):
+        data = b"Exif\0\0" + exif
+        read = read_image(whole[:2] + b"\xff\xe1" + struct.pack(">H", len(data) + 2) + data + whole[2:])
+        expected = plain.transpose(Image.Transpose.ROTATE_270) if is_turned else plain
+        assert read.tobytes() == expected.tobytes()
+        assert read.size == expected.size
+
+
+@pytest.mark.parametrize("error", [RuntimeError, KeyError, TypeError, ZeroDivisionError, RecursionError])
+def test_whatever_a_decoder_raises_is_the_fault_of_its_image(error: type, monkeypatch: pytest.MonkeyPatch):
+    def fail(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(Image.Image, "convert", fail)
+    with pytest.raises(ValueError, match="^the image is a broken image: "):
+        read_image(encoded(small_image()))
+
+
+@pytest.mark.parametrize("error", [MemoryError, KeyboardInterrupt])
+def test_what_is_no_fault_of_an_image_passes(error: type, monkeypatch: pytest.MonkeyPatch):
+    def fail(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(Image.Image, "convert", fail)
+    with pytest.raises(error):
+        read_image(encoded(small_image()))
+
+
+def test_an_avif_whose_end_is_lost_is_broken():
+    data = encoded(small_image(48, 32), "AVIF")
+    assert read_image(data).size == (48, 32)
+    with pytest.raises(ValueError, match="is a broken image"):
+        read_image(data[: len(data) // 2] + bytes(len(data) - len(data) // 2))
+
+
+def test_what_may_never_end_is_not_opened(tmp_path: Path):
+    os.mkfifo(tmp_path / "pipe.png")
+    for path in (tmp_path / "pipe.png", "/dev/zero"):
+        with pytest.raises(ValueError, match="is a pipe or a device"):
+            read_image(path)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_pixels_that_are_no_numbers_are_no_fault(value: float):
+    pixels = np.full((2, 2), 0.5, dtype=np.float32)
+    pixels[0, 0] = value
+    assert read_image(Image.fromarray(pixels)).size == (2, 2)
+    assert read_image(encoded(Image.fromarray(np.full((2, 2), value, np.float32)), "TIFF")).size == (2, 2)
 
 
 def test_an_animation_gives_its_first_frame():

@@ -5,6 +5,7 @@ imported when the verb is used, and heavy libraries when they are needed, so tha
 bad path is reported before a model is loaded.
 """
 
+import contextlib
 import importlib
 import io
 import os
@@ -88,9 +89,10 @@ for _name, _verb in VERBS.items():
 def main() -> None:
     """Entry point of `ddit`."""
     warnings.showwarning = _show_warning
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        # a path is printed as the bytes that it was given as
-        sys.stdout.reconfigure(errors="surrogateescape")
+    for stream in (sys.stdin, sys.stdout):
+        # as Python reads arguments: bytes that are no text end nothing, and a path is printed as it was given
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="surrogateescape")
     try:
         app()
     except SystemExit as end:
@@ -118,8 +120,9 @@ def _rank_line(error: BaseException) -> str:
 def _leave(code: str | int | None) -> NoReturn:
     """Ends the process. After a fault a rank ends at once: at exit it would wait for the others, and they for it."""
     if code and _is_rank():
-        sys.stdout.flush()
-        sys.stderr.flush()
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(OSError):
+                stream.flush()
         os._exit(code if isinstance(code, int) else 1)
     sys.exit(code)
 

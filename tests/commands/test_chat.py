@@ -45,7 +45,8 @@ def talk(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Cap
 
     def call(lines: list[str], *arguments: object) -> tuple[int, list[str], list[str]]:
         monkeypatch.setattr(sys, "argv", ["ddit", "chat", *map(str, arguments)])
-        monkeypatch.setattr(sys, "stdin", io.StringIO("\n".join([*lines, ""])))
+        data = "\n".join([*lines, ""]).encode(errors="surrogateescape")
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(data), encoding="utf-8"))
         code = 0
         try:
             main()
@@ -109,6 +110,16 @@ def test_json_names_the_question(talk, images: list[Path]):
     assert asked["question"] == QUESTION
     assert set(asked) == {"image", "seed", "question", "answer"}
     assert filled["text"] == "the ___"
+
+
+@pytest.mark.parametrize("options", [(), ("--json",)])
+def test_a_line_that_is_no_text_ends_nothing(talk, images: list[Path], options: tuple[str, ...]):
+    code, answers, said = talk([QUESTION, os.fsdecode(b"is it a caf\xe9?"), QUESTION], images[0], *options)
+    assert code == 1
+    assert len(answers) == 3
+    assert answers[0] == answers[2]
+    assert answers[1] == "" or "lone surrogate" in json.loads(answers[1])["error"]
+    assert sum("lone surrogate (\\udce9)" in line for line in said) == 1
 
 
 def test_an_image_that_cannot_be_read_leaves_the_old_one(pipeline: Pipeline, images: list[Path]):

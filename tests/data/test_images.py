@@ -1,6 +1,7 @@
 """Images of training samples: every kind that people have is read, and every fault has its cause."""
 
 import io
+import os
 from pathlib import Path
 
 import numpy as np
@@ -97,3 +98,12 @@ def test_a_missing_file_has_its_cause_and_no_size(name: str, tmp_path: Path) -> 
         load_image(tmp_path / name)
     assert caught.value.cause == "missing file"
     assert measure_file(tmp_path / name) == (0, 0)
+
+
+def test_what_may_never_end_is_an_unreadable_file_and_has_no_size(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.jpg")
+    for path in (tmp_path / "pipe.jpg", Path("/dev/zero")):
+        with pytest.raises(CorruptSample) as caught:
+            load_image(path)
+        assert caught.value.cause == "missing file"
+        assert measure_file(path) == (0, 0)

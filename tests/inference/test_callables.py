@@ -61,7 +61,9 @@ ROWS, IMAGES = torch.arange(BATCH), torch.tensor([0, 1, 0, 0])
 
 
 @pytest.mark.parametrize("extra", [{}, {"qk_norm": "rms_norm", "dual_attention_layers": (0, 2)}])
-def test_texts_that_share_an_image_take_from_its_one_cache_what_a_whole_forward_pass_gives(codec, extra) -> None:
+def test_texts_that_share_an_image_take_from_its_one_cache_what_a_whole_forward_pass_gives(
+    codec, extra
+) -> None:
     model = make_model(codec, image_attends_text=False, **extra)
     (ids, is_masked), latents = make_task(codec), make_latents(2)
     context = ImageContext(latents, model.image_kv(latents), IMAGES)

@@ -263,3 +263,17 @@ def test_tiny_t5_is_small_and_of_the_published_kind():
     assert sum(parameter.numel() for parameter in encoder.parameters()) < 2_000_000
     assert (encoder.config.dense_act_fn, encoder.config.is_gated_act) == ("gelu_new", True)
     assert encoder.config.dropout_rate == 0.0
+
+
+@pytest.mark.parametrize(
+    ("half", "origin"), [("\ud83d", "half of a character"), ("\udce9", "the byte 0xe9, not UTF-8")]
+)
+def test_a_lone_surrogate_is_one_line(codec: TextCodec, half: str, origin: str):
+    for text in (half, f"a {half} dog"):
+        with pytest.raises(
+            ValueError, match=r"lone surrogate \(\\ud\w{3}\), which is no character"
+        ) as raised:
+            codec.tokenize([text], 8)
+        assert origin in str(raised.value)
+        str(raised.value).encode()  # it can be shown and sent
+    assert codec.token_ids("a dog \U0001f600")

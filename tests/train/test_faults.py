@@ -24,14 +24,19 @@ class Ended:
         if num_ranks > 1:
             launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(num_ranks)]
             python += launcher
-        environment = {k: v for k, v in os.environ.items() if k != "DDIT_DEBUG"} | {"OMP_NUM_THREADS": "1", "DDIT_FAULT": fault}
+        environment = {k: v for k, v in os.environ.items() if k != "DDIT_DEBUG"} | {
+            "OMP_NUM_THREADS": "1",
+            "DDIT_FAULT": fault,
+        }
         start = time.monotonic()
         done = subprocess.run(
             [*python, str(FAULTY), *map(str, arguments)],
             capture_output=True, text=True, env=environment, timeout=LIMIT, check=False,
         )  # fmt: skip
         self.seconds, self.code = time.monotonic() - start, done.returncode
-        self.said = [line for line in done.stderr.replace("\r", "\n").splitlines() if line.startswith("ddit: ")]
+        self.said = [
+            line for line in done.stderr.replace("\r", "\n").splitlines() if line.startswith("ddit: ")
+        ]
         self.stderr = done.stderr
 
     def check(self, *, rank: int | None = None, fault: str = "") -> None:
@@ -47,8 +52,20 @@ class Ended:
 
 @pytest.fixture
 def train_arguments(root: Path, tmp_path: Path) -> list[object]:
-    changes = [f"out={tmp_path / 'run'}", "init=null", "max_steps=4", "report.tensorboard=false", "data.num_workers=1"]
-    return ["train", "tiny-stage1", "--root", root, *(part for change in changes for part in ("--set", change))]
+    changes = [
+        f"out={tmp_path / 'run'}",
+        "init=null",
+        "max_steps=4",
+        "report.tensorboard=false",
+        "data.num_workers=1",
+    ]
+    return [
+        "train",
+        "tiny-stage1",
+        "--root",
+        root,
+        *(part for change in changes for part in ("--set", change)),
+    ]
 
 
 @pytest.fixture

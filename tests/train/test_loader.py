@@ -4,7 +4,8 @@ import multiprocessing
 import os
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 
@@ -21,10 +22,26 @@ def raising(error: BaseException) -> Callable[[int], int]:
     return make
 
 
+def take_all(
+    make: Callable[[int], Any], count: int, num_workers: int, found: list[Any] | None = None
+) -> None:
+    with closing_workers(make_ahead(make, range(count), num_workers)) as items:
+        for item in items:
+            time.sleep(0.01)
+            if found is not None:
+                found.append(item)
+
+
 FAULTS = {
     "ValueError": (ValueError("a fault of one line"), "a fault of one line"),
-    "OSError": (FileNotFoundError(2, "No such file or directory", "a.tar"), "No such file or directory: 'a.tar'"),
-    "RuntimeError": (RuntimeError("a decoder's\nfault"), "RuntimeError: a decoder's (DDIT_DEBUG=1 shows where)"),
+    "OSError": (
+        FileNotFoundError(2, "No such file or directory", "a.tar"),
+        "No such file or directory: 'a.tar'",
+    ),
+    "RuntimeError": (
+        RuntimeError("a decoder's\nfault"),
+        "RuntimeError: a decoder's (DDIT_DEBUG=1 shows where)",
+    ),
     "KeyError": (KeyError("caption"), "KeyError: 'caption' (DDIT_DEBUG=1 shows where)"),
     "MemoryError": (MemoryError(), "MemoryError (DDIT_DEBUG=1 shows where)"),
     "SystemExit": (SystemExit(0), "SystemExit: 0 (DDIT_DEBUG=1 shows where)"),
@@ -34,7 +51,7 @@ FAULTS = {
 
 
 @pytest.fixture(autouse=True)
-def no_process_is_left() -> None:
+def no_process_is_left() -> Iterator[None]:
     before, start = set(multiprocessing.active_children()), time.monotonic()
     yield
     assert set(multiprocessing.active_children()) == before
@@ -44,10 +61,9 @@ def no_process_is_left() -> None:
 @pytest.mark.parametrize("kind", FAULTS)
 def test_whatever_a_worker_raises_is_one_line_in_its_turn(kind: str) -> None:
     error, message = FAULTS[kind]
-    found = []
-    items = make_ahead(raising(error), range(8), 2)
-    with pytest.raises(WorkerError) as raised, closing_workers(items):
-        found.extend(items)
+    found: list[int] = []
+    with pytest.raises(WorkerError) as raised:
+        take_all(raising(error), 8, 2, found)
     assert found == [0, 1, 2]
     assert str(raised.value) == message
     assert "test_loader.py" in raised.value.__notes__[0]
@@ -71,26 +87,26 @@ def die_by(number: int) -> Callable[[int], int]:
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGBUS])
 def test_a_worker_that_is_killed_is_one_line(number: int) -> None:
     with pytest.raises(WorkerError, match=r"^a process that makes batches has died: .*use fewer workers$"):
-        with closing_workers(make_ahead(die_by(number), range(100), 2)) as items:
-            for _ in items:
-                time.sleep(0.01)
+        take_all(die_by(number), 100, 2)
 
 
 def test_a_worker_that_leaves_is_one_line() -> None:
-    def leave(index: int) -> int:
-        os._exit(0)
-
-    with pytest.raises(WorkerError, match="has died"), closing_workers(make_ahead(leave, range(9), 2)) as items:
-        list(items)
+    with pytest.raises(WorkerError, match="has died"):
+        take_all(lambda index: os._exit(0), 9, 2)
 
 
 def test_a_worker_that_is_killed_while_the_parent_works_elsewhere_is_noticed_at_once() -> None:
-    with pytest.raises(WorkerError, match="Killed"):
-        with closing_workers(make_ahead(raising(ValueError()), range(3), 1)) as items:
+    def kill_while_working() -> None:
+        with closing_workers(make_ahead(abs, range(3), 1)) as items:
             next(items)
             (worker,) = multiprocessing.active_children()
             worker.kill()
             time.sleep(10)
+
+    start = time.monotonic()
+    with pytest.raises(WorkerError, match="Killed"):
+        kill_while_working()
+    assert time.monotonic() - start < 8
 
 
 def test_workers_that_do_not_end_are_killed() -> None:
@@ -103,6 +119,18 @@ def test_workers_that_do_not_end_are_killed() -> None:
 
 def test_an_error_that_is_still_held_keeps_no_process() -> None:
     """As at the command's edge, where the program exits while it handles the error."""
-    with pytest.raises(ZeroDivisionError), closing_workers(make_ahead(abs, range(99), 2)) as items:
-        for item in items:
-            assert 1 / (5 - item)
+
+    def fail_at(item: int) -> None:
+        if item == 5:
+            raise ZeroDivisionError
+
+    def work() -> None:
+        with closing_workers(make_ahead(abs, range(99), 2)) as items:
+            for item in items:
+                fail_at(item)
+
+    before = set(multiprocessing.active_children())
+    with pytest.raises(ZeroDivisionError) as held:
+        work()
+    assert held.tb is not None
+    assert set(multiprocessing.active_children()) == before

@@ -103,4 +103,6 @@ def read_sample(
     except (CorruptSample, SourceError, MemoryError):
         raise
     except Exception as error:
-        raise CorruptSample(f"unreadable ({type(error).__name__})", f"{source.name(index)}: {error}") from error
+        raise CorruptSample(
+            f"unreadable ({type(error).__name__})", f"{source.name(index)}: {error}"
+        ) from error

@@ -326,7 +326,11 @@ def _check_characters(text: str) -> None:
         text.encode()
     except UnicodeEncodeError as error:
         code = ord(text[error.start])
-        origin = f"the byte 0x{code - 0xDC00:02x}, not UTF-8" if 0xDC80 <= code <= 0xDCFF else "half of a character"
+        origin = (
+            f"the byte 0x{code - 0xDC00:02x}, not UTF-8"
+            if 0xDC80 <= code <= 0xDCFF
+            else "half of a character"
+        )
         raise ValueError(
             f"the text holds a lone surrogate (\\u{code:04x}), which is no character ({origin}): {text!r}"
         ) from None
