@@ -40,6 +40,13 @@ TEXTS = (
 )
 
 
+def check_one_line(error: ValueError) -> str:
+    """What became of a file that was refused: the reason must be one line."""
+    if "\n" in str(error):
+        raise AssertionError(f"more than one line: {error}")
+    return "refused"
+
+
 def encoded(form: str, mode: str = "RGB", **options: object) -> bytes:
     values = np.random.default_rng(0).integers(0, 256, (HEIGHT, WIDTH, 3), dtype=np.uint8)
     image = Image.fromarray(values).convert(mode)
@@ -195,8 +202,7 @@ def read_as_source(kind: str, data: bytes, folder: Path) -> str:
         source = open_source(configs.get(kind, JsonData(str(path))))
         source.sizes()
     except ValueError as error:
-        assert "\n" not in str(error)
-        return "refused"
+        return check_one_line(error)
     for index in range(len(source)):
         for i2t in (True, False):
             try:

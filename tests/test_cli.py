@@ -295,7 +295,9 @@ def test_of_several_images_those_that_can_be_read_are_captioned(
     assert result.out == f"{image}\t{alone}"
     said = [line for line in result.err.splitlines() if line.startswith("ddit: ")]
     assert [line.split("'")[1] for line in said] == [str(torn), str(gone)]
-    as_json = [json.loads(line) for line in run("caption", torn, image, "-m", model, "--json").out.splitlines()]
+    as_json = [
+        json.loads(line) for line in run("caption", torn, image, "-m", model, "--json").out.splitlines()
+    ]
     assert [sorted(entry) for entry in as_json] == [["error", "image"], ["caption", "image"]]
     assert "is a broken image" in as_json[0]["error"]
     none = run("caption", torn, gone, "-m", "no-such-model")  # which is not loaded

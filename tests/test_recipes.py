@@ -10,7 +10,7 @@ import pytest
 
 from ddit.config.runs import DualRun, from_json, to_json
 from ddit.model import DualDiTConfig
-from ddit.model.encoders import build_tokenizer
+from ddit.model.small_text import build_tokenizer
 from ddit.prompts import MINI
 from ddit.recipes import SD3_STAGES, SIZES, build, list_recipes, list_stages, plan_runs
 from ddit.recipes.mini import VOCAB_SIZE

@@ -5,7 +5,8 @@ from tokenizers import Tokenizer, decoders, pre_tokenizers, processors
 from tokenizers.models import Unigram
 from transformers import PreTrainedTokenizerFast
 
-from ddit.model.encoders import TextCodec, build_tokenizer, tiny_t5
+from ddit.model.encoders import TextCodec
+from ddit.model.small_text import build_tokenizer, tiny_t5
 from ddit.prompts import MINI
 
 WORDS = [*MINI.words, "a", "red", "dog", "blue", "car", "how", "many", "two", "three", "photo", "of", "is"]

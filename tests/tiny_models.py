@@ -9,7 +9,8 @@ from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from diffusers.models.transformers.transformer_sd3 import SD3Transformer2DModel
 
 from ddit.model import DualDiT, DualDiTConfig
-from ddit.model.encoders import ImageCodec, TextCodec, build_tokenizer, tiny_t5
+from ddit.model.encoders import ImageCodec, TextCodec
+from ddit.model.small_text import build_tokenizer, tiny_t5
 from ddit.pipeline import Pipeline
 from ddit.prompts import MINI
 from ddit.settings import ImageSampling, ModelSettings

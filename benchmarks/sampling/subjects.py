@@ -19,7 +19,8 @@ from benchmarks.sampling.published import Vae
 from ddit.images import fit_image, to_tensor
 from ddit.model import DualDiT, DualDiTConfig
 from ddit.model.autoencoder import PatchAutoencoder
-from ddit.model.encoders import ImageCodec, TextCodec, build_tokenizer, tiny_t5
+from ddit.model.encoders import ImageCodec, TextCodec
+from ddit.model.small_text import build_tokenizer, tiny_t5
 from ddit.pipeline import Pipeline
 from ddit.prompts import MINI, answer_prompt, caption_prompt, empty_prompt, t2i_prompt
 from ddit.schema import to_data

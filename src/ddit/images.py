@@ -158,8 +158,9 @@ def image_size(data: bytes) -> tuple[int, int] | None:
     """
     try:
         with _own_faults("the image"), _open(io.BytesIO(data)) as image:
-            # without this check, asking a PNG for its EXIF data would decode the whole of it
-            turned = "exif" in image.info and _orientation(image) in QUARTER_TURNS
+            # without this check, asking a PNG for its EXIF data would decode the whole of it; a TIFF's size is turned
+            is_told = image.format != "TIFF" and not image.info.keys().isdisjoint(("exif", "xmp"))
+            turned = is_told and _orientation(image) in QUARTER_TURNS
             return (image.height, image.width) if turned else image.size
     except ValueError:
         return None
@@ -214,7 +215,7 @@ def _to_mask(image: Image.Image) -> Image.Image:
 
 
 def _to_transparency(image: Image.Image) -> Image.Image:
-    image = ImageOps.exif_transpose(image)
+    image = turn_upright(image)
     if not image.has_transparency_data:
         return Image.new("L", image.size, 0)
     return image.convert("RGBA").getchannel("A").point([255] * 128 + [0] * 128)

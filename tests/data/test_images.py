@@ -107,3 +107,13 @@ def test_what_may_never_end_is_an_unreadable_file_and_has_no_size(tmp_path: Path
             load_image(path)
         assert caught.value.cause == "missing file"
         assert measure_file(path) == (0, 0)
+
+
+@pytest.mark.parametrize("form", ["JPEG", "WEBP", "TIFF", "AVIF", "PNG"])
+@pytest.mark.parametrize("where", ["exif", "xmp"])
+def test_the_size_of_a_turned_image_is_upright(form: str, where: str, tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    options = {"exif": exif} if where == "exif" else {"xmp": b'<x tiff:Orientation="6"/>'}
+    (tmp_path / "file").write_bytes(encoded(make_image(), form, **options))
+    assert measure_file(tmp_path / "file") == load_image(tmp_path / "file").size

@@ -9,7 +9,8 @@ from ddit.diffusion.masked import LogitsFn, sample_text
 from ddit.diffusion.unmasking import answer_blocks
 from ddit.inference.callables import ImageContext, Refresh, TextStates, logits_fn, velocity_fn
 from ddit.model import DualDiT, DualDiTConfig
-from ddit.model.encoders import TextCodec, tiny_t5
+from ddit.model.encoders import TextCodec
+from ddit.model.small_text import tiny_t5
 from ddit.model.t5_cache import T5Cache
 from ddit.settings import UnmaskingRule
 

@@ -9,7 +9,8 @@ from text_models import WORDS, published_codec, word_codec
 from transformers import AutoTokenizer, PreTrainedTokenizerFast, T5EncoderModel, T5TokenizerFast
 
 from ddit.model.autoencoder import PatchAutoencoder
-from ddit.model.encoders import ImageCodec, TextCodec, build_tokenizer, tiny_t5
+from ddit.model.encoders import ImageCodec, TextCodec
+from ddit.model.small_text import build_tokenizer, tiny_t5
 
 
 @pytest.fixture(scope="module")

@@ -7,8 +7,9 @@ import torch
 from text_models import word_codec
 from torch import Tensor, nn
 
-from ddit.model.encoders import TextCodec, tiny_t5
+from ddit.model.encoders import TextCodec
 from ddit.model.int8 import Int8Linear, quantize_text_encoder
+from ddit.model.small_text import tiny_t5
 
 
 @pytest.fixture

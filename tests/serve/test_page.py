@@ -12,7 +12,8 @@ from pages import PIPELINE, RED, act, fault, run_apart
 from PIL import Image, ImageDraw
 from tiny_models import tiny_text_codec
 
-from ddit.model.encoders import TextCodec, build_tokenizer, tiny_t5
+from ddit.model.encoders import TextCodec
+from ddit.model.small_text import build_tokenizer, tiny_t5
 from ddit.serve import page_view as view
 from ddit.serve.options import Limits
 from ddit.serve.page_examples import ANY, SMALL_WORLD, examples_for, scene_sample, with_blanks

@@ -61,7 +61,8 @@ class RunLog:
         self._share_a_unit = flops_per_unit / peak_flops if flops_per_unit and peak_flops else None
         self._sinks = [] if report is None else _open_sinks(out, report, start, config or {})
         self._file = (out / LOG_FILE).open("a", encoding="utf-8")
-        # Where stderr is no terminal, the lines of events alone say how far the run is.
+        self._bar_name = out.name
+        # Where stderr is no terminal, a line an event takes the bar's place.
         self._bar = tqdm(
             total=total,
             initial=start,
@@ -104,7 +105,12 @@ class RunLog:
         known = {_SHOWN[key]: value for key, value in figures.items() if key in _SHOWN}
         if known or not self._knows_any:  # figures in between, such as held-out ones, leave the bar as it is
             shown = {key: f"{v:.1%}" if key == "mfu" else f"{v:.4g}" for key, v in (known or figures).items()}
-            self._bar.set_postfix(dict(list(shown.items())[:5]), refresh=False)
+            first = dict(list(shown.items())[:5])
+            self._bar.set_postfix(first, refresh=False)
+            if self._bar.disable:
+                step, total = values.get("step", "?"), self._bar.total
+                line = ", ".join(f"{key}={value}" for key, value in first.items())
+                print(f"{self._bar_name}: {step}/{total} {line}", file=sys.stderr, flush=True)
             self._knows_any |= bool(known)
 
 

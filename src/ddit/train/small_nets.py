@@ -21,7 +21,8 @@ from ddit.config.runs import (
 from ddit.data.sampler import batch_indices, sample_rng
 from ddit.data.sources import WorldSource
 from ddit.model.autoencoder import PatchAutoencoder, autoencoder_loss
-from ddit.model.encoders import ImageCodec, TextCodec, build_tokenizer, tiny_t5
+from ddit.model.encoders import ImageCodec, TextCodec
+from ddit.model.small_text import build_tokenizer, tiny_t5
 from ddit.prompts import MINI
 from ddit.train.log import RunLog
 from ddit.train.optim import lr_factor
