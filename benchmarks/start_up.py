@@ -1,16 +1,19 @@
 """From the shell to the first step of a command: `python benchmarks/start_up.py`.
 
-Commands take turns, each in a new process. The first step is when the progress bar appears. Beside them, what cannot
-be avoided with these libraries: Python, PyTorch's import, transformers' T5's. Writes start_up.md.
+Commands take turns, each in a new process. The first step is when the progress bar appears, on a pseudo-terminal.
+Beside them, what cannot be avoided with these libraries: Python, PyTorch's import, transformers' T5's. Writes
+start_up.md.
 """
 
 import argparse
 import os
 import platform
+import pty
 import statistics
 import subprocess
 import sys
 import tempfile
+import termios
 import time
 from pathlib import Path
 
@@ -26,16 +29,28 @@ T5 = "import gc; gc.disable(); import torch; from transformers import T5EncoderM
 
 
 def until_first_step(command: list[str]) -> tuple[float, float]:
-    """Seconds until the command writes to stderr, or ends, and until it ends."""
+    """Seconds until the command writes to its terminal, or ends, and until it ends."""
+    ours, its = pty.openpty()
+    termios.tcsetwinsize(its, (24, 80))  # in a window without columns nothing is drawn
     began = time.perf_counter()
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-    assert process.stderr is not None
-    os.read(process.stderr.fileno(), 1)
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=its)
+    os.close(its)
+    said = _read(ours, 1)
     first = time.perf_counter() - began
-    rest = process.stderr.read()
+    while part := _read(ours, 4096):
+        said += part
+    os.close(ours)
     if process.wait() != 0:
-        sys.exit(f"{' '.join(command)}: {rest.decode()}")
+        sys.exit(f"{' '.join(command)}: {said.decode()}")
     return first, time.perf_counter() - began
+
+
+def _read(terminal: int, count: int) -> bytes:
+    """What was written to a terminal; nothing once its last process has ended."""
+    try:
+        return os.read(terminal, count)
+    except OSError:
+        return b""
 
 
 def main() -> None:
@@ -54,7 +69,7 @@ def main() -> None:
             "ddit --help": [*ddit, "--help"],
             "ddit caption IMAGE": [*ddit, "caption", str(image)],
             "ddit ask IMAGE QUESTION": [*ddit, "ask", str(image), "what is this?"],
-            "ddit generate PROMPT": [*ddit, "generate", "a red car", "--output", folder],
+            "ddit generate PROMPT": [*ddit, "generate", "a red car", "--output", folder, "--overwrite"],
         }
         times: dict[str, list[tuple[float, float]]] = {name: [] for name in commands}
         for turn in range(args.rounds + 1):

@@ -17,7 +17,7 @@ class EvalOptions:
     seed: Annotated[int, Field(description="of the first sample; the next one's is 1 more")] = 0
     limit: Annotated[
         int | None,
-        Field(ge=1, description="at most so many prompts, questions or captions a task, for a quick look"),
+        Field(ge=1, description="at most N prompts, questions or captions a task, for a quick look"),
     ] = None
     batch_size: BatchSize = 32
     num_samples: Annotated[int, Field(ge=1, description="images a prompt")] = 4
