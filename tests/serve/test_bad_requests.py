@@ -91,6 +91,12 @@ def mask(side: int, level: int) -> bytes:
     return encoded(Image.new("L", (side, side), level))
 
 
+def damaged_avif() -> bytes:
+    """One whose decoder raises RuntimeError."""
+    whole = encoded(Image.radial_gradient("L").resize((64, 64)).convert("RGB"), "AVIF")
+    return whole[: len(whole) // 2] + bytes(len(whole) - len(whole) // 2)
+
+
 BAD: dict[str, tuple[str, dict[str, Any]]] = {
     # bodies that are none
     "nothing": raw(GENERATE, ""),
@@ -122,6 +128,12 @@ BAD: dict[str, tuple[str, dict[str, Any]]] = {
     "a prompt that is a list": generation(prompt=["a dog"]),
     "a megabyte of prompt": generation(prompt=MEGABYTE),
     "a lone surrogate": raw(GENERATE, '{"prompt": "a \\ud800 dog"}'),
+    "a lone surrogate in a message": raw(
+        CHAT, json.dumps(ask("half \ud83d?", noise_image()))  # which JSON spells in ASCII
+    ),
+    "a damaged AVIF": (CHAT, {"json": chat_with(url_of(damaged_avif(), "image/avif"))}),
+    "a damaged AVIF to vary": (VARY, {"files": {"image": damaged_avif()}}),
+    "a damaged AVIF as an upload": (FILES, {"data": {"purpose": "vision"}, "files": {"file": damaged_avif()}}),
     "the end-of-text token": generation(prompt="a </s> dog"),
     "the mask token": generation(prompt="a <extra_id_0> dog"),
     "n = -1": generation(n=-1),
