@@ -9,13 +9,13 @@ from PIL import Image
 from ddit.eval.items import Item
 from ddit.eval.yesno import (
     is_unclear,
-    parse_mme_answer,
-    parse_pope_answer,
+    mme_answer,
+    pope_answer,
+    pope_figures,
     read_mme,
     read_pope,
     score_mme,
     score_pope,
-    tally_pope,
 )
 
 
@@ -35,7 +35,7 @@ from ddit.eval.yesno import (
     ],
 )
 def test_pope_parses_an_answer_by_the_official_rule(text: str, answer: str) -> None:
-    assert parse_pope_answer(text) == answer
+    assert pope_answer(text) == answer
 
 
 @pytest.mark.parametrize(
@@ -57,7 +57,7 @@ def test_pope_tallies_by_hand() -> None:
         "yes",
         "No.",
     ]  # 2 true positives, 1 missed, 1 false, 2 true negatives
-    figures = {figure.name: figure.value for figure in tally_pope(labels, texts)}
+    figures = {figure.name: figure.value for figure in pope_figures(labels, texts)}
     assert figures["accuracy"] == pytest.approx(4 / 6)
     assert figures["precision"] == pytest.approx(2 / 3)
     assert figures["recall"] == pytest.approx(2 / 3)
@@ -67,7 +67,7 @@ def test_pope_tallies_by_hand() -> None:
 
 
 def test_pope_without_a_single_yes_has_no_precision_and_does_not_fail() -> None:
-    figures = {figure.name: figure.value for figure in tally_pope(["no", "no"], ["no", "no"])}
+    figures = {figure.name: figure.value for figure in pope_figures(["no", "no"], ["no", "no"])}
     assert (figures["F1"], figures["precision"], figures["accuracy"]) == (0, 0, 1)
 
 
@@ -107,7 +107,7 @@ def test_pope_is_read_from_its_three_files(tmp_path: Path) -> None:
     [("Yes, it is", "yes"), ("no", "no"), ("  NO.", "no"), ("it is, yes", "other"), ("", "other")],
 )
 def test_mme_looks_for_yes_or_no_in_the_first_four_letters(text: str, answer: str) -> None:
-    assert parse_mme_answer(text) == answer
+    assert mme_answer(text) == answer
 
 
 def test_mmes_points_by_hand() -> None:

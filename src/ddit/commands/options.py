@@ -122,6 +122,7 @@ def _plain(value: Any) -> Any:
 
 def _help(option: Option) -> str:
     default = "the model's" if option.name in MODELS_OWN else option.default
+    bound = f"; above {option.bounds['gt']:g}" if "gt" in option.bounds else ""
     if "[default: " in option.help or default in (None, ()) or default is False:
-        return option.help
-    return f"{option.help} [default: {default}]"
+        return f"{option.help}{bound}"
+    return f"{option.help}{bound} [default: {default}]"

@@ -39,7 +39,7 @@ _SAYS_YES = re.compile(r"\byes\b", re.IGNORECASE)
 _OPPOSITE = {"yes": "no", "no": "yes"}
 
 
-def parse_pope_answer(text: str) -> str:
+def pope_answer(text: str) -> str:
     """ "no" if the first sentence has the word no, No or not, else "yes", even if unclear: POPE's rule."""
     words = text.split(".")[0].replace(",", "").split(" ")
     return "no" if {"no", "No", "not"} & set(words) else "yes"
@@ -47,7 +47,7 @@ def parse_pope_answer(text: str) -> str:
 
 def is_unclear(text: str) -> bool:
     """Whether POPE's rule takes an answer for a yes that does not have this word."""
-    return parse_pope_answer(text) == "yes" and not _SAYS_YES.search(text)
+    return pope_answer(text) == "yes" and not _SAYS_YES.search(text)
 
 
 def read_pope(folder: Path, images: Path | None = None) -> TaskItems:
@@ -82,12 +82,12 @@ def score_pope(items: Sequence[Item], texts: Sequence[str]) -> TaskScore:
         _OPPOSITE[label] if item.fault else text
         for item, label, text in zip(items, labels, texts, strict=True)
     ]
-    scores = [float(parse_pope_answer(text) == label) for text, label in zip(given, labels, strict=True)]
+    scores = [float(pope_answer(text) == label) for text, label in zip(given, labels, strict=True)]
     parts: list[list[Figure]] = []
     for kind in POPE_FILES:
         chosen = [i for i, item in enumerate(items) if item.truth["kind"] == kind]
         if chosen:
-            tallied = tally_pope([labels[i] for i in chosen], [given[i] for i in chosen])
+            tallied = pope_figures([labels[i] for i in chosen], [given[i] for i in chosen])
             parts.append([figure._replace(name=f"{kind}: {figure.name}") for figure in tallied])
     means = []
     for same in zip(*parts, strict=True):
@@ -96,9 +96,9 @@ def score_pope(items: Sequence[Item], texts: Sequence[str]) -> TaskScore:
     return TaskScore(scores, [*means, *(figure for part in parts for figure in part)])
 
 
-def tally_pope(labels: Sequence[str], texts: Sequence[str]) -> list[Figure]:
+def pope_figures(labels: Sequence[str], texts: Sequence[str]) -> list[Figure]:
     """POPE's figures of one file; "yes" is the positive class. A ratio without a denominator is 0."""
-    answers = [parse_pope_answer(text) for text in texts]
+    answers = [pope_answer(text) for text in texts]
     both = sum(a == b == "yes" for a, b in zip(answers, labels, strict=True))
     predicted, actual, count = answers.count("yes"), labels.count("yes"), len(labels)
     right = sum(a == b for a, b in zip(answers, labels, strict=True))
@@ -112,7 +112,7 @@ def tally_pope(labels: Sequence[str], texts: Sequence[str]) -> list[Figure]:
     ]
 
 
-def parse_mme_answer(text: str) -> str:
+def mme_answer(text: str) -> str:
     """ "yes", "no" or "other": MME looks for these words in the first four letters."""
     start = text.strip().lower()[:4]
     return next((word for word in ("yes", "no") if word in start), "other")
@@ -167,7 +167,7 @@ def _question_pair(path: Path) -> list[tuple[str, str]]:
 def score_mme(items: Sequence[Item], texts: Sequence[str]) -> TaskScore:
     """MME's points: of each category 100 x (accuracy + share of images with both answers right), and their sums."""
     scores = [
-        float(not item.fault and parse_mme_answer(text) == item.truth["answer"])
+        float(not item.fault and mme_answer(text) == item.truth["answer"])
         for item, text in zip(items, texts, strict=True)
     ]
     by_kind: dict[str, dict[Path, list[float]]] = {}
@@ -190,9 +190,7 @@ def score_mme(items: Sequence[Item], texts: Sequence[str]) -> TaskScore:
         if known and (name != "coarse" or any(k in points for k in PERCEPTION[len(COARSE) :])):
             total = sum(points[kind] for kind in known)
             sums.append(Figure(f"{name}, sum", total, sum(asked[kind] for kind in known), is_share=False))
-    others = [
-        parse_mme_answer(text) == "other" for item, text in zip(items, texts, strict=True) if not item.fault
-    ]
+    others = [mme_answer(text) == "other" for item, text in zip(items, texts, strict=True) if not item.fault]
     unclear = Figure("unclear", mean(others), len(others))
     return TaskScore(scores, [*sums, *figures, unclear], _note_categories(points))
 
