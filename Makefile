@@ -14,16 +14,16 @@ PIP_INSTALL := $(BIN)/python -m pip install -qq --disable-pip-version-check -c c
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-setup: $(VENV)/dev.stamp ## install ddit and the development tools into .venv
+setup: $(VENV)/page.stamp ## install ddit with its page and server into .venv
 
-demo: $(VENV)/run.stamp ## draw six prompts, caption them, ask about them: demo/index.html
+demo: $(VENV)/run.stamp ## generate six images, caption them, ask about them: demo/index.html
 	@$(BIN)/python tools/demo_page.py demo
 
 eval: $(VENV)/run.stamp ## the shipped model's headline table, by two processes (ten minutes): runs/eval
 	@$(EVAL) --out runs/eval/test
 	@$(EVAL) --out runs/eval/heldout --split heldout --num-prompts 46 --num-scenes 150
 
-test: $(VENV)/dev.stamp ## the quick tests; ARGS are pytest's
+test: $(VENV)/dev.stamp ## install the development tools too, and run the quick tests; ARGS are pytest's
 	$(PYTEST) $(ARGS)
 
 test-all: $(VENV)/dev.stamp ## the slow tests too
@@ -49,6 +49,12 @@ $(VENV)/run.stamp: pyproject.toml constraints.txt
 	@test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV)
 	@$(PIP_INSTALL) -e .
 	@touch $@
+
+$(VENV)/page.stamp: $(VENV)/run.stamp
+	@echo "Installing the page and the server" >&2
+	@$(PIP_INSTALL) -e '.[page]'
+	@touch $@
+	@echo "Ready: $(BIN)/ddit --help (or '. $(BIN)/activate', then ddit --help)" >&2
 
 $(VENV)/dev.stamp: $(VENV)/run.stamp
 	@echo "Installing the development tools" >&2

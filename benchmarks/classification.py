@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from ddit.eval.items import Figure
+from ddit.eval.intervals import wilson
 from ddit.eval.report import code_version
 from ddit.inference.scoring import Score
 from ddit.pipeline import Pipeline
@@ -136,8 +136,9 @@ def score_texts(
 
 
 def cell(is_right: np.ndarray) -> str:
-    figure = Figure("", float(is_right.mean()), len(is_right))
-    return f"{figure.value:.3f} ± {figure.spread:.3f}"
+    share = float(is_right.mean())
+    low, high = wilson(share, len(is_right))
+    return f"{share:.3f} ({low:.3f} to {high:.3f})"
 
 
 def auc(values: np.ndarray, is_yes: np.ndarray) -> float:

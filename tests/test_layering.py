@@ -13,7 +13,7 @@ import ddit
 ROOT = Path(ddit.__file__).parent
 LAYERS = (
     "errors",
-    "schema files images",
+    "schema files images habits fail_fast",
     "settings devices",
     "world diffusion",
     "model",

@@ -6,13 +6,12 @@ import random
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
-from math import sqrt
 from typing import Any, Literal
 
 import torch
 from PIL import Image
 
-from benchmarks.sampling.measure import Arm, Run, Score
+from benchmarks.sampling.measure import Arm, Run, Score, half_width
 from benchmarks.sampling.published import Published
 from benchmarks.sampling.subjects import (
     Autoregressive,
@@ -22,8 +21,9 @@ from benchmarks.sampling.subjects import (
     noise_images,
 )
 from ddit.diffusion.flow import num_evaluations
-from ddit.eval.evaluate import TEXT_TASKS, EvalData
+from ddit.eval.evaluate import EvalData
 from ddit.eval.geneval import score_images, tally_categories
+from ddit.eval.runner import TEXT_TASKS
 from ddit.eval.world_tasks import WorldSplit
 from ddit.pipeline import Pipeline
 from ddit.settings import ImageSampling
@@ -340,7 +340,7 @@ def world_text(
     def score(outputs: list) -> Score:
         found = TEXT_TASKS[kind].score(items[: len(outputs)], outputs[: len(items)])
         figure = next(each for each in found.figures if each.name == HEADLINES[kind])
-        return Score(figure.value, figure.spread or 0.0)
+        return Score(figure.value, half_width(figure.value, figure.num))
 
     return TextTask(
         name="answers" if answers else "captions", length=length, window=settings.text_length, ours=own,
@@ -358,6 +358,6 @@ def world_images(ours: ImageSampling, *, count: int, preset: str) -> ImageTask:
         chosen = prompts[: len(outputs)]
         right = [found.correct for found in score_images(chosen, outputs[: len(chosen)])]
         mean = tally_categories([prompt.tag for prompt in chosen], right)[0].value
-        return Score(mean, 1.96 * sqrt(mean * (1 - mean) / len(right)))
+        return Score(mean, half_width(mean, len(right)))
 
     return ImageTask(name="images", prompts=[prompt.text for prompt in prompts], ours=ours, score=score)

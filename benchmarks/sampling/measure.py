@@ -13,15 +13,23 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from ddit.eval.intervals import wilson
+
 WITHIN = 0.01
 """How much lower a score may be and still count as equal."""
 
 
 class Score(NamedTuple):
-    """A share of right outputs, and half the width of its 95 % interval."""
+    """A share of right outputs, and half the width of its 95 % interval (Wilson)."""
 
     value: float
     spread: float
+
+
+def half_width(share: float, num: int) -> float:
+    """Half the width of Wilson's interval of a share."""
+    low, high = wilson(share, num)
+    return (high - low) / 2
 
 
 Run = Callable[[range], list]

@@ -9,24 +9,27 @@ import contextlib
 import importlib
 import io
 import os
-import re
 import sys
 import traceback
 import warnings
 from typing import Annotated, Any, NamedTuple, NoReturn
 
 import typer
-from typer.core import TyperGroup
+from typer.exceptions import TyperException
 
 import ddit
-from ddit.errors import one_line
+from ddit import fail_fast
+from ddit.commands.help import VerbCommand, VerbGroup, usage_fault
+from ddit.errors import RESUME_CODE, Stopped, one_line
 
 PLAIN: dict[str, Any] = {"add_completion": False, "pretty_exceptions_enable": False, "rich_markup_mode": None}
+USE, APPS, MODELS, DATA = "Images and texts", "Page and server", "Models", "Data and benchmarks"
 
 
 class Verb(NamedTuple):
     """Where a verb is: a function or a group of verbs in a module of `ddit.commands`. help: its first line."""
 
+    panel: str
     module: str
     name: str
     help: str
@@ -36,33 +39,45 @@ class Verb(NamedTuple):
 
 
 VERBS = {
-    "generate": Verb("generate", "generate", "Generate an image for each PROMPT and print its path."),
-    "inpaint": Verb("generate", "inpaint", "Generate a part of IMAGE again, for each PROMPT."),
-    "vary": Verb("generate", "vary", "Generate a variation of IMAGE for each PROMPT."),
-    "caption": Verb("caption", "caption", "Describe each IMAGE."),
-    "ask": Verb("caption", "ask", "Answer each QUESTION about IMAGE."),
-    "infill": Verb("caption", "infill", "Fill the blanks of a TEXT about IMAGE."),
-    "rank": Verb("rank", "rank", "Sort TEXTs by how likely they are, given IMAGE."),
-    "chat": Verb("chat", "chat", "Answer questions about IMAGE as they are typed."),
-    "info": Verb("info", "info", "Print MODEL's sizes, settings and memory."),
-    "demo": Verb("serve", "demo", "Serve the page to this machine's browser."),
-    "serve": Verb("serve", "serve", "Serve MODEL over HTTP to OpenAI's clients."),
-    "data": Verb("data", "data", "Check training data, and prepare it."),
-    "world": Verb("data", "world", "Write scenes of the small world as files."),
-    "train": Verb("train", "train", "Run a training RECIPE, or resume it."),
-    "merge": Verb("train", "merge", "Merge LoRA adapters into a model's weights."),
-    "eval": Verb("evaluate", "evaluate", "Run benchmarks and print their table."),
-    "eval-data": Verb("evaluate", "eval_data", "Write evaluation sets of the small world."),
-    "verify": Verb("verify", "verify", "Recompute every reference tensor of DIR."),
+    "generate": Verb(USE, "generate", "generate", "Generate an image for each PROMPT and print its path."),
+    "caption": Verb(USE, "caption", "caption", "Describe each IMAGE."),
+    "ask": Verb(USE, "caption", "ask", "Answer each QUESTION about IMAGE."),
+    "infill": Verb(USE, "caption", "infill", "Fill the blanks of a TEXT about IMAGE."),
+    "inpaint": Verb(USE, "generate", "inpaint", "Generate a part of IMAGE again, for each PROMPT."),
+    "vary": Verb(USE, "generate", "vary", "Generate a variation of IMAGE for each PROMPT."),
+    "chat": Verb(USE, "chat", "chat", "Answer questions about IMAGE as they are typed."),
+    "rank": Verb(USE, "rank", "rank", "Sort TEXTs by how likely they are, given IMAGE."),
+    "page": Verb(APPS, "serve", "page", "Open the page: images and texts in a browser."),
+    "serve": Verb(APPS, "serve", "serve", "Serve MODEL over HTTP to OpenAI's clients."),
+    "info": Verb(MODELS, "info", "info", "Print MODEL's sizes, settings and memory."),
+    "verify": Verb(MODELS, "verify", "verify", "Recompute every reference tensor of DIR."),
+    "train": Verb(MODELS, "train", "train", "Run a training RECIPE, or resume it."),
+    "merge": Verb(MODELS, "train", "merge", "Merge LoRA adapters into a model's weights."),
+    "data": Verb(DATA, "data", "data", "Check training data, and prepare it."),
+    "world": Verb(DATA, "data", "world", "Write scenes of the small world as files."),
+    "eval": Verb(DATA, "evaluate", "evaluate", "Run benchmarks and print their table."),
+    "eval-data": Verb(DATA, "evaluate", "eval_data", "Write evaluation sets of the small world."),
 }
+ALIASES = {"demo": "page"}
+"""Names of 0.1, which still work."""
 
 
-class LazyGroup(TyperGroup):
+class LazyGroup(VerbGroup):
     """Lists the verbs by their lines in `VERBS`, and imports the one that is used."""
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
-        name, listed, rest = super().resolve_command(ctx, args)
+        verb = ALIASES.get(args[0], args[0])
+        name, listed, rest = super().resolve_command(ctx, [verb, *args[1:]])
         return name, load_command(str(name)) if listed else None, rest
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except Stopped as stop:  # here: typer takes it for any interrupt
+            if os.environ.get("RANK", "0") == "0":
+                typer.echo(f"ddit: {stop}", err=True)
+            fail_fast.leave()
+            _leave(RESUME_CODE)
 
 
 def load_command(name: str) -> Any:
@@ -71,19 +86,25 @@ def load_command(name: str) -> Any:
     if isinstance(verb, typer.Typer):
         return typer.main.get_command(verb)
     single = typer.Typer(**PLAIN)
-    single.command(name)(verb)
+    single.command(name, cls=VerbCommand)(verb)
     return typer.main.get_command(single)
 
 
 app = typer.Typer(
     cls=LazyGroup,
-    no_args_is_help=True,
     **{**PLAIN, "add_completion": True},
     context_settings={"help_option_names": ["-h", "--help"]},
-    help="One diffusion transformer that generates images from text, and text from images.",
+    help="""Generate images from texts, and texts from images, with one diffusion transformer.
+
+    `ddit COMMAND --help` lists a command's options, with examples.
+
+    Examples:
+        ddit generate "a photo of a red car" -o car.png
+        ddit ask car.png "what color is the car?"
+    """,
 )
 for _name, _verb in VERBS.items():
-    app.command(_name, help=_verb.help)(lambda: None)
+    app.command(_name, help=_verb.help, rich_help_panel=_verb.panel)(lambda: None)
 
 
 def main() -> None:
@@ -94,27 +115,26 @@ def main() -> None:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="surrogateescape")
     try:
-        app()
+        _leave(app(prog_name="ddit", standalone_mode=False))
     except SystemExit as end:
         _leave(end.code)
+    except TyperException as error:  # wrong usage
+        typer.echo(f"ddit: {usage_fault(error)}", err=True)
+        _leave(error.exit_code)
     except BaseException as error:  # the command's edge: every fault becomes one line
         if os.environ.get("DDIT_DEBUG"):
             if not _is_rank():
                 raise
             traceback.print_exc()
-        typer.echo(f"ddit: {_rank_line(error) if _is_rank() else one_line(error)}", err=True)
+        if _is_rank():
+            fail_fast.end_rank(error)
+        typer.echo(f"ddit: {one_line(error)}", err=True)
         _leave(1)
 
 
 def _is_rank() -> bool:
     """Whether torchrun has started this process as one of several."""
     return int(os.environ.get("WORLD_SIZE", "1")) > 1
-
-
-def _rank_line(error: BaseException) -> str:
-    is_of_another = re.search("Connection (closed|reset) by peer|Broken pipe", str(error))
-    line = "another rank has ended" if is_of_another else one_line(error)
-    return f"rank {os.environ.get('RANK', '?')}: {line}"
 
 
 def _leave(code: str | int | None) -> NoReturn:

@@ -2,17 +2,21 @@
 
 import atexit
 import os
+import sys
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from datetime import timedelta
 from pathlib import Path
 from typing import TypeVar
 
 import torch
 import torch.distributed as dist
+from torch.distributed import distributed_c10d as c10d
 
+from ddit import fail_fast
 from ddit.errors import near_misses
 
 Value = TypeVar("Value")
@@ -32,31 +36,31 @@ DTYPES = {
 
 
 def find_device(device: str | torch.device | None = None) -> torch.device:
-    """The device of that name; by default the first CUDA device, or else the CPU.
+    """The device of that name; by default, or "auto", the first CUDA device, or else the CPU.
 
     Raises:
         ValueError: if there is no such device here.
     """
-    if device is None:
+    if device is None or device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         found = torch.device(device)
         if found.type == "meta":
             raise RuntimeError("it holds no data")
         torch.empty(1, device=found)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
+    except (RuntimeError, AssertionError, NotImplementedError, TypeError) as error:
         reason = str(error).strip().splitlines()[0]
         raise ValueError(f"device '{device}' cannot be used here: {reason}") from None
     return found
 
 
 def find_dtype(dtype: str | torch.dtype | None = None, device: torch.device | None = None) -> torch.dtype:
-    """The floating dtype of that name; by default bfloat16 on CUDA and float32 elsewhere.
+    """The floating dtype of that name; by default, or "auto", bfloat16 on CUDA and float32 elsewhere.
 
     Raises:
         ValueError: if it is not one of float32, bfloat16, float16.
     """
-    if dtype is None:
+    if dtype is None or dtype == "auto":
         return torch.bfloat16 if device is not None and device.type == "cuda" else torch.float32
     found = DTYPES.get(dtype) if isinstance(dtype, str) else dtype
     if found is None or found not in DTYPES.values():
@@ -84,6 +88,7 @@ def compute_dtype(name: str, device: torch.device) -> torch.dtype:
 # --- ranks ---
 
 SECONDS_FOR_GLOO = 0.5
+START_TIMEOUT = 1800.0
 
 
 @dataclass(frozen=True)
@@ -146,7 +151,8 @@ def join_ranks() -> Ranks:
     """Joins the processes that torchrun started; a process started otherwise is a group of one.
 
     Tensors on CUDA are exchanged by NCCL, everything else by gloo. Each process takes a GPU of its own, if there are
-    as many. May be called again.
+    as many. When one of several processes fails, the others end too. A rank waits half an hour for the others, until
+    `limit_waits` says otherwise. May be called again.
     """
     device = find_device()
     if device.type == "cuda":
@@ -156,19 +162,50 @@ def join_ranks() -> Ranks:
         atexit.register(_leave_ranks)
         backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
         if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-            dist.init_process_group(backend)
+            dist.init_process_group(backend, timeout=timedelta(seconds=START_TIMEOUT))
+            _watch_ranks()
         else:
             store = dist.HashStore()  # pyright: ignore[reportPrivateImportUsage]
             dist.init_process_group(backend, store=store, rank=0, world_size=1)
     return Ranks(dist.get_rank(), dist.get_world_size(), device)
 
 
+def limit_waits(timeout_s: float) -> None:
+    """From now on a rank waits for the others at most so many seconds, in every group of ranks; all ranks together.
+
+    NCCL's own thread ends a process that has waited longer; gloo raises an error.
+    """
+    if dist.get_world_size() == 1:
+        return
+    dist.barrier()
+    for group in [None, *c10d._world.pg_map]:
+        if group is None or c10d.get_rank(group) >= 0:
+            c10d._set_pg_timeout(timedelta(seconds=timeout_s), group)  # there is no public way
+
+
+def _watch_ranks() -> None:
+    """Lets this process end when another rank fails (see `fail_fast`), by a connection of its own to the store."""
+    places = Ranks(dist.get_rank(), dist.get_world_size()).gather([fail_fast.Place.here()])
+    host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    store = dist.TCPStore(host, port, is_master=False, wait_for_workers=False)  # pyright: ignore[reportPrivateImportUsage]
+    # a restart by torchrun may find the store as the ranks before it left it
+    own = dist.PrefixStore(f"ddit/{places[0]}", store)  # pyright: ignore[reportPrivateImportUsage]
+    fail_fast.watch(own, dist.get_rank(), places)
+
+
 def _leave_ranks() -> None:
-    """At exit. A thread of gloo's may still hold tensors of the last exchange, and would abort the process if it freed
-    them after the interpreter has ended."""
+    """At exit. After an error nothing is torn down: the end of a process group waits for the other ranks.
+
+    Else a thread of gloo's may still hold tensors of the last exchange, and would abort the process if it freed them
+    after the interpreter has ended.
+    """
     if not dist.is_initialized():
         return
     is_alone = dist.get_world_size() == 1
+    error = getattr(sys, "last_value", None)  # of a program that nothing caught
+    if error is not None and not is_alone:
+        fail_fast.end_rank(error, is_printed=True)
+    fail_fast.leave()
     dist.destroy_process_group()
     if not is_alone:
         time.sleep(SECONDS_FOR_GLOO)

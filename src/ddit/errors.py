@@ -12,7 +12,16 @@ from contextvars import ContextVar
 from difflib import SequenceMatcher
 from typing import NamedTuple, Self
 
-LEAST_RATIO, MARGIN = 0.6, 0.15
+MARGIN = 0.15
+"""Names that are less like a word than the likest by more than this share are not said."""
+
+
+RESUME_CODE = 75
+"""Exit code of a run that a signal has stopped: its state is saved, and the same command goes on (`EX_TEMPFAIL`)."""
+
+
+class Stopped(KeyboardInterrupt):
+    """A run was stopped by a signal, after it had saved its state; in one line for the user."""
 
 
 class WorkerError(ValueError):
@@ -54,11 +63,37 @@ def near_misses(word: str, known: Iterable[str]) -> str:
 
 
 def nearest(word: str, known: Iterable[str], *, most: int = 3) -> list[str]:
-    """At most so many of the known names, those like the word and not much less so than the likest, which is first."""
-    ratios = {name: SequenceMatcher(None, name.lower(), word.lower()).ratio() for name in known}
-    least = max([LEAST_RATIO, *(ratio - MARGIN for ratio in ratios.values())])
-    near = sorted((name for name, ratio in ratios.items() if ratio >= least), key=lambda name: -ratios[name])
-    return near[:most]
+    """At most so many of the known names: those that the word may be a slip of, the likest first."""
+    near = {name for name in known if _is_near(word.lower(), name.lower())}
+    ratios = {name: SequenceMatcher(None, name.lower(), word.lower()).ratio() for name in near}
+    least = max(ratios.values(), default=0) - MARGIN
+    return sorted((name for name in ratios if ratios[name] >= least), key=lambda name: (-ratios[name], name))[
+        :most
+    ]
+
+
+def _is_near(word: str, name: str) -> bool:
+    """Whether one holds the other, or both begin alike and a slip in three letters makes one of the other."""
+    shorter, longer = sorted((word, name), key=len)
+    if len(shorter) >= 4 and shorter in longer:
+        return True
+    begins_alike = word[:1] == name[:1] or word[:2] == name[1::-1]
+    return len(word) > 2 and begins_alike and _edits(word, name) <= len(word) // 3
+
+
+def _edits(word: str, name: str) -> int:
+    """Letters to add, leave out, change or swap with the next one (optimal string alignment)."""
+    before: list[int] = []
+    last = list(range(len(name) + 1))
+    for i, letter in enumerate(word, 1):
+        row = [i]
+        for j, other in enumerate(name, 1):
+            cost = min(last[j] + 1, row[j - 1] + 1, last[j - 1] + (letter != other))
+            if i > 1 and j > 1 and letter == name[j - 2] and word[i - 2] == other:
+                cost = min(cost, before[j - 2] + 1)
+            row.append(cost)
+        before, last = last, row
+    return last[-1]
 
 
 class TextWarning(NamedTuple):

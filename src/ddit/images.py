@@ -5,10 +5,11 @@ from __future__ import annotations
 import io
 import os
 import stat
+import sys
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import IO, TYPE_CHECKING
+from typing import IO, TYPE_CHECKING, Any, TypeVar, Union
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -34,19 +35,26 @@ TURNS = {
 }
 QUARTER_TURNS = (5, 6, 7, 8)
 
-ImageSource = str | os.PathLike[str] | bytes | Image.Image
+ImageSource = Union[str, os.PathLike[str], bytes, Image.Image, np.ndarray, "Tensor"]
+Found = TypeVar("Found")
+
+KINDS = "a path, an encoded file's bytes, a PIL image, a NumPy array or a tensor"
+CHANNELS = (1, 3, 4)
 
 
 def read_image(source: ImageSource) -> Image.Image:
     """Reads an image as 8-bit RGB, upright (EXIF), transparency on white, the first frame of an animation.
 
     Args:
-        source: a path, an encoded file's bytes, or a PIL image.
+        source: a path, an encoded file's bytes, a PIL image, a NumPy array (height, width, channels) or a tensor
+            (channels, height, width). Arrays and tensors have 1, 3 (RGB) or 4 (RGBA) channels or, grey, no such
+            dimension; they are uint8 from 0 to 255, floats from 0 to 1, or booleans.
 
     Raises:
+        TypeError: for anything else.
         ValueError: one line; the file is missing or no regular file, is no image of a known format, is broken
             (whatever its decoder raises), or is larger than 16,384 pixels a side or 64 million in all (seen in the
-            header, before anything is decoded).
+            header, before anything is decoded); an array or tensor has another shape, dtype or range.
     """
     return _read(source, _to_rgb, "the image")
 
@@ -67,22 +75,46 @@ def read_transparency(source: ImageSource) -> Image.Image:
     return _read(source, _to_transparency, "the image")
 
 
+def is_animated(source: ImageSource) -> bool:
+    """Whether an image has more than one frame, of which `read_image` takes the first.
+
+    Arguments and errors as in `read_image`.
+    """
+    return _read(source, lambda image: bool(getattr(image, "is_animated", False)), "the image")
+
+
 def image_sources(images: ImageSource | Sequence[ImageSource], what: str = "images") -> list[ImageSource]:
-    """One image or many as a list. Raises ValueError if there is none."""
-    sources = [images] if isinstance(images, str | os.PathLike | bytes | Image.Image) else list(images)
+    """One image or many as a list; an array or tensor of four dimensions is many.
+
+    Raises:
+        ValueError: if there is none.
+        TypeError: if it is neither.
+    """
+    many: Any = images
+    if isinstance(images, str | os.PathLike | bytes | Image.Image) or (_is_pixels(images) and many.ndim != 4):
+        return [many]
+    if not isinstance(many, Iterable):
+        raise TypeError(f"{what}: {KINDS} was expected, or a list of these; got {type(many).__name__}")
+    sources = list(many)
     if not sources:
         raise ValueError(f"no {what} given")
     return sources
 
 
-def _read(source: ImageSource, convert: Callable[[Image.Image], Image.Image], name: str) -> Image.Image:
+def _read(source: ImageSource, convert: Callable[[Image.Image], Found], name: str) -> Found:
+    if _is_pixels(source):
+        source = _from_pixels(source, name)
     if isinstance(source, Image.Image):
         with _own_faults(name):  # it may be a file that is decoded only now
             _check_size(source.size, name)
             return convert(source)
     if isinstance(source, bytes):
         return _decode(io.BytesIO(source), convert, name)
+    if not isinstance(source, str | os.PathLike):
+        raise TypeError(f"{name} must be {KINDS}; got {type(source).__name__}")
     path = os.fspath(source)
+    if path.startswith(("http://", "https://")):
+        raise ValueError(f"'{path}' is an address, and nothing is downloaded: save the image to a file first")
     try:
         check_regular(path)
         with open(path, "rb") as file:
@@ -91,6 +123,51 @@ def _read(source: ImageSource, convert: Callable[[Image.Image], Image.Image], na
         raise ValueError(f"no such image: '{path}'{_near_files(path)}") from None
     except OSError as error:
         raise ValueError(f"'{path}' cannot be read: {(error.strerror or str(error)).lower()}") from None
+
+
+def _is_pixels(source: Any) -> bool:
+    """Whether it is an array or a tensor, without importing torch."""
+    torch = sys.modules.get("torch")
+    return isinstance(source, np.ndarray) or (torch is not None and isinstance(source, torch.Tensor))
+
+
+def _from_pixels(source: Any, name: str) -> Image.Image:
+    """The image of an array (H, W[, C]) or a tensor ([C,] H, W); see `read_image`."""
+    if isinstance(source, np.ndarray):
+        values, kind, layout, channels = source, "an array", "(height, width, channels)", -1
+    else:
+        tensor = source.detach().cpu()
+        values = (tensor.float() if tensor.is_floating_point() else tensor).numpy()
+        kind, layout, channels = "a tensor", "(channels, height, width)", 0
+    shape = values.shape
+    if values.ndim not in (2, 3) or not values.size:
+        raise ValueError(f"{name}: {kind} must be (height, width) or {layout}, got {shape}")
+    if values.ndim == 3 and shape[channels] not in CHANNELS:
+        turn = "transpose(1, 2, 0)" if channels else "permute(2, 0, 1)"
+        is_turned = shape[-1 - channels] in CHANNELS
+        advice = f"try image.{turn}" if is_turned else "of 1, 3 or 4 channels"
+        raise ValueError(f"{name}: {kind} must be {layout}, got {shape}; {advice}")
+    levels = _levels(values, name)
+    if values.ndim == 3:
+        levels = np.moveaxis(levels, channels, -1)
+        levels = levels[..., 0] if levels.shape[-1] == 1 else levels
+    return Image.fromarray(np.ascontiguousarray(levels))
+
+
+def _levels(values: np.ndarray, name: str) -> np.ndarray:
+    """Pixels as uint8."""
+    if values.dtype == np.uint8:
+        return values
+    if values.dtype == bool:
+        return values.astype(np.uint8) * 255
+    if not np.issubdtype(values.dtype, np.floating):
+        raise ValueError(f"{name}: pixels must be uint8 (0 to 255) or floats (0 to 1), got {values.dtype}")
+    low, high = float(values.min()), float(values.max())
+    if not (low >= 0 and high <= 1):  # also where one is not a number
+        signed = low >= -1 and high <= 1
+        advice = "from -1 to 1, give image / 2 + 0.5" if signed else "from 0 to 255, give image / 255"
+        raise ValueError(f"{name}: floats must be from 0 to 1, got {low:.3g} to {high:.3g}; {advice}")
+    return np.round(values * 255).astype(np.uint8)
 
 
 def check_regular(path: str | os.PathLike[str]) -> None:
@@ -114,7 +191,7 @@ def _near_files(path: str) -> str:
     return near_misses(name, names)
 
 
-def _decode(file: IO[bytes], convert: Callable[[Image.Image], Image.Image], name: str) -> Image.Image:
+def _decode(file: IO[bytes], convert: Callable[[Image.Image], Found], name: str) -> Found:
     with _own_faults(name), _open(file) as image:
         _check_size(image.size, name)
         return convert(image)

@@ -4,7 +4,6 @@ Everything is batched and seeded by sample: sample i draws its noise and its tok
 own, seeded with `seed + i` on the CPU, so that a batch gives what single calls give, on any device.
 """
 
-import os
 from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
@@ -13,26 +12,28 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ddit.errors import is_collecting, warn_user
+from ddit.habits import guarded
 from ddit.images import ImageSource, fit_image, read_image
-from ddit.inference.batching import StepCallback, as_list, matched
+from ddit.inference.batching import Samples, Seed, StepCallback, as_list, matched, new_seed, sample_seeds
 from ddit.inference.best_of import generate_best
-from ddit.inference.image_cache import EncodedImage, FittedImage, ImageInput, encode_images
+from ddit.inference.diffusers_style import DiffusersStyle
+from ddit.inference.image_cache import EncodedImage, FittedImage, encode_images
 from ddit.inference.image_generator import ImageGenerator
+from ddit.inference.inputs import Images, fit_images, pair, verb, warn_unknown
 from ddit.inference.scoring import Choice, Score, Scorer
 from ddit.inference.text_generator import TextGenerator
-from ddit.model.bundle import ModelBundle
 from ddit.prompts import BLANK, PromptStyle, TokenizedPrompt, answer_prompt, caption_prompt, infill_prompt
-from ddit.schema import override, parse, takes
+from ddit.schema import override, parse
 from ddit.settings import ImageOptions, ImageSize, ScoreOptions, TextOptions
 
-Images = ImageInput | Sequence[ImageInput]
 
-
-class Pipeline(ModelBundle):
+class Pipeline(DiffusersStyle):
     """The verbs: generate, inpaint and vary images; caption, answer, infill, score and choose texts about them.
 
     Options that are not given, or None, are the model's own (`settings`).
+
+    The default seed is 0: **two calls without a seed give the same results.** `seed=None` draws a new seed. What a verb
+    gives is a list that has the seed of every sample in `seeds`; the new seed is logged, too (level INFO).
     """
 
     @cached_property
@@ -42,92 +43,97 @@ class Pipeline(ModelBundle):
 
     # --- text to image ---
 
-    @takes(ImageOptions)
+    @verb(ImageOptions)
     def generate(
         self,
         prompts: str | Sequence[str],
         *,
         best_of: int = 1,
-        seed: int | Sequence[int] = 0,
+        seed: Seed = 0,
         on_step: StepCallback | None = None,
         **options: Any,
-    ) -> list[Image.Image]:
+    ) -> Samples[Image.Image]:
         """Generates an image a prompt; sample i from the noise of `seed + i`.
 
         Args:
+            prompts: one or many.
             best_of: candidates for each image, of which the one is kept in which the model finds the prompt likeliest
                 (`score`). The first of them is that of best_of=1; `on_step` is called for all of them, with the number
                 of their sample.
-            seed: of the first sample, or one a sample.
+            seed: of the first sample, or one a sample. The default is 0: two calls without a seed give the same images.
+                None draws a new seed; the result's `seeds` say which.
             on_step: called after every step.
 
         Raises:
             ValueError: on an empty prompt, a size that the model cannot generate, or an option out of range.
-            TypeError: for an option that there is not.
+            TypeError: for an option that there is not, or prompts that are no texts.
         """
-        texts = as_list(prompts)
-        self._warn_unknown(texts)
-        call = self.settings.image_options(options)
-        return generate_best(
-            self._image_generator, self._scorer, texts, best_of, call, seed=seed, on_step=on_step
-        )
+        texts, call = as_list(prompts, "prompts"), self.settings.image_options(options)
+        warn_unknown(self.text_codec, texts, stacklevel=3)
+        seeds, generator = sample_seeds(seed, len(texts)), self._image_generator
+        images = generate_best(generator, self._scorer, texts, best_of, call, seed=seeds, on_step=on_step)
+        return Samples(images, seeds)
 
-    @takes(ImageOptions)
+    @verb(ImageOptions)
     def inpaint(
         self,
         images: ImageSource | Sequence[ImageSource],
         masks: ImageSource | Sequence[ImageSource],
         prompts: str | Sequence[str],
         *,
-        seed: int | Sequence[int] = 0,
+        seed: Seed = 0,
         on_step: StepCallback | None = None,
         **options: Any,
-    ) -> list[Image.Image]:
+    ) -> Samples[Image.Image]:
         """Generates the masked part of images again, each such that the whole shows what its prompt says.
 
         One image may go with many masks and prompts, and the reverse. Sample i takes the noise of `seed + i`.
 
         Args:
             images: as in `caption`; resized and centre-cropped.
-            masks: each of its image's size. What is lighter than half is generated, the rest and what is transparent is
-                kept, in steps of the latents' cells (8 pixels of SD3's, 4 of mini's).
+            masks: of the same kinds, each of its image's size. What is lighter than half is generated, the rest and what
+                is transparent is kept, in steps of the latents' cells (8 pixels of SD3's, 4 of mini's).
+            prompts: what the whole images show.
             seed, on_step: as in `generate`.
 
         Raises:
             ValueError: as `generate` and `caption`, and on a mask of another size or without white.
         """
-        texts, call = as_list(prompts), self.settings.image_options(options)
-        self._warn_unknown(texts)
+        texts, call = as_list(prompts, "prompts"), self.settings.image_options(options)
+        warn_unknown(self.text_codec, texts, stacklevel=3)
         generator = self._image_generator
         texts, originals = generator.grid(call.size).read(texts, images, masks)
-        return generator.generate(texts, call, originals, seed=seed, on_step=on_step)
+        seeds = sample_seeds(seed, len(texts))
+        return Samples(generator.generate(texts, call, originals, seed=seeds, on_step=on_step), seeds)
 
-    @takes(ImageOptions)
+    @verb(ImageOptions)
     def vary(
         self,
         images: ImageSource | Sequence[ImageSource],
         prompts: str | Sequence[str],
         *,
         strength: float = 0.7,
-        seed: int | Sequence[int] = 0,
+        seed: Seed = 0,
         on_step: StepCallback | None = None,
         **options: Any,
-    ) -> list[Image.Image]:
+    ) -> Samples[Image.Image]:
         """Generates variations of images, by their prompts: from the images with noise, not from noise alone.
 
         Args:
             images: as in `inpaint`.
+            prompts: what the variations show.
             strength: from nearly 0, which changes nothing, to 1, which is `generate`. All `num_steps` are spent on it.
             seed, on_step: as in `generate`.
 
         Raises:
             ValueError: as `inpaint`, and on a strength out of range.
         """
-        texts, call = as_list(prompts), self.settings.image_options(options)
-        self._warn_unknown(texts)
+        texts, call = as_list(prompts, "prompts"), self.settings.image_options(options)
+        warn_unknown(self.text_codec, texts, stacklevel=3)
         generator = self._image_generator
         texts, originals = generator.grid(call.size).read(texts, images, strength=strength)
-        return generator.generate(texts, call, originals, seed=seed, on_step=on_step)
+        seeds = sample_seeds(seed, len(texts))
+        return Samples(generator.generate(texts, call, originals, seed=seeds, on_step=on_step), seeds)
 
     def decode(self, latents: Tensor) -> list[Image.Image]:
         """Images of latents (B, C, H, W), such as those of a step on the way (`flow.ImageState.clean`)."""
@@ -139,6 +145,7 @@ class Pipeline(ModelBundle):
 
     # --- image to text ---
 
+    @guarded
     @torch.inference_mode()
     def encode_image(
         self, image: ImageSource, *, height: int | None = None, width: int | None = None
@@ -158,26 +165,28 @@ class Pipeline(ModelBundle):
         fitted = fit_image(read_image(image), rows * downsample, columns * downsample)
         return EncodedImage(fitted, *encode_images(self.transformer, self.image_codec, [fitted]))
 
-    @takes(TextOptions)
+    @verb(TextOptions)
     def caption(
         self,
         images: Images | None,
         *,
-        seed: int | Sequence[int] = 0,
+        seed: Seed = 0,
         on_step: StepCallback | None = None,
         **options: Any,
-    ) -> list[str]:
+    ) -> Samples[str]:
         """Writes a caption for each image; None writes one without an image.
 
         Args:
-            images: paths, encoded bytes or PIL images (`images.read_image`), resized and centre-cropped, or what
+            images: one or many: paths, encoded bytes, PIL images, NumPy arrays (H, W, C) or tensors (C, H, W), uint8
+                from 0 to 255 or floats from 0 to 1 (`images.read_image`); resized and centre-cropped. Also what
                 `encode_image` gave. One that is given several times is encoded once.
-            seed: of the first sample, or one a sample.
+            seed: of the first sample, or one a sample. The default is 0: two calls without a seed give the same texts.
+                None draws a new seed; the result's `seeds` say which.
             on_step: called after every step.
 
         Raises:
             ValueError: on an image that cannot be read, a size that the model cannot take, or an option out of range.
-            TypeError: for an option that there is not.
+            TypeError: for an option that there is not, or what is no image.
         """
         call = self.settings.text_options("caption", options)
         fitted = self._fit_all(images, call.size)
@@ -185,58 +194,66 @@ class Pipeline(ModelBundle):
         prompt = caption_prompt(self.text_codec, count, self.settings.text_length, style=self.style)
         return self._answers(prompt, fitted, call, seed, on_step)
 
-    @takes(TextOptions)
+    @verb(TextOptions)
     def answer(
         self,
         images: Images | None,
         questions: str | Sequence[str],
         *,
-        seed: int | Sequence[int] = 0,
+        seed: Seed = 0,
         on_step: StepCallback | None = None,
         **options: Any,
-    ) -> list[str]:
+    ) -> Samples[str]:
         """Answers questions about images: one each, or one image with many questions, or the reverse.
 
-        Arguments as in `caption`; images None asks without an image.
+        Args:
+            images: as in `caption`; None asks without an image.
+            questions: one or many.
+            seed, on_step: as in `caption`.
 
         Raises:
             ValueError: as `caption`, and on an empty question or numbers that do not match.
         """
         call = self.settings.text_options("answer", options)
-        texts, fitted = self._paired(questions, self._fit_all(images, call.size), "questions")
-        self._warn_unknown(texts)
+        texts, fitted = pair(questions, self._fit_all(images, call.size), "questions")
+        warn_unknown(self.text_codec, texts, stacklevel=3)
         prompt = answer_prompt(self.text_codec, texts, self.settings.text_length, style=self.style)
         return self._answers(prompt, fitted, call, seed, on_step)
 
-    @takes(TextOptions)
+    @verb(TextOptions)
     def infill(
         self,
         images: Images | None,
         texts: str | Sequence[str],
         *,
-        seed: int | Sequence[int] = 0,
+        seed: Seed = 0,
         on_step: StepCallback | None = None,
         **options: Any,
-    ) -> list[str]:
+    ) -> Samples[str]:
         """Fills blanks (two or more underscores, one token each) in texts about images; gives whole texts.
 
-        Arguments as in `answer`.
+        Args:
+            images: as in `answer`.
+            texts: one or many, with blanks.
+            seed, on_step: as in `caption`.
 
         Raises:
             ValueError: as `answer`, and on a text without a blank.
         """
         call = self.settings.text_options("infill", options)
-        given, fitted = self._paired(texts, self._fit_all(images, call.size), "texts")
-        self._warn_unknown([BLANK.sub(" ", text) for text in given])
+        given, fitted = pair(texts, self._fit_all(images, call.size), "texts")
         codec = self.text_codec
+        warn_unknown(codec, [BLANK.sub(" ", text) for text in given], stacklevel=3)
         prompt = infill_prompt(codec, given, self.settings.text_length, style=self.style)
         special = codec.tokenizer.all_special_ids  # a blank is a word, never the end of the text
+        seeds = sample_seeds(seed, len(given))
         filled = self._text_generator.generate(
-            prompt, fitted, call, seed=seed, banned_ids=special, on_step=on_step
+            prompt, fitted, call, seed=seeds, banned_ids=special, on_step=on_step
         )
         prefix = codec.token_ids(self.style.caption_prefix)
         rows = filled.input_ids.tolist()
-        return [codec.decode(row[len(prefix) :] if row[: len(prefix)] == prefix else row) for row in rows]
+        texts = [codec.decode(row[len(prefix) :] if row[: len(prefix)] == prefix else row) for row in rows]
+        return Samples(texts, seeds)
 
     @property
     def _text_generator(self) -> TextGenerator:
@@ -247,34 +264,38 @@ class Pipeline(ModelBundle):
         prompt: TokenizedPrompt,
         images: list[FittedImage] | None,
         options: TextOptions,
-        seed: int | Sequence[int],
+        seed: Seed,
         on_step: StepCallback | None,
-    ) -> list[str]:
+    ) -> Samples[str]:
         """The texts at a prompt's answer positions."""
-        filled = self._text_generator.generate(prompt, images, options, seed=seed, on_step=on_step)
-        return [self.text_codec.decode(row[mask]) for row, mask in zip(*filled, strict=True)]
+        seeds = sample_seeds(seed, len(prompt.input_ids))
+        filled = self._text_generator.generate(prompt, images, options, seed=seeds, on_step=on_step)
+        texts = [self.text_codec.decode(row[mask]) for row, mask in zip(*filled, strict=True)]
+        return Samples(texts, seeds)
 
     # --- how likely texts are ---
 
-    @takes(ScoreOptions)
+    @verb(ScoreOptions)
     def score(
         self,
         images: Images | None,
         texts: str | Sequence[str],
         *,
         questions: str | Sequence[str] | None = None,
-        seed: int = 0,
+        seed: int | None = 0,
         on_step: StepCallback | None = None,
         **options: Any,
     ) -> list[Score]:
         """How likely each text is as the caption of its image, or as the answer to its question about it.
 
         Bounds of the log-likelihood in nats, exact for short texts (see `likelihood`). Images, texts and questions are
-        equal in number, or a single one goes with all of the others; images None scores without an image.
+        equal in number, or a single one goes with all of the others.
 
         Args:
-            images: as in `caption`.
-            seed: of the draw of masks.
+            images: as in `caption`; None scores without an image.
+            texts: one or many captions or answers.
+            questions: what the texts answer, one or many; by default they are captions.
+            seed: of the draw of masks, one for all; None draws a new one, which is logged.
             on_step: called after every batch.
 
         Raises:
@@ -285,9 +306,10 @@ class Pipeline(ModelBundle):
         count = max(len(given), len(asked), len(fitted))
         matches = [(given, "texts"), (asked, "questions"), (fitted, "images")]
         given, asked, fitted = (matched(items, count, what, "samples") for items, what in matches)
+        seed = new_seed() if seed is None else seed
         return self._scorer.score(given, asked, fitted, call, seed=seed, on_step=on_step)
 
-    @takes(ScoreOptions)
+    @verb(ScoreOptions)
     def choose(
         self,
         images: Images | None,
@@ -295,16 +317,20 @@ class Pipeline(ModelBundle):
         *,
         questions: str | Sequence[str] | None = None,
         per_token: bool = False,
-        seed: int = 0,
+        seed: int | None = 0,
         on_step: StepCallback | None = None,
         **options: Any,
     ) -> list[Choice]:
         """Which of the candidates fits each image best: as its caption, or as the answer to its question.
 
-        Each image is tried with all candidates; arguments else as in `score`.
+        Each image is tried with all candidates.
 
         Args:
+            images: as in `score`.
+            candidates: captions or answers.
+            questions: as in `score`, one an image.
             per_token: compares nats a token, where lengths differ.
+            seed, on_step: as in `score`.
 
         Raises:
             ValueError: as `score`.
@@ -319,7 +345,7 @@ class Pipeline(ModelBundle):
             [question for question in asked for _ in texts],
             [image for image in fitted for _ in texts],
             call,
-            seed=seed,
+            seed=new_seed() if seed is None else seed,
             on_step=on_step,
         )
         parts = [scores[start : start + len(texts)] for start in range(0, len(scores), len(texts))]
@@ -334,56 +360,16 @@ class Pipeline(ModelBundle):
     ) -> tuple[list[str], list[str | None], list[FittedImage | None]]:
         """What is to be scored, as lists: one None stands for no question and for no image."""
         fitted = self._fit_all(images, options.size)
-        given, asked = as_list(texts), [] if questions is None else as_list(questions)
-        self._warn_unknown([*dict.fromkeys(asked), *dict.fromkeys(given)])
+        given, asked = as_list(texts), [] if questions is None else as_list(questions, "questions")
+        warn_unknown(self.text_codec, [*dict.fromkeys(asked), *dict.fromkeys(given)], stacklevel=4)
         return given, [*asked] or [None], [None] if fitted is None else [*fitted]
 
     @property
     def _scorer(self) -> Scorer:
         return Scorer(self.transformer, self.image_codec, self.text_codec, self.settings, self.style)
 
-    # --- what the user gives ---
-
     def _fit_all(self, images: Images | None, size: ImageSize) -> list[FittedImage] | None:
         """Images at the size that the model reads."""
         rows, columns = self._image_generator.latent_size(size)
-        if images is None:
-            return None
-        single = isinstance(images, str | os.PathLike | bytes | Image.Image | EncodedImage)
-        sources = [images] if single else list(images)
-        if not sources:
-            raise ValueError("no images given")
-        height, width = (side * self.image_codec.downsample for side in (rows, columns))
-        return [self._fit(source, height, width) for source in sources]
-
-    def _fit(self, source: ImageInput, height: int, width: int) -> FittedImage:
-        if not isinstance(source, EncodedImage):
-            return fit_image(read_image(source), height, width)
-        if source.image.size != (width, height):
-            raise ValueError(
-                f"the image was encoded at {source.image.width}x{source.image.height}, not {width}x{height}"
-            )
-        return source
-
-    def _paired(
-        self, texts: str | Sequence[str], images: list[FittedImage] | None, what: str
-    ) -> tuple[list[str], list[FittedImage] | None]:
-        """Texts and images of equal number; a single one goes with all of the others."""
-        given = as_list(texts)
-        if images is None:
-            return given, None
-        count = max(len(given), len(images))
-        return matched(given, count, what, "images"), matched(images, count, "images", what)
-
-    def _warn_unknown(self, texts: Sequence[str]) -> None:
-        """One warning for all texts or, where warnings are collected, one for each."""
-        for some in [[text] for text in texts] if is_collecting() else [texts]:
-            words = dict.fromkeys(word for text in some for word in self.text_codec.unknown_words(text))
-            if not words:
-                continue
-            found = {word: " or ".join(map(repr, self.text_codec.similar_words(word))) for word in words}
-            names = ", ".join(
-                f"'{word}'" + (near and f" (did you mean {near}?)") for word, near in found.items()
-            )
-            plural = "s" if len(words) > 1 else ""
-            warn_user(f"the model does not know the word{plural} {names}", text=some[0], stacklevel=3)
+        cell = self.image_codec.downsample
+        return None if images is None else fit_images(images, rows * cell, columns * cell)

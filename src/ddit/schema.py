@@ -12,7 +12,7 @@ import inspect
 import json
 import types
 import typing
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Annotated, Any, Literal, TypeVar, dataclass_transform
 
 import pydantic.dataclasses
@@ -71,6 +71,15 @@ def to_data(config: Any) -> Any:
 # --- options ---
 
 
+class Panel(typing.NamedTuple):
+    """The heading under which the command's help shows a field, beside its `Field`.
+
+    Without one it is that of the dataclass, `panel: ClassVar[str]`, or Sampling.
+    """
+
+    name: str
+
+
 class Option(typing.NamedTuple):
     """A field as an interface shows it.
 
@@ -85,6 +94,7 @@ class Option(typing.NamedTuple):
     default: Any
     choices: tuple[Any, ...]
     bounds: dict[str, float]
+    panel: str
 
     @property
     def metadata(self) -> FieldInfo:
@@ -101,11 +111,11 @@ def list_options(cls: Any) -> tuple[Option, ...]:
         if pydantic.dataclasses.is_pydantic_dataclass(inner):
             found += list_options(inner)
         else:
-            found.append(_option(name, info))
+            found.append(_option(name, info, getattr(cls, "panel", "Sampling")))
     return tuple(found)
 
 
-def _option(name: str, info: FieldInfo) -> Option:
+def _option(name: str, info: FieldInfo, panel: str) -> Option:
     bounds = {
         bound: getattr(item, bound)
         for item in info.metadata
@@ -115,7 +125,8 @@ def _option(name: str, info: FieldInfo) -> Option:
     kind = _members(info.annotation)[0]
     choices = typing.get_args(kind) if typing.get_origin(kind) is Literal else ()
     default = None if info.is_required() else info.get_default(call_default_factory=True)
-    return Option(name, info.annotation, kind, info.description or "", default, choices, bounds)
+    panel = next((item.name for item in info.metadata if isinstance(item, Panel)), panel)
+    return Option(name, info.annotation, kind, info.description or "", default, choices, bounds, panel)
 
 
 def _members(hint: Any) -> list[Any]:
@@ -156,37 +167,58 @@ def _override(base: Any, given: Mapping[str, Any]) -> Any:
 Method = TypeVar("Method", bound=Callable[..., Any])
 
 
-def takes(options: Any, *, default: str = "the model's") -> Callable[[Method], Method]:
+def takes(options: Any, *, elsewhere: Collection[str] = ()) -> Callable[[Method], Method]:
     """Shows the options of a strict dataclass in the signature and the docstring of a function that takes `**options`.
 
-    default: what holds where an option is not given, for the docstring.
+    elsewhere: options whose default is the model's: in the signature it is None.
     """
 
     def show(method: Method) -> Method:
         shown: Any = method
         signature = inspect.signature(method)
         own = [p for p in signature.parameters.values() if p.kind is not p.VAR_KEYWORD]
-        spread = [
-            inspect.Parameter(
-                option.name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=option.annotation
-            )
-            for option in list_options(options)
-        ]
+        listed = list_options(options)
+        spread = [_parameter(option, option.name in elsewhere) for option in listed]
         shown.__signature__ = signature.replace(parameters=[*own, *spread])
-        lines = [f"{option.name}: {option.help}{_bounds_text(option)}" for option in list_options(options)]
-        listed = "\n".join(f"    {line}" for line in lines)
-        doc = inspect.cleandoc(method.__doc__ or "")
-        shown.__doc__ = f"{doc}\n\nOptions (by default {default}):\n{listed}\n"
+        lines = [_line(option, option.name in elsewhere) for option in listed]
+        shown.__doc__ = _with_arguments(inspect.cleandoc(method.__doc__ or ""), lines)
         return method
 
     return show
 
 
-def _bounds_text(option: Option) -> str:
+def _parameter(option: Option, is_elsewhere: bool) -> inspect.Parameter:
+    default = None if is_elsewhere else option.default
+    annotation = option.annotation
+    if default is None and type(None) not in typing.get_args(annotation):
+        annotation = annotation | None
+    return inspect.Parameter(
+        option.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation
+    )
+
+
+def _line(option: Option, is_elsewhere: bool) -> str:
+    """An option in a docstring: name, help, range and default."""
     words = {"ge": "at least", "gt": "above", "le": "at most", "lt": "below"}
     rules = [f"{words[bound]} {limit:g}" for bound, limit in option.bounds.items()]
     rules += [", ".join(map(str, option.choices))] if option.choices else []
-    return f" ({'; '.join(rules)})" if rules else ""
+    bounds = f" ({'; '.join(rules)})" if rules else ""
+    default = "the model's" if is_elsewhere else option.default
+    ending = "" if "[default" in option.help else f" [default: {default}]"
+    return f"{option.name}: {option.help}{bounds}{ending}"
+
+
+def _with_arguments(doc: str, lines: Sequence[str]) -> str:
+    """A docstring with more lines at the end of its section Args, which is made if there is none."""
+    head, args, rest = doc.partition("\n\nArgs:\n")
+    if not args:
+        head, raises, rest = doc.partition("\n\nRaises:\n")
+        own, rest = "", raises + rest
+    else:
+        own, gap, rest = rest.partition("\n\n")
+        own, rest = f"{own}\n", gap + rest
+    listed = "\n".join(f"    {line}" for line in lines)
+    return f"{head}\n\nArgs:\n{own}{listed}{rest}\n"
 
 
 # --- faults ---

@@ -7,18 +7,18 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import field, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, get_args
+from typing import Annotated, Any, ClassVar, Literal, Self, get_args
 
 from pydantic import Field
 
-from ddit.schema import override, strict
+from ddit.schema import Panel, override, strict
 
 Sampler = Literal["euler", "adams", "dpm", "paper"]
 Order = Literal["random", "confidence", "margin", "threshold", "entropy"]
 ORDERS: tuple[Order, ...] = get_args(Order)
 
 NumSteps = Annotated[int, Field(ge=1, description="sampling steps")]
-BatchSize = Annotated[int, Field(ge=1, description="samples computed at a time")]
+BatchSize = Annotated[int, Field(ge=1, description="samples computed at a time"), Panel("Performance")]
 
 
 # --- objectives of training ---
@@ -127,6 +127,7 @@ class ImageOptions:
     negative_prompt: Annotated[
         str | Sequence[str] | None,
         Field(description="what guidance leads away from [default: the empty prompt]"),
+        Panel("Input"),
     ] = None
     batch_size: BatchSize = 16
 
@@ -241,22 +242,24 @@ class ScoreOptions:
 class LoadOptions:
     """How a model is loaded."""
 
+    panel: ClassVar[str] = "Performance"
+
     device: Annotated[str | None, Field(description="cpu, cuda, ... [default: CUDA if there is one]")] = None
     dtype: Annotated[
         str | None,
         Field(description="float32, bfloat16 or float16 [default: bfloat16 on CUDA, float32 elsewhere]"),
     ] = None
     mask_embedding: Annotated[
-        Path | None, Field(description="file of a trained embedding of T5's mask token")
+        Path | None, Field(description="file of a trained embedding of T5's mask token"), Panel("Input")
     ] = None
-    adapter: Annotated[Path | None, Field(description="folder of LoRA adapters, merged into the model")] = (
-        None
-    )
+    adapter: Annotated[
+        Path | None, Field(description="folder of LoRA adapters, merged into the model"), Panel("Input")
+    ] = None
     int8: Annotated[bool, Field(description="keep the text encoder's matrices in 8 bit: less memory")] = False
     offload: Annotated[
         bool, Field(description="keep text encoder and autoencoder on the CPU, except while they are used")
     ] = False
-    compile: Annotated[bool, Field(description="torch.compile: minutes at the start, then quicker steps")] = (
+    compile: Annotated[bool, Field(description="torch.compile: minutes at the start, then faster steps")] = (
         False
     )
 

@@ -99,8 +99,8 @@ def test_or_the_options_that_are_given() -> None:
     [
         (("--color", "green"), "color must be red or blue, got 'green'"),
         (("--color", "blue", "--is-fast"), "blue cars are slow"),
-        (("--width", "0"), "'--width'"),
-        (("--amount", "3"), "'--amount'"),
+        (("--width", "0"), "--width must be at least 1, got 0"),
+        (("--amount", "3"), "--amount must be 0 to 2, got 3"),
         (("--corners", "1"), "--corners"),
     ],
 )
@@ -114,8 +114,8 @@ def test_a_bad_value_is_refused(arguments: tuple[str, ...], fault: str) -> None:
 def test_the_help_has_each_options_help_and_default() -> None:
     _, output = run(whole, "--help")
     text = " ".join(output.split())
-    for shown in ("of the car [default: red]", "in pixels [default: the model's]", "a folder [default: here]",
-        "how much [default: 0.0]", "two [default: (0.0, 1.0)]"):  # fmt: skip
+    for shown in ("of the car [default: red]", "in pixels [default: the model's; at least 1]",
+        "a folder [default: here]", "how much [default: 0; 0 to 2]", "two [default: 0 1]"):  # fmt: skip
         assert shown in text
     assert "a flag [default" not in text
     assert "any number [default" not in text

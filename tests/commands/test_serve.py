@@ -173,7 +173,7 @@ def test_sigterm_finishes_what_was_asked_and_then_exits_with_0() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--timeout", "0"], "timeout must be above 0, got 0.0"),
+        (["--timeout", "0"], "--timeout must be above 0, got 0"),
         (["--replicas", "2"], "--replicas 2 needs --ray"),
         (["--page", "--api-key", "x"], "the page has no login"),
         (["--ray", "--page"], "the page is not served by replicas"),
@@ -186,7 +186,7 @@ def test_a_wrong_option_is_found_before_a_model_is_loaded(options: list[str], me
     assert message in f"{result.exception} {result.output}"
 
 
-@pytest.mark.parametrize("verb", ["serve", "demo"])
+@pytest.mark.parametrize("verb", ["serve", "page"])
 def test_an_address_that_is_taken_is_found_before_a_model_is_loaded(verb: str) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))

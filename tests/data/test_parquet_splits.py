@@ -11,7 +11,7 @@ from ddit.config.data import HuggingFaceData
 from ddit.data.samples import CorruptSample
 from ddit.data.sources import HuggingFaceSource
 from ddit.data.sources.guess import Hints, guess_source
-from ddit.data.sources.parquet_files import has_configs, local_files, split_names
+from ddit.data.sources.parquet_files import has_configs, split_files, split_names
 
 HUB = [
     "default/train/0000.parquet",
@@ -37,7 +37,7 @@ def make(folder: Path, names: list[str]) -> None:
 
 
 def found(folder: Path, pattern: str, split: str = "train", name: str | None = None) -> list[str]:
-    files = local_files(str(folder / pattern), name, split)
+    files = split_files(str(folder / pattern), name, split)
     assert files is not None
     return [str(file.relative_to(folder)) for file in files]
 

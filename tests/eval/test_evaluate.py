@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -19,11 +20,13 @@ from typer.testing import CliRunner, Result
 import ddit
 from ddit.cli import app
 from ddit.eval import report
-from ddit.eval.evaluate import TEXT_TASKS
-from ddit.eval.items import Figure
-from ddit.eval.options import TASKS
+from ddit.eval.evaluate import EvalData, evaluate
+from ddit.eval.options import TASKS, EvalOptions
 from ddit.eval.report import model_hash
+from ddit.eval.runner import TEXT_TASKS
+from ddit.eval.world_tasks import WorldSplit, empty_background
 from ddit.pipeline import Pipeline
+from ddit.world import PRESETS
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:the model does not know"),
@@ -129,10 +132,75 @@ def test_batches_change_nothing(model: Path, tmp_path: Path) -> None:
     assert all(abs(a - b).max() > 1 for a, b in pairwise(images[0]))  # each from a seed of its own
 
 
-def test_the_spread_of_a_share_is_its_95_percent_interval() -> None:
-    assert Figure("accuracy", 0.5, 100).spread == pytest.approx(1.96 * 0.05)
-    assert Figure("accuracy", 1.0, 100).spread == 0
-    assert Figure("CIDEr", 5.0, 100, is_share=False).spread is None
+def test_the_table_has_n_an_interval_and_the_baselines(model: Path, tmp_path: Path) -> None:
+    printed = done("eval", "gqa", "caption", "--model", model, "--out", tmp_path, *SMALL).stdout
+    head = next(line for line in printed.splitlines() if line.startswith("| task"))
+    assert head == (
+        "| task | figure | value | 95 % interval | n | majority baseline | by first two words | empty background |"
+    )
+    figure, cider = summary(tmp_path, "gqa")["figures"][0], summary(tmp_path, "caption")["figures"][1]
+    low, high = figure["interval"]
+    assert 0 <= low <= figure["value"] <= high <= 1
+    assert list(figure["baselines"]) == ["majority", "first_two_words", "empty_background"]
+    shares = " | ".join(f"{value:.3f}" for value in figure["baselines"].values())
+    row = f"| gqa | accuracy | {figure['value']:.3f} | {low:.3f} to {high:.3f} | {figure['num']} | {shares} |"
+    assert row in printed.splitlines()
+    assert (cider["name"], cider["interval"], cider["baselines"]) == ("CIDEr", None, {})
+
+
+def test_the_empty_background_baseline_asks_about_the_scenes_without_their_objects(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A model that says "yes" of a scene with objects and "no" of one without."""
+    empty = WorldSplit(PRESETS["fixed"])
+    backgrounds = {empty_background(empty.scene(index)).tobytes() for index in range(8)}
+    shown = []
+
+    def answer(self: Pipeline, images: list[Any], questions: list[str], **_: object) -> list[str]:
+        pixels = [image if isinstance(image, Image.Image) else Image.open(image) for image in images]
+        is_empty = [image.tobytes() in backgrounds for image in pixels]
+        shown.extend(zip(questions, is_empty, strict=True))
+        return ["no" if empty else "yes" for empty in is_empty]
+
+    monkeypatch.setattr(Pipeline, "answer", answer)
+    done("eval", "gqa", "--model", model, "--out", tmp_path, *SMALL)
+    asked, about_empty = (sorted(q for q, e in shown if e == empty) for empty in (False, True))
+    assert asked == about_empty
+    truths = [line["answer"] for line in predictions(tmp_path, "gqa")]
+    figure = summary(tmp_path, "gqa")["figures"][0]
+    assert figure["value"] == pytest.approx(truths.count("yes") / len(truths))
+    assert figure["baselines"]["empty_background"] == pytest.approx(truths.count("no") / len(truths))
+
+
+def test_data_sets_without_scenes_have_no_empty_background(model: Path, tmp_path: Path) -> None:
+    data = pope_data(tmp_path / "data", ["good.png"] * 2)
+    done("eval", "pope", "--model", model, "--data", data, "--out", tmp_path / "out")
+    assert all(figure["baselines"] == {} for figure in summary(tmp_path / "out", "pope")["figures"])
+
+
+def test_a_task_announces_as_many_samples_as_it_makes(model: Path, tmp_path: Path) -> None:
+    world = WorldSplit(PRESETS["fixed"], num=4, num_prompts=1)
+    announced: dict[str, int] = {}
+    made: dict[str, int] = dict.fromkeys(TASKS, 0)
+
+    def start_task(task: str, num_samples: int) -> Callable[[int], None]:
+        announced[task] = num_samples
+
+        def advance(count: int) -> None:
+            made[task] += count
+
+        return advance
+
+    run = evaluate(
+        Pipeline.from_pretrained(str(model)),
+        TASKS,
+        EvalData(None, world),
+        tmp_path,
+        options=EvalOptions(num_samples=1, batch_size=3),
+        start_task=start_task,
+    )
+    assert [each.task for each in run] == list(TASKS)
+    assert made == announced
 
 
 def test_a_limit_spreads_over_the_categories_and_keeps_pairs(model: Path, tmp_path: Path) -> None:
@@ -159,20 +227,70 @@ def test_decoding_is_the_models_unless_it_is_given(model: Path, tmp_path: Path) 
     }  # fmt: skip
 
 
-def test_prompts_beyond_the_world_get_their_folder_and_no_score(model: Path, tmp_path: Path) -> None:
-    prompts = tmp_path / "evaluation_metadata.jsonl"
-    entries = [
-        {"tag": "single_object", "include": [{"class": "bench", "count": 1}], "prompt": "a photo of a bench"},
-        {"tag": "single_object", "include": [{"class": "dog", "count": 1}], "prompt": "a photo of a dog"},
+BEYOND = [
+    {"tag": "single_object", "include": [{"class": "bench", "count": 1}], "prompt": "a photo of a bench"},
+    {"tag": "single_object", "include": [{"class": "dog", "count": 1}], "prompt": "a photo of a dog"},
+    {
+        "tag": "colors",
+        "include": [{"class": "dog", "count": 1, "color": "mauve"}],
+        "prompt": "a photo of a mauve dog",
+    },
+]
+
+
+@pytest.fixture
+def prompt_file(tmp_path: Path) -> Path:
+    path = tmp_path / "evaluation_metadata.jsonl"
+    path.write_text("".join(json.dumps(entry) + "\n" for entry in BEYOND))
+    return path
+
+
+def test_of_the_official_prompts_those_within_the_world_are_scored(
+    model: Path, tmp_path: Path, prompt_file: Path
+) -> None:
+    out = tmp_path / "out"
+    printed = done("eval", "geneval", "--model", model, "--metadata", prompt_file, "--out", out).stdout
+    note = (
+        "geneval: 1 of 3 prompts are used; 2 name what the small world lacks (bench, mauve) and are left out"
+    )
+    assert note in printed
+    assert [line["prompt"] for line in predictions(out, "geneval")] == ["a photo of a dog"] * 4
+    assert [(f["name"], f["num"]) for f in summary(out, "geneval")["figures"]] == [
+        ("overall", 4),
+        ("single_object", 4),
     ]
-    prompts.write_text("".join(json.dumps(entry) + "\n" for entry in entries))
-    run = ("eval", "geneval", "--model", model, "--metadata", prompts, "--out", tmp_path / "out")
+
+
+def test_all_prompts_have_images_for_the_official_script(
+    model: Path, tmp_path: Path, prompt_file: Path
+) -> None:
+    out = tmp_path / "out"
+    run = ("eval", "geneval", "--model", model, "--metadata", prompt_file, "--out", out, "--all-prompts")
     printed = done(*run).stdout
-    assert "evaluation/evaluate_images.py" in printed
+    assert "1 of 3 prompts are scored here" in printed
+    assert f"evaluation/evaluate_images.py {out / 'geneval'}" in printed
+    lines = predictions(out, "geneval")
+    assert ["score" in line for line in lines] == [False] * 4 + [True] * 4 + [False] * 4
+    assert [figure["num"] for figure in summary(out, "geneval")["figures"]] == [4, 4]
+    for number, entry in enumerate(BEYOND):
+        folder = out / f"geneval/{number:05d}"
+        assert json.loads((folder / "metadata.jsonl").read_text()) == entry
+        assert len(list((folder / "samples").iterdir())) == 4
+
+
+def test_prompts_that_are_all_beyond_the_world_are_refused_before_a_model_is_run(
+    model: Path, tmp_path: Path, prompt_file: Path
+) -> None:
+    prompt_file.write_text(json.dumps(BEYOND[0]))
+    run = ("eval", "geneval", "--model", model, "--metadata", prompt_file, "--out", tmp_path / "out")
+    result = call(*run)
+    assert isinstance(result.exception, ValueError)
+    assert "no prompt can be scored here, 1 name what the small world lacks (bench); --all-prompts" in str(
+        result.exception
+    )
+    assert not (tmp_path / "out" / "geneval").exists()
+    done(*run, "--all-prompts")
     assert summary(tmp_path / "out", "geneval")["figures"] == []
-    assert json.loads((tmp_path / "out/geneval/00000/metadata.jsonl").read_text()) == entries[0]
-    samples = sorted(path.name for path in (tmp_path / "out/geneval/00001/samples").iterdir())
-    assert samples == [f"{number:04d}.png" for number in range(4)]
 
 
 def test_json_is_one_summary_a_line(model: Path, tmp_path: Path) -> None:
@@ -277,7 +395,7 @@ def test_an_image_that_cannot_be_read_counts_as_wrong_and_is_named(model: Path, 
     assert "cut.png' is a broken image" in named["random/2"]
     assert "no such image" in named["random/3"]
     assert "half of a pair of surrogates" in named["random/5"]
-    assert "| pope | corrupt, counted as wrong | 9 | | 18 | |" in printed
+    assert "| pope | corrupt, counted as wrong | 9 |  | 18 |" in printed
     assert "pope: 9 of 18 samples cannot be read and count as wrong: random/2: " in printed
     assert "all of them are in summary.json" in printed
     corrupt = [line for line in lines if "corrupt" in line]
@@ -333,7 +451,7 @@ def test_two_processes_count_the_same_corrupt_images(model: Path, tmp_path: Path
     ]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     said = subprocess.run(command, check=True, capture_output=True, text=True, env=environment).stdout
-    assert "| pope | corrupt, counted as wrong | 9 | | 18 | |" in said
+    assert "| pope | corrupt, counted as wrong | 9 |  | 18 |" in said
     one, two = summary(tmp_path / "one", "pope"), summary(tmp_path / "two", "pope")
     assert one["figures"] == two["figures"]
     assert one["corrupt"] == two["corrupt"]

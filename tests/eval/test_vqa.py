@@ -128,11 +128,25 @@ def test_vqav2_is_broken_down_by_answer_and_question_with_the_most_common_answer
     figures = {figure.name: figure for figure in result.figures}
     assert result.figures[0].name == "accuracy"
     assert figures["accuracy"].value == 0.5
-    assert figures["accuracy"].baseline == 0.5  # always "yes"
+    assert figures["accuracy"].baselines["majority"] == 0.5  # always "yes"
     assert figures["yes/no"].value == pytest.approx(2 / 3)
-    assert figures["yes/no"].baseline == pytest.approx(2 / 3)
+    assert figures["yes/no"].baselines["majority"] == pytest.approx(2 / 3)
     assert (figures["number"].value, figures["number"].num) == (0, 1)
-    assert figures["question type: how many"].baseline == 1
+    assert figures["question type: how many"].baselines["majority"] == 1
+
+
+def test_the_baseline_by_the_first_two_words_is_the_commonest_answer_of_each() -> None:
+    asked = [
+        ("is there a dog?", "yes"), ("Is there a cat?", "yes"), ("is there a car?", "no"),
+        ("how many dogs are there?", "2"), ("how many cars are there?", "3"), ("how many cats are there?", "3"),
+    ]  # fmt: skip
+    items = [
+        replace(item(i, answer=answer, answers=[answer] * 10, kind="other"), question=question)
+        for i, (question, answer) in enumerate(asked)
+    ]
+    first = score_vqav2(items, ["yes"] * len(items)).figures[0]
+    assert first.baselines["first_two_words"] == pytest.approx(4 / 6)
+    assert first.baselines["majority"] == pytest.approx(2 / 6)
 
 
 def test_vizwiz_measures_how_well_unanswerable_is_recognised() -> None:

@@ -9,6 +9,7 @@ import torch
 
 from ddit.config.runs import TEACHER_FILE, DualRun, save_config
 from ddit.recipes import build
+from ddit.train.adamw8bit import BLOCK
 from ddit.train.stages import run_stage
 from ddit.world.detector import DetectorNet
 
@@ -39,6 +40,16 @@ def plain(joint: DualRun) -> DualRun:
     optimizer = replace(joint.optimizer, name="adamw", lr=3e-5)
     report = replace(joint.report, evaluate_every=1000, grid_every=1000, num_held_out=0)
     return replace(joint, optimizer=optimizer, report=report)
+
+
+@pytest.fixture
+def wide(plain: DualRun) -> DualRun:
+    """A plain run whose matrices are wide enough for 8-bit moments; its weights are in bfloat16."""
+    return replace(
+        plain,
+        model=replace(plain.model, hidden_size=BLOCK, depth=1, num_heads=4),
+        optimizer=replace(plain.optimizer, name="adamw8bit", weights="bfloat16", lr=1e-3),
+    )
 
 
 @pytest.fixture

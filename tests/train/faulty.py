@@ -1,10 +1,18 @@
-"""The command `ddit` with its arguments, on one rank of which something goes wrong: DDIT_FAULT="moment,fault,rank"."""
+"""The command `ddit` with its arguments, on one rank of which something goes wrong: DDIT_FAULT="moment,fault,rank".
+
+DDIT_FAULT_FILE gets the time of the fault. With DDIT_OTHERS="moment,stuck" the other ranks come to wait for ever.
+"""
 
 import multiprocessing
 import os
 import signal
+import time
 from collections.abc import Callable
+from datetime import timedelta
+from pathlib import Path
 from typing import Any
+
+import torch.distributed as dist
 
 import ddit.data.check
 import ddit.train.precompute
@@ -20,7 +28,14 @@ FAULTS: dict[str, Callable[[], Any]] = {
     "SystemExit": lambda: raise_(SystemExit(3)),
     "killed": lambda: os.kill(os.getpid(), signal.SIGKILL),
     "exit": lambda: os._exit(5),
+    "stuck": lambda: wait_for_ever(),
 }
+
+
+def wait_for_ever() -> None:
+    """In C++ and deaf to Python's signal handlers, as in a collective of NCCL's of which a rank is missing."""
+    store = dist.TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), wait_for_workers=False)
+    store.wait(["never"], timedelta(hours=1))
 
 
 def raise_(error: BaseException) -> None:
@@ -51,6 +66,8 @@ def break_at(moment: str, fault: str) -> None:
         calls.append(name)
         is_for_a_child = moment == "opening to check" and multiprocessing.parent_process() is None
         if len(calls) > num_good and not is_for_a_child:
+            if fault != "stuck" and "DDIT_FAULT_FILE" in os.environ:
+                Path(os.environ["DDIT_FAULT_FILE"]).write_text(str(time.time()))
             FAULTS[fault]()
         return whole(*arguments, **options)
 
@@ -60,6 +77,8 @@ def break_at(moment: str, fault: str) -> None:
 moment, fault, rank = os.environ["DDIT_FAULT"].split(",")
 if os.environ.get("RANK", "0") == rank:  # also in processes that are spawned, which import this file
     break_at(moment, fault)
+elif "DDIT_OTHERS" in os.environ:
+    break_at(*os.environ["DDIT_OTHERS"].split(","))
 ddit.data.check._WORTH_PROCESSES = ddit.train.precompute._WORTH_PROCESSES = 0
 if __name__ == "__main__":
     main()

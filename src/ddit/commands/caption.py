@@ -7,7 +7,7 @@ import typer
 
 from ddit.commands.loading import load
 from ddit.commands.options import Given, JsonOption, ModelOption, SeedOption, spread
-from ddit.commands.output import IMAGE_SUFFIXES, check_image_path, print_result
+from ddit.commands.output import IMAGE_SUFFIXES, check_free, check_image_path, print_result
 from ddit.commands.progress import text_progress
 from ddit.settings import LoadOptions, ModelSettings, TextOptions
 
@@ -15,16 +15,28 @@ if TYPE_CHECKING:
     from PIL import Image
 
 ImageArgument = Annotated[Path, typer.Argument(metavar="IMAGE", help="image to look at")]
-WatchOption = Annotated[bool, typer.Option("--watch", help="print the text on stderr after every step")]
+WatchOption = Annotated[
+    bool,
+    typer.Option("--watch", rich_help_panel="Output", help="print the text on stderr after every step"),
+]
 
 
 @spread
 def caption(
-    images: Annotated[list[Path], typer.Argument(metavar="IMAGE", help="images to describe")],
+    images: Annotated[list[Path], typer.Argument(metavar="IMAGE", help="image to describe")],
     *,
     grid: Annotated[
-        Path | None, typer.Option(help="also write all images into one file, each above its caption")
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            rich_help_panel="Output",
+            help="also write all images into one file, each above its caption",
+        ),
     ] = None,
+    overwrite: Annotated[
+        bool,
+        typer.Option("--overwrite", rich_help_panel="Output", help="replace the file of --grid if it exists"),
+    ] = False,
     watch: WatchOption = False,
     model: ModelOption = "mini",
     seed: SeedOption = 0,
@@ -35,11 +47,17 @@ def caption(
     """Describe each IMAGE.
 
     With several, every line begins with the image's path and a tab, and one that cannot be read is left out.
+
+    Examples:
+        ddit caption car.png
+        ddit caption images/*.png --json --grid captions.png
     """
     from ddit.inference.image_grid import image_grid
 
     ModelSettings().text_options("caption", options)
     check_image_path(grid, IMAGE_SUFFIXES)
+    if grid is not None and not overwrite:
+        check_free([grid])
     read, faults = _read_images(images, as_json)
     texts: list[str] = []
     if read:
@@ -82,7 +100,9 @@ def _read_images(paths: list[Path], as_json: bool) -> "tuple[dict[int, Image.Ima
 @spread
 def ask(
     image: ImageArgument,
-    questions: Annotated[list[str], typer.Argument(metavar="QUESTION", help="each gets an answer")],
+    questions: Annotated[
+        list[str], typer.Argument(metavar="QUESTION", help="what to ask; each gets an answer")
+    ],
     *,
     watch: WatchOption = False,
     model: ModelOption = "mini",
@@ -91,7 +111,12 @@ def ask(
     options: Given[TextOptions],
     loading: LoadOptions,
 ) -> None:
-    """Answer each QUESTION about IMAGE."""
+    """Answer each QUESTION about IMAGE.
+
+    Examples:
+        ddit ask car.png "what color is the car?" "is there a dog?"
+        ddit ask car.png "how many cars are there?" --json
+    """
     from ddit.images import read_image
 
     source = read_image(image)
@@ -106,7 +131,7 @@ def ask(
 @spread
 def infill(
     image: ImageArgument,
-    text: Annotated[str, typer.Argument(metavar="TEXT", help='with blanks: "a ___ dog"; one token each')],
+    text: Annotated[str, typer.Argument(metavar="TEXT", help='a text with blanks: "a ___ dog"')],
     *,
     watch: WatchOption = False,
     model: ModelOption = "mini",
@@ -118,6 +143,10 @@ def infill(
     """Fill the blanks of a TEXT about IMAGE.
 
     Two or more underscores are a blank, for one token. The whole text is printed.
+
+    Examples:
+        ddit infill car.png "a photo of a ___ car"
+        ddit infill car.png "a ___ ___ ___ car" --watch
     """
     from ddit.images import read_image
 

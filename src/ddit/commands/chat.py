@@ -103,6 +103,10 @@ def chat(
     """Answer questions about IMAGE as they are typed.
 
     Or a line each from a pipe. Every answer is that of `ddit ask`. /help lists the commands.
+
+    Examples:
+        ddit chat car.png
+        printf '%s\\n' "what color is the car?" /caption | ddit chat car.png
     """
     from ddit.images import read_image
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ddit.commands import completion
+from ddit.commands.help import VerbCommand, VerbGroup
 from ddit.commands.options import JsonOption, spread
 from ddit.commands.output import check_choice, check_writable, print_result, to_json
 from ddit.commands.progress import progress_bar
@@ -28,27 +29,42 @@ SourceArgument = Annotated[
 ]
 KindOption = Annotated[
     str | None,
-    typer.Option(help="json, tar, llava, questions or huggingface [default: guessed from the file]"),
+    typer.Option(
+        metavar="NAME", help="json, tar, llava, questions or huggingface [default: guessed from the file]"
+    ),
 ]
-ImagesOption = Annotated[str | None, typer.Option(help="folder of the images [default: the file's]")]
-AnnotationsOption = Annotated[str | None, typer.Option(help="file of the answers to SOURCE's questions")]
+ImagesOption = Annotated[
+    str | None, typer.Option(metavar="FOLDER", help="folder of the images [default: the file's]")
+]
+AnnotationsOption = Annotated[
+    str | None, typer.Option(metavar="FILE", help="file of the answers to SOURCE's questions")
+]
 FieldsOption = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="another setting of the source: caption_key=alt"),
 ]
 WorkersOption = Annotated[
-    int | None, typer.Option(min=0, help="processes that read [default: one a core, 8 at most]")
+    int | None,
+    typer.Option(
+        min=0, rich_help_panel="Performance", help="processes that read [default: one a core, 8 at most]"
+    ),
 ]
 
 data = typer.Typer(
-    no_args_is_help=True,
+    cls=VerbGroup,
     add_completion=False,
     rich_markup_mode=None,
-    help="Check training data, and prepare it.",
+    help="""Check training data, and prepare it.
+
+    Examples:
+        ddit data check train.json --images photos
+        ddit data precompute train.json latents --vae mini --size 64
+    """,
 )
 
 
-@data.command()
+@data.command(cls=VerbCommand)
+@spread
 def check(
     path: SourceArgument,
     kind: KindOption = None,
@@ -70,8 +86,9 @@ def check(
     text: Annotated[
         str | None,
         typer.Option(
+            metavar="MODEL",
             help="the run's text encoder, whose tokenizer counts the tokens: mini, a model folder or a hub id "
-            "[default: every word is one token, which is fewer than there are]"
+            "[default: every word is one token, which is fewer than there are]",
         ),
     ] = None,
     num_workers: WorkersOption = None,
@@ -80,7 +97,12 @@ def check(
     ] = 0.02,
     as_json: JsonOption = False,
 ) -> None:
-    """Read every sample of SOURCE once and report what training would meet."""
+    """Read every sample of SOURCE once and report what training would meet.
+
+    Examples:
+        ddit data check train.json --images photos
+        ddit data check "shards/*.tar" --limit 1000 --text mini --json
+    """
     from ddit.data.check import Fit, check_source
     from ddit.data.sources.guess import guess_source
 
@@ -97,12 +119,21 @@ def check(
         raise typer.Exit(1)
 
 
-@data.command()
+@data.command(cls=VerbCommand)
+@spread
 def precompute(
     path: SourceArgument,
-    out: Annotated[Path, typer.Argument(help="folder of the latents, for the source's `latents`")],
+    out: Annotated[
+        Path,
+        typer.Argument(
+            metavar="OUT", rich_help_panel="Output", help="folder of the latents, for the source's `latents`"
+        ),
+    ],
     vae: Annotated[
-        str, typer.Option(help="the run's autoencoder: mini, a model folder, a hub id, or a vae folder")
+        str,
+        typer.Option(
+            metavar="MODEL", help="the run's autoencoder: mini, a model folder, a hub id, or a vae folder"
+        ),
     ],
     size: Annotated[int, typer.Option(min=1, help="side of the square, or root of the buckets' area")] = 256,
     buckets: Annotated[int, typer.Option(min=1, help="aspect ratios (data.num_buckets)")] = 1,
@@ -114,10 +145,15 @@ def precompute(
     annotations: AnnotationsOption = None,
     fields: FieldsOption = None,
     teacher: Annotated[
-        str | None, typer.Option(help="weights of a teacher, whose features are kept for alignment")
+        str | None,
+        typer.Option(metavar="FILE", help="weights of a teacher, whose features are kept for alignment"),
     ] = None,
-    shard_size: Annotated[int, typer.Option(min=1, help="samples of a file")] = 1000,
-    batch_size: Annotated[int, typer.Option(min=1, help="images encoded at a time")] = 32,
+    shard_size: Annotated[
+        int, typer.Option(min=1, rich_help_panel="Output", help="samples of a file")
+    ] = 1000,
+    batch_size: Annotated[
+        int, typer.Option(min=1, rich_help_panel="Performance", help="images encoded at a time")
+    ] = 32,
     num_workers: WorkersOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -125,6 +161,10 @@ def precompute(
 
     Resumes an interrupted run. Under torchrun (`torchrun --nproc-per-node 8 -m ddit data precompute ...`) the processes
     share the work.
+
+    Examples:
+        ddit data precompute train.json latents --vae mini --size 64
+        ddit data precompute "shards/*.tar" latents --vae stable-diffusion-3-medium-diffusers --size 512 --buckets 9
     """
     from ddit.config.runs import LatentsRun
     from ddit.data.latents import LatentFolder
@@ -178,10 +218,16 @@ def _hints(
 
 @spread
 def world(
-    folder: Annotated[Path, typer.Argument(help="gets the images and their texts")],
+    folder: Annotated[
+        Path,
+        typer.Argument(
+            metavar="FOLDER", rich_help_panel="Output", help="folder of the images and their texts"
+        ),
+    ],
     form: Annotated[
         str,
         typer.Option(
+            rich_help_panel="Output",
             help="scenes (images and a line of truth each), json, tar, llava, questions or parquet",
             autocompletion=completion.among(*completion.FORMS),
         ),
@@ -196,15 +242,27 @@ def world(
     ] = "train",
     num: Annotated[int, typer.Option(min=1, help="number of scenes")] = 16,
     seed: Annotated[int, typer.Option(help="of the world")] = 0,
-    upscale: Annotated[int, typer.Option(min=1, help="enlarge N times; the truth's boxes stay in 64 px")] = 1,
+    upscale: Annotated[
+        int,
+        typer.Option(
+            min=1, rich_help_panel="Output", help="enlarge N times; the truth's boxes stay in 64 px"
+        ),
+    ] = 1,
     jpeg: Annotated[
-        bool, typer.Option("--jpeg", help="images as JPEG (questions always are) [default: PNG]")
+        bool,
+        typer.Option(
+            "--jpeg", rich_help_panel="Output", help="images as JPEG (questions always are) [default: PNG]"
+        ),
     ] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Write scenes of the small world as files.
 
     As a reference, or as training files of a common form; prints the path that `ddit data check` takes.
+
+    Examples:
+        ddit world scenes --num 8 --preset grid
+        ddit world train --form tar --num 1000 --jpeg
     """
     from ddit.data.world_files import FORMS, WorldScenes, write_world
     from ddit.world import PRESETS, SPLITS

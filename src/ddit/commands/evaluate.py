@@ -32,14 +32,19 @@ TasksArgument = Annotated[
 ]
 DataOption = Annotated[
     Path | None,
-    typer.Option(help="folder of official files, or of one such a task [default: the small world]"),
+    typer.Option(
+        metavar="FOLDER", help="folder of official files, or of one such a task [default: the small world]"
+    ),
 ]
 ImagesOption = Annotated[
-    Path | None, typer.Option(help="folder of the images [default: images/ in or beside the files]")
+    Path | None,
+    typer.Option(metavar="FOLDER", help="folder of the images [default: images/ in or beside the files]"),
 ]
 LengthOption = Annotated[
     int | None,
-    typer.Option(min=1, help="positions of an answer or caption [default: the model's]"),
+    typer.Option(
+        min=1, rich_help_panel="Sampling", help="positions of an answer or caption [default: the model's]"
+    ),
 ]
 WorldOption = Annotated[
     str,
@@ -55,7 +60,7 @@ NumOption = Annotated[int, typer.Option(min=1, help="scenes of the small world t
 # not --num: torchrun takes that for an abbreviation of an option of its own, and fails
 PromptsOption = Annotated[
     int,
-    typer.Option(min=1, help="prompts a category of GenEval, of the small world [92: near GenEval's 553]"),
+    typer.Option(min=1, help="prompts a category of GenEval, of the small world; 92 are near its 553"),
 ]
 ScaleOption = Annotated[int, typer.Option(min=1, help="side of the small world's images, times 64 px")]
 WorldSeedOption = Annotated[int, typer.Option(help="of the small world's scenes and prompts")]
@@ -63,7 +68,14 @@ WorldSeedOption = Annotated[int, typer.Option(help="of the small world's scenes 
 
 @spread
 def eval_data(
-    folder: Annotated[Path, typer.Argument(help="gets images/ and one folder a benchmark")],
+    folder: Annotated[
+        Path,
+        typer.Argument(
+            metavar="FOLDER",
+            rich_help_panel="Output",
+            help="folder that gets images/ and one folder a benchmark",
+        ),
+    ],
     preset: Annotated[
         str,
         typer.Option(help="how hard: fixed-1, fixed, fixed-3, grid, free", autocompletion=completion.presets),
@@ -79,6 +91,10 @@ def eval_data(
 
     In the official formats: VQAv2, VizWiz, GQA, POPE, MME, COCO captions and GenEval prompts, over one folder of
     images.
+
+    Examples:
+        ddit eval-data world-eval --num-scenes 20 --num-prompts 4
+        ddit eval-data world-eval --split heldout --scale 2
     """
     from ddit.eval.world_tasks import write_eval_data
 
@@ -108,8 +124,15 @@ def evaluate(
     model: ModelOption = "mini",
     data: DataOption = None,
     images: ImagesOption = None,
-    metadata: Annotated[Path | None, typer.Option(help="GenEval's prompt file, for the task geneval")] = None,
-    out: Annotated[Path, typer.Option("--out", "-o", help="gets a folder a task")] = Path("runs/eval"),
+    metadata: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="GenEval's prompt file, for the task geneval")
+    ] = None,
+    out: Annotated[
+        Path,
+        typer.Option(
+            "--out", "-o", metavar="FOLDER", rich_help_panel="Output", help="folder that gets a folder a task"
+        ),
+    ] = Path("runs/eval"),
     options: EvalOptions,
     image_sampling: Given[ImageSampling],
     text_sampling: Given[TextSampling],
@@ -127,6 +150,10 @@ def evaluate(
 
     On official files in --data, or on the small world; predictions and summaries go to --out. Under torchrun the
     processes share the samples.
+
+    Examples:
+        ddit eval geneval vqav2 --limit 20
+        ddit eval pope --data coco --images coco/val2014 --model merged --out runs/pope
     """
     with paused_gc():
         from ddit.devices import join_ranks

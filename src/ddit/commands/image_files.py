@@ -5,12 +5,18 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from pydantic import Field
 
-from ddit.commands.output import IMAGE_SUFFIXES, check_image_path, check_writable, print_result
-from ddit.commands.progress import step_bar
+from ddit.commands.output import (
+    IMAGE_SUFFIXES,
+    check_free,
+    check_image_path,
+    check_writable,
+    print_result,
+)
+from ddit.commands.progress import print_note, step_bar
 from ddit.schema import strict
 from ddit.settings import ModelSettings
 
@@ -36,8 +42,14 @@ VIEW_SIZE = 256
 class ImageFiles:
     """Where a verb's images go, and in what form."""
 
+    panel: ClassVar[str] = "Output"
+
     output: Annotated[
-        Path, Field(description="a folder, or a .png, .jpg or .webp file for a single image")
+        Path,
+        Field(
+            description="folder, where each image is PROMPT-SEED.png, named after its own seed; "
+            "or a .png, .jpg or .webp file for a single image [default: the current folder]"
+        ),
     ] = Path()
     num_images: Annotated[int, Field(ge=1, description="images for each prompt")] = 1
     upscale: Annotated[
@@ -78,7 +90,8 @@ class ImageJob:
         if original is not None and original.resolve() in [path.resolve() for path in self.paths]:
             raise ValueError(f"'{original}' is the input image: give another --output")
         if not files.overwrite:
-            check_free([*self.paths, *(path for path in (files.grid, files.watch) if path is not None)])
+            extra = [path for path in (files.grid, files.watch) if path is not None]
+            check_free([*self.paths, *extra], ", another --output or another --seed")
         self.seed, self.files, self.options = seed, files, options
         self._film: Film | None = None
 
@@ -121,15 +134,8 @@ class ImageJob:
         for i, (image, path, text) in enumerate(zip(images, self.paths, self.texts, strict=True)):
             upscale_image(image, upscale_factor(image, files.upscale)).save(path)
             print_result(as_json, str(path), **about or {}, prompt=text, seed=self.seed + i, path=str(path))
-
-
-def check_free(paths: Sequence[Path]) -> None:
-    """Raises ValueError if files exist."""
-    taken = [f"'{path}'" for path in paths if path.exists()]
-    if taken:
-        others = f" and {len(taken) - 1} more" if len(taken) > 1 else ""
-        verb = "exist" if len(taken) > 1 else "exists"
-        raise ValueError(f"{taken[0]}{others} {verb}: give --overwrite, another --output or another --seed")
+        count = "1 image" if len(images) == 1 else f"{len(images)} images"
+        print_note(f"wrote {count} to {self.paths[0].parent.absolute()}")
 
 
 def step_times(settings: ModelSettings, options: Mapping[str, Any], strength: float) -> list[float]:

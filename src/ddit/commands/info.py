@@ -5,14 +5,17 @@ from typing import Annotated
 import typer
 
 from ddit.commands import completion
-from ddit.commands.options import JsonOption
+from ddit.commands.options import JsonOption, spread
 
 
+@spread
 def info(
     model: Annotated[
         str,
         typer.Argument(
-            help="mini, a model folder, or a hub id that was downloaded", autocompletion=completion.models
+            metavar="MODEL",
+            help="mini, a model folder, or a hub id that was downloaded",
+            autocompletion=completion.models,
         ),
     ] = "mini",
     as_json: JsonOption = False,
@@ -20,6 +23,10 @@ def info(
     """Print MODEL's sizes, settings and memory.
 
     From its configuration files and the headers of its weights: nothing is loaded or downloaded.
+
+    Examples:
+        ddit info
+        ddit info runs/mini/stage3 --json
     """
     from ddit.model.folders import resolve
     from ddit.model.info import inspect_model, to_json_line, to_text

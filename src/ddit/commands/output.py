@@ -2,7 +2,7 @@
 
 import json
 import tempfile
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 import typer
@@ -34,6 +34,15 @@ def check_image_path(file: Path | None, suffixes: Collection[str]) -> None:
     if file.suffix.lower() not in suffixes:
         raise ValueError(f"'{file}' should end in {' or '.join(sorted(suffixes))}")
     check_writable(file.parent)
+
+
+def check_free(paths: Sequence[Path], ways: str = "") -> None:
+    """Raises ValueError if files exist. ways: what could be given beside --overwrite."""
+    taken = [f"'{path}'" for path in paths if path.exists()]
+    if taken:
+        others = f" and {len(taken) - 1} more" if len(taken) > 1 else ""
+        verb = "exist" if len(taken) > 1 else "exists"
+        raise ValueError(f"{taken[0]}{others} {verb}: give --overwrite{ways}")
 
 
 def check_writable(folder: Path) -> None:

@@ -16,9 +16,15 @@ _is_hidden = False
 
 
 def hide_progress() -> None:
-    """For --quiet: no bars in this process from now on."""
+    """For --quiet: no bars and no notes in this process from now on."""
     global _is_hidden
     _is_hidden = True
+
+
+def print_note(message: str) -> None:
+    """Tells a person something on stderr: on a terminal alone, and not with --quiet."""
+    if not _is_hidden and sys.stderr.isatty():
+        print(f"ddit: {message}", file=sys.stderr, flush=True)
 
 
 @contextmanager

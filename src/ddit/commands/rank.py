@@ -23,7 +23,9 @@ def rank(
         bool, typer.Option("--per-token", help="rank by nats a token: for texts of different lengths")
     ] = False,
     model: ModelOption = "mini",
-    seed: Annotated[int, typer.Option(help="of the masks")] = 0,
+    seed: Annotated[
+        int, typer.Option(rich_help_panel="Sampling", help="of the masks that texts are scored with")
+    ] = 0,
     as_json: JsonOption = False,
     options: Given[ScoreOptions],
     loading: LoadOptions,
@@ -32,6 +34,10 @@ def rank(
 
     A line each, the likeliest first: probability among these texts, log-likelihood in nats and its standard error,
     text.
+
+    Examples:
+        ddit rank car.png "a photo of a red car" "a photo of a blue car"
+        ddit rank car.png red blue green --question "what color is the car?"
     """
     from ddit.images import read_image
 

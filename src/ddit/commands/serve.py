@@ -1,4 +1,4 @@
-"""The verbs `ddit serve` and `ddit demo`."""
+"""The verbs `ddit serve` and `ddit page`."""
 
 from collections.abc import Callable
 from importlib.util import find_spec
@@ -19,13 +19,35 @@ def serve(
     *,
     model: ModelOption = "mini",
     host: Annotated[
-        str, typer.Option(help="address to listen on; 0.0.0.0 is every one of this machine")
+        str,
+        typer.Option(
+            metavar="ADDRESS",
+            rich_help_panel="Server",
+            help="address to listen on; 0.0.0.0 is every one of this machine",
+        ),
     ] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65535, help="0: a free one")] = 8000,
-    page: Annotated[bool, typer.Option("--page/--no-page", help="the page at / (extra page)")] = False,
-    grace: Annotated[float, typer.Option(min=0, help="seconds to finish what runs, at SIGTERM")] = 60.0,
-    ray: Annotated[bool, typer.Option("--ray", help="replicas by Ray Serve (extra ray)")] = False,
-    replicas: Annotated[int, typer.Option(min=1, help="with --ray")] = 1,
+    port: Annotated[
+        int,
+        typer.Option(
+            min=0, max=65535, rich_help_panel="Server", help="port to listen on; 0 takes a free one"
+        ),
+    ] = 8000,
+    page: Annotated[
+        bool,
+        typer.Option(
+            "--page/--no-page", rich_help_panel="Server", help="also serve the page, at / (extra page)"
+        ),
+    ] = False,
+    grace: Annotated[
+        float,
+        typer.Option(min=0, rich_help_panel="Server", help="seconds to finish what runs, at SIGTERM"),
+    ] = 60.0,
+    ray: Annotated[
+        bool, typer.Option("--ray", rich_help_panel="Performance", help="replicas by Ray Serve (extra ray)")
+    ] = False,
+    replicas: Annotated[
+        int, typer.Option(min=1, rich_help_panel="Performance", help="number of replicas, with --ray")
+    ] = 1,
     options: Given[ServeConfig],
     loading: LoadOptions,
 ) -> None:
@@ -33,6 +55,10 @@ def serve(
 
     The API is at /v1, its document at /docs, its health at /healthz and its figures at /metrics. SIGTERM finishes what
     runs.
+
+    Examples:
+        ddit serve
+        DDIT_API_KEY=secret ddit serve --host 0.0.0.0 --port 8000 --timeout 120
     """
     _check_extra()
     config = override(ServeConfig(model_name=Path(model).name), options)
@@ -52,15 +78,20 @@ def serve(
 
 
 @spread
-def demo(
+def page(
     *,
     model: ModelOption = "mini",
-    port: Annotated[int, typer.Option(min=0, max=65535, help="on 127.0.0.1; 0 takes a free one")] = 7860,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="port on 127.0.0.1; 0 takes a free one")] = 7860,
     loading: LoadOptions,
 ) -> None:
-    """Serve the page to this machine's browser.
+    """Open the page: images and texts in a browser.
 
-    Until interrupted; prints its address. It is `ddit serve --page` on 127.0.0.1. Needs the extra `page`.
+    Prints the page's address on this machine and serves it until Ctrl-C. It is `ddit serve --page` on 127.0.0.1. Needs
+    the extra `page`.
+
+    Examples:
+        ddit page
+        ddit page --model runs/mini/stage3 --port 0
     """
     if find_spec("gradio") is None:
         raise ValueError("the page needs Gradio: pip install 'ddit[page]'")

@@ -8,9 +8,11 @@ import typer
 
 from ddit.commands import completion
 from ddit.commands.loading import paused_gc
+from ddit.commands.options import spread
 from ddit.commands.output import check_writable
 
 
+@spread
 def train(
     names: Annotated[
         list[str],
@@ -20,28 +22,53 @@ def train(
             autocompletion=completion.recipes,
         ),
     ],
-    root: Annotated[Path, typer.Option(help="folder that holds the runs, one folder a stage")] = Path(
-        "runs/mini"
-    ),
+    root: Annotated[
+        Path,
+        typer.Option(
+            metavar="FOLDER", rich_help_panel="Output", help="folder that holds the runs, one folder a stage"
+        ),
+    ] = Path("runs/mini"),
     world: Annotated[
-        str, typer.Option(help="preset of the small world", autocompletion=completion.presets)
+        str, typer.Option(help="preset of the small world, for mini", autocompletion=completion.presets)
     ] = "fixed",
     overrides: Annotated[
         list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="change a setting: optimizer.lr=1e-4"),
+        typer.Option(
+            "--set", metavar="KEY=VALUE", help="change a setting, any number of times: optimizer.lr=1e-4"
+        ),
     ] = None,
-    init: Annotated[str | None, typer.Option(help="model folder or hub id to start from")] = None,
+    init: Annotated[
+        str | None, typer.Option(metavar="MODEL", help="model folder or hub id to start from")
+    ] = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="print the configuration as JSON (of a chain a list) and stop")
+        bool,
+        typer.Option(
+            "--dry-run",
+            rich_help_panel="Output",
+            help="print the configuration as JSON (of a chain a list) and stop",
+        ),
     ] = False,
-    plot: Annotated[bool, typer.Option("--plot", help="plot the curves of RUN folders into a PNG")] = False,
+    plot: Annotated[
+        bool,
+        typer.Option("--plot", rich_help_panel="Output", help="plot the curves of RUN folders into a PNG"),
+    ] = False,
     out: Annotated[
-        Path | None, typer.Option(help="file of --plot [default: curves.png in the first RUN]")
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            rich_help_panel="Output",
+            help="file of --plot [default: curves.png in the first RUN]",
+        ),
     ] = None,
 ) -> None:
     """Run a training RECIPE, or resume it.
 
     With --plot RUN [RUN ...] nothing is trained: the curves of these runs are plotted over one another.
+
+    Examples:
+        ddit train mini --root runs/mini --dry-run
+        ddit train sd3-medium-lora --init stable-diffusion-3-medium-diffusers --set optimizer.lr=1e-4
+        ddit train --plot runs/mini/stage1 runs/mini/stage2 --out curves.png
     """
     if plot:
         from ddit.train.plot import plot_runs
@@ -67,12 +94,18 @@ def train(
     run_stages(configs)
 
 
+@spread
 def merge(
     base: Annotated[
-        str, typer.Argument(help="model folder, mini, or hub id that the adapters were trained on")
+        str,
+        typer.Argument(
+            metavar="BASE", help="model folder, mini, or hub id that the adapters were trained on"
+        ),
     ],
-    adapter: Annotated[Path, typer.Argument(help="folder of LoRA adapters")],
-    out: Annotated[Path, typer.Argument(help="gets the merged model")],
+    adapter: Annotated[Path, typer.Argument(metavar="ADAPTER", help="folder of LoRA adapters")],
+    out: Annotated[
+        Path, typer.Argument(metavar="OUT", rich_help_panel="Output", help="folder of the merged model")
+    ],
     dtype: Annotated[
         str,
         typer.Option(
@@ -84,6 +117,10 @@ def merge(
     """Merge LoRA adapters into a model's weights.
 
     Writes BASE with the adapters of ADAPTER to OUT, a model folder.
+
+    Examples:
+        ddit merge mini runs/lora/adapter merged
+        ddit merge stable-diffusion-3-medium-diffusers runs/lora/adapter merged --dtype float16
     """
     from ddit.pipeline import Pipeline
 

@@ -6,10 +6,11 @@ from typing import Annotated
 import typer
 
 from ddit.commands import completion
-from ddit.commands.options import JsonOption
+from ddit.commands.options import JsonOption, spread
 from ddit.commands.output import print_result
 
 
+@spread
 def verify(
     folder: Annotated[
         Path, typer.Argument(metavar="DIR", help="reference tensors with the model that made them")
@@ -19,6 +20,7 @@ def verify(
     device: Annotated[
         str | None,
         typer.Option(
+            rich_help_panel="Performance",
             help="cpu, cuda, ... [default: CUDA if there is one]",
             autocompletion=completion.among(*completion.DEVICES),
         ),
@@ -26,7 +28,9 @@ def verify(
     dtype: Annotated[
         str,
         typer.Option(
-            help="float32, bfloat16 or float16", autocompletion=completion.among(*completion.DTYPES)
+            rich_help_panel="Performance",
+            help="float32, bfloat16 or float16",
+            autocompletion=completion.among(*completion.DTYPES),
         ),
     ] = "float32",
     as_json: JsonOption = False,
@@ -34,6 +38,10 @@ def verify(
     """Recompute every reference tensor of DIR.
 
     Prints the largest absolute error of each; the exit code is 1 if one is out of tolerance.
+
+    Examples:
+        ddit verify tests/data/tiny
+        ddit verify tests/data/tiny --device cuda --dtype bfloat16 --atol 0.1
     """
     from safetensors import SafetensorError
 

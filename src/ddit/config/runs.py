@@ -30,9 +30,15 @@ class OptimizerConfig:
     `muon` takes the two-dimensional matrices of the transformer blocks (attention and MLP) with `muon_lr`;
     everything else, and everything under `adamw`, takes `lr`. The schedule scales both: warm-up, then `constant`,
     `linear` (constant, then down to `final_lr_fraction` over the last `decay_fraction` of the run) or `cosine`.
+
+    Attributes:
+        name: `adamw8bit` is AdamW with both moments in 8 bits.
+        weights: what the trained weights, their gradients and their average are kept in. `bfloat16`, with `adamw8bit`
+            alone, rounds them stochastically.
     """
 
-    name: Literal["adamw", "muon"] = "adamw"
+    name: Literal["adamw", "adamw8bit", "muon"] = "adamw"
+    weights: Literal["float32", "bfloat16"] = "float32"
     lr: PositiveFloat = 3e-5
     muon_lr: PositiveFloat = 0.02
     weight_decay: NonNegativeFloat = 1e-2
@@ -43,6 +49,12 @@ class OptimizerConfig:
     decay_fraction: Fraction = 0.4
     final_lr_fraction: Fraction = 0.0
     ema_decay: FractionBelowOne = 0.9995
+
+    def __post_init__(self) -> None:
+        if self.weights == "bfloat16" and self.name != "adamw8bit":
+            raise ValueError(
+                "optimizer.weights=bfloat16 needs optimizer.name=adamw8bit, which rounds them right"
+            )
 
 
 @strict
@@ -75,6 +87,9 @@ class ParallelConfig:
         checkpoint_activations: recompute each block in the backward pass.
         compile_blocks: torch.compile, block by block.
         text_encoder: the frozen T5 on each rank whole, sharded like the model, or whole in 8 bit.
+        start_timeout_s: seconds that a rank waits for the others until the first step is done, which loads weights,
+            indexes data and compiles; longer waits end the run.
+        step_timeout_s: the same from then on, checkpoints and exports included.
     """
 
     num_replicas: PositiveInt = 1
@@ -82,6 +97,8 @@ class ParallelConfig:
     checkpoint_activations: bool = False
     compile_blocks: bool = False
     text_encoder: Literal["whole", "sharded", "int8"] = "whole"
+    start_timeout_s: PositiveFloat = 1800.0
+    step_timeout_s: PositiveFloat = 900.0
 
 
 @strict

@@ -17,7 +17,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
+from ddit.eval.intervals import weighted_sum, wilson
 from ddit.eval.items import Figure, mean, read_json_lines, require, require_list
+from ddit.files import list_names
 from ddit.images import fit_image
 from ddit.world import CLASSES, COLORS, TAGS, Detection, Prompt, WorldConfig, check_detections
 from ddit.world.detector import detect
@@ -83,8 +85,42 @@ def _check_clause(clause: Any, before: range, path: Path) -> None:
 
 def is_in_world(prompt: Prompt) -> bool:
     """Whether the world's detector knows every class and colour that the prompt names."""
+    return not _unknown_names(prompt)
+
+
+class GenevalPrompts(NamedTuple):
+    """The prompts that images are generated for; the notes say which of a file's are left out, and why."""
+
+    prompts: list[Prompt]
+    notes: tuple[str, ...] = ()
+
+
+def choose_prompts(path: Path, *, all_prompts: bool = False) -> GenevalPrompts:
+    """The prompts of a file that the world's detector can judge, or all of them.
+
+    Raises:
+        ValueError: if the file has another form, or holds no prompt that can be judged.
+    """
+    prompts = read_prompts(path)
+    known = [prompt for prompt in prompts if is_in_world(prompt)]
+    if len(known) == len(prompts):
+        return GenevalPrompts(prompts)
+    names = dict.fromkeys(name for prompt in prompts for name in _unknown_names(prompt))
+    why = f"{len(prompts) - len(known):,} name what the small world lacks ({list_names(names)})"
+    if all_prompts:
+        note = f"{len(known):,} of {len(prompts):,} prompts are scored here; {why}"
+        return GenevalPrompts(prompts, (note,))
+    hint = "--all-prompts generates images for all of them, for the official scorer"
+    if not known:
+        raise ValueError(f"'{path}': no prompt can be scored here, {why}; {hint}")
+    note = f"{len(known):,} of {len(prompts):,} prompts are used; {why} and are left out; {hint}"
+    return GenevalPrompts(known, (note,))
+
+
+def _unknown_names(prompt: Prompt) -> list[str]:
     clauses = [*prompt.include, *prompt.exclude]
-    return all(c["class"] in CLASSES and c.get("color", COLORS[0]) in COLORS for c in clauses)
+    classes = [clause["class"] for clause in clauses if clause["class"] not in CLASSES]
+    return [*classes, *(c["color"] for c in clauses if c.get("color", COLORS[0]) not in COLORS)]
 
 
 def write_metadata(folder: Path, index: int, prompt: Prompt) -> Path:
@@ -130,4 +166,6 @@ def tally_categories(tags: Sequence[str], correct: Sequence[bool]) -> list[Figur
         if chosen:
             figures.append(Figure(tag, mean(chosen), len(chosen)))
     overall = mean(figure.value for figure in figures)
-    return [Figure(OVERALL, overall, len(tags), is_share=False), *figures]
+    parts = [(figure.value, wilson(figure.value, figure.num)) for figure in figures]
+    limits = weighted_sum(1 / len(parts), parts) if parts else None
+    return [Figure(OVERALL, overall, len(tags), is_share=False, limits=limits), *figures]

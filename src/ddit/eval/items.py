@@ -5,12 +5,26 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from ddit.data.sources.finding import is_hidden
+from ddit.eval.intervals import Interval, wilson
 from ddit.files import list_names, read_text
 from ddit.images import read_image
 from ddit.world import Scene
+
+BASELINES = {
+    "majority": "majority baseline",
+    "first_two_words": "by first two words",
+    "empty_background": "empty background",
+}
+"""Baselines of an answer's accuracy, and their heads in the table.
+
+`majority`: always the most frequent right answer of those that are scored. `first_two_words`: the most frequent right
+answer to questions that begin with the same two words. `empty_background`: the model's own answers about the scene's
+background without its objects, for the small world.
+"""
 
 
 @dataclass(frozen=True)
@@ -51,22 +65,24 @@ class Figure(NamedTuple):
     Attributes:
         value: a share from 0 to 1, except for CIDEr and MME's points.
         num: samples that it is measured on.
-        baseline: what always giving the most common right answer would reach, where that means something.
-        is_share: whether `value` is a mean of `num` scores from 0 to 1, and so has a sampling error.
+        baselines: what the rules of `BASELINES` reach by the same measure, where that means something.
+        is_share: whether `value` is a mean of `num` scores from 0 to 1.
+        limits: the 95 % interval of a value that is not a share, if there is a formula for it.
     """
 
     name: str
     value: float
     num: int
-    baseline: float | None = None
+    baselines: Mapping[str, float] = MappingProxyType({})
     is_share: bool = True
+    limits: Interval | None = None
 
     @property
-    def spread(self) -> float | None:
-        """Half the width of the 95 % interval of a share (normal approximation, samples taken as independent)."""
-        if not self.is_share or not self.num:
+    def interval(self) -> Interval | None:
+        """The 95 % interval: Wilson's of a share, else `limits`; None without samples."""
+        if not self.num:
             return None
-        return 1.96 * (max(self.value * (1 - self.value), 0.0) / self.num) ** 0.5
+        return wilson(self.value, self.num) if self.is_share else self.limits
 
 
 class TaskScore(NamedTuple):

@@ -4,7 +4,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from ddit.schema import strict
+from ddit.schema import Panel, strict
 from ddit.settings import BatchSize
 
 TASKS = ("geneval", "vqav2", "vizwiz", "gqa", "pope", "mme", "caption")
@@ -18,10 +18,19 @@ class EvalOptions:
     limit: Annotated[
         int | None,
         Field(ge=1, description="at most N prompts, questions or captions a task, for a quick look"),
+        Panel("Input"),
     ] = None
     batch_size: BatchSize = 32
     num_samples: Annotated[int, Field(ge=1, description="images a prompt")] = 4
-    save_grids: Annotated[bool, Field(description="also save a prompt's images as one, grid.png")] = False
+    all_prompts: Annotated[
+        bool,
+        Field(
+            description="geneval: also the prompts beyond the small world, to be scored by the official script"
+        ),
+    ] = False
+    save_grids: Annotated[
+        bool, Field(description="also save a prompt's images as one, grid.png"), Panel("Output")
+    ] = False
     text_steps: Annotated[
         int | None, Field(ge=1, description="sampling steps of answers and captions [default: the model's]")
     ] = None

@@ -13,14 +13,15 @@ from pathlib import Path
 from typing import Any
 
 import ddit
-from ddit.eval.items import Figure
+from ddit.eval.items import BASELINES, Figure
 
 SUMMARY_FILE = "summary.json"
 PREDICTIONS_FILE = "predictions.jsonl"
 MAX_NAMED = 3
 """Corrupt samples that are named below the table."""
 _NOT_WRITTEN = re.compile(r"[\x85\u2028\u2029\ud800-\udfff]")
-TABLE_HEAD = "| task | figure | value | 95 % | number | commonest answer |\n|---|---|---|---|---|---|"
+_COLUMNS = ("task", "figure", "value", "95 % interval", "n", *BASELINES.values())
+TABLE_HEAD = f"| {' | '.join(_COLUMNS)} |\n|{'---|' * len(_COLUMNS)}"
 
 
 @dataclass(frozen=True)
@@ -49,14 +50,14 @@ class Summary:
         rows = []
         for figure in self.figures:
             digits = 3 if figure.value < 10 else 1
-            spread = "" if figure.spread is None else f"± {figure.spread:.3f}"
-            baseline = "" if figure.baseline is None else f"{figure.baseline:.3f}"
-            value = f"{figure.value:.{digits}f}"
-            rows.append(f"| {self.task} | {figure.name} | {value} | {spread} | {figure.num} | {baseline} |")
+            values = (figure.value, *(figure.interval or ()))
+            value, *limits = (f"{value:.{digits}f}" for value in values)
+            baselines = (figure.baselines.get(name) for name in BASELINES)
+            cells = ["" if baseline is None else f"{baseline:.{digits}f}" for baseline in baselines]
+            rows.append(_row(self.task, figure.name, value, " to ".join(limits), f"{figure.num:,}", *cells))
         if self.corrupt:
-            rows.append(
-                f"| {self.task} | corrupt, counted as wrong | {len(self.corrupt)} | | {self.num_samples} | |"
-            )
+            count = f"{len(self.corrupt):,}"
+            rows.append(_row(self.task, "corrupt, counted as wrong", count, "", f"{self.num_samples:,}"))
         return rows
 
     def remarks(self) -> list[str]:
@@ -71,12 +72,23 @@ class Summary:
 
     def to_json(self) -> dict[str, Any]:
         figures = [
-            {"name": f.name, "value": f.value, "num": f.num, "spread": f.spread, "baseline": f.baseline}
+            {
+                "name": f.name,
+                "value": f.value,
+                "num": f.num,
+                "interval": None if f.interval is None else list(f.interval),
+                "baselines": dict(f.baselines),
+            }
             for f in self.figures
         ]
         data = {"task": self.task, "num_samples": self.num_samples, "seconds": round(self.seconds, 2)}
         said = {"notes": list(self.notes), "num_corrupt": len(self.corrupt), "corrupt": dict(self.corrupt)}
         return {**data, "figures": figures, **said, **self.about}
+
+
+def _row(*cells: str) -> str:
+    """A row of the table, filled up with empty cells."""
+    return f"| {' | '.join([*cells, *[''] * (len(_COLUMNS) - len(cells))])} |"
 
 
 def model_hash(folder: Path) -> str:

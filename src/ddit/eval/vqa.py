@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ddit.eval.image_index import ImageIndex
+from ddit.eval.intervals import f1_interval
 from ddit.eval.items import (
     Figure,
     Item,
@@ -240,7 +241,13 @@ def score_vizwiz(items: Sequence[Item], texts: Sequence[str]) -> TaskScore:
     f1 = 2 * both / max(sum(predicted) + sum(actual), 1)
     average_precision = recall * precision + (1 - recall) * mean(actual)
     unanswerable = [
-        Figure("unanswerable: F1", f1, len(items), is_share=False),
+        Figure(
+            "unanswerable: F1",
+            f1,
+            len(items),
+            is_share=False,
+            limits=f1_interval(both, sum(predicted), sum(actual)),
+        ),
         Figure("unanswerable: precision", precision, sum(predicted)),
         Figure("unanswerable: recall", recall, sum(actual)),
         Figure("unanswerable: average precision", average_precision, len(items), is_share=False),
@@ -321,8 +328,7 @@ def score_items(
 ) -> TaskScore:
     """The mean score, and that of each `kind` and of each value of the `further` keys of the truth.
 
-    An item with a fault scores 0. Each figure's baseline is the score of always giving these items' most common right
-    answer.
+    An item with a fault scores 0. Each figure has the baselines that need no model, over its own items.
     """
     scores = [0.0 if item.fault else score(item, text) for item, text in zip(items, texts, strict=True)]
     figures = [_share("accuracy", list(zip(items, scores, strict=True)), score)]
@@ -340,9 +346,23 @@ def score_items(
 def _share(name: str, group: list[tuple[Item, float]], score: Callable[[Item, str], float]) -> Figure:
     if not group:
         return Figure(name, 0.0, 0)
-    guess = most_common([item.truth["answer"] for item, _ in group])
-    baseline = mean(score(item, guess) for item, _ in group)
-    return Figure(name, mean(value for _, value in group), len(group), baseline)
+    items = [item for item, _ in group]
+    openings: dict[str, list[Item]] = {}
+    for item in items:
+        openings.setdefault(" ".join((item.question or "").lower().split()[:2]), []).append(item)
+    baselines = {
+        "majority": mean(_scores_of_most_common(items, score)),
+        "first_two_words": mean(
+            value for alike in openings.values() for value in _scores_of_most_common(alike, score)
+        ),
+    }
+    return Figure(name, mean(value for _, value in group), len(group), baselines)
+
+
+def _scores_of_most_common(items: Sequence[Item], score: Callable[[Item, str], float]) -> list[float]:
+    """What these items' most common right answer scores on each of them."""
+    guess = most_common([item.truth["answer"] for item in items])
+    return [score(item, guess) for item in items]
 
 
 def find_image_folder(folder: Path, images: Path | None) -> Path:

@@ -18,6 +18,7 @@ import random
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from functools import cache
 from itertools import islice
 from pathlib import Path
@@ -25,6 +26,7 @@ from typing import Any, NamedTuple
 
 from PIL import Image
 
+from ddit.eval.items import Item
 from ddit.eval.vqa import NUM_ANSWERS, UNANSWERABLE, normalize_answer
 from ddit.eval.yesno import COARSE, POPE_FILES
 from ddit.files import read_json
@@ -89,6 +91,20 @@ def read_world(folder: Path) -> WorldSplit | None:
         if path.is_file():
             return parse(WorldSplit, read_json(path), "world")
     return None
+
+
+def add_scenes(folder: Path, items: Sequence[Item]) -> list[Item]:
+    """The items of a task's folder, each with its scene if `write_eval_data` made the folder."""
+    world = read_world(folder)
+    if world is None or not all(item.image.stem.isdecimal() for item in items):
+        return list(items)
+    scenes = {index: world.scene(index) for index in sorted({int(item.image.stem) for item in items})}
+    return [replace(item, scene=scenes[int(item.image.stem)]) for item in items]
+
+
+def empty_background(scene: Scene) -> Image.Image:
+    """The scene's image without its objects."""
+    return Image.fromarray(render(replace(scene, objects=())))
 
 
 def write_eval_data(

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from ddit.data.sources.finding import is_hidden
 from ddit.eval.image_index import IMAGE_SUFFIXES, ImageIndex
+from ddit.eval.intervals import f1_interval, weighted_sum, wilson
 from ddit.eval.items import (
     Figure,
     Item,
@@ -92,7 +93,11 @@ def score_pope(items: Sequence[Item], texts: Sequence[str]) -> TaskScore:
     means = []
     for same in zip(*parts, strict=True):
         count, name = sum(figure.num for figure in same), same[0].name.split(": ")[1]
-        means.append(Figure(name, mean(figure.value for figure in same), count, is_share=same[0].is_share))
+        # the files share their questions about what is there, so the limits are averaged, not combined
+        intervals = [figure.interval or (0.0, 1.0) for figure in same]
+        limits = (mean(low for low, _ in intervals), mean(high for _, high in intervals))
+        value = mean(figure.value for figure in same)
+        means.append(Figure(name, value, count, is_share=False, limits=limits))
     return TaskScore(scores, [*means, *(figure for part in parts for figure in part)])
 
 
@@ -102,8 +107,9 @@ def pope_figures(labels: Sequence[str], texts: Sequence[str]) -> list[Figure]:
     both = sum(a == b == "yes" for a, b in zip(answers, labels, strict=True))
     predicted, actual, count = answers.count("yes"), labels.count("yes"), len(labels)
     right = sum(a == b for a, b in zip(answers, labels, strict=True))
+    f1 = 2 * both / (predicted + actual) if predicted + actual else 0.0
     return [
-        Figure("F1", 2 * both / (predicted + actual) if predicted + actual else 0.0, count, is_share=False),
+        Figure("F1", f1, count, is_share=False, limits=f1_interval(both, predicted, actual)),
         Figure("accuracy", right / count if count else 0.0, count),
         Figure("precision", both / predicted if predicted else 0.0, predicted),
         Figure("recall", both / actual if actual else 0.0, actual),
@@ -173,26 +179,42 @@ def score_mme(items: Sequence[Item], texts: Sequence[str]) -> TaskScore:
     by_kind: dict[str, dict[Path, list[float]]] = {}
     for item, score in zip(items, scores, strict=True):
         by_kind.setdefault(item.truth["kind"], {}).setdefault(item.image, []).append(score)
-    points, figures, asked = {}, [], {}
+    points: dict[str, Figure] = {}
+    figures: list[Figure] = []
     for kind, pairs in by_kind.items():
         answers = [score for pair in pairs.values() for score in pair]
         both = [float(min(pair)) for pair in pairs.values()]
-        asked[kind], points[kind] = len(answers), 100 * (mean(answers) + mean(both))
-        figures += [
-            Figure(kind, points[kind], len(answers), is_share=False),
+        shares = [
             Figure(f"{kind}: accuracy", mean(answers), len(answers)),
             Figure(f"{kind}: accuracy+", mean(both), len(both)),
         ]
+        points[kind] = _mme_points(kind, *shares)
+        figures += [points[kind], *shares]
     sums = []
     for name, kinds in (("perception", PERCEPTION), ("cognition", COGNITION), ("coarse", COARSE)):
         known = [kind for kind in kinds if kind in points]
         # the four coarse categories get their own sum only if there are others, too
         if known and (name != "coarse" or any(k in points for k in PERCEPTION[len(COARSE) :])):
-            total = sum(points[kind] for kind in known)
-            sums.append(Figure(f"{name}, sum", total, sum(asked[kind] for kind in known), is_share=False))
+            sums.append(_mme_sum(f"{name}, sum", [points[kind] for kind in known]))
     others = [mme_answer(text) == "other" for item, text in zip(items, texts, strict=True) if not item.fault]
     unclear = Figure("unclear", mean(others), len(others))
     return TaskScore(scores, [*sums, *figures, unclear], _note_categories(points))
+
+
+def _mme_points(kind: str, accuracy: Figure, accuracy_plus: Figure) -> Figure:
+    """100 x (accuracy + accuracy+), which are of the same answers: so the limits add up, too."""
+    (low, high), (low_plus, high_plus) = (
+        wilson(figure.value, figure.num) for figure in (accuracy, accuracy_plus)
+    )
+    limits = (100 * (low + low_plus), 100 * (high + high_plus))
+    value = 100 * (accuracy.value + accuracy_plus.value)
+    return Figure(kind, value, accuracy.num, is_share=False, limits=limits)
+
+
+def _mme_sum(name: str, points: Sequence[Figure]) -> Figure:
+    limits = weighted_sum(1, [(figure.value, figure.interval) for figure in points if figure.interval])
+    count = sum(figure.num for figure in points)
+    return Figure(name, sum(figure.value for figure in points), count, is_share=False, limits=limits)
 
 
 def _note_categories(found: Collection[str]) -> tuple[str, ...]:

@@ -1,11 +1,30 @@
-"""What the pipeline's verbs share: one or many texts, numbers that must match, work in batches."""
+"""What the pipeline's verbs share: one or many texts, seeds, numbers that must match, work in batches."""
 
+import logging
+import operator
+import secrets
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Generic, NamedTuple, TypeVar
 
 import torch
 
+logger = logging.getLogger(__name__)
+
 State = TypeVar("State")
+Result = TypeVar("Result")
+
+Seed = int | Sequence[int] | None
+"""Of the first sample, or one a sample; None draws a new one."""
+
+
+class Samples(list[Result]):
+    """What a verb gives: a list, with the seed of each sample in `seeds`."""
+
+    seeds: list[int]
+
+    def __init__(self, results: Iterable[Result], seeds: list[int]) -> None:
+        super().__init__(results)
+        self.seeds = seeds
 
 
 class Step(NamedTuple, Generic[State]):
@@ -29,11 +48,22 @@ BatchCallback = Callable[[int, int, Any], None]
 """What a process calls after every step of one batch: (steps done, steps in all, the batch's state)."""
 
 
-def as_list(texts: str | Sequence[str]) -> list[str]:
-    texts = [texts] if isinstance(texts, str) else list(texts)
-    if not texts:
+def as_list(texts: str | Sequence[str], what: str = "texts") -> list[str]:
+    """One text or many as a list.
+
+    Raises:
+        ValueError: if there is none.
+        TypeError: if there is anything but texts.
+    """
+    many: Any = texts
+    found = [many] if isinstance(many, str) or not isinstance(many, Iterable) else list(many)
+    if not found:
         raise ValueError("no text given")
-    return texts
+    wrong = next((item for item in found if not isinstance(item, str)), "")
+    if wrong != "":
+        shown = repr(wrong) if isinstance(wrong, int | float | None) else type(wrong).__name__
+        raise TypeError(f"{what} must be a text or a list of texts, got {shown}")
+    return found
 
 
 def matched(items: list, count: int, what: str, others: str) -> list:
@@ -68,18 +98,51 @@ def groups(
         yield rows, _counted(on_step, rows, index, len(found), num_steps)
 
 
-def sample_seeds(seed: int | Sequence[int], count: int) -> list[int]:
-    """The seeds of so many samples: `seed` and those after it, or the ones given.
+def new_seed() -> int:
+    """A seed that no one can foretell, short enough to be typed; logged, so that a call can be repeated."""
+    seed = secrets.randbelow(2**31)
+    logger.info("seed %d", seed)
+    return seed
 
-    Raises ValueError on a seed that is negative or too large, or on seeds of another number than the samples.
+
+def sample_seeds(seed: Seed, count: int) -> list[int]:
+    """The seeds of so many samples: `seed` and those after it (None: those after a new one), or the ones given.
+
+    Raises:
+        ValueError: on a seed that is negative or too large, or on seeds of another number than the samples.
+        TypeError: on what is no whole number.
     """
-    seeds = [seed + row for row in range(count)] if isinstance(seed, int) else list(seed)
+    given: Any = new_seed() if seed is None else seed
+    try:
+        is_one = hasattr(given, "__index__")
+        first = operator.index(given) if is_one else 0
+        seeds = range(first, first + count) if is_one else [operator.index(number) for number in given]
+    except TypeError:
+        kind = type(given).__name__
+        raise TypeError(
+            f"seed must be a whole number, a list with one a sample, or None; got {kind}"
+        ) from None
     if len(seeds) != count:
         raise ValueError(f"{len(seeds)} seeds do not match {count} samples")
     for number in seeds:
         if not 0 <= number < 2**62 + count:
             raise ValueError(f"seed must be at least 0 and below 2**62, got {number}")
-    return seeds
+    return list(seeds)
+
+
+def drawn_seeds(generator: torch.Generator | Sequence[torch.Generator]) -> Seed:
+    """The seed that a generator draws, or those that several draw.
+
+    Raises TypeError on what is no generator.
+    """
+    many = list(generator) if isinstance(generator, Sequence) else [generator]
+    for one in many:
+        if not isinstance(one, torch.Generator):
+            raise TypeError(
+                f"generator must be a torch.Generator or a list of them, got {type(one).__name__}"
+            )
+    seeds = [int(torch.randint(2**31, (), generator=one, device=one.device)) for one in many]
+    return seeds if isinstance(generator, Sequence) else seeds[0]
 
 
 def sample_generators(seeds: Iterable[int]) -> list[torch.Generator]:

@@ -6,7 +6,7 @@ from typing import TypeVar
 
 from PIL import Image
 
-from ddit.inference.batching import Step, StepCallback, sample_seeds
+from ddit.inference.batching import Seed, Step, StepCallback, sample_seeds
 from ddit.inference.image_generator import ImageGenerator
 from ddit.inference.scoring import Scorer
 from ddit.settings import ImageOptions, ScoreOptions
@@ -21,7 +21,7 @@ def generate_best(
     best_of: int,
     options: ImageOptions,
     *,
-    seed: int | Sequence[int] = 0,
+    seed: Seed = 0,
     on_step: StepCallback | None = None,
 ) -> list[Image.Image]:
     """An image a prompt, the one of `best_of` with the highest score of the prompt as its caption.

@@ -26,6 +26,12 @@ class EncodedImage:
     latents: Tensor
     kv: ImageKV | None
 
+    def __repr__(self) -> str:
+        kept = "latents" if self.kv is None else "latents, keys and values"
+        width, height = self.image.size
+        dtype = str(self.latents.dtype).removeprefix("torch.")
+        return f"<EncodedImage of {width}x{height} pixels: {kept}, {dtype} on {self.latents.device}>"
+
 
 ImageInput = ImageSource | EncodedImage
 FittedImage = Image.Image | EncodedImage

@@ -9,7 +9,15 @@ from torch import Tensor
 
 from ddit.diffusion.flow import Known, sample_latents, sampling_times
 from ddit.images import to_images, to_tensor
-from ddit.inference.batching import StepCallback, as_list, matched, parts, sample_generators, sample_seeds
+from ddit.inference.batching import (
+    Seed,
+    StepCallback,
+    as_list,
+    matched,
+    parts,
+    sample_generators,
+    sample_seeds,
+)
 from ddit.inference.callables import velocity_fn
 from ddit.inference.editing import Grid, Originals
 from ddit.model.dual_dit import DualDiT
@@ -35,7 +43,7 @@ class ImageGenerator:
         options: ImageOptions,
         originals: Originals | None = None,
         *,
-        seed: int | Sequence[int] = 0,
+        seed: Seed = 0,
         candidates: Sequence[int] | None = None,
         on_step: StepCallback | None = None,
     ) -> list[Image.Image]:

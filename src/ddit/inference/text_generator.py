@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ddit.diffusion.masked import LogitsFn, guided_logits, sample_text
 from ddit.diffusion.unmasking import answer_blocks
-from ddit.inference.batching import StepCallback, groups, sample_generators, sample_seeds
+from ddit.inference.batching import Seed, StepCallback, groups, sample_generators, sample_seeds
 from ddit.inference.callables import ImageContext, Refresh, TextStates, logits_fn, null_context, null_image_kv
 from ddit.inference.image_cache import FittedImage, ImageCache
 from ddit.model.dual_dit import DualDiT, ImageKV
@@ -33,7 +33,7 @@ class TextGenerator:
         images: Sequence[FittedImage] | None,
         options: TextOptions,
         *,
-        seed: int | Sequence[int] = 0,
+        seed: Seed = 0,
         banned_ids: Sequence[int] = (),
         on_step: StepCallback | None = None,
     ) -> TokenizedPrompt:

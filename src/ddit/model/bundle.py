@@ -2,11 +2,13 @@
 
 import os
 from dataclasses import dataclass
-from typing import Self
+from functools import partial
+from typing import Any, Self
 
 import torch
 
-from ddit.devices import find_device, find_dtype
+from ddit.devices import DTYPES, find_device, find_dtype
+from ddit.habits import guarded
 from ddit.model.adapters import load_adapters, merge_adapters
 from ddit.model.dual_dit import DualDiT
 from ddit.model.encoders import ImageCodec, TextCodec
@@ -17,7 +19,7 @@ from ddit.model.weights import load_mask_embedding
 from ddit.settings import ModelSettings
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)
 class ModelBundle:
     """A D-DiT with its frozen encoders and its settings, made ready to be used.
 
@@ -25,12 +27,14 @@ class ModelBundle:
         transformer: the two-headed model.
         image_codec, text_codec: images <-> latents, text <-> tokens and states.
         settings: defaults of sampling, lengths, the prompts' templates.
+        name: what it was loaded by, for `repr`.
     """
 
     transformer: DualDiT
     image_codec: ImageCodec
     text_codec: TextCodec
     settings: ModelSettings
+    name: str = "model"
 
     def __post_init__(self) -> None:
         self.transformer.eval().requires_grad_(False)
@@ -46,7 +50,18 @@ class ModelBundle:
         if config.vocab_size < text.vocab_size:
             raise ValueError(f"the text head has {config.vocab_size} rows for {text.vocab_size} tokens")
 
+    def __repr__(self) -> str:
+        numbers = sum(parameter.numel() for parameter in self.transformer.parameters())
+        size, dtype = self.settings.image_size, str(self.dtype).removeprefix("torch.")
+        of = f"{numbers / 1e9:.2f} B" if numbers >= 1e9 else f"{numbers / 1e6:.1f} M"
+        place = f"{self.device}" + (", encoders on the CPU" if self.text_codec.offload_device else "")
+        kind = type(self).__name__
+        return (
+            f"<{kind} {self.name}: transformer of {of} parameters, {size}x{size} pixels, {dtype} on {place}>"
+        )
+
     @classmethod
+    @partial(guarded, aliases={"torch_dtype": "dtype", "device_map": "device"})
     def from_pretrained(
         cls,
         name_or_path: str | os.PathLike[str] = "mini",
@@ -74,6 +89,8 @@ class ModelBundle:
                 cannot hold them beside the transformer.
             compile: see `compile`.
 
+        diffusers' and transformers' torch_dtype and device_map ("cuda", "cpu", "auto") stand for dtype and device.
+
         Raises:
             ValueError: in one line; unknown model, dtype or device, or a folder that is incomplete or broken.
         """
@@ -94,7 +111,7 @@ class ModelBundle:
                 codec.offload_device = device
             else:
                 codec.to(device=device)
-        bundle = cls(*parts)
+        bundle = cls(*parts, name=os.fspath(name_or_path))
         return bundle.compile() if compile else bundle
 
     def compile(self) -> Self:
@@ -104,6 +121,7 @@ class ModelBundle:
         self.text_codec.compile()
         return self
 
+    @guarded
     def save_pretrained(
         self, folder: str | os.PathLike[str], *, dtype: str | torch.dtype | None = None
     ) -> None:
@@ -117,9 +135,17 @@ class ModelBundle:
             dtype=None if dtype is None else find_dtype(dtype),
         )
 
-    def to(self, device: str | torch.device | None = None, dtype: str | torch.dtype | None = None) -> Self:
-        """Moves all parts to a device and a dtype; None leaves that one as it is. Offloaded parts stay on the CPU."""
-        device = self.device if device is None else find_device(device)
+    def to(
+        self, device: str | torch.device | torch.dtype | None = None, dtype: str | torch.dtype | None = None
+    ) -> Self:
+        """Moves all parts to a device and a dtype; None leaves that one as it is. Offloaded parts stay on the CPU.
+
+        A dtype may also stand first: `to(torch.bfloat16)`.
+        """
+        place: Any = device
+        if isinstance(place, torch.dtype) or place in DTYPES:
+            place, dtype = dtype, place
+        device = self.device if place is None else find_device(place)
         dtype = self.dtype if dtype is None else find_dtype(dtype)
         self.transformer.to(device=device, dtype=dtype)
         for codec in (self.image_codec, self.text_codec):
@@ -127,6 +153,15 @@ class ModelBundle:
                 codec.offload_device = device
             codec.to(device=device if codec.offload_device is None else "cpu", dtype=dtype)
         return self
+
+    def enable_model_cpu_offload(self, device: str | torch.device | None = None) -> None:
+        """Keeps text encoder and autoencoder on the CPU except while they are used, and the transformer on a device.
+
+        As `from_pretrained(..., offload=True)`. device: by default CUDA where there is one.
+        """
+        for codec in (self.image_codec, self.text_codec):
+            codec.offload_device = find_device(device)
+        self.to(find_device(device))
 
     @property
     def device(self) -> torch.device:

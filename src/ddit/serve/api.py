@@ -82,6 +82,17 @@ def create_app(engine: Engine | Pipeline, config: ServeConfig | None = None) -> 
 def _add_status_routes(app: FastAPI, service: Service) -> None:
     engine = service.engine
 
+    @app.get("/", include_in_schema=False)
+    async def index() -> dict[str, str]:
+        return {
+            "name": f"ddit {ddit.__version__}",
+            "model": service.model_name,
+            "docs": "/docs",
+            "openapi": "/openapi.json",
+            "api": "/v1",
+            "health": "/healthz",
+        }
+
     @app.get(
         "/healthz", tags=["status"], summary="Whether requests are taken", responses={503: {"model": Health}}
     )

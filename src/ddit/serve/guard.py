@@ -16,7 +16,7 @@ from ddit.serve.options import ServeConfig
 
 log = logging.getLogger(__name__)
 
-OPEN = re.compile(r"/healthz|/docs|/static-offline-docs/.+|/openapi\.json|/v1/files/[^/]+/content")
+OPEN = re.compile(r"/|/healthz|/docs|/static-offline-docs/.+|/openapi\.json|/v1/files/[^/]+/content")
 """Paths that need no token. The content of a file is protected by its id, which only its owner knows."""
 
 DRAINED = 4

@@ -2,11 +2,11 @@
 
 from dataclasses import field
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 from pydantic import Field
 
-from ddit.schema import strict
+from ddit.schema import Panel, strict
 
 Count = Annotated[int, Field(ge=1)]
 
@@ -14,6 +14,8 @@ Count = Annotated[int, Field(ge=1)]
 @strict
 class Limits:
     """Of the engine: its batches, its queue, the time of a job."""
+
+    panel: ClassVar[str] = "Limits"
 
     max_batch_size: Annotated[Count, Field(description="jobs in one call of the model")] = 16
     max_wait: Annotated[
@@ -31,12 +33,16 @@ class ServeConfig:
         ValueError: for a value out of range.
     """
 
+    panel: ClassVar[str] = "Limits"
+
     model_name: Annotated[
-        str | None, Field(description="what clients call the model [default: its folder's name]")
+        str | None,
+        Field(description="what clients call the model [default: its folder's name]"),
+        Panel("Server"),
     ] = None
-    api_key: Annotated[str | None, Field(description="bearer token that requests must bring")] = field(
-        default=None, repr=False
-    )
+    api_key: Annotated[
+        str | None, Field(description="bearer token that requests must bring"), Panel("Server")
+    ] = field(default=None, repr=False)
     limits: Limits = field(default_factory=Limits)
     max_n: Annotated[Count, Field(description="images or answers of one request")] = 10
     max_steps: Annotated[Count, Field(description="sampling steps of one image or text")] = 100
@@ -45,23 +51,28 @@ class ServeConfig:
     max_image_pixels: Annotated[Count, Field(description="pixels of an image that is sent in")] = 16_000_000
     max_body_bytes: Annotated[Count, Field(description="bytes of a request")] = 20_000_000
     body_timeout: Annotated[float, Field(gt=0, description="seconds for a request's body to arrive")] = 30.0
-    fetch_urls: Annotated[bool, Field(description="fetch images from public addresses that clients name")] = (
-        False
-    )
+    fetch_urls: Annotated[
+        bool, Field(description="fetch images from public addresses that clients name"), Panel("Server")
+    ] = False
     files: Annotated[
         Path | None,
         Field(
             description="folder of uploads and of images sent as URLs; replicas may share it "
             "[default: a temporary one]"
         ),
+        Panel("Server"),
     ] = None
     max_files: Annotated[Count, Field(description="files that are kept; the oldest go first")] = 1000
     max_files_bytes: Annotated[Count, Field(description="bytes of the files that are kept")] = 1_000_000_000
     public_url: Annotated[
-        str | None, Field(description="this server's address in URLs of images [default: the request's]")
+        str | None,
+        Field(description="this server's address in URLs of images [default: the request's]"),
+        Panel("Server"),
     ] = None
     cors_origin: Annotated[
-        tuple[str, ...], Field(description="origin whose pages may use the API; may be given several times")
+        tuple[str, ...],
+        Field(description="origin whose pages may use the API; may be given several times"),
+        Panel("Server"),
     ] = ()
 
     def __post_init__(self) -> None:

@@ -1,9 +1,10 @@
-"""Parts of the page: its theme, its heading, boxes with examples, the painter, files of images."""
+"""Parts of the page: its theme, its heading, boxes and buttons, the painter, files of images."""
 
 import shutil
 from collections.abc import Sequence
 from hashlib import sha256
 from html import escape
+from importlib.metadata import metadata
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from PIL import Image
 
 from ddit.files import write_atomically
 from ddit.serve.files import encode_image_file
+from ddit.settings import ImageSampling
 
 MAX_CHARACTERS = 500
 EVENT: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
@@ -24,11 +26,20 @@ AT_ONCE = {**EVENT, "queue": False}
 answers closes, so that only runs of the model are queued."""
 
 PAINTER_HTML = """<div class="painter">
-<p id="painter-help">Paint over the part to replace. By keyboard: arrows move, space paints, delete clears.</p>
-<div class="surface"><img alt=""><canvas tabindex="0" role="application" aria-label="Part to replace"
-aria-describedby="painter-help"></canvas><span class="cursor"></span></div>
-<button type="button" class="clear">Clear</button>
+<div class="surface"><img alt="The image to edit"><canvas tabindex="0" role="application"
+aria-roledescription="brush" aria-label="Part to replace" aria-describedby="painter-help"></canvas><span
+class="cursor"></span></div>
+<div class="state"><button type="button" class="clear">Clear</button><p role="status"></p></div>
+<p id="painter-help" class="help">Arrows move the brush, Space paints, Shift with an arrow paints a line, Delete clears.</p>
 </div>"""
+
+SEED_HELP = "The same seed gives the same image."
+STEPS_HELP = "More take longer, fewer are coarser."
+GUIDANCE_HELP = "Higher keeps closer to the prompt."
+RANDOM_SEED = "() => Math.floor(Math.random() * 2 ** 32)"
+
+LINKS = {"Documentation": "Documentation", "Issues": "Report a problem"}
+"""Links of the package's metadata that the page shows, and under what name."""
 
 
 def make_theme() -> themes.Base:
@@ -102,13 +113,58 @@ def without_suffix(path: str) -> str:
     return str(shutil.copyfile(path, f"{path}.unread"))
 
 
-def heading(name: str, size: int, has_world: bool) -> str:
+def project_links() -> list[tuple[str, str]]:
+    """Names and addresses of the project's documents, as the package's metadata gives them."""
+    given = metadata("ddit").get_all("Project-URL") or []
+    found = dict(entry.split(", ", 1) for entry in given)
+    return [(shown, found[label]) for label, shown in LINKS.items() if label in found]
+
+
+def heading(name: str, size: int, has_world: bool, links: Sequence[tuple[str, str]]) -> str:
     world = "It knows a small world of emoji: 24 things in ten colours." if has_world else ""
     return (
         "<header><h1>One model, both ways</h1>"
         f"<p>It generates images from text and text from images, both by diffusion. {world} "
-        f"<span class='model'>{escape(name)} · {size} pixels</span></p></header>"
+        f"<span class='model'>{escape(name)} · {size} pixels</span></p>"
+        f"{_navigation(links) if links else ''}</header>"
     )
+
+
+def _navigation(links: Sequence[tuple[str, str]]) -> str:
+    shown = (
+        f'<a href="{escape(url)}" target="_blank" rel="noreferrer">{escape(text)}</a>' for text, url in links
+    )
+    return f'<nav aria-label="Documents">{"".join(shown)}</nav>'
+
+
+def stop_button() -> gr.Button:
+    return gr.Button("Stop", interactive=False, scale=0, min_width=80)
+
+
+def seed_box() -> gr.Number:
+    """The seed, and the button that draws another one."""
+    with gr.Row(elem_classes="seed"):
+        seed = gr.Number(0, label="Seed", info=SEED_HELP, precision=0, minimum=0, min_width=120)
+        button = gr.Button("Random seed", size="md", scale=0, min_width=120)
+    button.click(None, None, seed, js=RANDOM_SEED, **EVENT)
+    checked_later(seed)
+    return seed
+
+
+def sampling_boxes(sampling: ImageSampling, max_steps: int, max_guidance: float) -> list[gr.Number]:
+    """Seed, steps, guidance."""
+    seed = seed_box()
+    with gr.Row(elem_classes="settings"):
+        steps = gr.Number(
+            sampling.num_steps, label="Steps", info=STEPS_HELP, precision=0, minimum=1, maximum=max_steps, min_width=90
+        )  # fmt: skip
+        guidance = gr.Number(
+            sampling.guidance_scale, label="Guidance", info=GUIDANCE_HELP, step=0.5, minimum=0, maximum=max_guidance,
+            min_width=90,
+        )  # fmt: skip
+    for number in (steps, guidance):
+        checked_later(number)
+    return [seed, steps, guidance]
 
 
 def suggestions(label: str, texts: tuple[str, ...], target: gr.Textbox) -> gr.Dataset:

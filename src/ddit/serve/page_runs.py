@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 
 from ddit.diffusion.flow import sampling_times
-from ddit.images import fit_image, read_image
+from ddit.images import fit_image, is_animated, read_image
 from ddit.inference.batching import Step
 from ddit.serve import page_view as view
 from ddit.serve.engine import Engine
@@ -34,6 +34,7 @@ MAX_SEED = 2**53 - 1
 """Larger whole numbers are not exact in a browser."""
 
 NO_IMAGE = "there is no image yet: upload or paste one"
+FIRST_FRAME = "The file is animated: its first frame is used."
 NO_PAINT = "nothing is painted yet: paint over the part to replace"
 
 
@@ -158,9 +159,9 @@ class Runs:
     async def _text_frames(self, job: Job, pace: float) -> AsyncIterator[str]:
         async for frames, result in self._text_steps(job, pace):
             if result is None:
-                yield view.words_line(self._own_words(job, frames[-1])) + view.legend()
+                yield view.words_line(self._own_words(job, frames[-1]))
                 continue
-            words = view.words_line(self._own_words(job, frames[-1]), finished=True) + view.legend()
+            words = view.words_line(self._own_words(job, frames[-1]), finished=True)
             text = result.value or "(no words)"
             yield "".join(map(_hint, result.warnings)) + view.answer(text) + words
 
@@ -229,6 +230,13 @@ class Runs:
             return fit_image(read_image(image), self.image_size, self.image_size)
         except ValueError as error:  # the user does not know the file's name on the server
             raise ValueError(str(error).replace(f"'{image}'", "the file")) from None
+
+    def frame_note(self, image: str | None) -> str:
+        """A line about an animated image, of which only one frame is used, as HTML; empty for any other."""
+        try:
+            return view.note(FIRST_FRAME) if image is not None and is_animated(image) else ""
+        except ValueError:  # `image_fault` reports it
+            return ""
 
     def image_fault(self, image: str | None) -> str:
         """A line about an image that cannot be read, as HTML; empty if it can, or if there is none."""

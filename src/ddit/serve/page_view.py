@@ -108,6 +108,9 @@ def note(text: str, *, fault: bool = False) -> str:
     return f'<p class="note {kind}" role="{role}">{escape(text)}</p>'
 
 
+STOPPED = note("Stopped.")
+
+
 def figure(image: Image.Image, alt: str, *, done: int = 0, total: int = 0, name: str = "") -> str:
     """An image as large as its place allows.
 
@@ -138,19 +141,21 @@ def placeholder(text: str) -> str:
 
 
 def words_line(words: Words, *, finished: bool = False) -> str:
-    """The text: blocks where it is masked, words shaded by their confidence, which is also shown as a number.
+    """The text and its legend: blocks where it is masked, words shaded by their confidence, also shown as a number.
 
     Of the end-of-text tokens of a finished text only the first is shown.
     """
     shown = shorten(words) if finished else words
-    return f'<p class="words">{"".join(_chip(word) for word in shown)}</p>'
+    return f'<p class="words">{"".join(_chip(word) for word in shown)}</p>{legend(shown)}'
 
 
-def legend() -> str:
-    """What the shades mean."""
+def legend(words: Words) -> str:
+    """What the shades of the words mean, and "end" if it is among them."""
+    has_end = any(word.kind == "end" for word in words)
     return (
-        '<p class="legend"><span class="scale" aria-hidden="true"></span> the model\'s confidence in a word when it '
-        "filled it in, in percent; <b>end</b> is the end of the text</p>"
+        '<p class="legend"><span class="range">0 % <span class="scale" aria-hidden="true"></span> 100 %</span> '
+        "The model's confidence in a word when it filled it in."
+        f"{' <b>end</b> marks the end of the text.' if has_end else ''}</p>"
     )
 
 
@@ -209,7 +214,7 @@ def text_steps(frames: Sequence[Words]) -> str:
         "<h2>From masks to a caption</h2>"
         "<p>Then the same model captions its image. At first all positions are masked. Each step reads the whole "
         "text and fills the positions in which the model is most confident, in any order.</p>"
-        f"{_scroller(table, 'The text, step by step')}{legend()}"
+        f"{_scroller(table, 'The text, step by step')}{legend(frames[-1])}"
     )
 
 

@@ -139,7 +139,11 @@ def _build(
         mask_embedding = torch.empty(codec.width)  # on the meta device there is nothing to copy to
         if not mask_embedding.is_meta:
             mask_embedding.copy_(rows[codec.mask_token_id].detach())
-    return Learner(cfg.objective, transformer, head, mask_embedding)
+    learner = Learner(cfg.objective, transformer, head, mask_embedding)
+    if cfg.optimizer.weights == "bfloat16":
+        for parameter in learner.trained().values():
+            parameter.data = parameter.data.bfloat16()
+    return learner
 
 
 def start_weights(config: DualDiTConfig, init: str | None, seed: int) -> DualDiT:

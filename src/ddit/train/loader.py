@@ -156,8 +156,8 @@ def _start_worker(worker: int) -> None:
 
     Workers end when the loader is closed, and within seconds of their parent's death.
     """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
 
 
 class CorruptCounter:

@@ -10,7 +10,8 @@ from types import FrameType
 from typing import Any
 
 from ddit.config.runs import DualRun, from_json
-from ddit.devices import join_ranks
+from ddit.devices import join_ranks, limit_waits
+from ddit.errors import Stopped
 from ddit.train.checkpoint import Checkpoint, find_newest
 from ddit.train.loader import closing_workers, step_loader
 from ddit.train.trainer import Trainer
@@ -19,12 +20,14 @@ from ddit.train.watch import Watch
 _FREE_TO_CHANGE = ("out", "vae", "text", "init", "max_steps", "micro_batch_size", "report.", "parallel.")
 _FREE_TO_CHANGE += ("data.num_workers", "data.held_out", "non_finite", "max_skipped")
 """Keys that may differ when a run is resumed; any other difference is printed."""
+_STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+"""SIGUSR1 is what SLURM is asked to send ahead of a job's end."""
 
 
 def train(cfg: DualRun, *, stop_at: int | None = None) -> Path:
     """Starts or resumes the run in `cfg.out`, until `max_steps`; leaves `export/` and `export_raw/` there.
 
-    On SIGTERM or SIGINT it saves, exports and raises `KeyboardInterrupt`. `stop_at` ends as a signal would, after that
+    On SIGTERM, SIGINT or SIGUSR1 it saves, exports and raises `Stopped`. `stop_at` ends as a signal would, after that
     many steps, but returns.
 
     Raises:
@@ -33,11 +36,13 @@ def train(cfg: DualRun, *, stop_at: int | None = None) -> Path:
         OSError: if a checkpoint cannot be written.
     """
     trainer = Trainer(cfg, join_ranks())
+    limit_waits(cfg.parallel.start_timeout_s)
     checkpoint = trainer.ranks.share(find_newest(trainer.out) if trainer.ranks.is_first else None)
     if checkpoint is not None:
         _compare_configs(checkpoint, cfg, is_quiet=not trainer.ranks.is_first)
         trainer.resume(checkpoint)
     last = cfg.max_steps if stop_at is None else min(stop_at, cfg.max_steps)
+    first = trainer.step
     watch = Watch(trainer)
     saved_at = trainer.step if checkpoint is not None else None
     stopped = False
@@ -47,6 +52,8 @@ def train(cfg: DualRun, *, stop_at: int | None = None) -> Path:
             _, batches = next(loader)
             result = trainer.train_step(batches, stop=bool(requests), save=watch.wants_checkpoint())
             stopped = result.stop
+            if trainer.step == first + 1:
+                limit_waits(cfg.parallel.step_timeout_s)
             watch.after_step(result)
             if result.save:
                 trainer.save()
@@ -59,19 +66,19 @@ def train(cfg: DualRun, *, stop_at: int | None = None) -> Path:
         watch.finish()
     trainer.ranks.wait()
     if stopped:
-        raise KeyboardInterrupt(f"stopped by a signal after {trainer.step} steps; saved in {trainer.out}")
+        raise Stopped(f"stopped by a signal after {trainer.step} steps; saved in {trainer.out}")
     return trainer.out
 
 
 @contextmanager
 def _stop_requests() -> Iterator[list[int]]:
-    """Collects SIGTERM and SIGINT in a list instead of letting them end the process at any point."""
+    """Collects SIGTERM, SIGINT and SIGUSR1 in a list instead of letting them end the process at any point."""
     received: list[int] = []
 
     def note(number: int, frame: FrameType | None) -> None:
         received.append(number)
 
-    before = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
+    before = {number: signal.signal(number, note) for number in _STOP_SIGNALS}
     try:
         yield received
     finally:
@@ -80,12 +87,15 @@ def _stop_requests() -> Iterator[list[int]]:
 
 
 def _compare_configs(checkpoint: Checkpoint, cfg: DualRun, *, is_quiet: bool) -> None:
-    """Prints on stderr the settings that were changed since the checkpoint; another model is a `ValueError`."""
+    """Prints on stderr the settings that were changed since the checkpoint; another model or optimiser is a
+    `ValueError`."""
     before = _flatten(dataclasses.asdict(from_json(checkpoint.description["config"])))
     now = _flatten(dataclasses.asdict(cfg))
     changed = [key for key in sorted(before | now) if before.get(key) != now.get(key)]
     if any(key.startswith("model.") for key in changed):
         raise ValueError(f"{cfg.out} holds a run of another model: choose another folder")
+    if "optimizer.name" in changed:
+        raise ValueError(f"{cfg.out} holds a run with another optimizer.name: choose another folder")
     for key in changed:
         if not is_quiet and not key.startswith(_FREE_TO_CHANGE):
             print(f"resumed with another {key}: {before.get(key)} -> {now.get(key)}", file=sys.stderr)

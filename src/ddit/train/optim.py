@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ddit.config.runs import OptimizerConfig
+from ddit.train.adamw8bit import AdamW8bit, round_stochastically
 from ddit.train.muon import Muon
 from ddit.train.parallel import local
 
@@ -36,7 +37,9 @@ def is_block_matrix(name: str, parameter: Tensor) -> bool:
 def build_optimizers(
     trained: Mapping[str, nn.Parameter], cfg: OptimizerConfig
 ) -> dict[str, torch.optim.Optimizer]:
-    """The optimisers by name: "adamw", and with `cfg.name == "muon"` "muon" for the matrices of the blocks."""
+    """The optimisers by name: "adamw", of float32 or 8-bit state, and for `cfg.name == "muon"` also "muon", which takes
+    the matrices of the blocks.
+    """
     matrices = [p for name, p in trained.items() if cfg.name == "muon" and is_block_matrix(name, p)]
     taken = {id(p) for p in matrices}
     rest = {name: p for name, p in trained.items() if id(p) not in taken}
@@ -47,8 +50,11 @@ def build_optimizers(
         {"params": decayed, "weight_decay": cfg.weight_decay},
         {"params": kept, "weight_decay": 0.0},
     ]
+    groups = [g for g in groups if g["params"]]
+    if cfg.name == "adamw8bit":
+        return {"adamw": AdamW8bit(groups, lr=cfg.lr, betas=cfg.betas)}
     optimizers: dict[str, torch.optim.Optimizer] = {
-        "adamw": torch.optim.AdamW([g for g in groups if g["params"]], lr=cfg.lr, betas=cfg.betas, fused=True)
+        "adamw": torch.optim.AdamW(groups, lr=cfg.lr, betas=cfg.betas, fused=True)
     }
     if matrices:
         optimizers["muon"] = Muon(matrices, lr=cfg.muon_lr, weight_decay=cfg.weight_decay)
@@ -81,11 +87,16 @@ def make_room(
     for full_name, shape in shapes.items():
         key, _, name = full_name.partition(".")
         parameter = trained[name]
+        optimizer = of[id(parameter)]
+        if isinstance(optimizer, AdamW8bit):
+            if not optimizer.state[parameter]:
+                optimizer.state[parameter].update(optimizer.new_state(parameter))
+            continue
         is_like = shape == tuple(parameter.shape)  # else a scalar: the count of its steps
         room = (
             torch.zeros_like(parameter.detach()) if is_like else torch.zeros(shape, device=parameter.device)
         )
-        of[id(parameter)].state[parameter][key] = room
+        optimizer.state[parameter][key] = room
 
 
 def set_lr(optimizers: dict[str, torch.optim.Optimizer], cfg: OptimizerConfig, factor: float) -> None:
@@ -103,10 +114,11 @@ def scale_gradients(gradients: Sequence[Tensor], max_norm: float, norm: float) -
 
 
 class Ema:
-    """Exponential moving average of float32 parameters: s <- d s + (1 - d) w, from s = w at the start.
+    """Exponential moving average of parameters: s <- d s + (1 - d) w, from s = w at the start, in the type of w.
 
     Early on d is (1 + k) / (10 + k) in update k, so that the fresh weights are soon forgotten. Each rank averages its
-    own part of sharded parameters.
+    own part of sharded parameters. In bfloat16 a step towards w is mostly too small to be seen: it is rounded
+    stochastically.
     """
 
     def __init__(self, parameters: Mapping[str, Tensor], decay: float) -> None:
@@ -118,7 +130,11 @@ class Ema:
         """Takes in the weights after `step` earlier updates."""
         decay = min(self.decay, (1 + step) / (10 + step))
         for name, average in self.tensors.items():
-            local(average).lerp_(local(parameters[name].detach()), 1 - decay)
+            ours, theirs = local(average), local(parameters[name].detach())
+            if ours.dtype == torch.bfloat16:
+                ours.copy_(round_stochastically(ours.float().lerp_(theirs.float(), 1 - decay)))
+            else:
+                ours.lerp_(theirs, 1 - decay)
 
     @contextmanager
     def swapped_into(self, parameters: Mapping[str, Tensor]) -> Iterator[None]:

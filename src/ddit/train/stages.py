@@ -5,12 +5,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ddit.config.runs import AutoencoderRun, DualRun, LatentsRun, RunConfig, TextEncoderRun, to_json
-from ddit.devices import join_ranks
+from ddit.devices import join_ranks, limit_waits
 from ddit.train.loop import train
 from ddit.train.precompute import precompute
 from ddit.train.small_nets import train_autoencoder, train_teacher, train_text_encoder
 
 FINISHED = "finished.json"
+_DAY = 86_400.0
 
 
 def run_stage(config: RunConfig) -> Path:
@@ -19,6 +20,8 @@ def run_stage(config: RunConfig) -> Path:
     Of several processes (torchrun) all work on the transformer and on latents, and the first on the small networks.
     """
     ranks = join_ranks()
+    # a small network is trained by the first rank alone
+    limit_waits(config.parallel.start_timeout_s if isinstance(config, DualRun) else _DAY)
     if isinstance(config, DualRun):
         train(config)
     elif isinstance(config, LatentsRun):

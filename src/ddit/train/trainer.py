@@ -89,7 +89,7 @@ class Trainer:
             ValueError: on too many corrupt samples.
         """
         cfg = self.cfg
-        if cfg.lora.dropout > 0:  # the one use of torch's own generator
+        if cfg.lora.dropout > 0:  # of torch's own generator, as below
             torch.manual_seed(hash((cfg.seed, self.step, self.ranks.index)))
         losses = self._backward(batches)
         gradients = [p.grad for p in self.trained.values() if p.grad is not None]
@@ -106,6 +106,9 @@ class Trainer:
             self._skip_or_stop(bad[0])
         else:
             scale_gradients(gradients, cfg.optimizer.max_grad_norm, norm)
+            if cfg.optimizer.weights == "bfloat16":  # replicas of a shard must be rounded alike
+                shard = self.ranks.index % (self.ranks.size // cfg.parallel.num_replicas)
+                torch.manual_seed(hash((cfg.seed, self.step, shard)))
             set_lr(self.optimizers, cfg.optimizer, lr_factor(self.step, cfg.max_steps, cfg.optimizer))
             for optimizer in self.optimizers.values():
                 optimizer.step()

@@ -8,13 +8,17 @@ import os
 import re
 from pathlib import Path
 
+from ddit.data.sources.remote import AnyPath, RemotePath, find_remote, is_url, local_copy
+
 _BRACES = re.compile(r"\{([^{}]*)\}")
 _RANGE = re.compile(r"(\d+)\.\.(\d+)")
 _SIDECAR = ".npz"
 
 
 def find_file(path: str | Path) -> Path:
-    """The path of an existing file; a `ValueError` if there is none."""
+    """The path of an existing file, of a URL that of a copy; a `ValueError` if there is none."""
+    if is_url(path):
+        return local_copy(str(path))
     found = Path(path).expanduser()
     if not found.is_file():
         what = "is a folder, not a file" if found.is_dir() else "does not exist"
@@ -22,10 +26,15 @@ def find_file(path: str | Path) -> Path:
     return found
 
 
-def find_folder(path: str | Path | None, beside: Path) -> Path:
-    """The folder of images: `path`, or that of the file `beside`; a `ValueError` if there is none."""
+def find_folder(path: str | Path | None, beside: str) -> AnyPath:
+    """The folder of images: `path`, or that of the file `beside`; a `ValueError` if there is none.
+
+    That of a URL is not looked up.
+    """
     if path is None:
-        return beside.parent
+        return RemotePath(beside).parent if is_url(beside) else Path(beside).expanduser().parent
+    if is_url(path):
+        return RemotePath(str(path))
     found = Path(path).expanduser()
     if not found.is_dir():
         raise ValueError(f"there is no folder '{found}': set images to the folder that the images are in")
@@ -89,6 +98,21 @@ def match_files(pattern: str) -> list[Path]:
         raise ValueError(
             f"{len(missing)} shards of '{pattern}' are missing, '{missing[0]}' first: use * for those that are there"
         )
+    return list(found)
+
+
+def match_urls(pattern: str, suffix: str) -> list[RemotePath]:
+    """The files that the URL of a file, of a folder, or with `*`, `{00..99}` or `{a,b}` names, in order, each once.
+
+    Raises:
+        ValueError: there is none, also of one alternative in braces alone.
+    """
+    found: dict[RemotePath, None] = {}
+    for one in expand_braces(pattern):
+        files = find_remote(one, suffix)
+        if not files:
+            raise ValueError(f"there is no {suffix} file at '{one}'")
+        found |= dict.fromkeys(files)
     return list(found)
 
 

@@ -8,9 +8,10 @@ from typing import Any, get_args
 from ddit.config.data import HuggingFaceData, JsonData, LlavaData, QuestionsData, SourceConfig, TarData
 from ddit.data.samples import CorruptSample
 from ddit.data.sources.coco import is_captions, open_captions, read_lists
-from ddit.data.sources.finding import files_below
-from ddit.data.sources.parquet_files import SAVED_FILES, has_configs, local_files, split_names
+from ddit.data.sources.finding import files_below, find_file
+from ddit.data.sources.parquet_files import SAVED_FILES, has_configs, split_files, split_names
 from ddit.data.sources.records import LINES_SUFFIXES
+from ddit.data.sources.remote import RemotePath, is_url, open_file
 from ddit.data.sources.tar import COMPRESSED_SUFFIXES, SUFFIX
 from ddit.errors import near_misses
 from ddit.files import read_json
@@ -45,7 +46,7 @@ def guess_source(path: str, hints: Hints = Hints()) -> SourceConfig:
     """
     kind = hints.kind or _kind_of(path)
     if kind == "config":
-        return parse(_AnySource, json.loads(Path(path).expanduser().read_text(encoding="utf-8-sig")))
+        return parse(_AnySource, json.loads(find_file(path).read_text(encoding="utf-8-sig")))
     if kind not in KINDS:
         raise ValueError(
             f"unknown kind of source {kind!r}: use {', '.join(KINDS)}{near_misses(str(kind), KINDS)}"
@@ -76,6 +77,14 @@ def _kind_of(path: str) -> str:
     if plain.is_dir():
         return _kind_of_folder(plain)
     suffixes = {SUFFIX: TarData.kind, ".parquet": HuggingFaceData.kind}
+    if is_url(path):
+        plain = Path(RemotePath(path).name)
+        if plain.suffix.lower() in (".json", *LINES_SUFFIXES):
+            plain = find_file(path)
+        elif plain.suffix.lower() not in suffixes:
+            raise ValueError(
+                f"the kind of '{path}' cannot be told from its name: give --kind tar, or another"
+            )
     if plain.suffix.lower() in suffixes:
         return suffixes[plain.suffix.lower()]
     if plain.name.lower().endswith(COMPRESSED_SUFFIXES):
@@ -144,7 +153,7 @@ def _first_entry(path: Path) -> dict[str, Any]:
 
 def _json_keys(path: str) -> dict[str, str]:
     """The keys of images and captions, where an entry has others than the published form."""
-    entry = _first_entry(Path(path).expanduser())
+    entry = _first_entry(find_file(path))
     image = next((key for key in _IMAGE_KEYS if key in entry), None)
     captions = [key for key in _CAPTION_KEYS if key in entry]
     found = {"image_key": image} if image else {}
@@ -173,5 +182,5 @@ def _column_names(path: str, name: str | None, split: str) -> list[str]:
         import pyarrow.parquet as parquet
     except ImportError:
         return []
-    files = files_below(plain, (".parquet",)) if has_configs(plain) else local_files(path, name, split)
-    return parquet.read_schema(files[0]).names if files else []
+    files = files_below(plain, (".parquet",)) if has_configs(plain) else split_files(path, name, split)
+    return parquet.read_schema(open_file(files[0])).names if files else []

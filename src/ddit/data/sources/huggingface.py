@@ -13,7 +13,8 @@ from ddit.config.data import HuggingFaceData
 from ddit.data.samples import CorruptSample, Sample, Turn
 from ddit.data.sources.images import decode_image, load_image, measure_all, measure_file, measure_image
 from ddit.data.sources.json_list import get_stated_size
-from ddit.data.sources.parquet_files import SAVED_FILES, has_configs, local_files, split_names
+from ddit.data.sources.parquet_files import SAVED_FILES, has_configs, split_files, split_names
+from ddit.data.sources.remote import AnyPath, RemotePath, is_url
 from ddit.data.sources.sidecar import Arrays, cache_beside
 from ddit.data.sources.texts import make_caption_sample, pick_text, refuse_t2i
 
@@ -88,8 +89,10 @@ class HuggingFaceSource:
             raise CorruptSample("several images" if several else "no image", name)
         return load_image(self._find(path))
 
-    def _find(self, path: str) -> Path:
+    def _find(self, path: str) -> AnyPath:
         """A file that a row names: beside the data, or else as it stands."""
+        if is_url(self.cfg.path):
+            return RemotePath(self.cfg.path).parent / path
         plain = Path(self.cfg.path).expanduser()
         beside = (plain if plain.is_dir() else plain.parent) / path
         return beside if beside.is_file() else Path(path)
@@ -115,7 +118,7 @@ def _open(cfg: HuggingFaceData) -> Any:
     is_saved = any((Path(cfg.path).expanduser() / name).is_file() for name in SAVED_FILES)
     files: dict[str, Any] = {}
     if not is_saved and not has_configs(Path(cfg.path).expanduser()):  # which are the hub's own descriptions
-        files = {split: local_files(cfg.path, cfg.name, split) for split in split_names(cfg.split)}
+        files = {split: split_files(cfg.path, cfg.name, split) for split in split_names(cfg.split)}
     try:
         if is_saved:
             rows = _load_saved(cfg, datasets)

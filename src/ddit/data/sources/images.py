@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-from ddit.data.samples import CorruptSample
+from ddit.data.samples import CorruptSample, SourceError
+from ddit.data.sources.remote import AnyPath, RemotePath
 from ddit.images import ImageTooLarge, NotAnImage, check_regular, image_size, read_image
 
 HEADER_SIZE = 65_536
@@ -37,11 +37,16 @@ def decode_image(data: bytes, name: str) -> Image.Image:
         raise CorruptSample(cause, f"{name}: {error}") from None
 
 
-def load_image(path: Path) -> Image.Image:
-    """The image of a file; `CorruptSample` as in `decode_image`, or "missing file" or "unreadable file"."""
+def load_image(path: AnyPath) -> Image.Image:
+    """The image of a file; `CorruptSample` as in `decode_image`, or "missing file" or "unreadable file".
+
+    Raises:
+        SourceError: as `RemotePath.read`.
+    """
     try:
-        check_regular(path)
-        data = path.read_bytes()
+        data = _read_whole(path)
+    except SourceError:
+        raise
     except (FileNotFoundError, NotADirectoryError, ValueError):  # a name may hold a zero byte
         raise CorruptSample("missing file", str(path)) from None
     except OSError as error:
@@ -49,22 +54,36 @@ def load_image(path: Path) -> Image.Image:
     return decode_image(data, str(path))
 
 
+def _read_whole(path: AnyPath) -> bytes:
+    if isinstance(path, RemotePath):
+        return path.read()
+    check_regular(path)
+    return path.read_bytes()
+
+
 def measure_image(read: Callable[[int], bytes]) -> tuple[int, int]:
-    """Width and height from `read(n)`, which gives a file's first n bytes (-1: all); (0, 0) if they cannot be told."""
+    """Width and height from `read(n)`, which gives a file's first n bytes (-1: all); (0, 0) if they cannot be told.
+
+    A `SourceError` is raised as it comes.
+    """
     try:
         data = read(HEADER_SIZE)
         size = image_size(data)
         if size is None and len(data) == HEADER_SIZE:
             size = image_size(read(-1))
+    except SourceError:
+        raise
     except (OSError, ValueError):
         return 0, 0
     return size or (0, 0)
 
 
-def measure_file(path: Path) -> tuple[int, int]:
+def measure_file(path: AnyPath) -> tuple[int, int]:
     """Width and height of the image in a file; (0, 0) if they cannot be told."""
 
     def read(count: int) -> bytes:
+        if isinstance(path, RemotePath):
+            return path.fetch(0, count) if count >= 0 else path.read()
         check_regular(path)
         with path.open("rb") as file:
             return file.read(count)

@@ -26,7 +26,7 @@ class JsonSource:
     def __init__(self, cfg: JsonData) -> None:
         self.cfg = cfg
         self.records = open_captions(cfg.path)
-        self.images = find_folder(cfg.images, self.records.path)
+        self.images = find_folder(cfg.images, cfg.path)
 
     def __len__(self) -> int:
         return len(self.records)

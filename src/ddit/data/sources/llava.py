@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,6 +13,7 @@ from ddit.data.sources.finding import find_folder
 from ddit.data.sources.images import load_image, measure_file
 from ddit.data.sources.json_list import get_image_path, get_stated_size, measure_records
 from ddit.data.sources.records import Records
+from ddit.data.sources.remote import AnyPath
 from ddit.data.sources.texts import refuse_t2i
 
 IMAGE_TAG = "<image>"
@@ -28,7 +28,7 @@ class LlavaSource:
     def __init__(self, cfg: LlavaData) -> None:
         self.cfg = cfg
         self.records = Records(cfg.path)
-        self.images = find_folder(cfg.images, self.records.path)
+        self.images = find_folder(cfg.images, cfg.path)
 
     def __len__(self) -> int:
         return len(self.records)
@@ -56,7 +56,7 @@ class LlavaSource:
         except CorruptSample:
             return 0, 0
 
-    def _image_path(self, entry: dict[str, Any], name: str) -> Path | None:
+    def _image_path(self, entry: dict[str, Any], name: str) -> AnyPath | None:
         """The image's file, or None for text alone.
 
         Raises:

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ddit.config.data import HuggingFaceData
-from ddit.data.sources.finding import files_below, match_files
+from ddit.data.sources.finding import files_below, match_files, match_urls
+from ddit.data.sources.remote import AnyPath, is_url
 
 SAVED_FILES = ("state.json", "dataset_dict.json")
 """One of them is in a folder that the library's `save_to_disk` wrote."""
@@ -49,8 +50,8 @@ def has_configs(folder: Path) -> bool:
     return re.search(r"^configs:", head, re.MULTILINE) is not None
 
 
-def local_files(path: str, name: str | None, split: str) -> list[Path] | None:
-    """The parquet files of a split; None for an id of the hub.
+def split_files(path: str, name: str | None, split: str) -> list[AnyPath] | None:
+    """The parquet files of a split; None for an id of the hub. Of a URL all that it names are taken as the split.
 
     A split is named by a file (`train-00000-of-00002.parquet`, `train.parquet`) or by a folder above it
     (`train/0000.parquet`), a configuration `name` by the folder above that. Where no file names a split all are
@@ -60,6 +61,8 @@ def local_files(path: str, name: str | None, split: str) -> list[Path] | None:
         ValueError: there is no such file, split or configuration, several configurations have the split, or beside
             files that name a split there are others that name none.
     """
+    if is_url(path):
+        return [*match_urls(path, ".parquet")]
     plain = Path(path).expanduser()
     files: list[_File] = []
     if plain.is_file():
@@ -79,7 +82,7 @@ def local_files(path: str, name: str | None, split: str) -> list[Path] | None:
         return None
     if not files:
         raise ValueError(f"there is no parquet file at '{path}'")
-    return _choose(path, files, name, _CANONICAL.get(split, split))
+    return [*_choose(path, files, name, _CANONICAL.get(split, split))]
 
 
 def _choose(path: str, files: list[_File], name: str | None, split: str) -> list[Path]:

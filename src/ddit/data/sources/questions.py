@@ -13,6 +13,7 @@ from ddit.config.data import QuestionsData
 from ddit.data.samples import CorruptSample, Sample, Turn
 from ddit.data.sources.finding import find_file, find_folder
 from ddit.data.sources.images import load_image, measure_all, measure_file
+from ddit.data.sources.remote import AnyPath
 from ddit.data.sources.sidecar import Arrays, cache_beside
 from ddit.data.sources.texts import refuse_t2i
 
@@ -27,7 +28,7 @@ class QuestionsSource:
     def __init__(self, cfg: QuestionsData) -> None:
         self.cfg = cfg
         self.path = find_file(cfg.questions)
-        self.images = find_folder(cfg.images, self.path)
+        self.images = find_folder(cfg.images, cfg.questions)
         _check_pattern(cfg.image_pattern)
         packed = [json.dumps(entry).encode() for entry in _entries(self.path, cfg.annotations)]
         self._ends = np.cumsum([0, *map(len, packed)])
@@ -71,7 +72,7 @@ class QuestionsSource:
         except CorruptSample:
             return 0, 0
 
-    def _find_image(self, image_id: Any, name: str) -> Path:
+    def _find_image(self, image_id: Any, name: str) -> AnyPath:
         """The image's file: named in full (VizWiz), or by its id."""
         try:
             if isinstance(image_id, list):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import zipfile
 import zlib
 from collections.abc import Callable
@@ -11,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ddit.data.sources.remote import AnyPath, RemotePath, cache_folder
 from ddit.files import write_atomically
 
 Arrays = dict[str, np.ndarray]
@@ -19,15 +19,17 @@ _STAMP = "stamp"
 _VERSION = 2
 
 
-def cache_beside(path: Path, what: str, build: Callable[[], Arrays], *, settings: str = "") -> Arrays:
+def cache_beside(path: AnyPath, what: str, build: Callable[[], Arrays], *, settings: str = "") -> Arrays:
     """The arrays that `build` computes from `path`, or those in `PATH.WHAT.npz` if they are of the same file.
 
     The same file has the same size and time of change; `settings` is what else the arrays depend on. Where the
-    folder cannot be written, the cache is under $XDG_CACHE_HOME/ddit (or ~/.cache/ddit), and if that cannot be
+    folder cannot be written, and for a URL, the cache is under $XDG_CACHE_HOME/ddit (or ~/.cache/ddit), and if that cannot be
     written either, there is none. Files are written atomically: any number of processes may do this at once.
     """
     stamp = _stamp(path, settings)
-    places = (path.with_name(f"{path.name}.{what}.npz"), _in_cache(path, what))
+    places = [_in_cache(path, what)]
+    if isinstance(path, Path):
+        places.insert(0, path.with_name(f"{path.name}.{what}.npz"))
     for place in places:
         arrays = _read(place, stamp)
         if arrays is not None:
@@ -39,15 +41,18 @@ def cache_beside(path: Path, what: str, build: Callable[[], Arrays], *, settings
     return arrays
 
 
-def _stamp(path: Path, settings: str) -> np.ndarray:
-    status = path.stat()
-    return np.array([_VERSION, status.st_size, status.st_mtime_ns, zlib.crc32(settings.encode())], np.int64)
+def _stamp(path: AnyPath, settings: str) -> np.ndarray:
+    if isinstance(path, RemotePath):
+        size, changed = path.size, path.version
+    else:
+        size, changed = path.stat().st_size, path.stat().st_mtime_ns
+    return np.array([_VERSION, size, changed, zlib.crc32(settings.encode())], np.int64)
 
 
-def _in_cache(path: Path, what: str) -> Path:
-    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    digest = hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:16]
-    return base / "ddit" / "data" / f"{path.name}.{digest}.{what}.npz"
+def _in_cache(path: AnyPath, what: str) -> Path:
+    whole = path.resolve() if isinstance(path, Path) else path
+    digest = hashlib.sha256(str(whole).encode()).hexdigest()[:16]
+    return cache_folder() / "data" / f"{path.name}.{digest}.{what}.npz"
 
 
 def _read(place: Path, stamp: np.ndarray) -> Arrays | None:

@@ -16,9 +16,10 @@ from tqdm import tqdm
 
 from ddit.config.data import TarData
 from ddit.data.samples import CorruptSample, LeftOut, Sample
-from ddit.data.sources.finding import files_below, match_files
+from ddit.data.sources.finding import files_below, match_files, match_urls
 from ddit.data.sources.images import decode_image, measure_all, measure_image
 from ddit.data.sources.json_list import get_stated_size
+from ddit.data.sources.remote import AnyPath, RemotePath, is_url
 from ddit.data.sources.sidecar import Arrays, cache_beside
 from ddit.data.sources.tar_index import NUM_NAMES, load_index
 from ddit.data.sources.texts import choose_caption, make_caption_sample
@@ -117,8 +118,11 @@ class TarSource:
 
     def _read(self, shard: int, span: Any, name: str) -> bytes:
         offset, size = (int(value) for value in span)
+        path = self.shards[shard]
+        if isinstance(path, RemotePath):
+            return path.read_span(offset, size)
         try:
-            with self.shards[shard].open("rb") as file:
+            with path.open("rb") as file:
                 file.seek(offset)
                 return file.read(size)
         except OSError as error:
@@ -156,12 +160,14 @@ def _for_each_shard(work: Callable[[int], Found], num_shards: int, what: str) ->
     return [found[shard] for shard in range(num_shards)]
 
 
-def find_shards(path: str) -> list[Path]:
-    """The shards that a file, a folder or a pattern names, in order.
+def find_shards(path: str) -> list[AnyPath]:
+    """The shards that a file, a folder, a pattern or a URL names, in order.
 
     Raises:
         ValueError: there is none, one of those that braces name is missing, or a folder holds compressed ones.
     """
+    if is_url(path):
+        return [*match_urls(path, SUFFIX)]
     plain = Path(path).expanduser()
     if plain.is_file():
         return [plain]
@@ -176,10 +182,10 @@ def find_shards(path: str) -> list[Path]:
             )
         if not shards:
             raise ValueError(f"there is no .tar file in '{plain}'")
-        return shards
+        return [*shards]
     shards = match_files(path)
     if not shards:
         raise ValueError(
             f"'{path}' does not exist: give a .tar file, a folder of them, or a pattern such as 'x/*.tar'"
         )
-    return shards
+    return [*shards]

@@ -7,13 +7,14 @@ import posixpath
 import re
 import tarfile
 from collections.abc import Iterator
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 from typing import IO, NamedTuple
 
 import numpy as np
 
 from ddit.data.samples import LeftOut
 from ddit.data.sources.finding import is_hidden
+from ddit.data.sources.remote import AnyPath, file_size, open_file
 from ddit.data.sources.sidecar import Arrays, cache_beside
 
 IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "ppm", "avif")
@@ -63,7 +64,7 @@ class _Sample(NamedTuple):
     members: list[_Member]
 
 
-def load_index(path: Path) -> TarIndex:
+def load_index(path: AnyPath) -> TarIndex:
     """The index of a shard, built if there is none beside it (`NAME.tar.index.npz`) or the shard has changed.
 
     Raises:
@@ -84,10 +85,10 @@ def split_name(name: str) -> tuple[str, str]:
     return str(path.with_name(base)) if base else "", suffix.lower()
 
 
-def _build(path: Path) -> Arrays:
+def _build(path: AnyPath) -> Arrays:
     members, left_out = _Members(), _Counter()
-    end, size = _WHOLE, path.stat().st_size
-    with path.open("rb") as file:
+    end, size = _WHOLE, file_size(path)
+    with open_file(path) as file:
         try:
             for member in _read_headers(path, file):
                 if member.isdir():
@@ -118,7 +119,7 @@ class _EndsEarly(Exception):
         self.cause = cause
 
 
-def _read_headers(path: Path, file: IO[bytes]) -> Iterator[tarfile.TarInfo]:
+def _read_headers(path: AnyPath, file: IO[bytes]) -> Iterator[tarfile.TarInfo]:
     """All members, of an archive appended behind the end of another too (`cat a.tar b.tar`).
 
     Raises:
@@ -126,7 +127,7 @@ def _read_headers(path: Path, file: IO[bytes]) -> Iterator[tarfile.TarInfo]:
         ValueError: the file is compressed.
     """
     start: int | None = 0
-    size = path.stat().st_size
+    size = file_size(path)
     while start is not None:
         file.seek(start)
         offset = start
@@ -163,8 +164,8 @@ def _next_archive(file: IO[bytes], offset: int, size: int) -> int | None:
     return None
 
 
-def _refuse_compressed(path: Path) -> None:
-    with path.open("rb") as file:
+def _refuse_compressed(path: AnyPath) -> None:
+    with open_file(path) as file:
         magic = file.read(6)
     if (
         magic[:2] == b"\x1f\x8b"

@@ -1,0 +1,234 @@
+"""Makes a benchmark's samples, each rank its part, and has them scored.
+
+Sample k depends on `seed + k` alone, so that the numbers of batches and of ranks change nothing.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+from PIL import Image
+
+from ddit.devices import Ranks
+from ddit.eval import geneval
+from ddit.eval.captioning import read_captions, score_captions
+from ddit.eval.items import Figure, Item, TaskItems, TaskScore, find_fault
+from ddit.eval.options import EvalOptions
+from ddit.eval.vqa import read_gqa, read_vizwiz, read_vqav2, score_gqa, score_vizwiz, score_vqav2
+from ddit.eval.world_tasks import empty_background
+from ddit.eval.yesno import read_mme, read_pope, score_mme, score_pope
+from ddit.images import ImageSource
+from ddit.pipeline import Pipeline
+from ddit.world import Prompt
+
+OnProgress = Callable[[int], Any]
+"""Called with the number of samples that were made since the last call."""
+
+
+def ignore_progress(task: str, num_samples: int) -> OnProgress:
+    return lambda num_done: None
+
+
+class TextTask(NamedTuple):
+    """A benchmark of answers or captions.
+
+    Attributes:
+        unit: number of consecutive items that stay together under a limit.
+        unanswerable: the prompt says that there may be no answer.
+    """
+
+    read: Callable[[Path, Path | None], TaskItems]
+    score: Callable[[Sequence[Item], Sequence[str]], TaskScore]
+    unit: int = 1
+    unanswerable: bool = False
+
+
+TEXT_TASKS = {
+    "vqav2": TextTask(read_vqav2, score_vqav2),
+    "vizwiz": TextTask(read_vizwiz, score_vizwiz, unanswerable=True),
+    "gqa": TextTask(read_gqa, score_gqa),
+    "pope": TextTask(read_pope, score_pope),
+    "mme": TextTask(read_mme, score_mme, unit=2),
+    "caption": TextTask(read_captions, score_captions),
+}
+BLANK = Image.new("RGB", (8, 8))
+"""Takes the place of an image that cannot be read, and what the model says of it is not used."""
+SCORER_NOTE = (
+    "the official scorer of github.com/djghosh13/geneval judges all images: "
+    "python evaluation/evaluate_images.py {folder} --outfile results.jsonl --model-path DETECTORS; "
+    "python evaluation/summary_scores.py results.jsonl"
+)
+
+
+class Result(NamedTuple):
+    figures: list[Figure]
+    predictions: list[dict[str, Any]]
+    notes: tuple[str, ...] = ()
+    corrupt: Mapping[str, str] = MappingProxyType({})
+
+
+class _Answer(NamedTuple):
+    """What the model said of an item, or why it could not be asked."""
+
+    text: str
+    fault: str = ""
+
+
+@dataclass(frozen=True)
+class Runner:
+    """The tasks on one rank."""
+
+    pipeline: Pipeline
+    options: EvalOptions
+    ranks: Ranks
+    start_task: Callable[[str, int], OnProgress]
+
+    def text(self, task: str, asked: TaskItems) -> Result:
+        """Answers or captions, scored on every rank alike."""
+        mine = self.ranks.part(len(asked.items))
+        has_empty = all(item.scene is not None and item.question is not None for item in asked.items)
+        on_progress = self.start_task(task, len(mine) * (2 if has_empty else 1))
+        answers: list[_Answer] = []
+        for batch in _batches(mine, self.options.batch_size):
+            answers += self._answer([asked.items[k] for k in batch], self.options.seed + batch.start, task)
+            on_progress(len(batch))
+        answers = self.ranks.gather(answers)
+        items = [replace(item, fault=answer.fault) for item, answer in zip(asked.items, answers, strict=True)]
+        texts = [answer.text for answer in answers]
+        scored = TEXT_TASKS[task].score(items, texts)
+        figures = scored.figures
+        if has_empty:
+            blind = self._answer_empty(task, items, mine, on_progress)
+            figures = _add_baseline("empty_background", figures, TEXT_TASKS[task].score(items, blind).figures)
+        predictions = [
+            {
+                "id": item.id,
+                "image": item.image.name,
+                "question": item.question,
+                "prediction": text,
+                "score": score,
+                **item.truth,
+                **({"corrupt": item.fault} if item.fault else {}),
+            }
+            for item, text, score in zip(items, texts, scored.scores, strict=True)
+        ]
+        corrupt = {item.id: item.fault for item in items if item.fault}
+        return Result(figures, predictions, (*asked.notes, *scored.notes), corrupt)
+
+    def _answer_empty(self, task: str, items: list[Item], mine: range, on_progress: OnProgress) -> list[str]:
+        """Answers to the same questions about each scene without its objects: what the wording gives away."""
+        texts: list[str] = []
+        for batch in _batches(mine, self.options.batch_size):
+            chosen = [items[k] for k in batch]
+            images = [empty_background(item.scene) for item in chosen if item.scene is not None]
+            questions = ["?" if item.fault else item.question for item in chosen]
+            texts += self._write(images, questions, self.options.seed + batch.start, task)
+            on_progress(len(batch))
+        return self.ranks.gather(texts)
+
+    def _answer(self, items: list[Item], seed: int, task: str) -> list[_Answer]:
+        """A batch of answers or captions; items with a fault get none, and leave the others' seeds as they are."""
+        questions = [item.question for item in items]
+        try:
+            return [
+                _Answer(text) for text in self._write([item.image for item in items], questions, seed, task)
+            ]
+        except (
+            ValueError,
+            TypeError,
+            OSError,
+        ):  # tokenizers raise TypeError for half of a pair of surrogates
+            faults = [find_fault(item) for item in items]
+            if not any(faults):
+                raise
+        images = [BLANK if fault else item.image for item, fault in zip(items, faults, strict=True)]
+        questions = [
+            "?" if fault and asked is not None else asked
+            for asked, fault in zip(questions, faults, strict=True)
+        ]
+        texts = self._write(images, questions, seed, task)
+        return [_Answer("" if fault else text, fault) for text, fault in zip(texts, faults, strict=True)]
+
+    def _write(
+        self, images: Sequence[ImageSource], questions: Sequence[str | None], seed: int, task: str
+    ) -> list[str]:
+        """Answers to questions, or captions for None."""
+        size = self.options.size
+        common: dict[str, Any] = {
+            "num_steps": self.options.text_steps, "seed": seed,
+            "height": size, "width": size, "batch_size": len(images),
+        }  # fmt: skip
+        asked = [
+            self.pipeline.style.short_answer(question, unanswerable=TEXT_TASKS[task].unanswerable)
+            for question in questions
+            if question is not None
+        ]
+        return (
+            self.pipeline.answer(images, asked, **common)
+            if asked
+            else self.pipeline.caption(images, **common)
+        )
+
+    def geneval(self, asked: geneval.GenevalPrompts, folder: Path, final_folder: Path) -> Result:
+        """Images in GenEval's layout, scored by the world's detector if it knows what is asked for."""
+        prompts, num_samples = asked.prompts, self.options.num_samples
+        mine = self.ranks.part(len(prompts))
+        on_progress = self.start_task("geneval", len(mine) * num_samples)
+        folders = {index: geneval.write_metadata(folder, index, prompts[index]) for index in mine}
+        lines = []
+        for batch in _batches(
+            range(mine.start * num_samples, mine.stop * num_samples), self.options.batch_size
+        ):
+            lines += self._generate(prompts, batch, folders)
+            on_progress(len(batch))
+        if self.options.save_grids:
+            for index in mine:
+                geneval.write_grid(folder, index)
+        lines = self.ranks.gather(lines)
+        known = [line for line in lines if "score" in line]
+        notes = asked.notes
+        if len(known) < len(lines):
+            notes = (*notes, SCORER_NOTE.format(folder=final_folder))
+        if not known:
+            return Result([], lines, notes)
+        tags, scores = [line["tag"] for line in known], [bool(line["score"]) for line in known]
+        return Result(geneval.tally_categories(tags, scores), lines, notes)
+
+    def _generate(
+        self, prompts: list[Prompt], batch: range, folders: dict[int, Path]
+    ) -> list[dict[str, Any]]:
+        """Saves a batch of images; gives their predictions."""
+        options, num_samples = self.options, self.options.num_samples
+        asked = [prompts[k // num_samples] for k in batch]
+        images = self.pipeline.generate(
+            [prompt.text for prompt in asked],
+            seed=options.seed + batch.start,
+            height=options.size,
+            width=options.size,
+            batch_size=len(batch),
+        )
+        scores = geneval.score_images(asked, images)
+        lines = []
+        for k, prompt, image, score in zip(batch, asked, images, scores, strict=True):
+            index, number = divmod(k, num_samples)
+            name = geneval.sample_name(number)
+            image.save(folders[index] / name)
+            line = {"image": f"{index:05d}/samples/{name}", "seed": options.seed + k}
+            found = score.to_json() if geneval.is_in_world(prompt) else {}
+            lines.append({**line, "tag": prompt.tag, "prompt": prompt.text, **found})
+        return lines
+
+
+def _add_baseline(name: str, figures: Sequence[Figure], others: Sequence[Figure]) -> list[Figure]:
+    """The figures, each with the value of the other of its name as a baseline."""
+    return [
+        figure._replace(baselines={**figure.baselines, name: other.value})
+        for figure, other in zip(figures, others, strict=True)
+    ]
+
+
+def _batches(samples: range, size: int) -> Iterator[range]:
+    for start in range(samples.start, samples.stop, size):
+        yield range(start, min(start + size, samples.stop))
