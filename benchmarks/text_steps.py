@@ -2,7 +2,7 @@
 
     python benchmarks/text_steps.py [--model mini] [--limit 200] [--seeds 3] [--out docs/images/text_steps.png]
 
-Answers (GQA's rule) and captions (every attribute right, by the number of objects) of the small world's test split,
+Answers (GQA-style) and captions (every attribute right, by the number of objects) of the small world's test split,
 with 1 to 64 steps. A seed decides the scenes, the questions and the draws alike. Writes the plot, its figures as JSON
 lines beside it, and prints them as a table. About ten minutes of one core; needs matplotlib (`ddit[plot]`).
 """

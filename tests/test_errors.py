@@ -7,6 +7,7 @@ from tiny_models import tiny_pipeline
 
 from ddit.errors import TextWarning, collect_warnings, is_collecting, near_misses, nearest, warn_user
 from ddit.settings import ORDERS
+from ddit.world import list_vocabulary
 
 
 def test_the_likest_names_come_first():
@@ -18,6 +19,27 @@ def test_nothing_is_said_where_no_name_is_near():
     assert nearest("xylophone", ORDERS) == []
     assert near_misses("xylophone", ORDERS) == ""
     assert near_misses("a", []) == ""
+
+
+@pytest.mark.parametrize(
+    "word", ["corgi", "fork", "phone", "bread", "potato", "flower", "behind", "hat", "goat"]
+)
+def test_another_word_gets_no_hint(word: str):
+    assert nearest(word, list_vocabulary()) == []
+
+
+@pytest.mark.parametrize(
+    ("slip", "name"),
+    [
+        ("dgo", "dog"),
+        ("elefant", "elephant"),
+        ("umbrela", "umbrella"),
+        ("photograph", "photo"),
+        ("brid", "bird"),
+    ],
+)
+def test_a_slip_gets_the_word(slip: str, name: str):
+    assert nearest(slip, list_vocabulary())[0] == name
 
 
 def test_case_does_not_count():

@@ -4,6 +4,7 @@ import io
 import os
 import struct
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -258,3 +259,81 @@ def test_one_source_or_many_are_a_list():
     assert image_sources("a.png") == ["a.png"]
     with pytest.raises(ValueError, match="no masks given"):
         image_sources([], "masks")
+
+
+# --- arrays and tensors ---
+
+
+def test_arrays_and_tensors_of_every_kind_are_the_same_image():
+    image = small_image()
+    levels = np.asarray(image)
+    tensor = torch.from_numpy(levels.copy()).permute(2, 0, 1)
+    unit = tensor.double() / 255
+    same = [
+        levels,
+        levels / 255,
+        (levels / 255).astype(np.float32),
+        tensor,
+        unit,
+        unit.float().requires_grad_(),
+    ]
+    assert [read_image(pixels).tobytes() for pixels in same] == [image.tobytes()] * len(same)
+    assert np.abs(np.asarray(read_image(unit.bfloat16()), dtype=int) - levels).max() <= 1
+
+
+def test_grey_and_transparent_pixels():
+    grey = np.array([[0, 127, 255]], dtype=np.uint8)
+    for pixels in (grey, grey[..., None], torch.from_numpy(grey), torch.from_numpy(grey)[None]):
+        assert np.asarray(read_image(pixels))[0].tolist() == [[level] * 3 for level in (0, 127, 255)]
+    clear = np.zeros((1, 2, 4), dtype=np.uint8)
+    clear[0, 1, 3] = 255
+    assert np.asarray(read_image(clear))[0].tolist() == [[255] * 3, [0] * 3]
+
+
+def test_a_mask_may_be_booleans_or_floats():
+    white = np.array([[True, False]])
+    for mask in (white, white.astype(np.float32), torch.from_numpy(white), white.astype(np.uint8) * 255):
+        assert np.asarray(read_mask(mask)).tolist() == [[255, 0]]
+
+
+@pytest.mark.parametrize(
+    ("pixels", "message"),
+    [
+        (np.zeros((3, 8, 9)), r"an array must be \(height, width, channels\), got \(3, 8, 9\); try image.transpose"),
+        (torch.zeros(8, 9, 3), r"a tensor must be \(channels, height, width\), got \(8, 9, 3\); try image.permute"),
+        (np.zeros((8, 9, 5)), r"got \(8, 9, 5\); of 1, 3 or 4 channels"),
+        (np.zeros((0, 9, 3)), r"got \(0, 9, 3\)"),
+        (np.zeros(9), r"must be \(height, width\) or"),
+        (np.linspace(-1, 1, 27).reshape(3, 3, 3), r"from 0 to 1, got -1 to 1; from -1 to 1, give image / 2"),
+        (torch.full((3, 2, 2), 255.0), r"got 255 to 255; from 0 to 255, give image / 255"),
+        (np.full((2, 2), np.nan), r"floats must be from 0 to 1, got nan to nan"),
+        (np.zeros((2, 2), dtype=np.int64), r"must be uint8 \(0 to 255\) or floats \(0 to 1\), got int64"),
+        (np.zeros((1, 20_000), dtype=np.uint8), r"larger than the limit"),
+    ],
+)  # fmt: skip
+def test_pixels_of_another_shape_or_range_are_refused(pixels: Any, message: str):
+    with pytest.raises(ValueError, match=message) as caught:
+        read_image(pixels)
+    assert "\n" not in str(caught.value)
+
+
+def test_four_dimensions_are_a_batch():
+    levels = np.stack([np.asarray(small_image())] * 2)
+    assert len(image_sources(levels)) == len(image_sources(torch.from_numpy(levels).permute(0, 3, 1, 2))) == 2
+    assert len(image_sources(levels[0])) == 1
+    with pytest.raises(ValueError, match="no images given"):
+        image_sources(levels[:0])
+
+
+@pytest.mark.parametrize("source", [5, None, object()])
+def test_what_is_no_image_at_all_is_a_type_error(source: Any):
+    for read in (read_image, image_sources, lambda item: image_sources([item]) and read_mask(item)):
+        with pytest.raises(
+            TypeError, match=f"a path, .* a NumPy array or a tensor.*got {type(source).__name__}"
+        ):
+            read(source)
+
+
+def test_an_address_is_not_a_path():
+    with pytest.raises(ValueError, match=r"'https://a.b/c.png' is an address, and nothing is downloaded"):
+        read_image("https://a.b/c.png")

@@ -43,6 +43,7 @@ def rooms_on_the_page() -> list[str]:
         ROOT / "docs/evaluation.md",
         ROOT / "docs/editing.md",
         ROOT / "docs/scoring.md",
+        ROOT / "docs/coming_from.md",
     ],
     ids=lambda page: page.name,
 )
@@ -67,7 +68,11 @@ def test_commands_run_in_order(page: Path, tmp_path: Path) -> None:
 
 def test_the_architecture_page_has_all_rooms_in_the_order_of_their_imports() -> None:
     package = ROOT / "src/ddit"
-    paths = {path for path in package.glob("[a-z_]*") if path.name not in ("__init__.py", "__pycache__", "py.typed")}
+    paths = {
+        path
+        for path in package.glob("[a-z_]*")
+        if path.name not in ("__init__.py", "__pycache__", "py.typed")
+    }
     rooms = rooms_on_the_page()
     assert sorted(rooms) == sorted(path.name + "/" * path.is_dir() for path in paths)
     names = [f"ddit.{room.removesuffix('/').removesuffix('.py')}" for room in rooms]

@@ -35,6 +35,8 @@ def test_the_published_values_are_the_defaults_of_the_big_sizes(size):
     for config in (first, second, large, third):
         optimizer = config.optimizer
         assert (optimizer.name, optimizer.lr, optimizer.weight_decay) == ("adamw", 3e-5, 1e-2)
+        assert optimizer.decay == "all"
+        assert config.objective.flow.weighting == "velocity"  # the paper's
         assert (optimizer.warmup_steps, optimizer.max_grad_norm, optimizer.ema_decay) == (2000, 2.0, 0.9995)
         assert (config.compute_dtype, config.objective.caption_dropout) == ("bfloat16", 0.1)
         assert config.objective.text.normalizer == "all"
@@ -45,6 +47,14 @@ def test_the_published_values_are_the_defaults_of_the_big_sizes(size):
     assert [c.train_mask_embedding for c in (first, second, large, third)] == [False, True, True, False]
     assert third.global_batch_size == 512
     assert third.data.t2i == first.data.t2i
+
+
+def test_all_weights_are_tuned_in_little_memory():
+    full, lora = dual("sd3-medium-full"), dual("sd3-medium-lora")
+    assert (full.optimizer.name, full.optimizer.weights) == ("adamw8bit", "bfloat16")
+    assert (full.lora.rank, full.micro_batch_size, full.parallel.text_encoder) == (0, None, "offloaded")
+    assert not full.train_mask_embedding
+    assert (full.data, full.init) == (lora.data, lora.init)
 
 
 def test_the_variant_of_sd3_5_has_its_own_switches():

@@ -10,7 +10,6 @@ from typing import Annotated, Any, Literal
 import pytest
 from pydantic import Field
 
-from ddit.pipeline import Pipeline
 from ddit.schema import list_options, override, parse, strict, takes, to_data
 
 
@@ -97,23 +96,29 @@ def test_options_are_those_of_all_dataclasses_within_and_are_overridden_by_name(
 
 
 def test_a_function_shows_the_options_that_it_takes() -> None:
-    @takes(Inner)
+    @takes(Inner, elsewhere=["rate"])
     def work(x: int, *, seed: int = 0, **options: Any) -> None:
-        """Works."""
+        """Works.
+
+        Args:
+            x: a number.
+
+        Raises:
+            ValueError: never.
+        """
 
     parameters = inspect.signature(work).parameters
     assert list(parameters) == ["x", "seed", "rate", "mode"]
-    assert parameters["rate"].default is None
-    assert "rate: share of it (above 0; at most 1)" in (work.__doc__ or "")
-
-
-@pytest.mark.parametrize(
-    "verb", ["generate", "inpaint", "vary", "caption", "answer", "infill", "score", "choose"]
-)
-def test_every_verb_names_its_arguments(verb: str) -> None:
-    parameters = inspect.signature(getattr(Pipeline, verb)).parameters
-    kinds = {parameter.kind for parameter in parameters.values()}
-    assert inspect.Parameter.VAR_KEYWORD not in kinds
-    assert {"seed", "on_step", "height", "width", "batch_size"} <= set(parameters)
-    doc = getattr(Pipeline, verb).__doc__
-    assert all(f"{name}: " in doc for name in list(parameters)[-5:])
+    assert (parameters["rate"].default, parameters["rate"].annotation) == (None, float | None)
+    assert (parameters["mode"].default, parameters["mode"].annotation) == ("fast", Literal["fast", "exact"])
+    assert (work.__doc__ or "").splitlines() == [
+        "Works.",
+        "",
+        "Args:",
+        "    x: a number.",
+        "    rate: share of it (above 0; at most 1) [default: the model's]",
+        "    mode:  (fast, exact) [default: fast]",
+        "",
+        "Raises:",
+        "    ValueError: never.",
+    ]

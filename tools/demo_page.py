@@ -48,7 +48,7 @@ PAGE = """<!doctype html>
 <html lang="en">
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
-<title>ddit demo</title>
+<title>ddit: six prompts, six images</title>
 <style>
 :root {{ color-scheme: light dark; --ground: #f6f5f2; --card: #fff; --ink: #1d1c1a; --soft: #6b6862; --line: #e3e0da; }}
 @media (prefers-color-scheme: dark) {{
@@ -149,6 +149,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     page = options.out / "index.html"
     page.write_text(make_page(cards, model=options.model, seed=options.seed), encoding="utf-8")
     print(page.resolve())
+    print(
+        "Open it in a browser. Next: .venv/bin/ddit --help; make setup adds the page, ddit page.",
+        file=sys.stderr,
+    )
 
 
 if __name__ == "__main__":

@@ -52,6 +52,7 @@ VERBS = {
     "info": Verb(MODELS, "info", "info", "Print MODEL's sizes, settings and memory."),
     "verify": Verb(MODELS, "verify", "verify", "Recompute every reference tensor of DIR."),
     "train": Verb(MODELS, "train", "train", "Run a training RECIPE, or resume it."),
+    "export": Verb(MODELS, "export", "export", "Make a model folder of a training run's checkpoint."),
     "merge": Verb(MODELS, "train", "merge", "Merge LoRA adapters into a model's weights."),
     "data": Verb(DATA, "data", "data", "Check training data, and prepare it."),
     "world": Verb(DATA, "data", "world", "Write scenes of the small world as files."),
@@ -74,9 +75,9 @@ class LazyGroup(VerbGroup):
         try:
             return super().invoke(ctx)
         except Stopped as stop:  # here: typer takes it for any interrupt
-            if os.environ.get("RANK", "0") == "0":
-                typer.echo(f"ddit: {stop}", err=True)
-            fail_fast.leave()
+            if _is_rank():
+                fail_fast.stop_rank(stop)
+            typer.echo(f"ddit: {stop}", err=True)
             _leave(RESUME_CODE)
 
 

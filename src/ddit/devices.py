@@ -2,6 +2,7 @@
 
 import atexit
 import os
+import re
 import sys
 import time
 from collections import Counter
@@ -83,6 +84,22 @@ def compute_dtype(name: str, device: torch.device) -> torch.dtype:
     if name == "auto":
         return torch.bfloat16 if multiplies_bfloat16(device) else torch.float32
     return DTYPES[name]
+
+
+def available_memory() -> int | None:
+    """Bytes of main memory that programs may still take, or None where the system does not say (Linux does)."""
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        free = 1024 * int(next(line for line in lines if line.startswith("MemAvailable:")).split()[1])
+    except (OSError, StopIteration, ValueError):
+        return None
+    group = Path("/sys/fs/cgroup")  # a container's bounds, where it has any
+    try:
+        bound, used = (int((group / name).read_text()) for name in ("memory.max", "memory.current"))
+        cached = re.search(r"^inactive_file (\d+)$", (group / "memory.stat").read_text(), flags=re.MULTILINE)
+        return min(free, bound - used + int(cached[1] if cached else 0))
+    except (OSError, ValueError):  # no cgroup, or "max"
+        return free
 
 
 # --- ranks ---
@@ -178,8 +195,8 @@ def limit_waits(timeout_s: float) -> None:
     if dist.get_world_size() == 1:
         return
     dist.barrier()
-    for group in [None, *c10d._world.pg_map]:
-        if group is None or c10d.get_rank(group) >= 0:
+    for group in c10d._world.pg_map:
+        if dist.get_rank(group) >= 0:
             c10d._set_pg_timeout(timedelta(seconds=timeout_s), group)  # there is no public way
 
 

@@ -18,14 +18,15 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn, Self
 
-from ddit.errors import one_line
+from ddit.errors import RESUME_CODE, Stopped, one_line
 
 _PERIOD = 0.5
 """Seconds between two looks."""
 _SECONDS_FOR_A_CAUSE = 2.0
 """What a failure of the connection waits for the one behind it."""
 _SECONDS_WITHOUT_STORE = 5.0
-_FAILED, _LEFT = "failed", "left"
+_FAILED, _LEFT, _STOPPED = "failed", "left", "stopped"
+_LATE = re.compile(r"Timed out waiting (\d+)ms")
 _OF_ANOTHER = re.compile("Connection (closed|reset) by peer|Broken pipe|Connection refused")
 
 
@@ -55,17 +56,23 @@ class Place(NamedTuple):
 
 
 class Watch:
-    """This rank's look at the others, by a thread of its own. store: a client of the launcher's, used by nobody else."""
+    """This rank's look at the others, by a thread of its own.
+
+    store: a client of the launcher's store, which nobody else uses.
+    """
 
     def __init__(self, store: Any, rank: int, places: Sequence[Place]) -> None:
         self.store, self.rank, self.places = store, rank, places
         self._here = Place.here()
+        self._launcher = os.getppid() if "TORCHELASTIC_RUN_ID" in os.environ else None
         self._lock = threading.Lock()
         self._left = threading.Event()
         threading.Thread(target=self._look, name="fail-fast", daemon=True).start()
 
     def failure(self) -> str | None:
-        """The first failure of another rank, if there is one; its line."""
+        """The first failure of another rank or of the launcher, if there is one; its line."""
+        if self._launcher not in (None, os.getppid()):
+            return f"rank {self.rank}: torchrun has ended"
         with self._lock:
             if self.store.check([_FAILED]):
                 return self.store.get(_FAILED).decode().partition("\n")[2]
@@ -74,11 +81,11 @@ class Watch:
                     return f"rank {rank}: process {place.process} has ended without a word: killed, or out of memory"
         return None
 
-    def announce(self, line: str) -> bool:
-        """Whether this failure is the first, of which the others are told."""
+    def announce(self, line: str, key: str = _FAILED) -> bool:
+        """Whether this failure (or stop) is the first, of which the others are told."""
         value = f"{self.rank}\n{line}"
         with self._lock:
-            return self.store.compare_set(_FAILED, "", value).decode() == value
+            return self.store.compare_set(key, "", value).decode() == value
 
     def leave(self) -> None:
         """This rank is about to end, and well."""
@@ -99,7 +106,7 @@ class Watch:
                 is_first = True
                 with suppress(Exception):
                     is_first = self.announce(line)
-                _end(line, is_first=is_first)
+                _end(line, is_told=is_first)
 
 
 _watch: Watch | None = None
@@ -121,11 +128,11 @@ def end_rank(error: BaseException, *, is_printed: bool = False) -> NoReturn:
     """Ends this rank at once, with the line of the first failure of all ranks, and exit code 1.
 
     Nothing is torn down: the process group's end would wait for the others, and they for it. torchrun shows the same
-    line, and the traceback of the rank that failed.
+    line, and of a fault that was not foreseen the traceback.
 
     is_printed: the error is already on stderr.
     """
-    line, is_first = f"rank {os.environ.get('RANK', '?')}: {one_line(error)}", True
+    line, is_first = f"rank {os.environ.get('RANK', '?')}: {_say(error)}", True
     if _watch is not None:
         cause = _cause(_watch) if _OF_ANOTHER.search(str(error)) else None
         line = cause or line
@@ -133,7 +140,27 @@ def end_rank(error: BaseException, *, is_printed: bool = False) -> NoReturn:
             is_first = _watch.announce(line)
     elif _OF_ANOTHER.search(str(error)):
         line = f"rank {os.environ.get('RANK', '?')}: another rank has ended"
-    _end(line, is_first=is_first and not is_printed, trace="".join(traceback.format_exception(error)))
+    is_foreseen = isinstance(error, ValueError | OSError) and not hasattr(error, "__notes__")
+    trace = line if is_foreseen else "".join(traceback.format_exception(error))
+    _end(line, is_told=is_first and not is_printed, trace=trace if is_first else None)
+
+
+def _say(error: BaseException) -> str:
+    late = _LATE.search(str(error))
+    if late is None:
+        return one_line(error)
+    seconds = int(late[1]) / 1000
+    return f"another rank was not ready for {seconds:g} s (parallel.step_timeout_s, at first start_timeout_s)"
+
+
+def stop_rank(stop: Stopped) -> NoReturn:
+    """Ends this rank with the exit code of a stopped run; one of the ranks says so."""
+    is_first = True
+    if _watch is not None:
+        with suppress(Exception):
+            is_first = _watch.announce(str(stop), _STOPPED)
+        _watch.leave()
+    _end(str(stop), is_told=is_first, code=RESUME_CODE)
 
 
 def _cause(watch: Watch) -> str | None:
@@ -148,14 +175,14 @@ def _cause(watch: Watch) -> str | None:
     return None
 
 
-def _end(line: str, *, is_first: bool, trace: str | None = None) -> NoReturn:
+def _end(line: str, *, is_told: bool, trace: str | None = None, code: int = 1) -> NoReturn:
     with suppress(OSError, ValueError):
         sys.stdout.flush()
-        if is_first:
+        if is_told:
             print(f"ddit: {line}", file=sys.stderr)
         sys.stderr.flush()
-    _write_for_torchrun(line, trace if is_first and trace else line)
-    os._exit(1)
+    _write_for_torchrun(line, trace or line)
+    os._exit(code)
 
 
 def _write_for_torchrun(line: str, trace: str) -> None:

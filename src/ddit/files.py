@@ -118,12 +118,96 @@ class SafetensorsFiles:
     ) -> dict[str, Tensor]:
         """The named tensors; those that need no conversion stay mapped to the file until they are touched."""
         wanted, tensors = set(names), {}
-        for path in dict.fromkeys(self.file_of.values()):
+        for path in dict.fromkeys(self.file_of[name] for name in wanted):
             with safe_open(path, framework="pt") as file:
                 for name in wanted:
                     if self.file_of[name] == path:
                         tensors[name] = file.get_tensor(name).to(device=device, dtype=dtype)
         return tensors
+
+    def stream(self, names: Iterable[str], dtype: torch.dtype | None = None) -> Iterator[tuple[str, Tensor]]:
+        """The named tensors on the CPU, one after the other: none is held, nor its part of the file mapped."""
+        for name in names:
+            yield name, self.read([name], dtype, "cpu")[name]
+
+
+SHARD_BYTES = 1 << 30
+
+
+def write_tensors(
+    folder: Path, stem: str, tensors: Iterable[tuple[str, Tensor]], *, shard_bytes: int = SHARD_BYTES
+) -> None:
+    """Writes tensors as they come: `stem.safetensors`, or shards with an index if they are more than `shard_bytes`.
+
+    No more than one shard is held in memory.
+
+    Raises:
+        OSError: if the disk is full.
+    """
+    shards: list[list[str]] = []
+    held: dict[str, Tensor] = {}
+    total = size = 0
+    for name, tensor in tensors:
+        tensor = tensor.detach().to("cpu").contiguous()
+        if held and size + tensor.nbytes > shard_bytes:
+            shards.append(_write_shard(_shard_part(folder, stem, len(shards)), held))
+            size = 0
+        held[name] = tensor
+        size, total = size + tensor.nbytes, total + tensor.nbytes
+    shards.append(_write_shard(_shard_part(folder, stem, len(shards)), held))
+    if len(shards) == 1:
+        _shard_part(folder, stem, 0).rename(folder / f"{stem}.safetensors")
+        return
+    weight_map = {}
+    for index, names in enumerate(shards):
+        file = f"{stem}-{index + 1:05d}-of-{len(shards):05d}.safetensors"
+        _shard_part(folder, stem, index).rename(folder / file)
+        weight_map |= dict.fromkeys(names, file)
+    values = {"metadata": {"total_size": total}, "weight_map": weight_map}
+    (folder / f"{stem}.safetensors.index.json").write_text(json.dumps(values, indent=2) + "\n")
+
+
+def _shard_part(folder: Path, stem: str, index: int) -> Path:
+    return folder / f"{stem}-{index + 1:05d}.part"
+
+
+def _write_shard(path: Path, held: dict[str, Tensor]) -> list[str]:
+    """Writes the tensors and lets go of them; returns their names."""
+    from safetensors.torch import save_file
+
+    path.touch()
+    mode = path.stat().st_mode
+    try:
+        save_file(held, path, metadata={"format": "pt"})
+    except SafetensorError as error:
+        raise OSError(str(error)) from None
+    path.chmod(mode)  # the library writes for the owner alone
+    names = list(held)
+    held.clear()
+    return names
+
+
+def link_file(source: Path, target: Path) -> None:
+    """Gives a file a second name: a hard link, or a copy where the disk has none (another one, or a file system)."""
+    source = source.resolve()  # hub caches are symbolic links
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)
+
+
+def set_row(path: Path, name: str, row: int, values: Tensor) -> None:
+    """Writes a row of the stored matrix `name` (N, D) of a safetensors file in place, in its stored type."""
+    import torch
+
+    with safe_open(path, framework="pt") as file:
+        matrix = file.get_tensor(name)
+    raw = values.detach().to("cpu", matrix.dtype).contiguous().view(torch.uint8).numpy().tobytes()
+    with path.open("r+b") as file:
+        header = int.from_bytes(file.read(8), "little")
+        start, _ = json.loads(file.read(header))[name]["data_offsets"]
+        file.seek(8 + header + start + row * len(raw))
+        file.write(raw)
 
 
 def find_weights(folder: Path, stem: str, dtype: torch.dtype | None = None) -> list[Path]:
@@ -157,12 +241,6 @@ def _find_index(folder: Path, stem: str, variant: str) -> Path | None:
     found = [folder / f"{stem}.safetensors.{name}.json" for name in names]
     found.append(folder / f"{stem}{variant}.safetensors.index.json")
     return next((path for path in found if path.is_file()), None)
-
-
-def is_sharded_variant(folder: Path, stem: str, dtype: torch.dtype | None = None) -> bool:
-    """Whether `find_weights` picks shards of a variant, whose names have changed too often for transformers."""
-    found = find_weights(folder, stem, dtype)
-    return len(found) > 1 and find_variant(folder, stem, dtype) is not None
 
 
 def find_variant(folder: Path, stem: str, dtype: torch.dtype | None = None) -> str | None:

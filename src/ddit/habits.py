@@ -13,6 +13,10 @@ from ddit.errors import near_misses
 Method = TypeVar("Method", bound=Callable[..., Any])
 
 _VARY = "vary(images, prompts, strength=0.7) varies images"
+_TAKE_IMAGES = (
+    "caption(images), answer(images, questions) and choose(images, candidates) take images; "
+    "vary and inpaint change them"
+)
 _NOT_TO_SET = "leave it out: there is nothing to set"
 
 ARGUMENTS: Mapping[str, str] = {
@@ -74,13 +78,13 @@ ARGUMENTS: Mapping[str, str] = {
     "max_completion_tokens": "it is length, of caption, answer and infill",
     "response_format": "images are PIL images, texts are str",
     "stream": "it is on_step, called with a Step: done, total, rows, state",
-    "model": "it is the first argument of Pipeline.from_pretrained",
-    "image": "caption(images) and answer(images, questions) take images; vary and inpaint change them",
+    "model": "Pipeline.from_pretrained(name_or_path) loads another model",
+    "image": _TAKE_IMAGES,
+    "images": _TAKE_IMAGES,
 }
 """Arguments of other libraries."""
 
 _IN_BATCHES = "batch_size, an option of every verb, bounds what is computed at a time"
-_OFFLOAD = "from_pretrained(..., offload=True) or enable_model_cpu_offload() keeps the encoders on the CPU"
 
 ATTRIBUTES: Mapping[str, str] = {
     # diffusers
@@ -88,7 +92,7 @@ ATTRIBUTES: Mapping[str, str] = {
     "enable_vae_slicing": _IN_BATCHES,
     "enable_vae_tiling": _IN_BATCHES,
     "enable_xformers_memory_efficient_attention": "attention is PyTorch's fused one already",
-    "enable_sequential_cpu_offload": _OFFLOAD,
+    "enable_sequential_cpu_offload": "it is from_pretrained(..., offload_blocks=True)",
     "load_lora_weights": "it is from_pretrained(..., adapter=folder)",
     "scheduler": "it is sampler, an option of generate: generate(prompts, sampler='dpm')",
     "unet": "it is transformer",
@@ -166,9 +170,8 @@ def _fault(name: str, signature: inspect.Signature, num_args: int, values: Itera
 
 def missing_attribute(owner: object, name: str) -> AttributeError:
     """The error of an attribute that there is not, with its name here or its near misses."""
-    kind = type(owner).__name__
     if name in ATTRIBUTES:
-        text = f"{kind} has no '{name}': {ATTRIBUTES[name]}"
-    else:
-        text = f"{kind} has no '{name}'{near_misses(name, [one for one in dir(owner) if one[0] != '_'])}"
-    return AttributeError(text, name=name, obj=owner)
+        hint = f": {ATTRIBUTES[name]}"
+    else:  # what Python itself asks for is never a near miss
+        hint = "" if name.startswith("_") else near_misses(name, [one for one in dir(owner) if one[0] != "_"])
+    return AttributeError(f"{type(owner).__name__} has no '{name}'{hint}", name=name, obj=owner)

@@ -94,7 +94,7 @@ def image_sources(images: ImageSource | Sequence[ImageSource], what: str = "imag
     if isinstance(images, str | os.PathLike | bytes | Image.Image) or (_is_pixels(images) and many.ndim != 4):
         return [many]
     if not isinstance(many, Iterable):
-        raise TypeError(f"{what}: {KINDS} was expected, or a list of these; got {type(many).__name__}")
+        raise TypeError(f"{what} must be {KINDS}, or a list of these; got {type(many).__name__}")
     sources = list(many)
     if not sources:
         raise ValueError(f"no {what} given")

@@ -91,8 +91,8 @@ class Pipeline(DiffusersStyle):
 
         Args:
             images: as in `caption`; resized and centre-cropped.
-            masks: of the same kinds, each of its image's size. What is lighter than half is generated, the rest and what
-                is transparent is kept, in steps of the latents' cells (8 pixels of SD3's, 4 of mini's).
+            masks: as images are given, each of its image's size. What is lighter than half is generated, the rest and
+                what is transparent is kept, in steps of the latents' cells (8 pixels of SD3's, 4 of mini's).
             prompts: what the whole images show.
             seed, on_step: as in `generate`.
 

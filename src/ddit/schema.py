@@ -298,6 +298,8 @@ def _locate(cls: Any, loc: Sequence[str | int], data: Any, key: str) -> tuple[st
             inner = [fields[part].annotation] if part in fields else []
         elif isinstance(part, int):
             inner = [arg for hint in hints for arg in typing.get_args(hint) if arg is not Ellipsis]
+        elif isinstance(part, str) and len(hints) > 1 and not isinstance(node, Mapping):
+            continue  # the name of a plain member, such as "literal['auto']"
         child = _child(node, part)
         if part == "[key]" or not (inner or child is not _NONE or number == len(loc) - 1):
             continue

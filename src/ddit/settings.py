@@ -56,7 +56,10 @@ class ImageSampling:
 
     num_steps: NumSteps = 28
     guidance_scale: Annotated[
-        float, Field(ge=0, description="classifier-free guidance towards the prompt; at most 1 is none")
+        float,
+        Field(
+            ge=0, description="how closely an image follows its prompt (classifier-free guidance); 1: none"
+        ),
     ] = 7.0
     sampler: Annotated[
         Sampler,
@@ -146,7 +149,9 @@ class UnmaskingRule:
             "each step, or by threshold or entropy as many as are safe"
         ),
     ] = "random"
-    temperature: Annotated[float, Field(ge=0, description="of the draws; 0 takes the likeliest token")] = 1.0
+    temperature: Annotated[
+        float, Field(ge=0, description="randomness of the tokens; 0 takes the likeliest")
+    ] = 1.0
     top_p: Annotated[
         float, Field(gt=0, le=1, description="draw from the fewest tokens with this probability")
     ] = 1.0
@@ -258,6 +263,13 @@ class LoadOptions:
     int8: Annotated[bool, Field(description="keep the text encoder's matrices in 8 bit: less memory")] = False
     offload: Annotated[
         bool, Field(description="keep text encoder and autoencoder on the CPU, except while they are used")
+    ] = False
+    offload_blocks: Annotated[
+        bool,
+        Field(
+            description="also keep the blocks of transformer and text encoder there, but for the one that is used: for "
+            "cards of 8 to 12 GB"
+        ),
     ] = False
     compile: Annotated[bool, Field(description="torch.compile: minutes at the start, then faster steps")] = (
         False

@@ -15,7 +15,7 @@ from pydantic import Field
 from typer.testing import CliRunner
 
 import ddit
-from ddit.cli import VERBS
+from ddit.cli import APPS, USE, VERBS
 from ddit.commands.options import Given, spread
 from ddit.schema import list_options, strict
 from ddit.serve.options import ServeConfig
@@ -139,7 +139,7 @@ def test_a_verbs_line_is_the_first_of_its_docstring(name: str) -> None:
         (("caption", "ask", "infill", "chat"), TextOptions),
         (("rank",), ScoreOptions),
         (("serve",), ServeConfig),
-        (tuple(set(VERBS) - {"data", "eval-data", "info", "merge", "train", "verify", "world"}), LoadOptions),
+        (("eval", *(name for name, verb in VERBS.items() if verb.panel in (USE, APPS))), LoadOptions),
     ],
 )
 def test_a_verb_has_all_options_of_what_it_calls(verbs: tuple[str, ...], options: Any) -> None:

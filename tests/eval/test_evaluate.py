@@ -181,7 +181,8 @@ def test_data_sets_without_scenes_have_no_empty_background(model: Path, tmp_path
 def test_a_task_announces_as_many_samples_as_it_makes(model: Path, tmp_path: Path) -> None:
     world = WorldSplit(PRESETS["fixed"], num=4, num_prompts=1)
     announced: dict[str, int] = {}
-    made: dict[str, int] = dict.fromkeys(TASKS, 0)
+    tasks = ("geneval", "gqa", "caption")
+    made: dict[str, int] = dict.fromkeys(tasks, 0)
 
     def start_task(task: str, num_samples: int) -> Callable[[int], None]:
         announced[task] = num_samples
@@ -193,13 +194,13 @@ def test_a_task_announces_as_many_samples_as_it_makes(model: Path, tmp_path: Pat
 
     run = evaluate(
         Pipeline.from_pretrained(str(model)),
-        TASKS,
+        tasks,
         EvalData(None, world),
         tmp_path,
         options=EvalOptions(num_samples=1, batch_size=3),
         start_task=start_task,
     )
-    assert [each.task for each in run] == list(TASKS)
+    assert [each.task for each in run] == list(tasks)
     assert made == announced
 
 

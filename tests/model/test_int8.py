@@ -8,7 +8,7 @@ from text_models import word_codec
 from torch import Tensor, nn
 
 from ddit.model.encoders import TextCodec
-from ddit.model.int8 import Int8Linear, quantize_text_encoder
+from ddit.model.int8 import Int8Linear, quantize_linears
 from ddit.model.small_text import tiny_t5
 
 
@@ -34,7 +34,7 @@ def error(found: Tensor, expected: Tensor) -> float:
 def test_states_stay_close_to_the_full_ones(codec: TextCodec, dtype: torch.dtype, bound: float) -> None:
     full = codec.states(ids(codec))
     codec.to(dtype=dtype)
-    quantize_text_encoder(codec)
+    quantize_linears(codec.encoder)
     found = codec.states(ids(codec))
     assert found.dtype == dtype
     assert 1e-4 < error(found, full) < bound
@@ -48,7 +48,7 @@ def test_the_weights_take_about_a_quarter_of_float32(codec: TextCodec) -> None:
         )
 
     before, table = num_bytes((nn.Linear,)), codec.encoder.get_input_embeddings().weight.clone()
-    quantize_text_encoder(codec)
+    quantize_linears(codec.encoder)
     assert num_bytes((nn.Linear,)) == 0
     assert num_bytes((Int8Linear,)) / before == pytest.approx(0.25, abs=0.02)
     assert torch.equal(codec.encoder.get_input_embeddings().weight, table)
@@ -77,6 +77,6 @@ def test_gradients_flow_through_to_the_mask_tokens_embedding(codec: TextCodec) -
         return vector.grad
 
     full = gradient(copy.deepcopy(codec))
-    quantize_text_encoder(codec)
+    quantize_linears(codec.encoder)
     assert error(gradient(codec), full) < 0.1
     assert not any(p.requires_grad for p in codec.encoder.parameters())

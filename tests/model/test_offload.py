@@ -13,8 +13,9 @@ import torch
 from text_models import word_codec
 from tiny_models import tiny_pipeline
 from torch import nn
+from torch.multiprocessing.reductions import StorageWeakRef
 
-from ddit.model import encoders
+from ddit.model import encoders, offload
 from ddit.model.offload import visiting
 from ddit.pipeline import Pipeline
 
@@ -107,3 +108,68 @@ def test_compiled_blocks_generate_the_same_images() -> None:
     plain = pipeline.generate(["a cat", "two car"])
     for image, other in zip(plain, pipeline.compile().generate(["a cat", "two car"]), strict=True):
         assert max(abs(a - b) for a, b in zip(image.tobytes(), other.tobytes(), strict=True)) <= 1
+
+
+@pytest.fixture
+def most_copies(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
+    """How many copies of blocks there were at once. Without a second device, they stand for what is on it."""
+    alive: list[StorageWeakRef] = []
+    fetch, most = offload._Offloader._fetch, {"made": 0, "at once": 0}
+
+    def counted(self: Any, index: int) -> torch.Tensor:
+        buffer = fetch(self, index)
+        alive[:] = [copy for copy in alive if not copy.expired()]
+        alive.append(StorageWeakRef(buffer.untyped_storage()))
+        most.update({"made": most["made"] + 1, "at once": max(most["at once"], len(alive))})
+        return buffer
+
+    monkeypatch.setattr(offload._Offloader, "_fetch", counted)
+    return most
+
+
+@pytest.mark.parametrize("image_attends_text", [True, False])
+def test_offloaded_blocks_are_on_the_device_one_at_a_time(
+    tmp_path: Path, most_copies: dict[str, int], image_attends_text: bool
+) -> None:
+    tiny_pipeline(image_attends_text=image_attends_text, depth=3).save_pretrained(tmp_path / "model")
+    whole = Pipeline.from_pretrained(tmp_path / "model")
+    pipeline = Pipeline.from_pretrained(tmp_path / "model", offload_blocks=True)
+    image = whole.generate("a cat", num_steps=2)[0]
+    assert most_copies["made"] == 0
+    assert pipeline.generate("a cat", num_steps=2)[0].tobytes() == image.tobytes()
+    assert most_copies == {
+        "made": 1 + 2 * 3,
+        "at once": 1,
+    }  # T5's only block, then the transformer's in each step
+    for options in ({}, {"image_refresh": 2, "text_refresh": 2}):
+        assert pipeline.caption(image, **options) == whole.caption(image, **options)
+    assert most_copies["at once"] == 1
+
+
+def test_offloaded_blocks_keep_their_weights_and_stay_where_they_are(tmp_path: Path) -> None:
+    tiny_pipeline().save_pretrained(tmp_path / "model")
+    whole = Pipeline.from_pretrained(tmp_path / "model")
+    pipeline = Pipeline.from_pretrained(tmp_path / "model", offload_blocks=True, int8=True)
+    pipeline.generate("a cat", num_steps=1)
+    for name, tensor in whole.transformer.state_dict().items():
+        assert torch.equal(pipeline.transformer.state_dict()[name], tensor), name
+    assert pipeline.to("cpu") is pipeline
+    with pytest.raises(ValueError, match="offloaded blocks cannot be moved"):
+        pipeline.to(torch.bfloat16)
+    with pytest.raises(ValueError, match="offloaded blocks cannot be compiled"):
+        Pipeline.from_pretrained(tmp_path / "model", offload_blocks=True, compile=True)
+
+
+@pytest.mark.gpu
+def test_on_a_gpu_offloaded_blocks_give_the_same_images_in_less_memory(tmp_path: Path) -> None:
+    tiny_pipeline(hidden_size=512, depth=12, num_heads=8).save_pretrained(tmp_path / "model")
+    images, peaks = [], []
+    for offload_blocks in (False, True):
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        pipeline = Pipeline.from_pretrained(tmp_path / "model", device="cuda", offload_blocks=offload_blocks)
+        images.append(pipeline.generate("a cat", num_steps=4)[0].tobytes())
+        peaks.append(torch.cuda.max_memory_allocated() - before)
+        del pipeline
+    assert images[0] == images[1]
+    assert peaks[1] < peaks[0] / 2

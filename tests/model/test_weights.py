@@ -47,7 +47,7 @@ def tiny() -> DualDiT:
 def folder(tiny: DualDiT, tmp_path: Path) -> Path:
     folder = tmp_path / "transformer"
     folder.mkdir()
-    save_transformer(folder, tiny)
+    save_transformer(folder, tiny.config, tiny.state_dict().items())
     return folder
 
 

@@ -112,6 +112,17 @@ def test_a_request_that_takes_too_long_is_answered_504_streamed_or_not() -> None
     assert "not done within 0.2 s" in streamed.text
 
 
+def test_a_plain_server_says_at_its_root_where_its_documents_are() -> None:
+    async def run(client: httpx.AsyncClient) -> tuple[dict[str, str], list[int]]:
+        index = (await client.get("/")).json()
+        places = [index[name] for name in ("docs", "openapi", "health")]
+        return index, [(await client.get(place)).status_code for place in places]
+
+    index, statuses = with_client(run, ServeConfig(api_key="secret"))
+    assert (index["docs"], index["api"], index["model"]) == ("/docs", "/v1", "mini")
+    assert statuses == [200] * 3
+
+
 def test_a_server_with_a_token_wants_it_and_only_health_documents_and_files_do_not() -> None:
     async def run(client: httpx.AsyncClient) -> list[int]:
         right, wrong = {"authorization": "Bearer secret"}, {"authorization": "Bearer secre"}

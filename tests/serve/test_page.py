@@ -15,9 +15,10 @@ from tiny_models import tiny_text_codec
 from ddit.model.encoders import TextCodec
 from ddit.model.small_text import build_tokenizer, tiny_t5
 from ddit.serve import page_view as view
+from ddit.serve.engine import Engine
 from ddit.serve.options import Limits
 from ddit.serve.page_examples import ANY, SMALL_WORLD, examples_for, scene_sample, with_blanks
-from ddit.serve.page_runs import painted
+from ddit.serve.page_runs import Runs, painted
 from ddit.world import PRESETS, caption_is_right, list_vocabulary, make_scene
 
 CODEC = tiny_text_codec()
@@ -88,8 +89,16 @@ def test_only_certainty_is_a_hundred_percent() -> None:
 
 def test_a_finished_text_has_one_end() -> None:
     words = frames_of(([DOG, END, END], [0.7, 0.9, 1.0]))[-1]
-    assert view.words_line(words).count(">end<") == 2
-    assert view.words_line(words, finished=True).count(">end<") == 1
+    assert view.words_line(words).count('class="text">end<') == 2
+    assert view.words_line(words, finished=True).count('class="text">end<') == 1
+
+
+def test_the_legend_names_both_ends_of_its_scale_and_end_only_where_it_is_shown() -> None:
+    dog, end = frames_of(([DOG], [0.7]))[-1], frames_of(([DOG, END], [0.7, 0.9]))[-1]
+    for words in (dog, end):
+        assert re.search(r"0 % <span class=\"scale\".*</span> 100 %", view.words_line(words))
+    assert "end</b>" not in view.words_line(dog)
+    assert "<b>end</b> marks the end of the text" in view.words_line(end)
 
 
 def test_the_grid_fills_a_cell_in_the_step_that_filled_it() -> None:
@@ -272,6 +281,18 @@ def test_a_file_that_is_no_image_is_reported_without_the_servers_path(tmp_path) 
     assert str(tmp_path) not in html
 
 
+def test_of_an_animated_file_the_first_frame_is_used_and_said(tmp_path) -> None:
+    blue = Image.new("RGB", (32, 32), "blue")
+    RED.save(tmp_path / "two.gif", save_all=True, append_images=[blue])
+    RED.save(tmp_path / "one.gif")
+    runs = Runs(Engine(PIPELINE))
+    assert "its first frame is used" in runs.frame_note(str(tmp_path / "two.gif"))
+    assert runs.fitted(str(tmp_path / "two.gif")).getpixel((0, 0)) == (255, 0, 0)
+    (tmp_path / "none.gif").write_text("no image")
+    for still in (str(tmp_path / "one.gif"), str(tmp_path / "none.gif"), None):
+        assert runs.frame_note(still) == ""
+
+
 def test_words_that_the_model_does_not_know_are_shown_beside_the_image() -> None:
     html, image = act(lambda runs: runs.generate("a photo of the dragon", 0, 3, 2.0))[-1]
     assert image is not None
@@ -300,6 +321,7 @@ def test_a_fault_of_the_server_shows_no_detail(monkeypatch, caplog) -> None:
 
 BUILD = """
 import inspect, json, socket
+from email.message import Message
 
 asked = []
 socket.getaddrinfo = lambda *given, **_: asked.append(str(given)) or []
@@ -308,6 +330,8 @@ socket.socket.connect = lambda self, address: asked.append(str(address))
 from fastapi import FastAPI
 from tiny_models import tiny_pipeline
 
+from ddit.serve import page_parts
+from ddit.serve.api import create_app
 from ddit.serve.engine import Engine
 from ddit.serve.page import build_page, mount_page
 
@@ -318,7 +342,16 @@ buttons = [
 ]
 events = [(event.queue, inspect.isasyncgenfunction(event.fn)) for event in page.fns.values() if event.fn]
 paths = [route.path for route in mount_page(FastAPI(), engine, path="/page").routes]
-print(json.dumps({"asked": asked, "buttons": buttons, "events": events, "paths": paths}))
+api = create_app(engine)
+at_root = [type(route).__name__ for route in mount_page(api, engine).routes if route.path in ("/", "")]
+metadata = Message()
+metadata["Project-URL"] = "Documentation, https://documents.example"
+metadata["Project-URL"] = "Mirror, https://mirror.example"
+page_parts.metadata = lambda name: metadata
+links = page_parts.project_links()
+print(json.dumps({
+    "asked": asked, "buttons": buttons, "events": events, "paths": paths, "at_root": at_root, "links": links,
+}))
 """
 
 SHOWN_TO_MANY = """
@@ -346,6 +379,8 @@ def test_the_page_is_built_without_another_host_and_offers_no_scenes_to_a_model_
     assert "/page" in found["paths"]
     assert {"Generate", "Caption", "Ask", "Fill in", "Show the steps"} <= set(found["buttons"])
     assert not any("example" in button for button in found["buttons"])
+    assert found["at_root"] == ["Mount"]  # in place of the API's index
+    assert found["links"] == [["Documentation", "https://documents.example"]]
     assert {tuple(event) for event in found["events"]} == {(True, True), (False, False)}  # runs are queued
 
 

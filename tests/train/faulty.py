@@ -28,6 +28,7 @@ FAULTS: dict[str, Callable[[], Any]] = {
     "SystemExit": lambda: raise_(SystemExit(3)),
     "killed": lambda: os.kill(os.getpid(), signal.SIGKILL),
     "exit": lambda: os._exit(5),
+    "asleep": lambda: time.sleep(3600),
     "stuck": lambda: wait_for_ever(),
 }
 

@@ -127,3 +127,11 @@ def test_state_is_kept_by_name_for_what_had_a_step() -> None:
     room = optimizer_state(named, again)
     assert {name: value.shape for name, value in room.items()} == {n: v.shape for n, v in state.items()}
     assert not any(value.any() for value in room.values())
+
+
+def test_everything_is_decayed_where_that_is_asked_for() -> None:
+    model = DualDiT(CONFIG)
+    (adamw,) = build_optimizers(dict(model.named_parameters()), OptimizerConfig(decay="all")).values()
+    (group,) = adamw.param_groups
+    assert group["weight_decay"] == 1e-2
+    assert len(group["params"]) == len(list(model.parameters()))

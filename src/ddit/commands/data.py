@@ -24,7 +24,7 @@ SourceArgument = Annotated[
     str,
     typer.Argument(
         metavar="SOURCE",
-        help="a JSON, tar or parquet file, a folder or pattern of them, or a source's configuration",
+        help="a JSON, tar or parquet file, a folder, pattern or URL of them, or a source's configuration",
     ),
 ]
 KindOption = Annotated[

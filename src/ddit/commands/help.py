@@ -33,10 +33,9 @@ class VerbCommand(TyperCommand):
 
     def format_options(self, ctx: Any, formatter: Any) -> None:
         panels: dict[str, list[Row]] = {panel: [] for panel in FIRST_PANELS}
-        for param in self.get_params(ctx):
-            if not param.hidden:
-                panel = param.rich_help_panel or (LAST_PANEL if param.name == "help" else FIRST_PANELS[0])
-                panels.setdefault(panel, []).append(_row(param))
+        for param in shown_params(self, ctx):
+            panel = param.rich_help_panel or (LAST_PANEL if param.name == "help" else FIRST_PANELS[0])
+            panels.setdefault(panel, []).append(_row(param))
         panels[LAST_PANEL] = panels.pop(LAST_PANEL, [])
         write_panels(formatter, panels)
 
@@ -68,11 +67,16 @@ class VerbGroup(TyperGroup):
                 panel = getattr(command, "rich_help_panel", None) or "Commands"
                 panels.setdefault(panel, []).append((name, command.get_short_help_str(limit=80)))
         write_panels(formatter, panels)
-        options = [_row(param) for param in self.get_params(ctx) if not param.hidden]
+        options = [_row(param) for param in shown_params(self, ctx)]
         write_panels(formatter, {"Options": options})
 
     def format_epilog(self, ctx: Any, formatter: Any) -> None:
         write_examples(self.help or "", formatter)
+
+
+def shown_params(command: Any, ctx: Any) -> list[Any]:
+    """Arguments and options that are not hidden."""
+    return [param for param in command.get_params(ctx) if not param.hidden]
 
 
 def write_help_text(command: Any, formatter: Any) -> None:
@@ -121,7 +125,7 @@ def _arguments(command: Any) -> Iterable[Any]:
 
 
 def _argument_name(param: Any) -> str:
-    name = (param.metavar or param.name.upper()) + ("..." if param.nargs != 1 else "")
+    name = (param.metavar or param.name.upper()).strip("[]") + ("..." if param.nargs != 1 else "")
     return name if param.required else f"[{name}]"
 
 
@@ -130,7 +134,8 @@ def usage_fault(error: TyperException) -> str:
     ctx: Any = getattr(error, "ctx", None)
     message = " ".join(error.format_message().split()).rstrip(".")
     if ctx is not None and hasattr(error, "possibilities"):  # an option that there is not
-        known = [name[2:] for param in ctx.command.get_params(ctx) for name in _option_names(param)]
+        options = [param for param in shown_params(ctx.command, ctx) if param.param_type_name == "option"]
+        known = [name[2:] for param in options for name in (*param.opts, *param.secondary_opts)]
         given = str(getattr(error, "option_name", ""))
         near = [f"--{name}" for name in nearest(given[2:], known)] if given.startswith("--") else []
         message = f"unknown option {given}" + (f"; did you mean {' or '.join(near)}?" if near else "")
@@ -144,10 +149,6 @@ def usage_fault(error: TyperException) -> str:
     if ctx is None or message.endswith("?"):
         return message
     return f"{message}; '{ctx.command_path} --help' shows the usage"
-
-
-def _option_names(param: Any) -> list[str]:
-    return [] if param.hidden else [*param.opts, *param.secondary_opts]
 
 
 PLAIN_WORDS = {

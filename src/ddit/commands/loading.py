@@ -19,11 +19,12 @@ def load(model: str, options: LoadOptions) -> "Pipeline":
         from ddit.model.folders import resolve
 
         device = find_device(options.device)
-        dtype, folder = find_dtype(options.dtype, device), resolve(model)
+        find_dtype(options.dtype)
+        folder = resolve(model)
         limit_threads(folder)
         from ddit.pipeline import Pipeline
 
-        return Pipeline.from_pretrained(folder, **{**asdict(options), "device": device, "dtype": dtype})
+        return Pipeline.from_pretrained(folder, **{**asdict(options), "device": device})
 
 
 @contextmanager

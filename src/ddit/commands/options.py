@@ -51,8 +51,7 @@ SeedOption = Annotated[
         parser=parse_seed,
         metavar="N",
         rich_help_panel="Sampling",
-        help="of the first image or text, counted up for the others: the same seed gives the same results; "
-        "random draws one and prints it",
+        help="seed of the first image or text, one more for each that follows; random draws one and prints it",
     ),
 ]
 QuietOption = Annotated[

@@ -45,6 +45,12 @@ def check_free(paths: Sequence[Path], ways: str = "") -> None:
         raise ValueError(f"{taken[0]}{others} {verb}: give --overwrite{ways}")
 
 
+def check_free_folder(folder: Path) -> None:
+    """Raises ValueError if a folder exists and is not empty."""
+    if not (folder.is_dir() and not any(folder.iterdir())):
+        check_free([folder])
+
+
 def check_writable(folder: Path) -> None:
     """Makes a folder and tries to write there, before any work is done."""
     try:

@@ -9,6 +9,7 @@ import typer
 
 from ddit.commands.loading import load
 from ddit.commands.options import Given, ModelOption, spread
+from ddit.commands.progress import print_note
 from ddit.schema import override
 from ddit.serve.options import ServeConfig
 from ddit.settings import LoadOptions
@@ -96,7 +97,7 @@ def page(
     if find_spec("gradio") is None:
         raise ValueError("the page needs Gradio: pip install 'ddit[page]'")
     config = ServeConfig(model_name=Path(model).name)
-    _serve(model, loading, config, host="127.0.0.1", port=port, grace=1, page=True, ready=typer.echo)
+    _serve(model, loading, config, host="127.0.0.1", port=port, grace=1, page=True, ready=_announce_page)
 
 
 def _serve(
@@ -114,6 +115,7 @@ def _serve(
     from ddit.serve import server
 
     listening = server.bind(host, port)  # an address that is taken is found before a model is loaded
+    print_note(f"loading {model}")
     pipeline = load(model, loading)
     from ddit.serve.api import create_app
 
@@ -123,6 +125,11 @@ def _serve(
 
         app = mount_page(app, app.state.service.engine, name=app.state.service.model_name)
     server.serve(app, listening, grace=grace, ready=ready)
+
+
+def _announce_page(address: str) -> None:
+    typer.echo(address)
+    print_note("open this address in a browser; Ctrl-C ends")
 
 
 def _announce(address: str) -> None:

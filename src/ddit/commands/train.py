@@ -1,6 +1,7 @@
 """The verbs `ddit train` and `ddit merge`."""
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated
 
@@ -9,7 +10,7 @@ import typer
 from ddit.commands import completion
 from ddit.commands.loading import paused_gc
 from ddit.commands.options import spread
-from ddit.commands.output import check_writable
+from ddit.commands.output import check_free_folder, check_writable
 
 
 @spread
@@ -48,6 +49,14 @@ def train(
             help="print the configuration as JSON (of a chain a list) and stop",
         ),
     ] = False,
+    plan: Annotated[
+        str | None,
+        typer.Option(
+            metavar="MACHINE",
+            rich_help_panel="Output",
+            help="print the memory and time to expect of a machine (H100, 8xH100, 4x8xA100) and stop",
+        ),
+    ] = None,
     plot: Annotated[
         bool,
         typer.Option("--plot", rich_help_panel="Output", help="plot the curves of RUN folders into a PNG"),
@@ -84,6 +93,9 @@ def train(
 
     changes = [*(overrides or []), *([] if init is None else [f"init={json.dumps(init)}"])]
     configs = plan_runs(names[0], root, world=world, overrides=changes)
+    if plan is not None:
+        _print_plans(configs, plan)
+        return
     if dry_run:
         texts = [to_json(config).rstrip() for config in configs]
         typer.echo(texts[0] if len(texts) == 1 else "[" + ",\n".join(texts) + "]")
@@ -92,6 +104,16 @@ def train(
     with paused_gc():
         from ddit.train.stages import run_stages
     run_stages(configs)
+
+
+def _print_plans(configs: Iterable[object], machine: str) -> None:
+    from ddit.config.runs import DualRun
+
+    with paused_gc():
+        from ddit.train.plan import Machine, make_plan
+    for config in configs:
+        if isinstance(config, DualRun):
+            typer.echo(make_plan(config, Machine.named(machine)).to_text())
 
 
 @spread
@@ -109,22 +131,31 @@ def merge(
     dtype: Annotated[
         str,
         typer.Option(
-            help="of the saved weights; the sums are float32",
+            help="of the merged transformer; the sums are float32",
             autocompletion=completion.among(*completion.DTYPES),
         ),
     ] = "bfloat16",
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", rich_help_panel="Output", help="replace OUT if it exists")
+    ] = False,
 ) -> None:
     """Merge LoRA adapters into a model's weights.
 
-    Writes BASE with the adapters of ADAPTER to OUT, a model folder.
+    Writes BASE with the adapters of ADAPTER to OUT, a model folder. Text encoder and autoencoder are hard links to
+    BASE's files, where the disk has them, and stay as they are.
 
     Examples:
         ddit merge mini runs/lora/adapter merged
         ddit merge stable-diffusion-3-medium-diffusers runs/lora/adapter merged --dtype float16
     """
-    from ddit.pipeline import Pipeline
+    if not overwrite:
+        check_free_folder(out)
+    from ddit.devices import find_dtype
+    from ddit.model.folders import resolve
 
+    torch_dtype, folder = find_dtype(dtype), resolve(base)
     check_writable(out.absolute().parent)
-    merged = Pipeline.from_pretrained(base, adapter=adapter, device="cpu", dtype="float32")
-    merged.save_pretrained(out, dtype=dtype)
+    from ddit.model.saving import merge_adapter
+
+    merge_adapter(folder, adapter, out, dtype=torch_dtype)
     typer.echo(out)

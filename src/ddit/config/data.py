@@ -123,6 +123,7 @@ SourceConfig = Annotated[
     WorldData | JsonData | TarData | LlavaData | QuestionsData | HuggingFaceData,
     Field(discriminator="kind"),
 ]
+"""Every path and folder of images may be a URL (s3://, hf://, https://), see `ddit.data.sources.remote`."""
 
 
 @strict

@@ -6,7 +6,7 @@ A run is described by exactly one of the `*Run` classes below, so that every key
 import json
 from dataclasses import field
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat
 
@@ -17,15 +17,22 @@ from ddit.schema import parse, strict, to_data
 from ddit.settings import FlowConfig, ImageSampling, MaskedConfig, PositiveInt
 from ddit.world.presets import WorldConfig
 
+Value = TypeVar("Value")
 FractionBelowOne = Annotated[float, Field(ge=0, lt=1)]
 
 TEACHER_FILE = "teacher.safetensors"
 """In `export/` of a `TeacherRun`."""
 
 
+def settled(value: Value | Literal["auto"]) -> Value:
+    """A setting that was "auto" until the run was fitted to its machine (`ddit.train.plan`)."""
+    assert value != "auto", "the run was not fitted to its machine"
+    return value
+
+
 @strict
 class OptimizerConfig:
-    """Optimiser and schedule; the defaults are the published ones (stage 1).
+    """Optimiser and schedule; the defaults are the published ones (stage 1), but for `decay`.
 
     `muon` takes the two-dimensional matrices of the transformer blocks (attention and MLP) with `muon_lr`;
     everything else, and everything under `adamw`, takes `lr`. The schedule scales both: warm-up, then `constant`,
@@ -35,6 +42,9 @@ class OptimizerConfig:
         name: `adamw8bit` is AdamW with both moments in 8 bits.
         weights: what the trained weights, their gradients and their average are kept in. `bfloat16`, with `adamw8bit`
             alone, rounds them stochastically.
+        decay: whose weights AdamW decays: matrices, or `all`, as published: biases, gains and the null image too.
+        ema_decay: of the average, whose first steps forget sooner: step k has at most (1 + k) / (10 + k). Each run
+            starts its own average.
     """
 
     name: Literal["adamw", "adamw8bit", "muon"] = "adamw"
@@ -42,6 +52,7 @@ class OptimizerConfig:
     lr: PositiveFloat = 3e-5
     muon_lr: PositiveFloat = 0.02
     weight_decay: NonNegativeFloat = 1e-2
+    decay: Literal["matrices", "all"] = "matrices"
     betas: tuple[FractionBelowOne, FractionBelowOne] = (0.9, 0.999)
     max_grad_norm: PositiveFloat = 2.0
     warmup_steps: NonNegativeInt = 2000
@@ -80,23 +91,31 @@ class ObjectiveConfig:
 class ParallelConfig:
     """How the ranks share the model and how memory is traded for work.
 
+    "auto" is decided at the start, by the memory of the devices (`ddit.train.plan`).
+
     Attributes:
         num_replicas: 1 shards the model over all ranks (FSDP2); more: so many replicas, each sharded over
-            ranks / num_replicas (HSDP).
+            ranks / num_replicas (HSDP). "auto": one a node.
         reshard_after_forward: free the gathered weights of a block between its forward and backward pass.
         checkpoint_activations: recompute each block in the backward pass.
-        compile_blocks: torch.compile, block by block.
-        text_encoder: the frozen T5 on each rank whole, sharded like the model, or whole in 8 bit.
+        accumulate: over several micro-batches each rank adds up whole gradients, which it shares with the last one, or
+            shares those of every micro-batch and keeps its shard, which takes less memory.
+        compile_blocks: torch.compile, block by block, of the transformer and of a T5 that each rank has whole.
+        text_encoder: the frozen T5 on each rank whole, sharded like the model, whole in 8 bit, or offloaded: on the
+            CPU, from where its blocks visit the device one by one to encode the texts of `encode_ahead` steps.
+        encode_ahead: steps whose text states an offloaded T5 computes at a time; they wait in main memory.
         start_timeout_s: seconds that a rank waits for the others until the first step is done, which loads weights,
             indexes data and compiles; longer waits end the run.
         step_timeout_s: the same from then on, checkpoints and exports included.
     """
 
-    num_replicas: PositiveInt = 1
+    num_replicas: PositiveInt | Literal["auto"] = 1
     reshard_after_forward: bool = True
-    checkpoint_activations: bool = False
+    checkpoint_activations: bool | Literal["auto"] = False
+    accumulate: Literal["whole", "sharded", "auto"] = "whole"
     compile_blocks: bool = False
-    text_encoder: Literal["whole", "sharded", "int8"] = "whole"
+    text_encoder: Literal["whole", "sharded", "int8", "offloaded", "auto"] = "whole"
+    encode_ahead: PositiveInt = 32
     start_timeout_s: PositiveFloat = 1800.0
     step_timeout_s: PositiveFloat = 900.0
 
@@ -122,6 +141,8 @@ class ReportConfig:
         num_grid: images of a sample grid, and rows of its table.
         grid_sampling: how the images of a sample grid are sampled.
         checkpoint_steps: a checkpoint after every so many steps; None: after every `checkpoint_minutes`.
+        export_steps: a model folder `export-STEP` of the averaged weights, with a checkpoint, after every so many steps;
+            None: at the end of the run alone.
         tensorboard: event files too, where TensorBoard is installed.
         wandb_project: of Weights & Biases; None: not used.
         peak_tflops: of one device, which model FLOP utilisation is measured against; None: looked up or measured.
@@ -138,6 +159,7 @@ class ReportConfig:
     checkpoint_minutes: NonNegativeFloat = 10.0
     checkpoint_steps: PositiveInt | None = None
     keep_checkpoints: PositiveInt = 2
+    export_steps: PositiveInt | None = None
     tensorboard: bool = True
     wandb_project: str | None = None
     peak_tflops: PositiveFloat | None = None
@@ -152,7 +174,8 @@ class DualRun:
         vae: folder of the frozen autoencoder, or a model folder that holds it; None: that of `init`.
         text: folder that holds the frozen text encoder and its tokenizer; None: `init`.
         prompts: the templates, see `ddit.prompts`.
-        micro_batch_size: samples a rank holds at once; None: its whole part of the global batch.
+        micro_batch_size: samples a rank holds at once; None: its whole part of the global batch; "auto": as many as
+            fit its memory.
         train_mask_embedding: the mask token's embedding row is trained too, and nothing else of the text encoder.
         compute_dtype: of products and activations over float32 weights; "auto" is bfloat16, or float32 on a CPU
             without fast bfloat16 products.
@@ -175,7 +198,7 @@ class DualRun:
     report: ReportConfig = field(default_factory=ReportConfig)
     train_mask_embedding: bool = False
     global_batch_size: PositiveInt = 256
-    micro_batch_size: PositiveInt | None = None
+    micro_batch_size: PositiveInt | Literal["auto"] | None = None
     max_steps: PositiveInt = 60_000
     seed: NonNegativeInt = 0
     compute_dtype: Literal["auto", "float32", "bfloat16"] = "auto"
@@ -259,6 +282,7 @@ class LatentsRun:
     bucket_unit: PositiveInt = 16
     shard_size: PositiveInt = 1000
     batch_size: PositiveInt = 100
+    compute_dtype: Literal["auto", "float32", "bfloat16"] = "auto"
 
 
 RunConfig = DualRun | AutoencoderRun | TextEncoderRun | TeacherRun | LatentsRun

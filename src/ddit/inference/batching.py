@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Generic, NamedTuple, TypeVar
 
 import torch
+from PIL import Image
 
 logger = logging.getLogger(__name__)
 
@@ -62,7 +63,9 @@ def as_list(texts: str | Sequence[str], what: str = "texts") -> list[str]:
     wrong = next((item for item in found if not isinstance(item, str)), "")
     if wrong != "":
         shown = repr(wrong) if isinstance(wrong, int | float | None) else type(wrong).__name__
-        raise TypeError(f"{what} must be a text or a list of texts, got {shown}")
+        verbs = "; caption(images) and answer(images, questions) take images"
+        hint = verbs if isinstance(wrong, Image.Image) else ""
+        raise TypeError(f"{what} must be a text or a list of texts, got {shown}{hint}")
     return found
 
 
@@ -71,6 +74,11 @@ def matched(items: list, count: int, what: str, others: str) -> list:
     if len(items) not in (1, count):
         raise ValueError(f"{len(items)} {what} do not match {count} {others}")
     return items * count if len(items) == 1 else items
+
+
+def repeated(items: Sequence[Result], count: int) -> list[Result]:
+    """Each item so many times in a row."""
+    return [item for item in items for _ in range(count)]
 
 
 def parts(

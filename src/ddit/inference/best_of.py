@@ -2,16 +2,13 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TypeVar
 
 from PIL import Image
 
-from ddit.inference.batching import Seed, Step, StepCallback, sample_seeds
+from ddit.inference.batching import Seed, Step, StepCallback, repeated, sample_seeds
 from ddit.inference.image_generator import ImageGenerator
 from ddit.inference.scoring import Scorer
 from ddit.settings import ImageOptions, ScoreOptions
-
-Item = TypeVar("Item")
 
 
 def generate_best(
@@ -39,8 +36,8 @@ def generate_best(
     scorer.check(prompts)  # before anything is generated
     negatives = options.negative_prompt
     if negatives is not None and not isinstance(negatives, str) and len(negatives) > 1:
-        options = replace(options, negative_prompt=_repeated(negatives, best_of))
-    texts = _repeated(prompts, best_of)
+        options = replace(options, negative_prompt=repeated(negatives, best_of))
+    texts = repeated(prompts, best_of)
 
     def step(now: Step) -> None:
         if on_step is not None:
@@ -49,7 +46,7 @@ def generate_best(
     images = generator.generate(
         texts,
         options,
-        seed=_repeated(sample_seeds(seed, len(prompts)), best_of),
+        seed=repeated(sample_seeds(seed, len(prompts)), best_of),
         candidates=[*range(best_of)] * len(prompts),
         on_step=None if on_step is None else step,
     )
@@ -59,7 +56,3 @@ def generate_best(
         for first in range(0, len(texts), best_of)
     )
     return [images[row] for row in best]
-
-
-def _repeated(items: Sequence[Item], count: int) -> list[Item]:
-    return [item for item in items for _ in range(count)]

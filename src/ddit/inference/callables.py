@@ -125,7 +125,8 @@ class TextStates:
             if self.refresh is None or self._cache is None:
                 self._states = self.codec.states(noisy_ids)
             else:
-                self._states = self._cache.states(noisy_ids, rows, self.refresh.due(is_masked, rows))
+                with self.codec.on_device():
+                    self._states = self._cache.states(noisy_ids, rows, self.refresh.due(is_masked, rows))
         return self._states
 
 

@@ -8,16 +8,17 @@ import torch
 from PIL import Image
 
 from ddit.habits import missing_attribute
-from ddit.inference.batching import Samples, Seed, StepCallback, as_list, drawn_seeds
+from ddit.inference.batching import Samples, Seed, StepCallback, as_list, drawn_seeds, repeated
 from ddit.inference.inputs import verb
 from ddit.model.bundle import ModelBundle
 from ddit.settings import ImageOptions
 
 
 class GeneratedImages(NamedTuple):
-    """What calling a pipeline gives, as in diffusers: `pipeline(prompt).images[0]`."""
+    """What calling a pipeline gives, as in diffusers: `pipeline(prompt).images[0]`; with the seed of each image."""
 
     images: Any
+    seeds: list[int]
 
 
 class DiffusersStyle(ModelBundle):
@@ -60,21 +61,22 @@ class DiffusersStyle(ModelBundle):
             raise ValueError(f"output_type must be pil, np or pt, got {output_type!r}{hint}")
         if num_images_per_prompt < 1:
             raise ValueError(f"num_images_per_prompt must be at least 1, got {num_images_per_prompt}")
-        prompts = [text for text in as_list(prompt, "prompt") for _ in range(num_images_per_prompt)]
-        negative = options.get("negative_prompt")
-        if negative is not None and not isinstance(negative, str):
-            options["negative_prompt"] = [text for text in negative for _ in range(num_images_per_prompt)]
+        prompts = repeated(as_list(prompt, "prompt"), num_images_per_prompt)
+        negatives = options.get("negative_prompt")
+        if negatives is not None and len(negatives := as_list(negatives, "negative_prompt")) > 1:
+            options["negative_prompt"] = repeated(negatives, num_images_per_prompt)
         if num_inference_steps is not None:
+            if options.get("num_steps") is not None:
+                raise TypeError("num_inference_steps is num_steps: give one of them")
             options["num_steps"] = num_inference_steps
         if generator is not None:
             seed = drawn_seeds(generator)
         images = self.generate(prompts, best_of=best_of, seed=seed, on_step=on_step, **options)
         if output_type == "pil":
-            return GeneratedImages(images)
+            return GeneratedImages(images, images.seeds)
         pixels = np.stack([np.asarray(image, dtype=np.float32) / 255 for image in images])
-        return GeneratedImages(
-            pixels if output_type == "np" else torch.from_numpy(pixels).permute(0, 3, 1, 2)
-        )
+        made = pixels if output_type == "np" else torch.from_numpy(pixels).permute(0, 3, 1, 2)
+        return GeneratedImages(made, images.seeds)
 
     def set_progress_bar_config(self, **config: Any) -> None:
         """Does nothing: no verb shows a bar; `on_step` is called after every step."""

@@ -8,7 +8,7 @@ and the null image, are trained whole beside them; everything else is frozen. Th
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -161,10 +161,43 @@ def load_adapters(transformer: DualDiT, folder: str | os.PathLike[str]) -> None:
     wanted = {theirs: tuple(transformer.get_parameter(name).shape) for theirs, name in own.items()}
     stored = SafetensorsFiles(folder, STEM, head.dtype)
     check_names(stored.shapes, wanted, f"'{folder}'")
-    tensors = stored.read(stored.shapes, head.dtype, head.device)
-    with torch.no_grad():
-        for theirs, name in own.items():
-            transformer.get_parameter(name).copy_(tensors[theirs])
+    tensors = stored.read(stored.shapes, head.dtype, "cpu" if head.is_meta else head.device)
+    state = {name: tensors[theirs] for theirs, name in own.items()}
+    transformer.load_state_dict(state, strict=False, assign=head.is_meta)
+
+
+def stored_vocabulary(folder: Path) -> int:
+    """Rows of the text head that a folder of adapters holds; ValueError if it holds none."""
+    read_json(folder / CONFIG_FILE)
+    shapes, name = SafetensorsFiles(folder, STEM, None).shapes, f"{_PREFIX}text_proj_out.weight"
+    if name not in shapes:
+        raise ValueError(f"'{folder}' has no {name}: these are not adapters of a D-DiT")
+    return shapes[name][0]
+
+
+@torch.no_grad()
+def merged_tensors(
+    adapters: DualDiT, tensors: Iterable[tuple[str, Tensor]]
+) -> Iterator[tuple[str, Tensor]]:
+    """A model's tensors with the adapters added to them in float32, one at a time: none is held.
+
+    Args:
+        adapters: a transformer on the meta device, but for its adapters and the `WHOLE` parts.
+        tensors: of the model without them, by the names of a plain `DualDiT`.
+    """
+    layers = _layers(adapters)
+    for name, tensor in tensors:
+        layer = layers.get(name.removesuffix(".weight"))
+        if name.startswith(WHOLE):
+            yield name, adapters.get_parameter(name).detach()
+        elif layer is None:
+            yield name, tensor
+        else:
+            base = layer.get_base_layer()
+            base.weight = nn.Parameter(tensor.to(torch.float32, copy=True), requires_grad=False)
+            layer.merge(adapter_names=[NAME])
+            yield name, base.weight.detach()
+            base.weight = nn.Parameter(base.weight.detach().to("meta"), requires_grad=False)
 
 
 @torch.no_grad()

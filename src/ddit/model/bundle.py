@@ -13,8 +13,9 @@ from ddit.model.adapters import load_adapters, merge_adapters
 from ddit.model.dual_dit import DualDiT
 from ddit.model.encoders import ImageCodec, TextCodec
 from ddit.model.folders import resolve
-from ddit.model.int8 import quantize_text_encoder
-from ddit.model.loading import load_parts, save_parts
+from ddit.model.loading import fitting_dtype, load_parts
+from ddit.model.offload import is_offloaded
+from ddit.model.saving import save_parts
 from ddit.model.weights import load_mask_embedding
 from ddit.settings import ModelSettings
 
@@ -72,6 +73,7 @@ class ModelBundle:
         adapter: str | os.PathLike[str] | None = None,
         int8: bool = False,
         offload: bool = False,
+        offload_blocks: bool = False,
         compile: bool = False,
     ) -> Self:
         """Loads "mini", a folder in the diffusers layout, or a repository of the hub.
@@ -80,37 +82,44 @@ class ModelBundle:
         noise (`weights.from_sd3`; the new weights are those of seed 0).
 
         Args:
-            device: by default CUDA where there is one.
-            dtype: of all parts; by default bfloat16 on CUDA and float32 elsewhere.
+            device: by default CUDA where there is one; also as device_map, and dtype as torch_dtype.
+            dtype: of all parts; by default bfloat16 on CUDA, elsewhere float32 if that fits (`loading.fitting_dtype`).
             mask_embedding: file of a trained embedding of T5's mask token (`weights.load_mask_embedding`).
             adapter: folder of LoRA adapters, merged into the transformer (`adapters.load_adapters`).
-            int8: keeps the text encoder's matrices in 8 bit (`int8.quantize_text_encoder`).
+            int8: keeps the text encoder's matrices in 8 bit (`int8.quantize`), as one that was saved so is anyway.
             offload: keeps the text encoder and the autoencoder on the CPU, except while they are used: for a card that
                 cannot hold them beside the transformer.
+            offload_blocks: does so too, and keeps the blocks of transformer and text encoder on the CPU, except for the
+                one that is used and the one after it: for a card that cannot hold the transformer, of 8 to 12 GB.
             compile: see `compile`.
-
-        diffusers' and transformers' torch_dtype and device_map ("cuda", "cpu", "auto") stand for dtype and device.
 
         Raises:
             ValueError: in one line; unknown model, dtype or device, or a folder that is incomplete or broken.
         """
         device = find_device(device)
-        dtype = find_dtype(dtype, device)
+        given = None if dtype in (None, "auto") else find_dtype(dtype)
         embedding = None if mask_embedding is None else load_mask_embedding(mask_embedding)
-        codec_device = "cpu" if offload or int8 else device
-        parts = load_parts(resolve(name_or_path), dtype=dtype, device=device, codec_device=codec_device)
+        if offload_blocks and compile:
+            raise ValueError("offloaded blocks cannot be compiled: leave out compile or offload_blocks")
+        offload = offload or offload_blocks
+        folder = resolve(name_or_path)
+        parts = load_parts(
+            folder,
+            dtype=given or fitting_dtype(folder, device, int8=int8),
+            device="cpu" if offload_blocks else device,
+            codec_device="cpu" if offload else device,
+            int8=int8,
+        )
         if embedding is not None:
             parts.text_codec.set_mask_embedding(embedding)
         if adapter is not None:
             load_adapters(parts.transformer, adapter)
             merge_adapters(parts.transformer)
-        if int8:
-            quantize_text_encoder(parts.text_codec)
         for codec in (parts.image_codec, parts.text_codec):
-            if offload:
-                codec.offload_device = device
-            else:
-                codec.to(device=device)
+            codec.offload_device = device if offload else None
+        if offload_blocks:
+            parts.transformer.offload_blocks(device)
+            parts.text_codec.offload_blocks(device)
         bundle = cls(*parts, name=os.fspath(name_or_path))
         return bundle.compile() if compile else bundle
 
@@ -125,7 +134,7 @@ class ModelBundle:
     def save_pretrained(
         self, folder: str | os.PathLike[str], *, dtype: str | torch.dtype | None = None
     ) -> None:
-        """Writes a folder that `from_pretrained` loads (`loading.save_parts`); None keeps the dtype."""
+        """Writes a folder that `from_pretrained` loads (`saving.save_parts`); None keeps the dtype, 8 bit stay so."""
         save_parts(
             folder,
             transformer=self.transformer,
@@ -141,12 +150,19 @@ class ModelBundle:
         """Moves all parts to a device and a dtype; None leaves that one as it is. Offloaded parts stay on the CPU.
 
         A dtype may also stand first: `to(torch.bfloat16)`.
+
+        Raises:
+            ValueError: if the blocks are offloaded.
         """
         place: Any = device
         if isinstance(place, torch.dtype) or place in DTYPES:
             place, dtype = dtype, place
         device = self.device if place is None else find_device(place)
         dtype = self.dtype if dtype is None else find_dtype(dtype)
+        if is_offloaded(self.transformer.transformer_blocks[0]):
+            if (device, dtype) != (self.device, self.dtype):
+                raise ValueError("offloaded blocks cannot be moved: load the model again")
+            return self
         self.transformer.to(device=device, dtype=dtype)
         for codec in (self.image_codec, self.text_codec):
             if codec.offload_device is not None:

@@ -24,6 +24,7 @@ from ddit.model.attention import Attention, attend, part_of
 from ddit.model.config import DualDiTConfig
 from ddit.model.embeddings import PatchEmbed, TimeEmbed, is_meta
 from ddit.model.layers import FeedForward, Modulation, modulate
+from ddit.model.offload import move_rest, offload_blocks
 
 NUM_NULL_TOKENS = 8
 
@@ -192,6 +193,11 @@ class DualDiT(nn.Module):
         for block in self._blocks():
             # Hooks, such as those that gather weights, stay outside.
             block.forward = torch.compile(block.forward)
+
+    def offload_blocks(self, device: torch.device) -> None:
+        """Has the blocks on `device` one at a time, and everything else there for good; see `offload`."""
+        offload_blocks(self._blocks(), device, methods=("forward", "image_step", "text_step"))
+        move_rest(self, device)
 
     def compile_text_step(self) -> None:
         """Has what `text_logits` runs in every block compiled when it first runs; on CUDA replayed as graphs.

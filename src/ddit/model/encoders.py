@@ -8,23 +8,28 @@ import copy
 import hashlib
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoTokenizer, PreTrainedTokenizerFast, T5Config, T5EncoderModel
+from transformers import PreTrainedTokenizerFast, T5EncoderModel
 from transformers.utils import logging as transformers_logging
 
 from ddit.errors import nearest
-from ddit.model.autoencoder import PatchAutoencoder, downsample_of
-from ddit.model.offload import visiting
+from ddit.model.autoencoder import DiagonalGaussian, PatchAutoencoder, downsample_of
+from ddit.model.offload import offload_blocks, visiting
+from ddit.model.t5 import load_encoder, load_tokenizer, save_encoder
 
 if TYPE_CHECKING:
     from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 
+TILE_SIZE = 1024
+"""Pixels along a side above which the autoencoder works tile by tile, overlapping and blended at the seams."""
+PIXELS_AT_ONCE = 2 * 512**2
+"""Pixels of a batch that the autoencoder encodes at a time: SD3's holds 1.3 GB in float32 meanwhile."""
 MASK_TOKEN = "<extra_id_0>"
 PUNCTUATION = ",.?"
 LARGEST_WORD_LIST = 4096
@@ -47,6 +52,10 @@ class ImageCodec:
         self.scale: float = config["scaling_factor"]
         self.shift: float = config.get("shift_factor") or 0.0
         self.downsample: int = downsample_of(config)
+        if not isinstance(autoencoder, PatchAutoencoder):
+            autoencoder.enable_tiling()  # of images above this size alone
+            autoencoder.tile_sample_min_size = TILE_SIZE
+            autoencoder.tile_latent_min_size = TILE_SIZE // self.downsample
 
     @classmethod
     def from_pretrained(
@@ -99,10 +108,16 @@ class ImageCodec:
                 f"height and width must be multiples of {self.downsample}, got {height} x {width}"
             )
         with self.on_device():
-            moved = pixels.to(self.device)
-            if moved.dtype == torch.uint8:
-                moved = moved.float() / 127.5 - 1
-            return self.autoencoder.encode(moved.to(self.dtype)).latent_dist
+            parts = pixels.split(max(1, PIXELS_AT_ONCE // (height * width)))
+            found = [self._posterior_of(part.to(self.device)) for part in parts]
+        if len(found) == 1:
+            return found[0]
+        return DiagonalGaussian(*(torch.cat([getattr(f, name) for f in found]) for name in ("mean", "logvar")))
+
+    def _posterior_of(self, pixels: Tensor) -> Any:
+        if pixels.dtype == torch.uint8:
+            pixels = pixels.float() / 127.5 - 1
+        return self.autoencoder.encode(pixels.to(self.dtype)).latent_dist
 
     @torch.no_grad()
     def encode(self, pixels: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
@@ -173,37 +188,33 @@ class TextCodec:
         encoder_path: str | Path,
         dtype: torch.dtype = torch.float32,
         *,
-        variant: str | None = None,
-        tensors: Mapping[str, Tensor] | None = None,
+        device: torch.device | str = "cpu",
+        int8: bool = False,
     ) -> "TextCodec":
-        """Loads both folders. `tokenizer.json` is read as it stands; a lone `spiece.model` is converted.
-
-        tensors: the encoder's, by name, where its files are not to be read by transformers.
-        """
-        has_json = (Path(tokenizer_path) / "tokenizer.json").is_file()
-        tokenizer_class = PreTrainedTokenizerFast if has_json else AutoTokenizer
+        """Loads both folders (`t5.load_tokenizer`, `t5.load_encoder`)."""
         with quiet_transformers():
-            tokenizer = tokenizer_class.from_pretrained(tokenizer_path)
-            if tensors is None:
-                encoder = T5EncoderModel.from_pretrained(
-                    encoder_path, dtype=dtype, variant=variant, use_safetensors=True
-                )
-            else:
-                config = T5Config.from_pretrained(encoder_path)
-                encoder = T5EncoderModel.from_pretrained(
-                    None, config=config, state_dict=dict(tensors), dtype=dtype
-                )
-        return cls(tokenizer, encoder)
+            tokenizer = load_tokenizer(Path(tokenizer_path))
+            return cls(tokenizer, load_encoder(Path(encoder_path), dtype, device, int8=int8))
 
-    def save_pretrained(self, tokenizer_path: str | Path, encoder_path: str | Path) -> None:
+    def save_pretrained(
+        self, tokenizer_path: str | Path, encoder_path: str | Path, *, dtype: torch.dtype | None = None
+    ) -> None:
+        """Writes both folders; dtype: of the encoder's weights but those in 8 bit, None keeps each as it is."""
+        for path in (tokenizer_path, encoder_path):
+            Path(path).mkdir(parents=True, exist_ok=True)
         with quiet_transformers():
             self.tokenizer.save_pretrained(tokenizer_path)
-            self.encoder.save_pretrained(encoder_path)
+            save_encoder(Path(encoder_path), self.encoder, dtype)
 
     def to(self, *args, **kwargs) -> "TextCodec":
         """Moves the encoder, with the arguments of `nn.Module.to`."""
         self.encoder.to(*args, **kwargs)
         return self
+
+    def offload_blocks(self, device: torch.device) -> None:
+        """Has the encoder's blocks on `device` one at a time, and the rest of it while it is used; see `offload`."""
+        offload_blocks(list(self.encoder.encoder.block), device)
+        self.offload_device = device
 
     def compile(self) -> None:
         """Has the encoder's blocks compiled when they first run."""

@@ -14,6 +14,8 @@ from ddit.settings import ImageSampling, ModelSettings, TextSampling
 
 HUB_PATTERNS = ["*.json", "*.safetensors", "*.txt", "*.model"]
 SETTINGS_FILE = "ddit.json"
+INT8_MARK = "text_encoder"
+"""Key of `ddit.json`, there where the text encoder is stored in 8 bit; the headers of its files say it, too."""
 OLD_TEXT_KEYS = ("text_order", "temperature", "writing")  # of version 0.1
 
 
@@ -118,7 +120,7 @@ def _from_0_1(values: dict[str, Any]) -> dict[str, Any]:
     Raises:
         ValueError: for a key of 0.1 beside the group of today that holds it.
     """
-    values = dict(values)
+    values = {key: value for key, value in values.items() if (key, value) != (INT8_MARK, "int8")}
     today = [option.name for option in list_options(ImageSampling)]
     image_keys = {"solver" if name == "sampler" else name: name for name in today}
     for group, old_keys in (("image_sampling", image_keys), ("text_sampling", OLD_TEXT_KEYS)):

@@ -6,13 +6,12 @@ torch; the libraries that offer it (torchao, bitsandbytes) bring far more than t
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-
-from ddit.model.encoders import TextCodec
 
 
 class _Product(torch.autograd.Function):
@@ -29,18 +28,31 @@ class _Product(torch.autograd.Function):
         return gradients[0] @ integers.to(gradients[0].dtype), None
 
 
+def quantize(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """A matrix (out, in) as int8, and a float32 scale (out,) a row: that of its largest entry over 127."""
+    weight = weight.detach().float()
+    scale = weight.abs().amax(1).clamp_min(torch.finfo(torch.float32).tiny) / 127
+    return (weight / scale[:, None]).round().to(torch.int8), scale
+
+
 class Int8Linear(nn.Module):
     """A frozen linear layer y = scale * (W x) + b with W in int8, each row scaled to its largest entry."""
 
     def __init__(self, linear: nn.Linear) -> None:
         super().__init__()
-        weight = linear.weight.detach().float()
-        scale = weight.abs().amax(1).clamp_min(torch.finfo(torch.float32).tiny) / 127
         self.weight: Tensor
         self.scale: Tensor
-        self.register_buffer("weight", (weight / scale[:, None]).round().to(torch.int8))
+        integers, scale = quantize(linear.weight)
+        self.register_buffer("weight", integers)
         self.register_buffer("scale", scale)
         self.bias = None if linear.bias is None else nn.Parameter(linear.bias.detach(), requires_grad=False)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Int8Linear:
+        """As every module, but the scales stay in float32."""
+        scale = self.scale
+        super()._apply(fn, recurse)
+        self.scale = scale.to(self.weight.device)
+        return self
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., in) -> (..., out), in x's type."""
@@ -48,12 +60,9 @@ class Int8Linear(nn.Module):
         return y if self.bias is None else y + self.bias.to(x.dtype)
 
 
-def quantize_text_encoder(codec: TextCodec) -> None:
-    """Puts every linear layer of the codec's encoder in 8 bit, in place; embeddings and norms stay as they are.
-
-    The float weights are freed layer by layer. What is left is for use, not for saving.
-    """
-    for module in list(codec.encoder.modules()):
-        for name, child in list(module.named_children()):
+def quantize_linears(module: nn.Module) -> None:
+    """Puts every linear layer below the module in 8 bit, in place, and frees its weights; the rest stays as it is."""
+    for parent in list(module.modules()):
+        for name, child in list(parent.named_children()):
             if isinstance(child, nn.Linear):
-                setattr(module, name, Int8Linear(child))
+                setattr(parent, name, Int8Linear(child))

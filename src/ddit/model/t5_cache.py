@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ddit.model.offload import present
+
 if TYPE_CHECKING:  # takes seconds to import
     from transformers import T5EncoderModel
 
@@ -51,7 +53,8 @@ class T5Cache:
         self._keys = [torch.zeros(shape, dtype=dtype, device=device) for _ in self._stack.block]
         self._values = [torch.zeros(shape, dtype=dtype, device=device) for _ in self._stack.block]
         self._states = torch.zeros(*shape[:2], first.d_model, dtype=dtype, device=device)
-        self._bias = first.compute_bias(length, length, device=device)[0]  # (heads, L, L)
+        with present(self._stack.block[0]):
+            self._bias = first.compute_bias(length, length, device=device)[0]  # (heads, L, L)
 
     def _run(self, ids: Tensor, rows: Tensor, positions: Tensor) -> None:
         """The layers at `positions` (b, c) of the texts `rows`, against what is kept of the rest."""
@@ -59,17 +62,18 @@ class T5Cache:
         bias = self._bias[:, positions].transpose(0, 1)  # (b, heads, c, L)
         x = self._stack.embed_tokens(ids.gather(1, positions))  # (b, c, D)
         for block, keys, values in zip(self._stack.block, self._keys, self._values, strict=True):
-            attention = block.layer[0].SelfAttention
-            hidden = block.layer[0].layer_norm(x)
-            keys[places] = attention.k(hidden).to(keys.dtype)
-            values[places] = attention.v(hidden).to(values.dtype)
-            q, k, v = (
-                y.unflatten(-1, (attention.n_heads, -1)).transpose(1, 2)
-                for y in (attention.q(hidden).to(keys.dtype), keys[rows], values[rows])
-            )  # (b, heads, c or L, E)
-            attended = F.scaled_dot_product_attention(q, k, v, attn_mask=bias.to(q.dtype), scale=1.0)
-            x = x + attention.o(attended.transpose(1, 2).flatten(2))
-            x = block.layer[-1](x)
+            with present(block):
+                attention = block.layer[0].SelfAttention
+                hidden = block.layer[0].layer_norm(x)
+                keys[places] = attention.k(hidden).to(keys.dtype)
+                values[places] = attention.v(hidden).to(values.dtype)
+                q, k, v = (
+                    y.unflatten(-1, (attention.n_heads, -1)).transpose(1, 2)
+                    for y in (attention.q(hidden).to(keys.dtype), keys[rows], values[rows])
+                )  # (b, heads, c or L, E)
+                attended = F.scaled_dot_product_attention(q, k, v, attn_mask=bias.to(q.dtype), scale=1.0)
+                x = x + attention.o(attended.transpose(1, 2).flatten(2))
+                x = block.layer[-1](x)
         self._states[places] = self._stack.final_layer_norm(x).to(self._states.dtype)
 
 

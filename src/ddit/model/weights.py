@@ -7,7 +7,7 @@ with `weights_only`.
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from pickle import UnpicklingError  # what torch.load raises when it refuses a file
@@ -15,11 +15,11 @@ from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
-from ddit.files import SafetensorsFiles, check_names, list_names, read_json
+from ddit.files import SafetensorsFiles, check_names, list_names, read_json, write_tensors
 from ddit.model import DualDiT, DualDiTConfig
+from ddit.model.folders import is_sd3_folder
 
 TRANSFORMER_STEM = "diffusion_pytorch_model"
 
@@ -101,7 +101,15 @@ def load_transformer(
     Raises:
         ValueError: one line; the configuration or the tensors do not fit, and the first of them are named.
     """
-    folder = Path(folder)
+    model, stored = _empty_transformer(Path(folder), dtype, image_attends_text)
+    model.load_state_dict(stored.read(stored.shapes, dtype, device), assign=True)
+    return model
+
+
+def _empty_transformer(
+    folder: Path, dtype: torch.dtype | None, image_attends_text: bool | None
+) -> tuple[DualDiT, SafetensorsFiles]:
+    """The model on the meta device, and its tensors, which fit it."""
     config = config_from_dict(read_json(folder / "config.json"), f"'{folder / 'config.json'}'")
     if image_attends_text is not None:
         config = replace(config, image_attends_text=image_attends_text)
@@ -109,21 +117,59 @@ def load_transformer(
         model = DualDiT(config)
     stored = SafetensorsFiles(folder, TRANSFORMER_STEM, dtype)
     check_names(stored.shapes, _shapes(model), f"'{folder}'")
-    model.load_state_dict(stored.read(stored.shapes, dtype, device), assign=True)
-    return model
+    return model, stored
 
 
 def save_transformer(
-    folder: str | os.PathLike[str], model: DualDiT, *, dtype: torch.dtype | None = None
+    folder: str | os.PathLike[str],
+    config: DualDiTConfig,
+    tensors: Iterable[tuple[str, Tensor]],
+    *,
+    dtype: torch.dtype | None = None,
 ) -> None:
-    """Writes `config.json` and one safetensors file into a folder that exists."""
+    """Writes `config.json` and the weights (`files.write_tensors`) into a folder that exists.
+
+    dtype: of the saved weights; None keeps each as it is.
+    """
     folder = Path(folder)
-    (folder / "config.json").write_text(json.dumps(config_to_dict(model.config), indent=2) + "\n")
-    tensors = {
-        name: tensor.detach().to(device="cpu", dtype=dtype).contiguous()
-        for name, tensor in model.state_dict().items()
-    }
-    save_file(tensors, folder / f"{TRANSFORMER_STEM}.safetensors", metadata={"format": "pt"})
+    (folder / "config.json").write_text(json.dumps(config_to_dict(config), indent=2) + "\n")
+    write_tensors(folder, TRANSFORMER_STEM, ((name, tensor.to(dtype)) for name, tensor in tensors))
+
+
+class StreamedTransformer(NamedTuple):
+    """A transformer's configuration and its tensors, one at a time: none is held."""
+
+    config: DualDiTConfig
+    tensors: Iterator[tuple[str, Tensor]]
+
+
+def stream_transformer(
+    folder: str | os.PathLike[str],
+    names: Collection[str] | None = None,
+    *,
+    vocab_size: int | None = None,
+    seed: int = 0,
+) -> StreamedTransformer:
+    """The transformer of a model folder, of SD3's as `from_sd3` makes it, in the stored dtype on the CPU.
+
+    Args:
+        names: of the tensors that are wanted, by default all.
+        vocab_size, seed: of the new weights, if the folder is SD3's.
+
+    Raises:
+        ValueError: as `load_transformer` and `from_sd3`.
+    """
+    folder = Path(folder)
+    if is_sd3_folder(folder):
+        assert vocab_size is not None
+        plan = _plan_sd3(folder / "transformer", vocab_size, True, None)
+        generator = torch.Generator().manual_seed(seed)
+        tensors = _sd3_tensors(plan, lambda name: next(plan.stored.stream([name]))[1], generator, names)
+        return StreamedTransformer(plan.config, tensors)
+    folder = folder / "transformer"
+    model, stored = _empty_transformer(folder, None, None)
+    wanted = [name for name in model.state_dict() if names is None or name in names]
+    return StreamedTransformer(model.config, stored.stream(wanted))
 
 
 def load_mask_embedding(path: str | os.PathLike[str]) -> Tensor:
@@ -206,36 +252,72 @@ def from_sd3(
     Raises:
         ValueError: if the folder's configuration or tensors are not SD3's.
     """
-    folder = Path(folder) / "transformer"
+    plan = _plan_sd3(Path(folder) / "transformer", vocab_size, image_attends_text, dtype)
+    stored = plan.stored.read(plan.theirs.values(), dtype, device)
+    tensors = {n: t.to(device) for n, t in _sd3_tensors(plan, stored.__getitem__, generator)}
+    with torch.device("meta"):
+        model = DualDiT(plan.config)
+    model.load_state_dict(tensors, assign=True)
+    copied = tuple(name for name in plan.theirs if name not in plan.adapted)
+    dropped = tuple(name for name in plan.stored.shapes if name.startswith(SD3_DROPPED))
+    return SD3Start(model, SD3Report(copied, plan.adapted, tuple(plan.new), dropped))
+
+
+class _SD3Plan(NamedTuple):
+    """Where each tensor of ours comes from: theirs, by their name, or new, with its shape."""
+
+    config: DualDiTConfig
+    stored: SafetensorsFiles
+    theirs: dict[str, str]
+    adapted: tuple[str, ...]
+    new: dict[str, tuple[int, ...]]
+
+
+def _plan_sd3(
+    folder: Path, vocab_size: int, image_attends_text: bool, dtype: torch.dtype | None
+) -> _SD3Plan:
     source = f"'{folder}'"
     values = read_json(folder / "config.json")
     config = config_from_dict(values, source, vocab_size=vocab_size, image_attends_text=image_attends_text)
     with torch.device("meta"):
-        model = DualDiT(config)
-    shapes = _shapes(model)
+        shapes = _shapes(DualDiT(config))
     stored = SafetensorsFiles(folder, TRANSFORMER_STEM, dtype)
     last = f"transformer_blocks.{config.depth - 1}."
     new_prefixes = (f"{last}attn.to_add_out.", f"{last}ff_context.", "text_proj_out.", "null_image_embd")
-    adapted = [f"{last}norm1_context.linear.weight", f"{last}norm1_context.linear.bias"]
+    adapted = (f"{last}norm1_context.linear.weight", f"{last}norm1_context.linear.bias")
 
     ours_of = {name: _from_sd3_name(name) for name in stored.shapes if not name.startswith(SD3_DROPPED)}
     found = {ours: stored.shapes[theirs] for theirs, ours in ours_of.items()}
     wanted = {name: shape for name, shape in shapes.items() if not name.startswith(new_prefixes)}
     wanted |= {name: (2 * config.hidden_size, *shapes[name][1:]) for name in adapted}
     check_names(found, wanted, source)
+    theirs_of = {ours: theirs for theirs, ours in ours_of.items()}
+    theirs = {name: theirs_of[name] for name in wanted}
+    return _SD3Plan(config, stored, theirs, adapted, {n: shapes[n] for n in shapes if n not in wanted})
 
-    tensors = {ours_of[name]: tensor for name, tensor in stored.read(ours_of, dtype, device).items()}
-    for name in adapted:
-        scale, shift = tensors[name].chunk(2)
-        tensors[name] = torch.cat([shift, scale, shift.new_zeros(4 * config.hidden_size, *shift.shape[1:])])
-    stored_dtype = tensors["context_embedder.weight"].dtype
-    new = [name for name in shapes if name.startswith(new_prefixes)]
-    for name in new:
-        tensors[name] = _fresh(name, shapes[name], generator).to(device=device, dtype=stored_dtype)
-    model.load_state_dict(tensors, assign=True)
-    copied = tuple(name for name in shapes if name not in new and name not in adapted)
-    dropped = tuple(name for name in stored.shapes if name.startswith(SD3_DROPPED))
-    return SD3Start(model, SD3Report(copied, tuple(adapted), tuple(new), dropped))
+
+def _sd3_tensors(
+    plan: _SD3Plan,
+    read: Callable[[str], Tensor],
+    generator: torch.Generator | None,
+    names: Collection[str] | None = None,
+) -> Iterator[tuple[str, Tensor]]:
+    """Tensors of ours, all or those of `names`; `read` gives theirs by their names. The new ones are drawn in the
+    model's order."""
+    for name, theirs in plan.theirs.items():
+        if names is not None and name not in names:
+            continue
+        tensor = read(theirs)
+        if name in plan.adapted:
+            scale, shift = tensor.chunk(2)
+            rest = shift.new_zeros(4 * plan.config.hidden_size, *shift.shape[1:])
+            tensor = torch.cat([shift, scale, rest])
+        yield name, tensor
+    dtype = read(plan.theirs["context_embedder.weight"]).dtype
+    for name, shape in plan.new.items():
+        tensor = _fresh(name, shape, generator).to(dtype)
+        if names is None or name in names:
+            yield name, tensor
 
 
 def _fresh(name: str, shape: tuple[int, ...], generator: torch.Generator | None) -> Tensor:

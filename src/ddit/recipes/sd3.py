@@ -1,4 +1,9 @@
-"""The paper's stages at its sizes, with the published values."""
+"""The paper's stages at its sizes, with the published values.
+
+Where paper and published code differ, the paper's: the loss regresses the velocity (the code's, x0, is
+`objective.flow.weighting="x0"`), and the average decays by 0.9995 (the code never reads its key and runs 0.9999). Each
+stage starts from the averaged weights of the one before it, and its own average forgets that start in its first steps.
+"""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -6,7 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ddit.config.data import DataConfig, JsonData, LlavaData, QuestionsData, TarData
-from ddit.config.runs import DualRun, LoraConfig, ParallelConfig, ReportConfig
+from ddit.config.runs import DualRun, LoraConfig, OptimizerConfig, ParallelConfig, ReportConfig
 from ddit.model.config import DualDiTConfig
 from ddit.settings import ImageSampling
 
@@ -42,10 +47,17 @@ def sd3_stage1(root: Path, size: Size) -> DualRun:
             t2i_length=64,
             i2t_length=64,
         ),
-        parallel=ParallelConfig(checkpoint_activations=True, compile_blocks=True, text_encoder="sharded"),
+        optimizer=OptimizerConfig(decay="all"),
+        parallel=ParallelConfig(
+            num_replicas="auto",
+            checkpoint_activations="auto",
+            accumulate="auto",
+            compile_blocks=True,
+            text_encoder="auto",
+        ),
         report=ReportConfig(checkpoint_minutes=30.0, grid_sampling=ImageSampling(), num_grid=16),
         global_batch_size=512,
-        micro_batch_size=8,
+        micro_batch_size="auto",
         max_steps=60_000,
         compute_dtype="bfloat16",
     )
@@ -118,18 +130,31 @@ def sd3_stage3(root: Path, size: Size) -> DualRun:
 
 
 def sd3_lora(root: Path, size: Size) -> DualRun:
-    """Tuning of the published checkpoint on one card: adapters, an 8-bit T5, small batches. Not in the paper."""
+    """Tuning of the published checkpoint on one card: adapters, small batches. Not in the paper."""
     stage3 = sd3_stage3(root, size)
     return replace(
         stage3,
         out=str(root / f"{size.name}-lora"),
         init=PUBLISHED_TUNED if size.name == "sd3-medium" else stage3.init,
-        parallel=replace(stage3.parallel, text_encoder="int8"),
         lora=LoraConfig(rank=32, alpha=32.0),
         optimizer=replace(stage3.optimizer, lr=1e-4, warmup_steps=200),
         global_batch_size=16,
-        micro_batch_size=2,
         max_steps=5_000,
+    )
+
+
+def sd3_full(root: Path, size: Size) -> DualRun:
+    """Tuning of all weights on one card of 24 GB: 8-bit moments, weights and average in bfloat16, T5 on the CPU. The
+    batch is one micro-batch, since accumulation keeps gradients in float32. Not in the paper."""
+    lora = sd3_lora(root, size)
+    return replace(
+        lora,
+        out=str(root / f"{size.name}-full"),
+        parallel=replace(lora.parallel, text_encoder="offloaded"),
+        lora=LoraConfig(),
+        optimizer=replace(lora.optimizer, name="adamw8bit", weights="bfloat16", lr=1e-5),
+        global_batch_size=8,
+        micro_batch_size=None,
     )
 
 
@@ -139,4 +164,5 @@ SD3_STAGES: dict[str, Callable[[Path, Size], DualRun]] = {
     "stage2_512": sd3_stage2_512,
     "stage3": sd3_stage3,
     "lora": sd3_lora,
+    "full": sd3_full,
 }

@@ -46,7 +46,7 @@ SECONDS_KEPT = 3600
 
 PAINTED = "document.querySelector('#painter canvas')?.toDataURL('image/png') ?? ''"
 STOP = f"""shown => {{
-  document.activeElement.previousElementSibling?.focus(); // the button itself cannot keep the focus: it is switched off
+  document.activeElement.closest('.stop')?.previousElementSibling.focus(); // a disabled button has no focus
   return [{json.dumps(STOPPED)} + shown, {{__type__: 'update', interactive: false}}];
 }}"""
 NO_RESULT = "The result appears here."
@@ -268,7 +268,6 @@ class _Page:
         )
         checked_later(image)
         button = gr.Button("Another example image", size="md", visible=self.examples.has_world)
-        image.upload(self._fit, image, image, **AT_ONCE)
         return image, button, gr.HTML()
 
     def _offer_scenes(
@@ -300,8 +299,13 @@ class _Page:
             about = self.runs.frame_note(image)
             return [about, text, samples(tab.texts), self.runs.image_fault(image) or placeholder(NO_RESULT)]
 
-        tab.forget.update(fn=forget, inputs=[number, tab.text, tab.image], outputs=[*told, tab.result])
-        gr.on([tab.image.upload, tab.image.clear], **tab.forget, **AT_ONCE)
+        def take(number: int, text: str, image: str | None) -> list[Any]:
+            return [*forget(number, text, image), self._fit(image)]
+
+        inputs, outputs = [number, tab.text, tab.image], [*told, tab.result]
+        tab.forget.update(fn=forget, inputs=inputs, outputs=outputs)
+        tab.image.clear(**tab.forget, **AT_ONCE)
+        tab.image.upload(take, inputs, [*outputs, tab.image], **AT_ONCE)
         if self.examples.has_world:
             outputs = [number, tab.image, *told]
             button.click(following, number, outputs, **AT_ONCE).then(

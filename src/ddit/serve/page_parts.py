@@ -30,7 +30,8 @@ PAINTER_HTML = """<div class="painter">
 aria-roledescription="brush" aria-label="Part to replace" aria-describedby="painter-help"></canvas><span
 class="cursor"></span></div>
 <div class="state"><button type="button" class="clear">Clear</button><p role="status"></p></div>
-<p id="painter-help" class="help">Arrows move the brush, Space paints, Shift with an arrow paints a line, Delete clears.</p>
+<p id="painter-help" class="help">Arrows move the brush, Space paints, Shift with an arrow paints a line, Delete
+clears.</p>
 </div>"""
 
 SEED_HELP = "The same seed gives the same image."
@@ -38,7 +39,7 @@ STEPS_HELP = "More take longer, fewer are coarser."
 GUIDANCE_HELP = "Higher keeps closer to the prompt."
 RANDOM_SEED = "() => Math.floor(Math.random() * 2 ** 32)"
 
-LINKS = {"Documentation": "Documentation", "Issues": "Report a problem"}
+LINKS = {"Documentation": "Documentation", "Issues": "Report a problem", "Paper": "The paper"}
 """Links of the package's metadata that the page shows, and under what name."""
 
 
@@ -138,7 +139,7 @@ def _navigation(links: Sequence[tuple[str, str]]) -> str:
 
 
 def stop_button() -> gr.Button:
-    return gr.Button("Stop", interactive=False, scale=0, min_width=80)
+    return gr.Button("Stop", interactive=False, scale=0, min_width=80, elem_classes="stop")
 
 
 def seed_box() -> gr.Number:

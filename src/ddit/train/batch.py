@@ -40,7 +40,8 @@ class Images(NamedTuple):
 class T2IBatch(NamedTuple):
     """Text to image. prompt_ids: (n, L), dropped captions are the empty prompt; t: (n,); noise: (n, C, h, w).
 
-    features: (n, F, h', w'), of the teacher, where the alignment loss is on.
+    features: (n, F, h', w'), of the teacher, where the alignment loss is on. states: (n, L, D), of `prompt_ids`, where
+    they are there ahead of the step.
     """
 
     images: Images
@@ -48,16 +49,21 @@ class T2IBatch(NamedTuple):
     t: Tensor
     noise: Tensor
     features: Tensor | None = None
+    states: Tensor | None = None
 
 
 class I2TBatch(NamedTuple):
-    """Image to text. input_ids, noisy_ids: (n, L); answer_mask: (n, L) bool; t: (n,)."""
+    """Image to text. input_ids, noisy_ids: (n, L); answer_mask: (n, L) bool; t: (n,).
+
+    states: (n, L, D), of `noisy_ids`, where they are there ahead of the step.
+    """
 
     images: Images
     input_ids: Tensor
     answer_mask: Tensor
     noisy_ids: Tensor
     t: Tensor
+    states: Tensor | None = None
 
 
 class Batch(NamedTuple):

@@ -10,7 +10,7 @@ from torch.utils.data import Dataset
 
 from ddit import prompts
 from ddit.config.data import LlavaData, SourceConfig
-from ddit.config.runs import DualRun
+from ddit.config.runs import DualRun, settled
 from ddit.data.buckets import Shape, bucket_shapes
 from ddit.data.latents import CachedSource, LatentFolder
 from ddit.data.mixture import HalfBatches, Place
@@ -260,7 +260,7 @@ class StepData(Dataset[list[Batch]]):
 
 
 def _num_micro_batches(cfg: DualRun, num_ranks: int, num_t2i: int, num_i2t: int) -> int:
-    size, micro = cfg.global_batch_size, cfg.micro_batch_size
+    size, micro = cfg.global_batch_size, settled(cfg.micro_batch_size)
     num_micro = 1 if micro is None else -(-size // (num_ranks * micro))
     if num_t2i % (num_ranks * num_micro) or num_i2t % (num_ranks * num_micro):
         raise ValueError(

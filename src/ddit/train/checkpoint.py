@@ -5,13 +5,16 @@ description and the size of every file, by which an incomplete folder is recogni
 """
 
 import json
+import math
 import os
 import shutil
 import sys
-from collections.abc import Mapping
+import warnings
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 from torch.distributed.checkpoint import state_dict_loader, state_dict_saver
 from torch.distributed.checkpoint.api import CheckpointException
@@ -22,6 +25,7 @@ from ddit.devices import Ranks
 
 MANIFEST = "manifest.json"
 _PATTERN = "ckpt-????????"
+GROUP_BYTES = 1 << 28
 
 
 class Checkpoint(NamedTuple):
@@ -30,6 +34,10 @@ class Checkpoint(NamedTuple):
     step: int
     folder: Path
     description: dict[str, Any]
+
+
+def checkpoint_folder(run: Path, step: int) -> Path:
+    return run / f"ckpt-{step:08d}"
 
 
 def save_checkpoint(
@@ -46,7 +54,7 @@ def save_checkpoint(
     Raises:
         OSError: in one line, on every rank, if it cannot be written (a full disk); those before it are left whole.
     """
-    target = run / f"ckpt-{step:08d}"
+    target = checkpoint_folder(run, step)
     part = run / f"{target.name}.tmp"
     if ranks.is_first:
         for old in run.glob("ckpt-*.tmp"):
@@ -126,9 +134,12 @@ def _prune(run: Path, newest: Path, keep: int) -> None:
         shutil.rmtree(path, ignore_errors=True)
 
 
-def find_newest(run: Path) -> Checkpoint | None:
-    """The newest complete checkpoint of a run folder; incomplete ones are skipped with a line on stderr."""
-    for folder in sorted(run.glob("ckpt-*"), reverse=True):
+def find_newest(run: Path, step: int | None = None) -> Checkpoint | None:
+    """The newest complete checkpoint of a run folder, or that of a step; incomplete ones are skipped with a line on
+    stderr."""
+    for folder in sorted(
+        run.glob("ckpt-*" if step is None else checkpoint_folder(run, step).name), reverse=True
+    ):
         try:
             if folder.suffix == ".tmp":
                 raise ValueError("it was never finished")
@@ -144,6 +155,11 @@ def find_newest(run: Path) -> Checkpoint | None:
     return None
 
 
+def stored_steps(run: Path) -> list[int]:
+    """The steps of a run's checkpoints, whether they are complete or not."""
+    return sorted(int(path.name.removeprefix("ckpt-")) for path in run.glob(_PATTERN))
+
+
 def stored_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
     """Names and whole shapes of the tensors in a checkpoint's folder."""
     found = FileSystemReader(folder).read_metadata().state_dict_metadata
@@ -153,3 +169,39 @@ def stored_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
 def load_tensors(folder: Path, state: dict[str, Tensor]) -> None:
     """Fills the tensors of `state` in place, each with its part if it is sharded; all ranks together."""
     state_dict_loader.load(state, storage_reader=FileSystemReader(folder))
+
+
+class StoredTensors:
+    """Some tensors of a checkpoint, whole, on the CPU, for one process that reads alone.
+
+    shapes: by name, without `prefix`, which the names of those meant begin with.
+    """
+
+    def __init__(self, folder: Path, prefix: str) -> None:
+        self._folder, self._prefix = folder, prefix
+        found = stored_shapes(folder)
+        self.shapes = {n.removeprefix(prefix): shape for n, shape in found.items() if n.startswith(prefix)}
+
+    def read(self, names: Iterable[str], dtype: torch.dtype) -> dict[str, Tensor]:
+        """The named tensors in `dtype`; ValueError if one is not there."""
+        missing = [name for name in names if name not in self.shapes]
+        if missing:
+            raise ValueError(f"'{self._folder}' has no {self._prefix}{missing[0]}")
+        state = {self._prefix + name: torch.empty(self.shapes[name], dtype=dtype) for name in names}
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="torch.distributed is disabled, unavailable")
+            state_dict_loader.load(state, storage_reader=FileSystemReader(self._folder), no_dist=True)
+        return {name.removeprefix(self._prefix): tensor for name, tensor in state.items()}
+
+    def stream(self, names: Iterable[str], dtype: torch.dtype) -> Iterator[tuple[str, Tensor]]:
+        """The named tensors in `dtype`, a few at a time: no more than about `GROUP_BYTES` are held."""
+        group: list[str] = []
+        size = 0
+        for name in names:
+            group.append(name)
+            size += math.prod(self.shapes[name]) * dtype.itemsize
+            if size > GROUP_BYTES:
+                yield from self.read(group, dtype).items()
+                group, size = [], 0
+        if group:
+            yield from self.read(group, dtype).items()

@@ -1,72 +1,108 @@
-"""The model folders of a run, in the diffusers layout."""
+"""The model folders of a run, in the diffusers layout, made of its checkpoints tensor by tensor."""
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from ddit.config.runs import DualRun, LoraConfig
-from ddit.devices import Ranks
-from ddit.model import DualDiT, DualDiTConfig
-from ddit.model.adapters import add_adapters, merge_adapters, save_adapters
+from ddit.config.runs import DualRun
+from ddit.model import DualDiT
+from ddit.model.adapters import add_adapters, merged_tensors, save_adapters
+from ddit.model.embeddings import sincos_positions
 from ddit.model.folders import resolve
-from ddit.model.loading import load_image_codec, load_text_codec, save_parts
+from ddit.model.saving import EncoderFolders, save_folder
+from ddit.model.weights import stream_transformer
 from ddit.settings import ModelSettings, TextSampling, UnmaskingRule
 from ddit.train.batch import STYLES
-from ddit.train.parallel import gather_on_first
+from ddit.train.checkpoint import StoredTensors
+from ddit.train.learner import start_weights
 
 _DTYPE = torch.bfloat16
 _PREFIX = "transformer."
+POSITIONS = "pos_embed.pos_embed"
+"""The one tensor of a transformer that is never trained."""
 
 
-def export_run(cfg: DualRun, ranks: Ranks, states: Mapping[str, Mapping[str, Tensor]]) -> None:
-    """Writes a model folder of each state under the run's folder, in bfloat16; all ranks together.
+def export_checkpoint(
+    cfg: DualRun, checkpoint: Path, folder: Path, *, averaged: bool = True, int8: bool = False
+) -> None:
+    """Writes a model folder of a checkpoint's weights, in bfloat16; one process does it alone.
 
-    states: by the folder's name (`export...`), the learner's tensors, sharded or whole. With adapters the folder holds
-    the merged weights, and `adapters...` beside it the adapters alone.
+    The frozen autoencoder, text encoder and tokenizer are hard links to the files of `cfg.vae` and `cfg.text`
+    (`saving.save_folder`). With adapters the folder holds the merged weights, and `adapters...` beside `export...` the
+    adapters alone.
+
+    Args:
+        cfg: the run's.
+        checkpoint: folder of the checkpoint.
+        averaged: the averaged weights, else those of its step.
+        int8: the text encoder in 8 bit.
+
+    Raises:
+        ValueError: in one line, if a part of the model that the run started from is missing.
+        OSError: if the disk is full.
     """
-    problem = None
-    for name, state in states.items():
-        whole = gather_on_first(state, ranks, torch.float32 if cfg.lora.rank > 0 else _DTYPE)
-        if ranks.is_first:
-            try:
-                _save(cfg, Path(cfg.out) / name, whole)
-            except OSError as error:
-                problem = error.strerror or str(error)
-        problem = ranks.share(problem)
-        if problem is not None:
-            raise OSError(f"{name} cannot be written to {cfg.out}: {problem}")
-
-
-def _save(cfg: DualRun, folder: Path, whole: Mapping[str, Tensor]) -> None:
     for left in folder.parent.glob(f".{folder.name}.*"):  # of a process that was killed
         shutil.rmtree(left, ignore_errors=True)
-    tensors = {n.removeprefix(_PREFIX): t for n, t in whole.items() if n.startswith(_PREFIX)}
     vae, text = (resolve(name or cfg.init or "") for name in (cfg.vae, cfg.text))
-    codec = load_text_codec(text, dtype=_DTYPE)  # the run's own may be sharded or in 8 bit
-    if cfg.train_mask_embedding:
-        codec.set_mask_embedding(whole["mask_embedding"])
-    transformer = _transformer(cfg.model, cfg.lora, tensors)
+    encoders = EncoderFolders.find(vae, text)
+    stored = StoredTensors(checkpoint, "ema." if averaged else "model.")
     if cfg.lora.rank > 0:
-        adapters = folder.with_name(folder.name.replace("export", "adapters"))
-        save_adapters(adapters, transformer, base=cfg.init, dtype=_DTYPE)
-        merge_adapters(transformer)
-    save_parts(
-        folder, transformer=transformer.requires_grad_(False), image_codec=load_image_codec(vae), text_codec=codec,
-        settings=settings_of(cfg), dtype=_DTYPE,
+        adapters = folder.with_name(adapters_name(folder.name))
+        tensors = _merged(cfg, stored, adapters)
+    else:
+        tensors = _whole(cfg, stored)
+    embedding = (
+        stored.read(["mask_embedding"], torch.float32)["mask_embedding"] if cfg.train_mask_embedding else None
+    )
+    save_folder(
+        folder, cfg.model, tensors, encoders, settings_of(cfg), dtype=_DTYPE, mask_embedding=embedding, int8=int8
     )  # fmt: skip
 
 
-def _transformer(config: DualDiTConfig, lora: LoraConfig, tensors: Mapping[str, Tensor]) -> DualDiT:
+def adapters_name(export: str) -> str:
+    """Name of the folder of adapters beside an export of that name: "adapters_raw" beside "export_raw"."""
+    return f"adapters{export.removeprefix('export')}" if export.startswith("export") else f"{export}-adapters"
+
+
+def _whole(cfg: DualRun, stored: StoredTensors) -> Iterator[tuple[str, Tensor]]:
+    """The trained weights, and what is fixed: the table of positions."""
     with torch.device("meta"):
-        model = DualDiT(config)
-    if lora.rank > 0:
-        add_adapters(model, rank=lora.rank, alpha=lora.alpha, dropout=lora.dropout)
-    model.load_state_dict(tensors, assign=True)
-    return model.eval()
+        names = list(DualDiT(cfg.model).state_dict())
+    trained = {_PREFIX + name for name in names} & stored.shapes.keys()
+    for name, tensor in stored.stream(trained, _DTYPE):
+        yield name.removeprefix(_PREFIX), tensor
+    rest = {name for name in names if _PREFIX + name not in trained}
+    if cfg.init is None:
+        assert rest == {POSITIONS}
+        table_size, grid = cfg.model.pos_embed_max_size, cfg.model.sample_size // cfg.model.patch_size
+        yield POSITIONS, sincos_positions(cfg.model.hidden_size, table_size, grid)
+    else:
+        yield from _start(cfg, rest)
+
+
+def _merged(cfg: DualRun, stored: StoredTensors, folder: Path) -> Iterator[tuple[str, Tensor]]:
+    """The weights that the run started from, with its adapters, which are written to `folder`."""
+    with torch.device("meta"):
+        adapters = DualDiT(cfg.model)
+    add_adapters(adapters, rank=cfg.lora.rank, alpha=cfg.lora.alpha, dropout=cfg.lora.dropout)
+    trained = [name for name in stored.shapes if name.startswith(_PREFIX)]
+    found = stored.read(trained, torch.float32)
+    state = {name.removeprefix(_PREFIX): tensor for name, tensor in found.items()}
+    adapters.load_state_dict(state, strict=False, assign=True)
+    save_adapters(folder, adapters, base=cfg.init, dtype=_DTYPE)
+    return merged_tensors(adapters.eval(), _start(cfg))
+
+
+def _start(cfg: DualRun, names: Collection[str] | None = None) -> Iterable[tuple[str, Tensor]]:
+    """The transformer's tensors before the first step, as they are stored; all, or those named."""
+    if cfg.init is None:
+        return start_weights(cfg.model, None, cfg.seed).state_dict().items()
+    folder, rows = resolve(cfg.init), cfg.model.vocab_size
+    return stream_transformer(folder, names, vocab_size=rows, seed=cfg.seed).tensors
 
 
 def settings_of(cfg: DualRun) -> ModelSettings:

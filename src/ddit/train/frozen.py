@@ -1,20 +1,23 @@
 """The frozen encoders of a run: loaded, checked, put on the ranks, and used on images."""
 
 import functools
+import itertools
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from ddit.config.runs import DualRun, ParallelConfig
+from ddit.config.runs import DualRun, ParallelConfig, settled
 from ddit.devices import Ranks, compute_dtype
 from ddit.model import DualDiTConfig
 from ddit.model.encoders import ImageCodec, TextCodec
 from ddit.model.folders import resolve
-from ddit.model.int8 import quantize_text_encoder
 from ddit.model.loading import load_image_codec, load_text_codec
-from ddit.train.batch import Images
+from ddit.train.batch import Batch, Images
 from ddit.train.parallel import make_mesh, shard_frozen
+
+_TEXTS_AT_ONCE = 64
 
 
 def load_encoders(cfg: DualRun, device: torch.device) -> tuple[ImageCodec, TextCodec]:
@@ -27,9 +30,14 @@ def load_encoders(cfg: DualRun, device: torch.device) -> tuple[ImageCodec, TextC
         if getattr(cfg, name) is None and cfg.init is None:
             raise ValueError(f"neither {name} nor init is set: the run has no encoder to take")
     vae, text = (resolve(name or cfg.init or "") for name in (cfg.vae, cfg.text))
-    # A T5 that is to be sharded or quantised comes to the device in parts.
-    text_device = device if cfg.parallel.text_encoder == "whole" else torch.device("cpu")
-    codec = load_text_codec(text, dtype=compute_dtype(cfg.compute_dtype, device), device=text_device)
+    # A T5 that is to be sharded or offloaded comes to the device in parts.
+    how = settled(cfg.parallel.text_encoder)
+    codec = load_text_codec(
+        text,
+        dtype=compute_dtype(cfg.compute_dtype, device),
+        device=torch.device("cpu") if how in ("sharded", "offloaded") else device,
+        int8=how == "int8",
+    )
     images = load_image_codec(vae, device=device)
     _check_sizes(cfg.model, images, codec)
     return images, codec
@@ -55,14 +63,52 @@ def shard_text_encoder(codec: TextCodec, cfg: ParallelConfig, ranks: Ranks, *, h
         then recomputed in the backward pass as well.
     """
     blocks = list(codec.encoder.encoder.block)
-    if has_gradients and cfg.checkpoint_activations:
+    if has_gradients and settled(cfg.checkpoint_activations):
         for block in blocks:
             block.forward = functools.partial(checkpoint, block.forward, use_reentrant=False)
-    if cfg.text_encoder == "int8":
-        quantize_text_encoder(codec)
-        codec.to(device=ranks.device)
+    if cfg.text_encoder == "offloaded":
+        if has_gradients:
+            raise ValueError(
+                "parallel.text_encoder=offloaded is for a frozen encoder, but train_mask_embedding is on"
+            )
+        codec.offload_blocks(ranks.device)
     elif cfg.text_encoder == "sharded":
-        shard_frozen(codec.encoder, blocks, make_mesh(ranks, cfg.num_replicas))
+        shard_frozen(codec.encoder, blocks, make_mesh(ranks, settled(cfg.num_replicas)))
+
+
+def encode_ahead(
+    steps: Iterator[tuple[int, list[Batch]]], codec: TextCodec, num_steps: int
+) -> Iterator[tuple[int, list[Batch]]]:
+    """The same steps with the states of their texts, computed `num_steps` steps at a time and kept in main memory.
+
+    A batch is settled before its step, masks included, so that these are the states that the step would compute. A text
+    that occurs several times is encoded once.
+    """
+    while group := list(itertools.islice(steps, num_steps)):
+        batches = [batch for _, micro_batches in group for batch in micro_batches]
+        t2i = iter(_states([batch.t2i.prompt_ids for batch in batches if batch.t2i is not None], codec))
+        i2t = iter(_states([batch.i2t.noisy_ids for batch in batches if batch.i2t is not None], codec))
+        for step, micro_batches in group:
+            yield (
+                step,
+                [
+                    batch._replace(
+                        t2i=None if batch.t2i is None else batch.t2i._replace(states=next(t2i)),
+                        i2t=None if batch.i2t is None else batch.i2t._replace(states=next(i2t)),
+                    )
+                    for batch in micro_batches
+                ],
+            )
+
+
+def _states(ids: list[Tensor], codec: TextCodec) -> list[Tensor]:
+    """States (n, L, D) on the CPU of each of several batches of ids (n, L)."""
+    if not ids:
+        return []
+    texts, places = torch.cat(ids).unique(dim=0, return_inverse=True)
+    with codec.on_device():
+        states = torch.cat([codec.states(part).cpu() for part in texts.split(_TEXTS_AT_ONCE)])
+    return [states[part] for part in places.split([len(part) for part in ids])]
 
 
 def clean_latents(images: Images, codec: ImageCodec) -> Tensor:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
 from torch.distributed.fsdp import register_fsdp_forward_method
 
-from ddit.config.runs import DualRun, ObjectiveConfig
+from ddit.config.runs import DualRun, ObjectiveConfig, settled
 from ddit.devices import Ranks, compute_dtype
 from ddit.model import DualDiT, DualDiTConfig
 from ddit.model.adapters import add_adapters
@@ -54,7 +54,12 @@ class Learner(nn.Module):
         return losses._replace(total=losses.total + 0.0 * self.transformer.null_image_embd.float().sum())
 
     def _text_states(self, batch: Batch, codec: TextCodec) -> Pair:
-        """States of both halves' ids, from one pass of the text encoder where the lengths agree."""
+        """States of both halves' ids: those that are there, or of one pass of the text encoder where lengths agree."""
+        if any(half is not None and half.states is not None for half in (batch.t2i, batch.i2t)):
+            t2i_states, i2t_states = (
+                None if half is None else half.states for half in (batch.t2i, batch.i2t)
+            )
+            return t2i_states, i2t_states
         ids = None if batch.t2i is None else batch.t2i.prompt_ids
         noisy_ids = None if batch.i2t is None else batch.i2t.noisy_ids
         if self.mask_embedding is not None and noisy_ids is not None:
@@ -101,11 +106,11 @@ def make_learner(
             cfg, start_weights(cfg.model, cfg.init, cfg.seed), codec, feature_channels, dtype
         ).state_dict()
     transformer = learner.transformer
-    transformer.gradient_checkpointing = cfg.parallel.checkpoint_activations
+    transformer.gradient_checkpointing = settled(cfg.parallel.checkpoint_activations)
     blocks = list(transformer.transformer_blocks)
     if cfg.parallel.compile_blocks:
         transformer.compile_blocks()
-    shard_blocks(learner, blocks, make_mesh(ranks, cfg.parallel.num_replicas), cfg.parallel, dtype)
+    shard_blocks(learner, blocks, make_mesh(ranks, settled(cfg.parallel.num_replicas)), cfg.parallel, dtype)
     register_fsdp_forward_method(learner, "run")
     for block in blocks:
         for method in ("image_step", "text_step"):

@@ -27,8 +27,8 @@ _STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 def train(cfg: DualRun, *, stop_at: int | None = None) -> Path:
     """Starts or resumes the run in `cfg.out`, until `max_steps`; leaves `export/` and `export_raw/` there.
 
-    On SIGTERM, SIGINT or SIGUSR1 it saves, exports and raises `Stopped`. `stop_at` ends as a signal would, after that
-    many steps, but returns.
+    On SIGTERM, SIGINT or SIGUSR1 it saves a checkpoint and raises `Stopped`. `stop_at` ends after that many steps as
+    if there were no more.
 
     Raises:
         ValueError: on settings that do not fit together, a folder that holds another model's run, bad data.
@@ -44,12 +44,12 @@ def train(cfg: DualRun, *, stop_at: int | None = None) -> Path:
     last = cfg.max_steps if stop_at is None else min(stop_at, cfg.max_steps)
     first = trainer.step
     watch = Watch(trainer)
-    saved_at = trainer.step if checkpoint is not None else None
     stopped = False
     batches_of_steps = step_loader(trainer.data, trainer.step, last, cfg.data.num_workers)
     with _stop_requests() as requests, closing(watch), closing_workers(batches_of_steps) as loader:
+        steps = trainer.with_states(loader)
         while trainer.step < last and not stopped:
-            _, batches = next(loader)
+            _, batches = next(steps)
             result = trainer.train_step(batches, stop=bool(requests), save=watch.wants_checkpoint())
             stopped = result.stop
             if trainer.step == first + 1:
@@ -57,13 +57,13 @@ def train(cfg: DualRun, *, stop_at: int | None = None) -> Path:
             watch.after_step(result)
             if result.save:
                 trainer.save()
-                saved_at = trainer.step
                 watch.after_save()
         loader.close()
-        if saved_at != trainer.step:
+        if trainer.saved_at != trainer.step:
             trainer.save()
-        trainer.export()
-        watch.finish()
+        if not stopped:  # a preemption leaves seconds: `ddit export` makes the folders of a checkpoint
+            trainer.export()
+            watch.finish()
     trainer.ranks.wait()
     if stopped:
         raise Stopped(f"stopped by a signal after {trainer.step} steps; saved in {trainer.out}")

@@ -43,9 +43,12 @@ def build_optimizers(
     matrices = [p for name, p in trained.items() if cfg.name == "muon" and is_block_matrix(name, p)]
     taken = {id(p) for p in matrices}
     rest = {name: p for name, p in trained.items() if id(p) not in taken}
-    # AdamW decays matrices only: biases, gains, the null image and the mask token have no scale to keep down.
-    decayed = [p for name, p in rest.items() if p.ndim >= 2 and not name.endswith("null_image_embd")]
-    kept = [p for name, p in rest.items() if p.ndim < 2 or name.endswith("null_image_embd")]
+    # Biases, gains, the null image and the mask token have no scale to keep down.
+    kept_names = {name for name, p in rest.items() if p.ndim < 2 or name.endswith("null_image_embd")}
+    if cfg.decay == "all":
+        kept_names.clear()
+    decayed = [p for name, p in rest.items() if name not in kept_names]
+    kept = [p for name, p in rest.items() if name in kept_names]
     groups = [
         {"params": decayed, "weight_decay": cfg.weight_decay},
         {"params": kept, "weight_decay": 0.0},

@@ -57,10 +57,12 @@ def shard_frozen(root: nn.Module, blocks: Sequence[nn.Module], mesh: DeviceMesh)
     fully_shard(root, mesh=mesh)
 
 
-def sync_gradients(root: nn.Module, on: bool) -> None:
-    """Whether the next backward pass averages over the ranks, or only adds up on this one (accumulation)."""
+def sync_gradients(root: nn.Module, is_last: bool, how: str) -> None:
+    """Whether the next backward pass averages gradients over the ranks: after the last micro-batch, and before it only
+    where `how` is "sharded", then over the shards of a replica. Else they add up on this rank."""
     assert isinstance(root, FSDPModule)
-    root.set_requires_gradient_sync(on)
+    root.set_requires_gradient_sync(is_last or how == "sharded")
+    root.set_requires_all_reduce(is_last)
 
 
 def free_gathered(root: nn.Module) -> None:

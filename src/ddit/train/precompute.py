@@ -20,7 +20,7 @@ from ddit.data.buckets import Shape, assign_buckets, bucket_shapes
 from ddit.data.latents import CORRUPT, NO_IMAGE, LatentsInfo, describe_source, write_shard
 from ddit.data.samples import CorruptSample, Latents, Sample, Source, read_sample
 from ddit.data.sources import open_source
-from ddit.devices import Ranks
+from ddit.devices import Ranks, find_dtype
 from ddit.model.folders import resolve
 from ddit.model.loading import load_image_codec
 from ddit.train.batch import fit_sample_image
@@ -53,7 +53,9 @@ class _Encoder:
 
     def __init__(self, cfg: LatentsRun, device: torch.device) -> None:
         self.device = device
-        self.codec = load_image_codec(resolve(cfg.vae), device=self.device)
+        self.codec = load_image_codec(resolve(cfg.vae), dtype=find_dtype(cfg.compute_dtype, device), device=device)
+        if device.type == "cuda":
+            self.codec.to(memory_format=torch.channels_last)  # which convolutions are quicker in
         self.teacher = load_detector(Path(cfg.teacher)).to(self.device) if cfg.teacher else None
         self.image_size, self.side = cfg.image_size, cfg.feature_side
 

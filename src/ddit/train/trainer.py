@@ -2,7 +2,7 @@
 
 import math
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import NamedTuple, TypeVar
@@ -10,14 +10,20 @@ from typing import NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
-from ddit.config.runs import DualRun, to_json
+from ddit.config.runs import DualRun, settled, to_json
 from ddit.devices import Ranks
 from ddit.model import DualDiT
 from ddit.train.batch import Batch, to_device
 from ddit.train.batches import ImageFacts, StepData
-from ddit.train.checkpoint import Checkpoint, load_tensors, save_checkpoint, stored_shapes
-from ddit.train.export import export_run
-from ddit.train.frozen import clean_latents, load_encoders, shard_text_encoder
+from ddit.train.checkpoint import (
+    Checkpoint,
+    checkpoint_folder,
+    load_tensors,
+    save_checkpoint,
+    stored_shapes,
+)
+from ddit.train.export import export_checkpoint
+from ddit.train.frozen import clean_latents, encode_ahead, load_encoders, shard_text_encoder
 from ddit.train.learner import make_learner
 from ddit.train.loader import CorruptCounter
 from ddit.train.optim import (
@@ -30,6 +36,7 @@ from ddit.train.optim import (
     set_lr,
 )
 from ddit.train.parallel import free_gathered, sync_gradients, total_norm
+from ddit.train.plan import fit_run
 
 Result = TypeVar("Result")
 
@@ -48,6 +55,11 @@ class StepResult(NamedTuple):
     skipped: bool = False
 
 
+def rounding_seed(cfg: DualRun, ranks: Ranks, step: int) -> int:
+    """Of this rank's stochastic rounding in a step; that of the same shard in every replica."""
+    return hash((cfg.seed, step, ranks.index % (ranks.size // settled(cfg.parallel.num_replicas))))
+
+
 class Trainer:
     """A run after `step` steps. All ranks call its methods together.
 
@@ -58,8 +70,10 @@ class Trainer:
     """
 
     def __init__(self, cfg: DualRun, ranks: Ranks) -> None:
-        self.cfg, self.ranks, self.out, self.step = cfg, ranks, Path(cfg.out), 0
+        self.cfg = cfg = fit_run(cfg, ranks)
+        self.ranks, self.out, self.step = ranks, Path(cfg.out), 0
         self.skipped = self.skipped_in_row = 0
+        self.saved_at: int | None = None  # the step of the last checkpoint
         self.corrupt = CorruptCounter(cfg.data.max_corrupt_share)
         self.images, self.codec = load_encoders(cfg, ranks.device)
         self.data = StepData(cfg, self.codec, ImageFacts.of(self.images), ranks)
@@ -76,6 +90,13 @@ class Trainer:
             return None
         t2i = self.data[0][0].t2i
         return None if t2i is None or t2i.features is None else t2i.features.shape[1]
+
+    def with_states(self, steps: Iterator[tuple[int, list[Batch]]]) -> Iterator[tuple[int, list[Batch]]]:
+        """The steps to come; with an offloaded text encoder, with the states of their texts."""
+        parallel = self.cfg.parallel
+        if parallel.text_encoder != "offloaded":
+            return steps
+        return encode_ahead(steps, self.codec, parallel.encode_ahead)
 
     def train_step(self, batches: Sequence[Batch], *, stop: bool = False, save: bool = False) -> StepResult:
         """One optimiser step, on this rank's micro-batches of global batch `step`.
@@ -107,8 +128,7 @@ class Trainer:
         else:
             scale_gradients(gradients, cfg.optimizer.max_grad_norm, norm)
             if cfg.optimizer.weights == "bfloat16":  # replicas of a shard must be rounded alike
-                shard = self.ranks.index % (self.ranks.size // cfg.parallel.num_replicas)
-                torch.manual_seed(hash((cfg.seed, self.step, shard)))
+                torch.manual_seed(rounding_seed(cfg, self.ranks, self.step))
             set_lr(self.optimizers, cfg.optimizer, lr_factor(self.step, cfg.max_steps, cfg.optimizer))
             for optimizer in self.optimizers.values():
                 optimizer.step()
@@ -128,7 +148,7 @@ class Trainer:
                 None if half is None else clean_latents(half.images, self.images)
                 for half in (batch.t2i, batch.i2t)
             )
-            sync_gradients(self.learner, index == len(batches) - 1)
+            sync_gradients(self.learner, index == len(batches) - 1, self.cfg.parallel.accumulate)
             losses = self.learner(batch, (t2i, i2t), self.codec)
             (losses.total / len(batches)).backward()
             for name, value in losses._asdict().items():
@@ -181,6 +201,7 @@ class Trainer:
         }
         keep = self.cfg.report.keep_checkpoints
         save_checkpoint(self.out, self.step, self._state(), description, keep=keep, ranks=self.ranks)
+        self.saved_at = self.step
 
     def resume(self, checkpoint: Checkpoint) -> None:
         """Goes on from a checkpoint of this run, of any number of ranks.
@@ -198,6 +219,7 @@ class Trainer:
         load_tensors(checkpoint.folder, self._state())
         stored = checkpoint.description
         self.step, self.skipped = checkpoint.step, stored["skipped"]
+        self.saved_at = self.step
         self.skipped_in_row = stored["skipped_in_row"]
         corrupt = stored["corrupt"] if "corrupt" in stored else stored["broken"]  # the key of version 0.1
         self.corrupt.num_samples, self.corrupt.causes = stored["num_samples"], dict(corrupt)
@@ -221,7 +243,25 @@ class Trainer:
                 free_gathered(self.learner)
                 self.learner.train()
 
-    def export(self) -> None:
-        """Writes the model folders `export/` (averaged weights) and `export_raw/`."""
-        state = self.learner.state_dict()
-        export_run(self.cfg, self.ranks, {"export": {**state, **self.ema.tensors}, "export_raw": state})
+    def export(self, averages: Mapping[str, bool] | None = None) -> None:
+        """Writes model folders of this step's checkpoint, which is saved if it is not there yet; all ranks together.
+
+        averages: by the folder's name, whether it holds the averaged weights; by default `export`, which does, and
+            `export_raw`.
+
+        Raises:
+            OSError: in one line, on every rank, if one of them cannot be written.
+        """
+        if self.saved_at != self.step:
+            self.save()
+        problem = None
+        for name, averaged in (averages or {"export": True, "export_raw": False}).items():
+            if self.ranks.is_first:
+                checkpoint = checkpoint_folder(self.out, self.step)
+                try:
+                    export_checkpoint(self.cfg, checkpoint, self.out / name, averaged=averaged)
+                except OSError as error:
+                    problem = error.strerror or str(error)
+            problem = self.ranks.share(problem)
+            if problem is not None:
+                raise OSError(f"{name} cannot be written to {self.out}: {problem}")

@@ -7,7 +7,7 @@ import dataclasses
 import sys
 import time
 
-from ddit.config.runs import save_config
+from ddit.config.runs import save_config, settled
 from ddit.devices import compute_dtype
 from ddit.train.batch import STYLES
 from ddit.train.batches import ImageFacts
@@ -49,7 +49,7 @@ class Watch:
             cfg.data, cfg.report.num_held_out, trainer.codec, ImageFacts.of(trainer.images),
             style=self.style, patch_size=cfg.model.patch_size,
         )  # fmt: skip
-        chunk = cfg.micro_batch_size or max(1, cfg.global_batch_size // trainer.ranks.size)
+        chunk = settled(cfg.micro_batch_size) or max(1, cfg.global_batch_size // trainer.ranks.size)
         return HeldOut(
             samples, trainer.images, trainer.codec, trainer.ranks,
             chunk=chunk, i2t_fraction=cfg.objective.i2t_fraction,
@@ -73,11 +73,17 @@ class Watch:
     def wants_checkpoint(self) -> bool:
         """Whether this rank asks for a checkpoint after the step that is about to be made."""
         report, done = self.cfg.report, self.trainer.step + 1
+        if report.export_steps is not None and done % report.export_steps == 0:
+            return True
         if report.checkpoint_steps is not None:
             return done % report.checkpoint_steps == 0
         return self.is_first and time.monotonic() - self.saved > 60 * report.checkpoint_minutes
 
     def after_save(self) -> None:
+        """Exports the averaged weights, where `report.export_steps` says so."""
+        every, step = self.cfg.report.export_steps, self.trainer.step
+        if every is not None and step % every == 0:
+            self.trainer.export({f"export-{step:08d}": True})
         self.saved = time.monotonic()
         self._restart_clock()
 

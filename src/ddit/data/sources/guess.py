@@ -183,4 +183,7 @@ def _column_names(path: str, name: str | None, split: str) -> list[str]:
     except ImportError:
         return []
     files = files_below(plain, (".parquet",)) if has_configs(plain) else split_files(path, name, split)
-    return parquet.read_schema(open_file(files[0])).names if files else []
+    if not files:
+        return []
+    with open_file(files[0]) as file:
+        return parquet.read_schema(file).names

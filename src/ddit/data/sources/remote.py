@@ -247,7 +247,7 @@ def _cached(key: str, fetch: Callable[[], bytes]) -> bytes:
     no order would be better: the one that was read last is the one that will be wanted last.
     """
     digest = hashlib.sha256(key.encode()).hexdigest()
-    path = cache_folder() / "remote" / digest[:2] / digest
+    path = cache_folder() / "remote" / _part_of(digest) / digest
     with suppress(OSError):
         data = path.read_bytes()
         if data:
@@ -261,6 +261,11 @@ def _cached(key: str, fetch: Callable[[], bytes]) -> bytes:
             with write_atomically(path) as part:
                 part.write_bytes(data)
     return data
+
+
+def _part_of(digest: str) -> str:
+    """The folder of a copy: one of `_NUM_PARTS`."""
+    return digest[:2]
 
 
 def _make_room(folder: Path, most: int) -> None:

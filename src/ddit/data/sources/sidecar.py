@@ -23,8 +23,8 @@ def cache_beside(path: AnyPath, what: str, build: Callable[[], Arrays], *, setti
     """The arrays that `build` computes from `path`, or those in `PATH.WHAT.npz` if they are of the same file.
 
     The same file has the same size and time of change; `settings` is what else the arrays depend on. Where the
-    folder cannot be written, and for a URL, the cache is under $XDG_CACHE_HOME/ddit (or ~/.cache/ddit), and if that cannot be
-    written either, there is none. Files are written atomically: any number of processes may do this at once.
+    folder cannot be written, and for a URL, the cache is in `cache_folder`, and if that cannot be written either, there
+    is none. Files are written atomically: any number of processes may do this at once.
     """
     stamp = _stamp(path, settings)
     places = [_in_cache(path, what)]
