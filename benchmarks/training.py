@@ -29,7 +29,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from ddit.config.data import DataConfig
 from ddit.config.runs import DualRun, ObjectiveConfig, OptimizerConfig
 from ddit.diffusion import masked
-from ddit.model.dual_dit import DualDiT, DualDiTConfig, ImageKV, JointBlock
+from ddit.model.dual_dit import DualDiT, DualDiTConfig, JointBlock
 from ddit.model.encoders import TextCodec
 from ddit.settings import FlowConfig
 from ddit.train.batch import Batch, I2TBatch, Images, T2IBatch
@@ -284,20 +284,13 @@ def turn_off(switches: tuple[str, ...], transformer: DualDiT) -> None:
         attention.MAX_PLAIN_ATTENTION = 0
     if "last" in switches:
         block = cast(JointBlock, transformer.transformer_blocks[-1])
-        whole = block.forward
+        whole = block.last
 
-        def forward(
-            image: Tensor,
-            text: Tensor,
-            cond: Tensor,
-            n: int | None,
-            visible: Tensor | None = None,
-            kept: ImageKV | None = None,
-        ) -> tuple[Tensor, Tensor]:
-            image, text = whole(image, text, cond, None, visible, kept)
-            return image[:n], text[n:]
+        def last(image: Tensor, text: Tensor, cond: Tensor, n: int | None, *, keep: bool = False):
+            image, text, kv = whole(image, text, cond, None, keep=keep)
+            return image[:n], text[n:], kv
 
-        block.forward = forward
+        block.last = last
 
 
 def plain_nll(

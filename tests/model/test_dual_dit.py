@@ -156,15 +156,18 @@ def test_null_rows_of_a_mixed_batch_are_exactly_the_null_image(
     torch.testing.assert_close(mixed_gradients, gradients(apart), atol=2e-4, rtol=1e-5)
 
 
-def test_no_mask_is_made_where_no_row_is_null() -> None:
-    model, masks = make_model(CONFIG), []
-    model.transformer_blocks[0].register_forward_pre_hook(lambda block, args: masks.append(args[4]))
+def test_null_rows_go_through_as_eight_tokens_of_their_own() -> None:
+    model, sizes = make_model(CONFIG), []
+    model.transformer_blocks[0].register_forward_pre_hook(
+        lambda block, args: sizes.append([tuple(group.image.shape[:2]) for group in args[0]])
+    )
     latents, t, states = make_inputs()
     plain = model(latents, t, states, num_t2i=1)
     same = model(latents, t, states, num_t2i=1, null_rows=torch.zeros(4, dtype=torch.bool))
     torch.testing.assert_close(same, plain, atol=0, rtol=0)
     model(latents, t, states, num_t2i=1, null_rows=torch.arange(4) == 3)
-    assert [mask is None for mask in masks] == [True, True, False]
+    model(latents, t, states, num_t2i=0, null_rows=torch.ones(4, dtype=torch.bool))
+    assert sizes == [[(4, 24)], [(4, 24)], [(3, 24), (1, 8)], [(4, 8)]]
 
 
 def test_null_rows_that_cannot_be_are_refused() -> None:
@@ -174,14 +177,14 @@ def test_null_rows_that_cannot_be_are_refused() -> None:
         model(latents, t, states, num_t2i=2, null_rows=torch.arange(4) == 1)
     with pytest.raises(ValueError, match="null image is of i2t samples only"):
         model(latents, t, states, null_rows=torch.arange(4) == 1)
-    with pytest.raises(ValueError, match="null image of 8 tokens in a batch of 4"):
-        model(latents[..., :4, :4], t, states, num_t2i=0, null_rows=torch.arange(4) == 1)
+    with pytest.raises(ValueError, match="neither keep_image nor features_after"):
+        model(latents, t, states, num_t2i=0, null_rows=torch.arange(4) == 1, keep_image=True)
 
 
 def test_features_are_the_image_tokens_after_the_named_block() -> None:
     model = make_model(CONFIG)
     seen = []
-    model.transformer_blocks[1].register_forward_hook(lambda block, args, out: seen.append(out[0]))
+    model.transformer_blocks[1].register_forward_hook(lambda block, args, out: seen.append(out[0].image))
     output = model(*make_inputs(), num_t2i=4, features_after=1)
     torch.testing.assert_close(output.features, seen[0])
     assert model(*make_inputs(), num_t2i=4).features is None
@@ -222,13 +225,19 @@ def test_compiled_blocks_give_the_same_output() -> None:
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
-def test_a_compiled_text_step_gives_the_same_logits() -> None:
+def test_a_compiled_text_step_gives_the_same_logits_and_begins_a_generation(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     model = make_model(dataclasses.replace(CONFIG, image_attends_text=False))
     latents, _, states = make_inputs()
     cache = model.image_kv(latents)
     plain = model.text_logits(states, cache)
     model.compile_text_step()
-    torch.testing.assert_close(model.text_logits(states, cache), plain, atol=1e-5, rtol=1e-4)
+    marks = []
+    monkeypatch.setattr(torch.compiler, "cudagraph_mark_step_begin", lambda: marks.append(1))
+    for step in (1, 2):
+        torch.testing.assert_close(model.text_logits(states, cache), plain, atol=1e-5, rtol=1e-4)
+        assert len(marks) == step
 
 
 def test_fresh_weights_follow_the_generator_and_start_at_zero_velocity() -> None:

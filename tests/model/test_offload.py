@@ -141,7 +141,8 @@ def test_offloaded_blocks_are_on_the_device_one_at_a_time(
         "made": 1 + 2 * 3,
         "at once": 1,
     }  # T5's only block, then the transformer's in each step
-    for options in ({}, {"image_refresh": 2, "text_refresh": 2}):
+    refreshed: dict[str, Any] = {"image_refresh": 2, "text_refresh": 2}
+    for options in ({}, refreshed):
         assert pipeline.caption(image, **options) == whole.caption(image, **options)
     assert most_copies["at once"] == 1
 

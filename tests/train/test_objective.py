@@ -110,25 +110,32 @@ def test_one_joint_forward_has_the_loss_and_gradient_of_two_separate_passes(imag
 
 
 class _Forwards:
-    """Counts a module's forward passes and notes their batch sizes."""
+    """Notes the batch sizes of the groups in each of a model's forward passes."""
 
     def __init__(self, model: DualDiT) -> None:
-        self.sizes: list[int] = []
-        model.transformer_blocks[0].register_forward_pre_hook(lambda _, args: self.sizes.append(len(args[0])))
+        self.sizes: list[list[int]] = []
+        model.transformer_blocks[0].register_forward_pre_hook(
+            lambda _, args: self.sizes.append([len(group.image) for group in args[0]])
+        )
 
 
 @pytest.mark.parametrize(
-    ("changes", "sizes"), [({}, [8]), ({"i2t_size": 12}, [3, 5]), ({"i2t_length": 4}, [3, 5])]
+    ("changes", "sizes"),
+    [({}, [8]), ({"i2t_size": 12}, [3, 5]), ({"i2t_length": 4}, [3, 5]), ({"i2t_length": 9}, [3, 5])],
 )
-def test_one_forward_where_shapes_agree_and_two_where_they_differ(changes: dict, sizes: list[int]) -> None:
+def test_one_forward_of_any_lengths_has_the_losses_and_gradients_of_two(
+    changes: dict, sizes: list[int]
+) -> None:
     model, (batch, tensors) = make_model(), make_inputs(**changes)
     forwards = _Forwards(model)
-    together = gradients_of(model, losses_of(model, batch, tensors, OBJECTIVE).total)
-    assert forwards.sizes == sizes
+    joint = losses_of(model, batch, tensors, OBJECTIVE)
+    together = gradients_of(model, joint.total)
+    assert forwards.sizes == [sizes]
     apart = [
         losses_of(model, batch._replace(i2t=None), [tensors[0], None, tensors[2], None], OBJECTIVE).total,
         losses_of(model, batch._replace(t2i=None), [None, tensors[1], None, tensors[3]], OBJECTIVE).total,
     ]
+    torch.testing.assert_close(joint.total, apart[0] + apart[1], rtol=1e-5, atol=1e-5)
     for a, b in zip(together, gradients_of(model, apart[0] + apart[1]), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
 

@@ -83,6 +83,17 @@ def test_ranks_share_accumulation_mask_token_and_text_encoder(
 
 
 @pytest.mark.slow
+def test_gradients_shared_with_every_micro_batch_are_those_shared_with_the_last(
+    plain: DualRun, run: Callable[..., Outcome]
+) -> None:
+    config = replace(plain, micro_batch_size=2)
+    one = run("one", 1, config=config)
+    shared = replace(config, parallel=replace(config.parallel, accumulate="sharded"))
+    check_same(run("two", 2, config=shared), one)
+    check_same(run("table", 4, config=shared, num_replicas=2), one)
+
+
+@pytest.mark.slow
 def test_adapters_are_trained_alike_by_any_number_of_ranks(
     plain: DualRun, run: Callable[..., Outcome]
 ) -> None:

@@ -16,7 +16,8 @@ from torch import Tensor
 
 from ddit.diffusion.flow import VelocityFn
 from ddit.diffusion.masked import LogitsFn
-from ddit.model.dual_dit import BlockKV, DualDiT, ImageKV
+from ddit.model.block import BlockKV, ImageKV
+from ddit.model.dual_dit import DualDiT
 from ddit.model.encoders import TextCodec
 from ddit.model.t5_cache import T5Cache
 
@@ -84,7 +85,8 @@ def logits_fn(
     """
     if images.kv is not None:
         return _cached_logits(model, states_fn, images.kv, images.index)
-    return _JointLogits(model, states_fn, images, refresh)
+    # What is kept of images has one size for all: where some are null, nothing is.
+    return _JointLogits(model, states_fn, images, refresh if images.null_rows is None else None)
 
 
 class Refresh:

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from ddit.images import ImageSource, to_tensor
 from ddit.inference.callables import ImageContext
-from ddit.model.dual_dit import BlockKV, DualDiT, ImageKV
+from ddit.model.block import BlockKV, ImageKV
+from ddit.model.dual_dit import DualDiT
 from ddit.model.encoders import ImageCodec
 
 

@@ -1,7 +1,5 @@
 """Joint attention's projections and product; shape legend in `ddit.model.dual_dit`."""
 
-import math
-
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -40,20 +38,13 @@ class Attention(nn.Module):
         return self.norm_added_q(q), self.norm_added_k(k), v
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, visible: Tensor | None = None) -> Tensor:
+def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Scaled dot-product attention over heads: (B, heads, S, E) -> (B, S, D).
 
-    visible: (B, 1, 1, S of the keys) bool, the keys that may be seen; None: all.
+    Never masked, so that CUDA may take its flash kernel: samples of other sizes are attended to apart.
     """
     if q.device.type == "cpu" and k.shape[2] <= MAX_PLAIN_ATTENTION:
         # The backward pass of torch's fused CPU kernel takes thirty times as long on short sequences.
         scores = (q @ k.mT).float().mul(q.shape[-1] ** -0.5)  # (B, heads, S, S)
-        if visible is not None:
-            scores = scores.masked_fill(~visible, -math.inf)
         return (scores.softmax(-1).to(v.dtype) @ v).transpose(1, 2).flatten(2)
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=visible).transpose(1, 2).flatten(2)
-
-
-def part_of(mask: Tensor | None, rows: slice, num_keys: int | None = None) -> Tensor | None:
-    """The part of an attention mask (B, 1, 1, S) for some samples and the first keys."""
-    return None if mask is None else mask[rows, ..., :num_keys]
+    return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)

@@ -12,6 +12,7 @@ published checkpoints, so that they load as they are.
 """
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple, cast
 
 import torch
@@ -20,13 +21,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from ddit.model.attention import Attention, attend, part_of
+from ddit.model.block import ImageKV, JointBlock, Tokens
 from ddit.model.config import DualDiTConfig
 from ddit.model.embeddings import PatchEmbed, TimeEmbed, is_meta
-from ddit.model.layers import FeedForward, Modulation, modulate
+from ddit.model.layers import Modulation, modulate
 from ddit.model.offload import move_rest, offload_blocks
 
 NUM_NULL_TOKENS = 8
+
+MAX_GRAPHS = 64
+"""Graphs that the compiler may keep of one function, for all blocks together; beyond it, shapes would run eager."""
 
 
 class DualOutput(NamedTuple):
@@ -42,123 +46,17 @@ class DualOutput(NamedTuple):
     logits: Tensor | None
     features: Tensor | None = None
     text_hidden: Tensor | None = None
-    image_kv: "ImageKV | None" = None
+    image_kv: ImageKV | None = None
 
 
-class BlockKV(NamedTuple):
-    """What a block's text stream needs of the images of i2t samples.
+class Part(NamedTuple):
+    """Samples whose images are of one size and whose texts are of one length; see `DualDiT.forward`."""
 
-    k, v: keys and values of their tokens, (B, heads, N, E).
-    text_mod: the text stream's modulation at t = 0, 6 x (1, 1, D), the same for every image.
-    """
-
-    k: Tensor
-    v: Tensor
-    text_mod: tuple[Tensor, ...]
-
-    def of(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """Keys and values of some images, (b, heads, N, E); of a single one without a copy."""
-        if len(self.k) == 1:
-            return self.k.expand(len(rows), -1, -1, -1), self.v.expand(len(rows), -1, -1, -1)
-        return self.k[rows], self.v[rows]
-
-
-ImageKV = list[BlockKV]
-"""A `BlockKV` a block."""
-
-
-class JointBlock(nn.Module):
-    """Double-stream block: joint attention, then an MLP in each stream, all under AdaLN-zero.
-
-    `is_last`: only the image tokens of t2i samples and the text tokens of i2t samples are computed.
-    """
-
-    def __init__(self, config: DualDiTConfig, index: int) -> None:
-        super().__init__()
-        dim = config.hidden_size
-        self.is_last = index == config.depth - 1
-        self.image_attends_text = config.image_attends_text
-        self.has_dual_attention = index in config.dual_attention_layers
-        self.norm1 = Modulation(dim, 9 if self.has_dual_attention else 6)
-        self.norm1_context = Modulation(dim, 6)
-        self.attn = Attention(dim, config.num_heads, qk_norm=config.qk_norm is not None, joint=True)
-        if self.has_dual_attention:
-            self.attn2 = Attention(dim, config.num_heads, qk_norm=config.qk_norm is not None, joint=False)
-        self.ff = FeedForward(dim)
-        self.ff_context = FeedForward(dim)
-
-    def forward(
-        self,
-        image: Tensor,
-        text: Tensor,
-        cond: Tensor,
-        n: int | None,
-        visible: Tensor | None = None,
-        kept: ImageKV | None = None,
-    ) -> tuple[Tensor, Tensor]:
-        """(B, N, D), (B, L, D), (B, D) -> the same, or in the last block (n, N, D) and (B - n, L, D).
-
-        n: number of t2i samples; None asks for both streams of every sample.
-        visible: (B, 1, 1, N + L) bool, the tokens that may be attended to; None: all.
-        kept: gets this block's keys and values of the image tokens.
-        """
-        num_image, every = image.shape[1], slice(None)
-        image_mod, text_mod = self.norm1(cond), self.norm1_context(cond)
-        q_image, k_image, v_image = self.attn.project_image(modulate(image, image_mod[0], image_mod[1]))
-        q_text, k_text, v_text = self.attn.project_text(modulate(text, text_mod[0], text_mod[1]))
-        k, v = torch.cat([k_image, k_text], dim=2), torch.cat([v_image, v_text], dim=2)
-        if kept is not None:
-            kept.append(BlockKV(k_image, v_image, tuple(part[:1] for part in text_mod)))
-
-        if n is None or (self.image_attends_text and not self.is_last):
-            attended = attend(torch.cat([q_image, q_text], dim=2), k, v, visible)  # (B, N + L, D)
-            image_attended, text_attended = attended.split([num_image, text.shape[1]], dim=1)
-        elif self.is_last:
-            t2i, i2t = slice(n), slice(n, None)
-            image_attended = attend(q_image[t2i], k[t2i], v[t2i], part_of(visible, t2i))
-            text_attended = attend(q_text[i2t], k[i2t], v[i2t], part_of(visible, i2t))
-            image, image_mod = image[t2i], tuple(part[t2i] for part in image_mod)
-            text, text_mod = text[i2t], tuple(part[i2t] for part in text_mod)
-            every = t2i
-        else:
-            t2i, i2t = slice(n), slice(n, None)
-            image_attended = torch.cat(
-                [
-                    attend(q_image[t2i], k[t2i], v[t2i], part_of(visible, t2i)),
-                    attend(q_image[i2t], k_image[i2t], v_image[i2t], part_of(visible, i2t, num_image)),
-                ]
-            )
-            text_attended = attend(q_text, k, v, visible)
-        image = self._finish_image(image, image_attended, image_mod, part_of(visible, every, num_image))
-        return image, self._finish_text(text, text_attended, text_mod)
-
-    def _finish_image(
-        self, x: Tensor, attended: Tensor, mod: tuple[Tensor, ...], visible: Tensor | None = None
-    ) -> Tensor:
-        out = x + mod[2] * self.attn.to_out[0](attended)
-        if self.has_dual_attention:
-            own = attend(*self.attn2.project_image(modulate(x, mod[6], mod[7])), visible)
-            out = out + mod[8] * self.attn2.to_out[0](own)
-        return out + mod[5] * self.ff(modulate(out, mod[3], mod[4]))
-
-    def _finish_text(self, x: Tensor, attended: Tensor, mod: tuple[Tensor, ...]) -> Tensor:
-        x = x + mod[2] * self.attn.to_add_out(attended)
-        return x + mod[5] * self.ff_context(modulate(x, mod[3], mod[4]))
-
-    def image_step(self, image: Tensor, cond: Tensor) -> tuple[Tensor, BlockKV]:
-        """The image stream alone: (B, N, D), (1, D) -> next (B, N, D), and what `text_step` needs of it."""
-        mod = self.norm1(cond)
-        q, k, v = self.attn.project_image(modulate(image, mod[0], mod[1]))
-        if not self.is_last:
-            image = self._finish_image(image, attend(q, k, v), mod)
-        return image, BlockKV(k, v, self.norm1_context(cond))
-
-    def text_step(self, text: Tensor, kv: BlockKV, rows: Tensor) -> Tensor:
-        """The text stream alone, against kept keys and values of the images `rows`: (b, L, D) -> (b, L, D)."""
-        mod, (k_image, v_image) = kv.text_mod, kv.of(rows)
-        q, k, v = self.attn.project_text(modulate(text, mod[0], mod[1]))
-        k, v = torch.cat([k_image, k], dim=2), torch.cat([v_image, v], dim=2)
-        return self._finish_text(text, attend(q, k, v), mod)
+    latents: Tensor | None
+    t: Tensor
+    text_states: Tensor
+    num_t2i: int | None = 0
+    logit_mask: Tensor | None = None
 
 
 class DualDiT(nn.Module):
@@ -167,7 +65,7 @@ class DualDiT(nn.Module):
     def __init__(self, config: DualDiTConfig) -> None:
         super().__init__()
         self.config = config
-        self.gradient_checkpointing = False
+        self.gradient_checkpointing = self._marks_steps = False
         dim = config.hidden_size
         self.pos_embed = PatchEmbed(
             dim, config.in_channels, config.patch_size, config.pos_embed_max_size, config.sample_size
@@ -190,9 +88,11 @@ class DualDiT(nn.Module):
         """Has every block compiled when it first runs; for training, with nothing but products kept for backward."""
         # Recomputing what is not a matrix product costs next to nothing in compiled loops and saves a third.
         functorch_config.aggressive_recomputation = True
+        _allow_graphs()
         for block in self._blocks():
-            # Hooks, such as those that gather weights, stay outside.
-            block.forward = torch.compile(block.forward)
+            for name in ("draw", "read", "joint", "last"):
+                # Hooks, such as those that gather weights, stay outside: they are of `forward`.
+                setattr(block, name, torch.compile(getattr(block, name)))
 
     def offload_blocks(self, device: torch.device) -> None:
         """Has the blocks on `device` one at a time, and everything else there for good; see `offload`."""
@@ -204,6 +104,12 @@ class DualDiT(nn.Module):
 
         A step is many small kernels there, whose launches cost more than they do.
         """
+        # A graph's outputs live until the next generation begins. Left to itself, every call of a compiled function
+        # begins one, so that block k + 1 would free what block k hands it (pytorch#152887, #160281). Marked, one begins
+        # with each step, whose blocks then share the pool; nothing of a step but its logits, which are computed outside
+        # the graphs, is used after it.
+        self._marks_steps = True
+        _allow_graphs()
         mode = "reduce-overhead" if self.context_embedder.weight.is_cuda else None
         for block in self._blocks():
             block.text_step = torch.compile(block.text_step, mode=mode)
@@ -247,7 +153,7 @@ class DualDiT(nn.Module):
             text_states: (B, L, text_dim), states of the text encoder.
             num_t2i: n, the first n samples are t2i, the rest i2t; None: both outputs of every sample.
             null_rows: (B,) bool, i2t samples that have the null image in place of their latents; the same as
-                `latents=None` for them, in a batch where others have images.
+                `latents=None` for them, in a batch where others have images. Not with `features_after`, `keep_image`.
             logit_mask: (B - n, L) bool; logits are computed at these positions only, in row-major order.
             text_hidden: return the text head's input in place of the logits.
             features_after: index of the block whose image tokens are returned as well.
@@ -256,64 +162,76 @@ class DualDiT(nn.Module):
 
         Raises:
             ValueError: on latents whose size the patch size or the position table does not fit, or on a null
-                image of a t2i sample, or on `num_t2i=None` with `image_attends_text=False`.
+                image of a t2i sample, or on `num_t2i=None` with `image_attends_text=False`, or on what does not go with
+                `null_rows`.
         """
         n = 0 if latents is None and num_t2i is None else num_t2i
-        if latents is None and n:
-            raise ValueError(f"the null image is of i2t samples only, but num_t2i is {num_t2i}")
-        if n is None and not self.config.image_attends_text:
-            raise ValueError("image_attends_text=False needs num_t2i: which samples are t2i, which are i2t")
-        image, visible = self._image_tokens(latents, null_rows, n, text_states.shape)
-        cond = self.time_text_embed(t)  # (B, D)
-        text = self.context_embedder(text_states)  # (B, L, D)
+        part = Part(latents, t, text_states, n, logit_mask)
+        if latents is None or null_rows is None or not null_rows.any():
+            (output,) = self.forward_parts([part], features_after=features_after, keep_image=keep_image)
+        else:
+            if keep_image or features_after is not None:
+                raise ValueError("null_rows go with neither keep_image nor features_after")
+            output = self._forward_with_null_rows(part, null_rows)
+        if text_hidden or output.text_hidden is None:
+            return output
+        return output._replace(logits=self.text_proj_out(output.text_hidden), text_hidden=None)
 
-        features, kept = None, [] if keep_image else None
+    def forward_parts(
+        self, parts: Sequence[Part], *, features_after: int | None = None, keep_image: bool = False
+    ) -> list[DualOutput]:
+        """Outputs of each part, `text_hidden` in place of logits: parts of any sizes, in one pass through the blocks.
+
+        The arguments and errors are those of `forward`; `keep_image` is for a single part.
+        """
+        groups = [self._tokens(part) for part in parts]
+        features: list[Tensor] | None = None
+        kept: ImageKV | None = [] if keep_image else None
         for index, block in enumerate(self.transformer_blocks):
             if self.gradient_checkpointing and torch.is_grad_enabled() and kept is None:
-                image, text = checkpoint(block, image, text, cond, n, visible, use_reentrant=False)
+                groups = cast(list[Tokens], checkpoint(block, groups, use_reentrant=False))
             else:
-                image, text = block(image, text, cond, n, visible, kept)
+                groups = block(groups, kept)
             if index == features_after:
-                features = image
+                features = [group.image for group in groups]
+        outputs = []
+        for i, (part, group) in enumerate(zip(parts, groups, strict=True)):
+            velocity = hidden = None
+            if part.latents is not None and part.num_t2i != 0:
+                velocity = self._image_head(group.image, group.cond[: part.num_t2i], part.latents.shape[-2:])
+            if part.num_t2i is None or part.num_t2i < len(part.text_states):
+                hidden = self._text_hidden(group.text, part.logit_mask)
+            outputs.append(DualOutput(velocity, None, features[i] if features else None, hidden, kept))
+        return outputs
 
-        velocity = logits = hidden = None
-        if latents is not None and n != 0:
-            velocity = self._image_head(image, cond[:n], latents.shape[-2:])
-        if n is None or n < text_states.shape[0]:
-            hidden = self._text_hidden(text, logit_mask)
-            if not text_hidden:
-                logits, hidden = self.text_proj_out(hidden), None
-        return DualOutput(velocity, logits, features, hidden, kept)
+    def _tokens(self, part: Part) -> Tokens:
+        n = part.num_t2i
+        if part.latents is None and n != 0:
+            raise ValueError(f"the null image is of i2t samples only, but num_t2i is {n}")
+        if n is None and not self.config.image_attends_text:
+            raise ValueError("image_attends_text=False needs num_t2i: which samples are t2i, which are i2t")
+        if part.latents is None:
+            image = self.null_image_embd.expand(len(part.text_states), -1, -1)
+        else:
+            image = self.pos_embed(part.latents)
+        return Tokens(image, self.context_embedder(part.text_states), self.time_text_embed(part.t), n)
 
-    def _image_tokens(
-        self, latents: Tensor | None, null_rows: Tensor | None, n: int | None, text_shape: torch.Size
-    ) -> tuple[Tensor, Tensor | None]:
-        """Image tokens (B, N, D), and which tokens (B, 1, 1, N + L) may be attended to; None: all."""
-        if latents is None:
-            return self.null_image_embd.expand(text_shape[0], -1, -1), None
-        image = self.pos_embed(latents)
-        if null_rows is None:
-            return image, None
-        return self._put_null_image(image, null_rows, n, text_shape[1])
-
-    def _put_null_image(
-        self, image: Tensor, null_rows: Tensor, n: int | None, num_text: int
-    ) -> tuple[Tensor, Tensor | None]:
-        """Null tokens first in the null rows of (B, N, D), and which tokens (B, 1, 1, N + L) may be attended to."""
-        if not null_rows.any():
-            return image, None
+    def _forward_with_null_rows(self, part: Part, null_rows: Tensor) -> DualOutput:
+        """A batch where some i2t samples have the null image: these are a part of their own, of eight tokens."""
+        latents, t, states, n, logit_mask = part
         if n is None or null_rows[:n].any():
             raise ValueError(f"the null image is of i2t samples only, but num_t2i is {n}")
-        batch_size, num_image, _ = image.shape
-        if num_image < NUM_NULL_TOKENS:
-            raise ValueError(
-                f"a null image of {NUM_NULL_TOKENS} tokens in a batch of {num_image} image tokens"
-            )
-        null_image = F.pad(self.null_image_embd, (0, 0, 0, num_image - NUM_NULL_TOKENS))
-        image = torch.where(null_rows[:, None, None], null_image.to(image.dtype), image)
-        is_unused = torch.arange(num_image + num_text, device=image.device)
-        is_unused = (is_unused >= NUM_NULL_TOKENS) & (is_unused < num_image)
-        return image, ~(null_rows[:, None] & is_unused).view(batch_size, 1, 1, -1)
+        assert latents is not None
+        with_image, null = (~null_rows).nonzero()[:, 0], null_rows.nonzero()[:, 0]
+        parts = [Part(None, t[null], states[null], 0)]
+        if len(with_image):
+            parts.insert(0, Part(latents[with_image], t[with_image], states[with_image], n))
+        outputs = self.forward_parts(parts)
+        hidden = torch.cat([output.text_hidden for output in outputs if output.text_hidden is not None])
+        hidden = hidden[torch.cat([with_image[n:], null]).argsort()]  # (B - n, L, D), in the batch's order
+        return DualOutput(
+            outputs[0].velocity, None, text_hidden=hidden if logit_mask is None else hidden[logit_mask]
+        )
 
     def _image_head(self, image: Tensor, cond: Tensor, size: torch.Size) -> Tensor:
         scale, shift = self.image_norm_out(cond)
@@ -356,6 +274,14 @@ class DualDiT(nn.Module):
         """
         rows = torch.arange(len(text_states), device=text_states.device) if rows is None else rows
         text = self.context_embedder(text_states)
+        if self._marks_steps:
+            torch.compiler.cudagraph_mark_step_begin()
         for block, of_block in zip(self._blocks(), kv, strict=True):
             text = block.text_step(text, of_block, rows)
         return self.text_proj_out(self._text_hidden(text, logit_mask))
+
+
+def _allow_graphs() -> None:
+    import torch._dynamo.config as dynamo  # the compiler, which takes seconds to import
+
+    dynamo.recompile_limit = max(dynamo.recompile_limit, MAX_GRAPHS)

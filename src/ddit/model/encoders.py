@@ -112,7 +112,9 @@ class ImageCodec:
             found = [self._posterior_of(part.to(self.device)) for part in parts]
         if len(found) == 1:
             return found[0]
-        return DiagonalGaussian(*(torch.cat([getattr(f, name) for f in found]) for name in ("mean", "logvar")))
+        return DiagonalGaussian(
+            *(torch.cat([getattr(f, name) for f in found]) for name in ("mean", "logvar"))
+        )
 
     def _posterior_of(self, pixels: Tensor) -> Any:
         if pixels.dtype == torch.uint8:
@@ -297,13 +299,20 @@ class TextCodec:
         special = set(self.tokenizer.all_special_tokens)
         return nearest(word, (token.lstrip("▁") for token in vocabulary if token not in special), most=2)
 
-    def states(self, input_ids: Tensor) -> Tensor:
+    def states(self, input_ids: Tensor, lengths: Tensor | None = None) -> Tensor:
         """Hidden states (B, L, D) of ids (B, L); every position attends to every other, padding included.
+
+        lengths: (B,), where rows were filled up to be of one length: the fillers are attended to by none, and their
+            own states mean nothing.
 
         Without gradients, unless within `embed_mask_as` a vector that has them.
         """
         with self.on_device(), torch.set_grad_enabled(self._trains_mask and torch.is_grad_enabled()):
-            return self.encoder(input_ids=input_ids.to(self.device)).last_hidden_state
+            seen = None
+            if lengths is not None:
+                seen = torch.arange(input_ids.shape[1], device=self.device) < lengths.to(self.device)[:, None]
+            encoded = self.encoder(input_ids=input_ids.to(self.device), attention_mask=seen)
+            return encoded.last_hidden_state
 
     @contextlib.contextmanager
     def embed_mask_as(self, vector: Tensor) -> Iterator[None]:

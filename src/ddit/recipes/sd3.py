@@ -144,17 +144,14 @@ def sd3_lora(root: Path, size: Size) -> DualRun:
 
 
 def sd3_full(root: Path, size: Size) -> DualRun:
-    """Tuning of all weights on one card of 24 GB: 8-bit moments, weights and average in bfloat16, T5 on the CPU. The
-    batch is one micro-batch, since accumulation keeps gradients in float32. Not in the paper."""
+    """Tuning of all weights on one card of 24 to 48 GB: 8-bit moments, weights and average in bfloat16. Not in the
+    paper."""
     lora = sd3_lora(root, size)
     return replace(
         lora,
         out=str(root / f"{size.name}-full"),
-        parallel=replace(lora.parallel, text_encoder="offloaded"),
         lora=LoraConfig(),
         optimizer=replace(lora.optimizer, name="adamw8bit", weights="bfloat16", lr=1e-5),
-        global_batch_size=8,
-        micro_batch_size=None,
     )
 
 

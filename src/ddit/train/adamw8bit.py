@@ -1,8 +1,8 @@
 """AdamW with both moments in 8 bits (Dettmers et al. 2021), and weights in bfloat16 by stochastic rounding.
 
-The code and the update are those of bitsandbytes and torchao. Own code, because their state depends on how a matrix is
-sharded: here a block of `BLOCK` numbers with one scale lies within a row, so that the state is sharded by rows like its
-matrix, and a checkpoint resumes at any number of ranks.
+The codes and the update are those of bitsandbytes and torchao. Own code, because the former takes no sharded tensors,
+and the blocks of the latter's state depend on how a matrix is sharded: here the `BLOCK` numbers with one scale lie
+within a row, so that the state is sharded by rows like its matrix, and a checkpoint resumes at any number of ranks.
 """
 
 import functools
@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.distributed.tensor import DTensor
 from torch.distributed.tensor import zeros as sharded_zeros
 
@@ -106,14 +106,17 @@ class AdamW8bit(torch.optim.Optimizer):
                 if not state:
                     state.update(self.new_state(param))
                 state["step"] += 1
-                self._update(param, {key: local(value) for key, value in state.items()}, group)
+                here = {key: local(value) for key, value in state.items()}
+                self._update(local(param), local(param.grad), here, group)
 
-    def _update(self, param: nn.Parameter, state: dict[str, Tensor], group: dict[str, Any]) -> None:
+    def _update(
+        self, param: Tensor, gradients: Tensor, state: dict[str, Tensor], group: dict[str, Any]
+    ) -> None:
         (beta1, beta2), step = group["betas"], state["step"].item()
         lr = group["lr"] / (1 - beta1**step)
         root = math.sqrt(1 - beta2**step)
-        for rows in _chunks(local(param)):
-            weights, gradient = local(param)[rows], local(param.grad)[rows].float()
+        for rows in _chunks(param):
+            weights, gradient = param[rows], gradients[rows].float()
             mean = _read(state, "exp_avg", rows).lerp_(gradient, 1 - beta1)
             square = _read(state, "exp_avg_sq", rows).lerp_(gradient.square(), 1 - beta2)
             _write(state, "exp_avg", rows, mean)

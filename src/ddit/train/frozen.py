@@ -74,6 +74,8 @@ def shard_text_encoder(codec: TextCodec, cfg: ParallelConfig, ranks: Ranks, *, h
         codec.offload_blocks(ranks.device)
     elif cfg.text_encoder == "sharded":
         shard_frozen(codec.encoder, blocks, make_mesh(ranks, settled(cfg.num_replicas)))
+    elif cfg.text_encoder == "whole" and cfg.compile_blocks and not has_gradients:
+        codec.compile()
 
 
 def encode_ahead(
@@ -112,7 +114,12 @@ def _states(ids: list[Tensor], codec: TextCodec) -> list[Tensor]:
 
 
 def clean_latents(images: Images, codec: ImageCodec) -> Tensor:
-    """Clean latents (n, C, h, w) in float32: cached, or encoded here; a sample of their distribution, or its mode."""
+    """Clean latents (n, C, h, w) in float32: cached, or encoded here; a sample of their distribution, or its mode.
+
+    Null images are not encoded; their latents are zeros.
+    """
+    if images.pixels is not None and images.is_null is not None and images.is_null.any():
+        return _latents_of_some(images, ~images.is_null, codec)
     if images.mean is not None:
         mean, std = images.mean, images.std
     else:
@@ -122,3 +129,13 @@ def clean_latents(images: Images, codec: ImageCodec) -> Tensor:
     if images.sampling_noise is None or std is None:
         return mean
     return mean + std.to(mean) * images.sampling_noise.to(mean)
+
+
+def _latents_of_some(images: Images, there: Tensor, codec: ImageCodec) -> Tensor:
+    assert images.pixels is not None
+    height, width = (side // codec.downsample for side in images.pixels.shape[-2:])
+    latents = torch.zeros(len(there), codec.channels, height, width, device=codec.device)
+    if there.any():
+        some = Images(*(None if part is None else part[there] for part in images[:4]))
+        latents[there.to(codec.device)] = clean_latents(some, codec)
+    return latents

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import TypeVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
 from torch.distributed.fsdp import register_fsdp_forward_method
@@ -21,6 +22,9 @@ from ddit.train.objective import AlignmentHead, Losses, Pair, step_losses
 from ddit.train.parallel import make_mesh, shard_blocks
 
 Result = TypeVar("Result")
+
+MAX_FILLERS = 256
+"""Filling tokens up to which one pass of T5 over texts of two lengths beats two: its weights are read once."""
 
 
 class Learner(nn.Module):
@@ -50,11 +54,12 @@ class Learner(nn.Module):
         )  # fmt: skip
         if batch.i2t is None:
             return losses
-        # The null image takes part on every rank or on none, whether or not a rank's samples hold one.
-        return losses._replace(total=losses.total + 0.0 * self.transformer.null_image_embd.float().sum())
+        # What embeds images, and the null image, take part on every rank, whichever of them a rank's samples have.
+        embedding = (self.transformer.null_image_embd, *self.transformer.pos_embed.parameters())
+        return losses._replace(total=losses.total + 0.0 * sum(p.float().sum() for p in embedding))
 
     def _text_states(self, batch: Batch, codec: TextCodec) -> Pair:
-        """States of both halves' ids: those that are there, or of one pass of the text encoder where lengths agree."""
+        """States of both halves' ids: those that are there, or of one pass of the text encoder if lengths allow."""
         if any(half is not None and half.states is not None for half in (batch.t2i, batch.i2t)):
             t2i_states, i2t_states = (
                 None if half is None else half.states for half in (batch.t2i, batch.i2t)
@@ -66,9 +71,8 @@ class Learner(nn.Module):
             with codec.embed_mask_as(self.mask_embedding):
                 i2t_states = codec.states(noisy_ids)
             return None if ids is None else codec.states(ids), i2t_states
-        if ids is not None and noisy_ids is not None and ids.shape[1] == noisy_ids.shape[1]:
-            states = codec.states(torch.cat([ids, noisy_ids]))
-            return states[: len(ids)], states[len(ids) :]
+        if ids is not None and noisy_ids is not None and _num_fillers(ids, noisy_ids) <= MAX_FILLERS:
+            return _states_of_both(ids, noisy_ids, codec)
         t2i_states, i2t_states = (None if i is None else codec.states(i) for i in (ids, noisy_ids))
         return t2i_states, i2t_states
 
@@ -78,6 +82,22 @@ class Learner(nn.Module):
 
     def trained(self) -> dict[str, nn.Parameter]:
         return {name: p for name, p in self.named_parameters() if p.requires_grad}
+
+
+def _num_fillers(one: Tensor, other: Tensor) -> int:
+    """Tokens that fill up ids (n, L) and (m, L') to one length."""
+    short, long = sorted((one, other), key=lambda ids: ids.shape[1])
+    return len(short) * (long.shape[1] - short.shape[1])
+
+
+def _states_of_both(ids: Tensor, noisy_ids: Tensor, codec: TextCodec) -> Pair:
+    """States of ids (n, L) and (m, L') from one pass."""
+    halves = (ids, noisy_ids)
+    longest, lengths = max(half.shape[1] for half in halves), None
+    if _num_fillers(*halves):
+        lengths = torch.cat([torch.full((len(half),), half.shape[1]) for half in halves])
+    states = codec.states(torch.cat([F.pad(half, (0, longest - half.shape[1])) for half in halves]), lengths)
+    return states[: len(ids), : ids.shape[1]], states[len(ids) :, : noisy_ids.shape[1]]
 
 
 def make_learner(

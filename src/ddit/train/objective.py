@@ -1,4 +1,4 @@
-"""The loss of one micro-batch: t2i and i2t samples, in one forward pass of the transformer if their shapes agree."""
+"""The loss of one micro-batch: t2i and i2t samples, in one pass through the transformer's blocks."""
 
 from typing import NamedTuple
 
@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from ddit.config.runs import ObjectiveConfig
 from ddit.diffusion import flow, masked
-from ddit.model.dual_dit import DualDiT, DualOutput
+from ddit.model.dual_dit import DualDiT, Part
 from ddit.settings import MaskedConfig
 from ddit.train.batch import Batch, I2TBatch, T2IBatch
 from ddit.train.cross_entropy import weighted_nll
@@ -38,8 +38,8 @@ def step_losses(
 ) -> Losses:
     """Losses of a micro-batch, each a mean over its samples, so that their mean over micro-batches is the global one.
 
-    One forward pass when both halves have the same latent size and text length, else two. Ranks that share a model must
-    come to the same choice, since they gather its weights together.
+    One pass through the blocks, whatever the sizes of the halves' images and texts, and whatever images are null, so
+    that ranks which share a model gather its weights alike.
 
     Args:
         transformer: the weights of its text head are used directly: of a sharded model, call this inside the root's
@@ -50,95 +50,99 @@ def step_losses(
         alignment_head: given where `cfg.alignment_weight` is above 0.
     """
     t2i, i2t = batch.t2i, batch.i2t
-    halves = []
+    parts: list[Part] = []
     if t2i is not None:
-        halves.append(_t2i_half(t2i, latents[0], states[0]))
+        parts.append(_t2i_part(t2i, latents[0], states[0]))
     if i2t is not None:
-        halves.append(_i2t_half(i2t, latents[1], states[1], mask_token_id))
-    output = _forward(transformer, halves, cfg.alignment_block if alignment_head is not None else None)
+        i2t, i2t_parts = _i2t_parts(i2t, latents[1], states[1], mask_token_id)
+        parts = _joined(parts, i2t_parts)
+    dtype = next(transformer.parameters()).dtype
+    outputs = transformer.forward_parts(
+        [_cast(part, dtype) for part in parts],
+        features_after=cfg.alignment_block if alignment_head is not None else None,
+    )
+    velocity, features = outputs[0].velocity, outputs[0].features
+    hidden = [output.text_hidden for output in outputs if output.text_hidden is not None]
 
     image = text = alignment = None
-    parts = []
-    if t2i is not None and latents[0] is not None and output.velocity is not None:
-        velocity = output.velocity
+    terms = []
+    if t2i is not None and latents[0] is not None and velocity is not None:
         image = flow.flow_loss(
             lambda x, t: velocity, latents[0], cfg=cfg.flow, t=t2i.t, noise=t2i.noise
         ).mean()
-        parts.append(image)
-    if i2t is not None and output.text_hidden is not None:
+        terms.append(image)
+    if i2t is not None:
         head = transformer.text_proj_out
-        text = text_loss(head, output.text_hidden, i2t, cfg.text, mask_token_id=mask_token_id)
-        parts.append(cfg.lambda_text * text)
+        text = text_loss(head, torch.cat(hidden), i2t, cfg.text, mask_token_id=mask_token_id)
+        terms.append(cfg.lambda_text * text)
     if t2i is not None and alignment_head is not None:
         assert t2i.features is not None
-        assert output.features is not None
-        alignment = alignment_loss(alignment_head, output.features[: len(t2i.t)], t2i.features)
-        parts.append(cfg.alignment_weight * alignment)
-    return Losses(torch.stack(parts).sum(), image, text, alignment)
+        assert features is not None
+        alignment = alignment_loss(alignment_head, features[: len(t2i.t)], t2i.features)
+        terms.append(cfg.alignment_weight * alignment)
+    return Losses(torch.stack(terms).sum(), image, text, alignment)
 
 
-class _Half(NamedTuple):
-    """What the transformer is given for the m samples of one half-batch. is_masked: (m, L) bool."""
-
-    latents: Tensor | None
-    t: Tensor
-    states: Tensor
-    num_t2i: int = 0
-    null_rows: Tensor | None = None
-    is_masked: Tensor | None = None
-
-
-def _t2i_half(t2i: T2IBatch, latents: Tensor | None, states: Tensor | None) -> _Half:
+def _t2i_part(t2i: T2IBatch, latents: Tensor | None, states: Tensor | None) -> Part:
     assert latents is not None
     assert states is not None
-    return _Half(flow.add_noise(latents, t2i.noise, t2i.t), t2i.t, states, num_t2i=len(t2i.t))
+    return Part(flow.add_noise(latents, t2i.noise, t2i.t), t2i.t, states, num_t2i=len(t2i.t))
 
 
-def _i2t_half(i2t: I2TBatch, latents: Tensor | None, states: Tensor | None, mask_token_id: int) -> _Half:
+def _i2t_parts(
+    i2t: I2TBatch, latents: Tensor | None, states: Tensor | None, mask_token_id: int
+) -> tuple[I2TBatch, list[Part]]:
+    """The half with its null images last, and its parts: samples with an image, then those without."""
     assert states is not None
-    null_rows = None if latents is None else i2t.images.is_null
-    is_masked = _is_masked(i2t, mask_token_id)
-    return _Half(latents, torch.zeros_like(i2t.t), states, null_rows=null_rows, is_masked=is_masked)
+    num_images = 0 if latents is None else len(latents)
+    is_null = i2t.images.is_null
+    if latents is not None and is_null is not None and is_null.any():
+        order = is_null.to(states.device).long().argsort(stable=True)
+        num_images = len(order) - int(is_null.sum())
+        latents, states = latents[order[:num_images]], states[order]
+        i2t = i2t._replace(
+            input_ids=i2t.input_ids[order], answer_mask=i2t.answer_mask[order],
+            noisy_ids=i2t.noisy_ids[order], t=i2t.t[order],
+        )  # fmt: skip
+    t, is_masked = torch.zeros_like(i2t.t), _is_masked(i2t, mask_token_id)
+    parts = []
+    for of_part, rows in ((latents, slice(num_images)), (None, slice(num_images, None))):
+        if len(t[rows]):
+            parts.append(Part(of_part, t[rows], states[rows], 0, is_masked[rows]))
+    return i2t, parts
 
 
-def _forward(transformer: DualDiT, halves: list[_Half], features_after: int | None) -> DualOutput:
-    """Velocity, features and the text head's input of the halves, from one forward pass if they fit together."""
-    if len(halves) == 2:
-        if not _fit(*halves):
-            t2i, i2t = (_forward(transformer, [half], features_after) for half in halves)
-            return DualOutput(t2i.velocity, None, t2i.features, i2t.text_hidden)
-        halves = [_join(*halves)]
-    (half,) = halves
-    dtype = next(transformer.parameters()).dtype
-    return transformer(
-        None if half.latents is None else half.latents.to(dtype),
-        half.t,
-        half.states.to(dtype),
-        num_t2i=half.num_t2i,
-        null_rows=half.null_rows,
-        logit_mask=half.is_masked,
-        text_hidden=True,
-        features_after=features_after,
+def _joined(t2i: list[Part], i2t: list[Part]) -> list[Part]:
+    """All parts, those of both kinds as one where their sizes agree: half as many products, each twice as large."""
+    if not t2i or not _fit(t2i[0], i2t[0]):
+        return t2i + i2t
+    one, other = t2i[0], i2t[0]
+    assert one.latents is not None
+    assert other.latents is not None
+    joint = Part(
+        torch.cat([one.latents, other.latents]),
+        torch.cat([one.t, other.t]),
+        torch.cat([one.text_states, other.text_states]),
+        one.num_t2i,
+        other.logit_mask,
     )
+    return [joint, *i2t[1:]]
 
 
-def _fit(t2i: _Half, i2t: _Half) -> bool:
-    if t2i.latents is None or i2t.latents is None:
+def _fit(one: Part, other: Part) -> bool:
+    if one.latents is None or other.latents is None:
         return False
-    return t2i.latents.shape[1:] == i2t.latents.shape[1:] and t2i.states.shape[1:] == i2t.states.shape[1:]
+    sizes = [
+        (part.latents.shape[1:], part.text_states.shape[1:])
+        for part in (one, other)
+        if part.latents is not None
+    ]
+    return sizes[0] == sizes[1]
 
 
-def _join(t2i: _Half, i2t: _Half) -> _Half:
-    assert t2i.latents is not None
-    assert i2t.latents is not None
-    return _Half(
-        torch.cat([t2i.latents, i2t.latents]),
-        torch.cat([t2i.t, i2t.t]),
-        torch.cat([t2i.states, i2t.states]),
-        t2i.num_t2i,
-        None if i2t.null_rows is None else F.pad(i2t.null_rows, (t2i.num_t2i, 0)),
-        i2t.is_masked,
-    )
+def _cast(part: Part, dtype: torch.dtype) -> Part:
+    latents = None if part.latents is None else part.latents.to(dtype)
+    return part._replace(latents=latents, text_states=part.text_states.to(dtype))
 
 
 def _is_masked(i2t: I2TBatch, mask_token_id: int) -> Tensor:
