@@ -52,7 +52,7 @@ def test_the_published_values_are_the_defaults_of_the_big_sizes(size):
 def test_all_weights_are_tuned_in_little_memory():
     full, lora = dual("sd3-medium-full"), dual("sd3-medium-lora")
     assert (full.optimizer.name, full.optimizer.weights) == ("adamw8bit", "bfloat16")
-    assert (full.lora.rank, full.micro_batch_size, full.parallel.text_encoder) == (0, None, "offloaded")
+    assert full.lora.rank == 0
     assert not full.train_mask_embedding
     assert (full.data, full.init) == (lora.data, lora.init)
 

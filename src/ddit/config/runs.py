@@ -145,6 +145,8 @@ class ReportConfig:
             None: at the end of the run alone.
         tensorboard: event files too, where TensorBoard is installed.
         wandb_project: of Weights & Biases; None: not used.
+        profile_steps: the first rank traces the steps from the first number to before the second, `trace-10-13.json.gz`
+            for [10, 13], with torch's profiler.
         peak_tflops: of one device, which model FLOP utilisation is measured against; None: looked up or measured.
     """
 
@@ -163,6 +165,12 @@ class ReportConfig:
     tensorboard: bool = True
     wandb_project: str | None = None
     peak_tflops: PositiveFloat | None = None
+    profile_steps: tuple[NonNegativeInt, NonNegativeInt] | None = None
+
+    def __post_init__(self) -> None:
+        if self.profile_steps is not None and self.profile_steps[0] >= self.profile_steps[1]:
+            first, last = self.profile_steps
+            raise ValueError(f"report.profile_steps is [{first}, {last}]: the second number must be larger")
 
 
 @strict

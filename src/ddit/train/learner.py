@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import TypeVar
 
 import torch
@@ -20,6 +21,7 @@ from ddit.model.weights import from_sd3, load_transformer
 from ddit.train.batch import Batch
 from ddit.train.objective import AlignmentHead, Losses, Pair, step_losses
 from ddit.train.parallel import make_mesh, shard_blocks
+from ddit.train.timing import StepTimer
 
 Result = TypeVar("Result")
 
@@ -45,11 +47,14 @@ class Learner(nn.Module):
         self.transformer = transformer
         self.alignment_head = alignment_head
         self.mask_embedding = None if mask_embedding is None else nn.Parameter(mask_embedding)
+        self.timer: StepTimer | None = None
 
     def forward(self, batch: Batch, latents: Pair, codec: TextCodec) -> Losses:
         """Losses of one micro-batch; `latents` (n, C, h, w) are the clean ones of its t2i and its i2t half."""
+        with nullcontext() if self.timer is None else self.timer.part("encode"):
+            states = self._text_states(batch, codec)
         losses = step_losses(
-            self.transformer, batch, latents, self._text_states(batch, codec), self.objective,
+            self.transformer, batch, latents, states, self.objective,
             mask_token_id=codec.mask_token_id, alignment_head=self.alignment_head,
         )  # fmt: skip
         if batch.i2t is None:

@@ -49,6 +49,7 @@ def train(cfg: DualRun, *, stop_at: int | None = None) -> Path:
     with _stop_requests() as requests, closing(watch), closing_workers(batches_of_steps) as loader:
         steps = trainer.with_states(loader)
         while trainer.step < last and not stopped:
+            watch.before_step()
             _, batches = next(steps)
             result = trainer.train_step(batches, stop=bool(requests), save=watch.wants_checkpoint())
             stopped = result.stop

@@ -37,6 +37,7 @@ from ddit.train.optim import (
 )
 from ddit.train.parallel import free_gathered, sync_gradients, total_norm
 from ddit.train.plan import fit_run
+from ddit.train.timing import StepTimer
 
 Result = TypeVar("Result")
 
@@ -72,12 +73,14 @@ class Trainer:
     def __init__(self, cfg: DualRun, ranks: Ranks) -> None:
         self.cfg = cfg = fit_run(cfg, ranks)
         self.ranks, self.out, self.step = ranks, Path(cfg.out), 0
+        self.timer = StepTimer(ranks.device)
         self.skipped = self.skipped_in_row = 0
         self.saved_at: int | None = None  # the step of the last checkpoint
         self.corrupt = CorruptCounter(cfg.data.max_corrupt_share)
         self.images, self.codec = load_encoders(cfg, ranks.device)
         self.data = StepData(cfg, self.codec, ImageFacts.of(self.images), ranks)
         self.learner = make_learner(cfg, self.codec, ranks, self._feature_channels())
+        self.learner.timer = self.timer
         shard_text_encoder(self.codec, cfg.parallel, ranks, has_gradients=cfg.train_mask_embedding)
         self.trained = self.learner.trained()
         self.optimizers = build_optimizers(self.trained, cfg.optimizer)
@@ -93,10 +96,19 @@ class Trainer:
 
     def with_states(self, steps: Iterator[tuple[int, list[Batch]]]) -> Iterator[tuple[int, list[Batch]]]:
         """The steps to come; with an offloaded text encoder, with the states of their texts."""
-        parallel = self.cfg.parallel
+        parallel, steps = self.cfg.parallel, self.timer.waiting(steps)
         if parallel.text_encoder != "offloaded":
             return steps
-        return encode_ahead(steps, self.codec, parallel.encode_ahead)
+        return self._encoding(encode_ahead(steps, self.codec, parallel.encode_ahead))
+
+    def _encoding(self, steps: Iterator[tuple[int, list[Batch]]]) -> Iterator[tuple[int, list[Batch]]]:
+        while True:
+            with self.timer.part("encode"):
+                try:
+                    step = next(steps)
+                except StopIteration:
+                    return
+            yield step
 
     def train_step(self, batches: Sequence[Batch], *, stop: bool = False, save: bool = False) -> StepResult:
         """One optimiser step, on this rank's micro-batches of global batch `step`.
@@ -114,10 +126,13 @@ class Trainer:
             torch.manual_seed(hash((cfg.seed, self.step, self.ranks.index)))
         losses = self._backward(batches)
         gradients = [p.grad for p in self.trained.values() if p.grad is not None]
-        norm = total_norm(gradients)
+        with self.timer.part("exchange"):
+            norm = total_norm(gradients)
         num_corrupt = sum(sum(batch.corrupt.values()) for batch in batches)
         num_cut = sum(batch.num_cut for batch in batches)
-        shared = self.ranks.mean([*losses.values(), *map(float, (num_cut, num_corrupt, stop, save))])
+        figures = [*losses.values(), *map(float, (num_cut, num_corrupt, stop, save))]
+        with self.timer.part("exchange"):
+            shared = self.ranks.mean(figures)
         values = dict(zip(losses, shared, strict=False)) | {"grad_norm": norm}
         if shared[-4] > 0:
             values["cut"] = shared[-4] * self.ranks.size / cfg.global_batch_size
@@ -126,35 +141,46 @@ class Trainer:
             self._drop_gradients()
             self._skip_or_stop(bad[0])
         else:
-            scale_gradients(gradients, cfg.optimizer.max_grad_norm, norm)
-            if cfg.optimizer.weights == "bfloat16":  # replicas of a shard must be rounded alike
-                torch.manual_seed(rounding_seed(cfg, self.ranks, self.step))
-            set_lr(self.optimizers, cfg.optimizer, lr_factor(self.step, cfg.max_steps, cfg.optimizer))
-            for optimizer in self.optimizers.values():
-                optimizer.step()
-            self.ema.update(self.trained, self.step)
+            with self.timer.part("optimizer"):
+                self._update(gradients, norm)
             self.skipped_in_row = 0
         self._drop_gradients()
         self.step += 1
+        self.timer.end_step()
         self._count_corrupt(batches, is_any=shared[-3] > 0)
         return StepResult(values, stop=shared[-2] > 0, save=shared[-1] > 0, skipped=bool(bad))
 
     def _backward(self, batches: Sequence[Batch]) -> dict[str, float]:
         """Adds up the gradients of the micro-batches; the ranks exchange them with the last. Returns mean losses."""
-        sums: dict[str, Tensor] = {}
+        sums, part = dict[str, Tensor](), self.timer.part
         for index, batch in enumerate(batches):
-            batch = to_device(batch, self.ranks.device)
-            t2i, i2t = (
-                None if half is None else clean_latents(half.images, self.images)
-                for half in (batch.t2i, batch.i2t)
-            )
+            with part("data"):
+                batch = to_device(batch, self.ranks.device)
+            with part("encode"):
+                t2i, i2t = (
+                    None if half is None else clean_latents(half.images, self.images)
+                    for half in (batch.t2i, batch.i2t)
+                )
             sync_gradients(self.learner, index == len(batches) - 1, self.cfg.parallel.accumulate)
-            losses = self.learner(batch, (t2i, i2t), self.codec)
-            (losses.total / len(batches)).backward()
+            with part("forward"):
+                losses = self.learner(batch, (t2i, i2t), self.codec)
+            with part("backward"):
+                (losses.total / len(batches)).backward()
             for name, value in losses._asdict().items():
                 if value is not None:
                     sums[name] = sums.get(name, 0.0) + value.detach() / len(batches)
         return dict(zip(sums, torch.stack(list(sums.values())).tolist(), strict=True))
+
+    def _update(self, gradients: Sequence[Tensor], norm: float) -> None:
+        """Takes the step, and takes the new weights into the average."""
+        cfg = self.cfg
+        scale_gradients(gradients, cfg.optimizer.max_grad_norm, norm)
+        if cfg.optimizer.weights == "bfloat16":  # replicas of a shard must be rounded alike
+            torch.manual_seed(rounding_seed(cfg, self.ranks, self.step))
+        set_lr(self.optimizers, cfg.optimizer, lr_factor(self.step, cfg.max_steps, cfg.optimizer))
+        for optimizer in self.optimizers.values():
+            optimizer.step()
+        self.ema.update(self.trained, self.step)
 
     def _drop_gradients(self) -> None:
         for parameter in self.trained.values():

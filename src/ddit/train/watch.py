@@ -17,6 +17,7 @@ from ddit.train.heldout import HeldOut, held_out_samples
 from ddit.train.log import RunLog
 from ddit.train.optim import lr_factor
 from ddit.train.sample_grid import generate_images, sample_texts, save_grid, save_table
+from ddit.train.timing import Profiler
 from ddit.train.trainer import StepResult, Trainer
 
 SAMPLES_FOLDER = "samples"
@@ -29,10 +30,12 @@ class Watch:
         self.trainer, self.cfg, self.is_first = trainer, trainer.cfg, trainer.ranks.is_first
         self.style = STYLES[self.cfg.prompts]
         self.held_out = self._open_held_out()
-        self.log = None
+        self.log = self.profiler = None
         if self.is_first:
             save_config(self.cfg, trainer.out)
             self.log = self._open_log()
+            if self.cfg.report.profile_steps is not None:
+                self.profiler = Profiler(self.cfg.report.profile_steps, trainer.out, trainer.ranks.device)
             for name, cause, num in trainer.data.left_out():
                 print(f"the source of {name} leaves out {num} members: {cause}", file=sys.stderr)
         self.sums: dict[str, float] = {}
@@ -87,8 +90,14 @@ class Watch:
         self.saved = time.monotonic()
         self._restart_clock()
 
+    def before_step(self) -> None:
+        if self.profiler is not None:
+            self.profiler.before_step(self.trainer.step)
+
     def after_step(self, result: StepResult) -> None:
         report, step = self.cfg.report, self.trainer.step
+        if self.profiler is not None:
+            self.profiler.after_step(step)
         self.timed += 1
         if not result.skipped:
             self.count += 1
@@ -121,18 +130,20 @@ class Watch:
         self.has_warned |= share > 0
 
     def _summary(self) -> dict[str, float]:
-        """Averages of the losses since the last summary, and the rate of training alone."""
+        """Averages of the losses since the last summary, the rate of training alone, and the time of its parts."""
         trainer, cfg = self.trainer, self.cfg
         mean = {name: value / self.count for name, value in self.sums.items()}
         rate = self.timed * cfg.global_batch_size / max(time.monotonic() - self.start, 1e-9)
         lr = cfg.optimizer.lr * lr_factor(trainer.step - 1, cfg.max_steps, cfg.optimizer)
+        parts = trainer.timer.summary()
         self.sums, self.count = {}, 0
         self._restart_clock()
         counts = {"corrupt": trainer.corrupt.num_corrupt, "skipped": trainer.skipped}
-        return mean | {"pairs_per_second": rate, "lr": lr} | {k: v for k, v in counts.items() if v}
+        return mean | {"pairs_per_second": rate, "lr": lr} | parts | {k: v for k, v in counts.items() if v}
 
     def _restart_clock(self) -> None:
         self.timed, self.start = 0, time.monotonic()
+        self.trainer.timer.reset_peak()
 
     def _save_samples(self) -> None:
         """A grid of images generated for held-out captions, and a table of texts about held-out images."""
@@ -186,5 +197,7 @@ class Watch:
             self._save_samples()
 
     def close(self) -> None:
+        if self.profiler is not None:
+            self.profiler.close()
         if self.log is not None:
             self.log.close()
