@@ -252,7 +252,10 @@ class LoadOptions:
     device: Annotated[str | None, Field(description="cpu, cuda, ... [default: CUDA if there is one]")] = None
     dtype: Annotated[
         str | None,
-        Field(description="float32, bfloat16 or float16 [default: bfloat16 on CUDA, float32 elsewhere]"),
+        Field(
+            description="float32, bfloat16 or float16 [default: bfloat16 on CUDA, elsewhere float32 if the memory is "
+            "enough]"
+        ),
     ] = None
     mask_embedding: Annotated[
         Path | None, Field(description="file of a trained embedding of T5's mask token"), Panel("Input")

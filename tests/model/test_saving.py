@@ -41,7 +41,7 @@ def test_tensors_come_back_from_shards_with_an_index(tmp_path: Path) -> None:
         "model.safetensors.index.json",
     ]  # fmt: skip
     stored = SafetensorsFiles(tmp_path, "model", None)
-    assert stored.shapes == {name: (50,) for name in tensors}
+    assert stored.shapes == dict.fromkeys(tensors, (50,))
     assert all(torch.equal(tensor, tensors[name]) for name, tensor in stored.stream(tensors))
 
 
@@ -118,11 +118,15 @@ def test_an_encoder_is_written_in_8_bit_without_being_loaded(tmp_path: Path) -> 
 def test_the_scales_stay_float32_in_another_dtype(tmp_path: Path) -> None:
     tiny_pipeline().save_pretrained(tmp_path)
     pipeline = Pipeline.from_pretrained(tmp_path, int8=True, dtype="float32").to(torch.bfloat16)
-    scales = [buffer for name, buffer in pipeline.text_codec.encoder.named_buffers() if name.endswith("scale")]
+    scales = [
+        buffer for name, buffer in pipeline.text_codec.encoder.named_buffers() if name.endswith("scale")
+    ]
     assert {scale.dtype for scale in scales} == {torch.float32}
 
 
-def test_bfloat16_is_taken_where_float32_does_not_fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bfloat16_is_taken_where_float32_does_not_fit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     pipeline = tiny_pipeline()
     pipeline.save_pretrained(tmp_path)
     modules = (pipeline.transformer, pipeline.image_codec.autoencoder, pipeline.text_codec.encoder)
@@ -134,11 +138,11 @@ def test_bfloat16_is_taken_where_float32_does_not_fit(tmp_path: Path, monkeypatc
 
     assert with_free(5 * numbers) == torch.float32
     assert with_free(None) == torch.float32
+    monkeypatch.setattr("ddit.model.loading.multiplies_bfloat16", lambda device: True)
     with pytest.warns(UserWarning, match=r"loaded in bfloat16: float32 needs .* GB are free$"):
-        monkeypatch.setattr("ddit.model.loading.multiplies_bfloat16", lambda device: True)
         assert with_free(4 * numbers) == torch.bfloat16
+    monkeypatch.setattr("ddit.model.loading.multiplies_bfloat16", lambda device: False)
     with pytest.warns(UserWarning, match="no quick products in bfloat16"):
-        monkeypatch.setattr("ddit.model.loading.multiplies_bfloat16", lambda device: False)
         assert with_free(4 * numbers) == torch.bfloat16
     with pytest.warns(UserWarning, match="int8 needs less"):
         assert with_free(numbers) == torch.bfloat16

@@ -23,7 +23,9 @@ def exported(folder: Path) -> dict[str, Tensor]:
 
 
 @pytest.mark.parametrize("averaged", [True, False])
-def test_a_folder_holds_the_trained_weights_in_bfloat16(plain: DualRun, tmp_path: Path, averaged: bool) -> None:
+def test_a_folder_holds_the_trained_weights_in_bfloat16(
+    plain: DualRun, tmp_path: Path, averaged: bool
+) -> None:
     trainer = make_trainer(plain)
     take_steps(trainer, 2)
     trainer.export({"folder": averaged})
@@ -48,7 +50,8 @@ def test_frozen_parts_are_links_and_copies_where_there_can_be_none(
     assert checkpoint is not None
     parts = {
         "text_encoder/model.safetensors": Path(plain.text or "") / "text_encoder" / "model.safetensors",
-        "vae/diffusion_pytorch_model.safetensors": Path(plain.vae or "") / "diffusion_pytorch_model.safetensors",
+        "vae/diffusion_pytorch_model.safetensors": Path(plain.vae or "")
+        / "diffusion_pytorch_model.safetensors",
         "tokenizer/tokenizer.json": Path(plain.text or "") / "tokenizer" / "tokenizer.json",
     }
     export_checkpoint(plain, checkpoint.folder, tmp_path / "linked")
@@ -105,9 +108,7 @@ def test_averaged_models_are_exported_on_the_way(plain: DualRun) -> None:
     assert any(not torch.equal(first[name], last[name]) for name in first)
 
 
-def test_tensors_are_read_whole_and_a_few_at_a_time(
-    plain: DualRun, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_tensors_are_read_whole_and_a_few_at_a_time(plain: DualRun, monkeypatch: pytest.MonkeyPatch) -> None:
     trainer = make_trainer(plain)
     trainer.save()
     checkpoint = find_newest(Path(plain.out))

@@ -27,11 +27,13 @@ def export(
     average: Annotated[
         bool,
         typer.Option(
-            "--average/--no-average", help="the averaged weights, or those of the step itself [default: average]"
+            "--average/--no-average",
+            help="the averaged weights, or those of the step itself [default: average]",
         ),
     ] = True,
     int8: Annotated[
-        bool, typer.Option("--int8", help="store the text encoder in 8 bit: half of bfloat16's size and memory")
+        bool,
+        typer.Option("--int8", help="store the text encoder in 8 bit: half of bfloat16's size and memory"),
     ] = False,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", rich_help_panel="Output", help="replace OUT if it exists")

@@ -176,9 +176,7 @@ def stored_vocabulary(folder: Path) -> int:
 
 
 @torch.no_grad()
-def merged_tensors(
-    adapters: DualDiT, tensors: Iterable[tuple[str, Tensor]]
-) -> Iterator[tuple[str, Tensor]]:
+def merged_tensors(adapters: DualDiT, tensors: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
     """A model's tensors with the adapters added to them in float32, one at a time: none is held.
 
     Args:

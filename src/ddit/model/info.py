@@ -47,12 +47,14 @@ class Memory:
     """Bytes that a way of loading needs on the device that computes, for one image of the model's own size.
 
     weights are exact. t2i, i2t: the estimated peak of what is computed on top, for a guided image and for a text.
-    host: weights that stay on the CPU beside it.
+    host: weights that stay on the CPU beside it. offload_blocks: of transformer and text encoder two blocks are on the
+        device at a time.
     """
 
     dtype: str
     text_encoder: str
     offload: bool
+    offload_blocks: bool
     weights: int
     host: int
     t2i: int
@@ -178,7 +180,7 @@ def inspect_model(folder: Path) -> ModelInfo:
         tuple(header.part(name, counts[name]) for name, header in headers.items()),
         sizes,
         settings,
-        tuple(_memory(counts, sum(b.numel() for b in transformer.buffers()), encoder, sizes, settings)),
+        tuple(_memory(counts, transformer, encoder, sizes, settings)),
     )
 
 
@@ -219,34 +221,37 @@ def _numel(shapes: Iterable[tuple[int, ...]]) -> int:
 
 def _memory(
     counts: Mapping[str, int],
-    tables: int,
+    transformer: DualDiT,
     encoder: Mapping[str, tuple[int, ...]],
     sizes: Sizes,
     settings: ModelSettings,
 ) -> Iterable[Memory]:
-    """tables: numbers in the transformer's buffers."""
     matrices = [shape for name, shape in encoder.items() if INT8_LAYERS.search(name)]
     in_8_bit = _numel(matrices)
     scales = 4 * sum(shape[0] for shape in matrices)
+    tables = sum(buffer.numel() for buffer in transformer.buffers())
+    blocks = sum(parameter.numel() for parameter in transformer.transformer_blocks.parameters())
+    layers = {name: shape for name, shape in encoder.items() if ".block." in name}
+    depth = len({name.split(".block.")[1].split(".")[0] for name in layers})
     for dtype, width in DTYPE_BYTES.items():
         t2i, i2t = (width * number for number in _activations(sizes, settings))
         text = {
             "whole": width * counts["text encoder"],
             "int8": width * (counts["text encoder"] - in_8_bit) + in_8_bit + scales,
         }
-        for offload in (False, True):
-            for how, of_text in text.items():
-                codecs = (of_text, width * counts["autoencoder"])
-                on_device = max(codecs) if offload else sum(codecs)
-                yield Memory(
-                    dtype,
-                    how,
-                    offload,
-                    weights=width * (counts["transformer"] + tables) + on_device,
-                    host=sum(codecs) if offload else 0,
-                    t2i=t2i,
-                    i2t=i2t,
-                )
+        image = width * counts["autoencoder"]
+        all_of_it = width * (counts["transformer"] + tables)
+        for how, of_text in text.items():
+            for offload in (False, True):
+                on_device = max(of_text, image) if offload else of_text + image
+                host = of_text + image if offload else 0
+                yield Memory(dtype, how, offload, False, all_of_it + on_device, host, t2i, i2t)
+            if how == "whole":  # two blocks of each: one at work, one on its way
+                at_work = 2 * width * blocks // len(transformer.transformer_blocks)
+                of_layers = width * _numel(layers.values())
+                text_at_work = of_text - of_layers + 2 * of_layers // max(1, depth)
+                on_device = all_of_it - width * blocks + at_work + max(text_at_work, image)
+                yield Memory(dtype, how, True, True, on_device, of_text + image + width * blocks, t2i, i2t)
 
 
 def _activations(sizes: Sizes, settings: ModelSettings) -> tuple[int, int]:
@@ -307,7 +312,7 @@ def to_text(info: ModelInfo) -> str:
         flags = [
             row.dtype,
             *(["--int8"] if row.text_encoder == "int8" else []),
-            *(["--offload"] * row.offload),
+            *(["--offload-blocks"] if row.offload_blocks else ["--offload"] * row.offload),
         ]
         numbers = (_size(n) for n in (row.weights, row.t2i, row.i2t, row.peak))
         host = _size(row.host) if row.offload else "-"

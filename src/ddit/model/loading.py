@@ -128,12 +128,16 @@ def fitting_dtype(folder: Path, device: torch.device, *, int8: bool = False) -> 
     if device.type != "cpu" or free is None:
         return find_dtype(None, device)
     try:
-        full, half = (_num_bytes(folder, dtype.itemsize, int8=int8) for dtype in (torch.float32, torch.bfloat16))
+        full, half = (
+            _num_bytes(folder, dtype.itemsize, int8=int8) for dtype in (torch.float32, torch.bfloat16)
+        )
     except ValueError:  # a broken folder, which loading it describes better
         return torch.float32
     if full * MARGIN <= free:
         return torch.float32
-    reason = f"float32 needs {full / 1e9:.1f} GB of memory for the weights, of which {free / 1e9:.1f} GB are free"
+    reason = (
+        f"float32 needs {full / 1e9:.1f} GB of memory for the weights, of which {free / 1e9:.1f} GB are free"
+    )
     if half * MARGIN > free:
         reason += f", and bfloat16 {half / 1e9:.1f} GB" + ("" if int8 else ": int8 needs less")
     elif not multiplies_bfloat16(device):
@@ -147,7 +151,11 @@ def _num_bytes(folder: Path, width: int, *, int8: bool) -> int:
     suffix = "_3" if is_sd3_folder(folder) else ""
     text = folder / f"text_encoder{suffix}"
     total = 0
-    for part, stem in ((folder / "transformer", TRANSFORMER_STEM), (folder / "vae", TRANSFORMER_STEM), (text, "model")):
+    for part, stem in (
+        (folder / "transformer", TRANSFORMER_STEM),
+        (folder / "vae", TRANSFORMER_STEM),
+        (text, "model"),
+    ):
         shapes = SafetensorsFiles(part, stem, None).shapes
         is_int8 = part is text and (int8 or is_int8_folder(text))
         total += sum(

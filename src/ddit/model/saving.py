@@ -155,7 +155,9 @@ def _new_model_folder(folder: Path) -> Iterator[Path]:
         yield part
 
 
-def _link_folder(source: Path, target: Path, stem: str | None = None, dtype: torch.dtype | None = None) -> None:
+def _link_folder(
+    source: Path, target: Path, stem: str | None = None, dtype: torch.dtype | None = None
+) -> None:
     """Links a folder's files; of weights those of `stem` alone that a model in `dtype` would be loaded from."""
     target.mkdir()
     chosen = set() if stem is None else {path.name for path in find_weights(source, stem, dtype)}

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast, T5Config, T5EncoderModel, T5Tokenizer
-from transformers.utils import is_protobuf_available, is_sentencepiece_available
+from transformers.utils.import_utils import is_protobuf_available, is_sentencepiece_available
 
 from ddit.files import SafetensorsFiles, check_names, write_tensors
 from ddit.model.int8 import quantize, quantize_linears

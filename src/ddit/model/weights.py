@@ -273,9 +273,7 @@ class _SD3Plan(NamedTuple):
     new: dict[str, tuple[int, ...]]
 
 
-def _plan_sd3(
-    folder: Path, vocab_size: int, image_attends_text: bool, dtype: torch.dtype | None
-) -> _SD3Plan:
+def _plan_sd3(folder: Path, vocab_size: int, image_attends_text: bool, dtype: torch.dtype | None) -> _SD3Plan:
     source = f"'{folder}'"
     values = read_json(folder / "config.json")
     config = config_from_dict(values, source, vocab_size=vocab_size, image_attends_text=image_attends_text)
