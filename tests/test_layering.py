@@ -21,6 +21,7 @@ LAYERS = (
     "inference data recipes",
     "pipeline",
     "train eval serve",
+    "doctor",
     "commands",
     "cli",
     "__main__",

@@ -51,6 +51,7 @@ VERBS = {
     "serve": Verb(APPS, "serve", "serve", "Serve MODEL over HTTP to OpenAI's clients."),
     "info": Verb(MODELS, "info", "info", "Print MODEL's sizes, settings and memory."),
     "verify": Verb(MODELS, "verify", "verify", "Recompute every reference tensor of DIR."),
+    "doctor": Verb(MODELS, "doctor", "doctor", "Check what this machine can do: device, kernels, memory, models, training."),
     "train": Verb(MODELS, "train", "train", "Run a training RECIPE, or resume it."),
     "export": Verb(MODELS, "export", "export", "Make a model folder of a training run's checkpoint."),
     "merge": Verb(MODELS, "train", "merge", "Merge LoRA adapters into a model's weights."),

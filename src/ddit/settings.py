@@ -16,6 +16,7 @@ from ddit.schema import Panel, override, strict
 Sampler = Literal["euler", "adams", "dpm", "paper"]
 Order = Literal["random", "confidence", "margin", "threshold", "entropy"]
 ORDERS: tuple[Order, ...] = get_args(Order)
+TimeDensity = Literal["logit_normal", "uniform", "mode", "cosmap"]
 
 NumSteps = Annotated[int, Field(ge=1, description="sampling steps")]
 BatchSize = Annotated[int, Field(ge=1, description="samples computed at a time"), Panel("Performance")]
@@ -32,8 +33,42 @@ class FlowConfig:
         Literal["velocity", "x0"],
         Field(description="velocity: the paper's loss; x0: the published code's, which weights it by t^2"),
     ] = "velocity"
-    logit_mean: Annotated[float, Field(description="of the logit-normal density of t, on 1000 levels")] = 0.0
-    logit_std: Annotated[float, Field(gt=0, description="of the same density")] = 1.0
+    time_density: Annotated[
+        TimeDensity,
+        Field(
+            description="density of t in training, on 1000 levels: SD3's four (arXiv 2403.03206, section 3.1)"
+        ),
+    ] = "logit_normal"
+    logit_mean: Annotated[float, Field(description="of the logit-normal density: above 0, more noise")] = 0.0
+    logit_std: Annotated[float, Field(gt=0, description="of the logit-normal density")] = 1.0
+    mode_scale: Annotated[
+        float,
+        Field(
+            ge=-1, le=1.75, description="s of the density mode: above 0, more times in the middle; 0: uniform"
+        ),
+    ] = 1.29
+    shift: Annotated[
+        float,
+        Field(
+            gt=0, description="shift of the drawn times, s t / (1 + (s - 1) t): above 1, more noise; 1: none"
+        ),
+    ] = 1.0
+    shift_from_size: Annotated[
+        int | None,
+        Field(
+            ge=1,
+            description="side in pixels of the square images whose shift is `shift`; that of others is multiplied by "
+            "the square root of their pixels' ratio to it [default: one shift for all]",
+        ),
+    ] = None
+
+    def at_size(self, num_pixels: int) -> Self:
+        """With the shift for images of so many pixels (SD3, section 5.3.2)."""
+        if self.shift_from_size is None:
+            return self
+        return replace(
+            self, shift=self.shift * math.sqrt(num_pixels) / self.shift_from_size, shift_from_size=None
+        )
 
 
 @strict

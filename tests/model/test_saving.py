@@ -13,6 +13,7 @@ from ddit.files import SafetensorsFiles, set_row, write_tensors
 from ddit.model import DualDiT
 from ddit.model.adapters import add_adapters, save_adapters
 from ddit.model.encoders import TextCodec
+from ddit.model.info import inspect_model
 from ddit.model.loading import fitting_dtype
 from ddit.model.saving import merge_adapter
 from ddit.model.t5 import save_int8
@@ -93,6 +94,8 @@ def test_what_was_saved_in_8_bit_is_what_is_quantised_at_loading(tmp_path: Path)
     for options in ({}, {"int8": True}):
         loaded = Pipeline.from_pretrained(tmp_path / "int8", dtype="float32", **options)
         assert torch.equal(loaded.text_codec.states(IDS), quantised.text_codec.states(IDS))
+    rows, of_full = (inspect_model(tmp_path / name).memory for name in ("int8", "full"))
+    assert rows == tuple(row for row in of_full if row.text_encoder == "int8")
     full = Pipeline.from_pretrained(tmp_path / "full", dtype="float32")
     assert not torch.equal(full.text_codec.states(IDS), quantised.text_codec.states(IDS))
     assert json.loads((tmp_path / "int8" / "ddit.json").read_text())["text_encoder"] == "int8"

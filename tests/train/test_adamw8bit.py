@@ -15,7 +15,7 @@ from ddit.train.adamw8bit import BLOCK, AdamW8bit, dequantize, quantize, round_s
 from ddit.train.checkpoint import find_newest
 from ddit.train.loop import train
 from ddit.train.optim import Ema, build_optimizers, make_room, optimizer_state
-from ddit.train.parallel import local
+from ddit.train.parallel import local, total_norm
 from ddit.train.trainer import Trainer
 
 
@@ -149,6 +149,15 @@ def test_room_is_made_for_8_bit_state() -> None:
     }
 
 
+def test_the_norm_of_bfloat16_gradients_has_float32s_digits() -> None:
+    tensors = [
+        torch.randn(7, 300, generator=torch.Generator().manual_seed(0)).bfloat16(),
+        torch.ones(5).bfloat16(),
+    ]
+    expected = torch.cat([tensor.float().flatten() for tensor in tensors]).norm().item()
+    assert total_norm(tensors) == pytest.approx(expected, rel=1e-6)
+
+
 def test_bfloat16_weights_without_stochastic_rounding_are_refused() -> None:
     with pytest.raises(ValueError, match=r"optimizer\.weights=bfloat16 needs optimizer\.name=adamw8bit"):
         OptimizerConfig(weights="bfloat16")
@@ -184,3 +193,20 @@ def test_a_run_of_another_optimiser_is_not_resumed(wide: DualRun) -> None:
     optimizer = replace(wide.optimizer, name="adamw", weights="float32")
     with pytest.raises(ValueError, match=r"another optimizer\.name"):
         train(replace(wide, optimizer=optimizer))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_on_a_gpu_the_steps_are_those_of_the_cpu(dtype: torch.dtype) -> None:
+    def moved(device: str) -> Tensor:
+        generator = torch.Generator().manual_seed(0)
+        weight = nn.Parameter(torch.randn(64, 4 * BLOCK, generator=generator).to(device, dtype))
+        optimizer = AdamW8bit([weight], lr=1e-2)
+        for _ in range(5):
+            weight.grad = torch.randn(64, 4 * BLOCK, generator=generator).to(device, dtype)
+            optimizer.step()
+        return weight.detach().float().cpu()
+
+    on_cpu, on_gpu = moved("cpu"), moved("cuda")
+    assert (on_cpu - on_gpu).abs().max() < (1e-3 if dtype == torch.float32 else 0.05)
+    assert (on_cpu - on_gpu).mean().abs() < 1e-4

@@ -95,17 +95,18 @@ def test_aspect_buckets_with_two_lengths_and_null_images(
     image_attends_text: bool, counter: CompileCounterWithBackend
 ) -> None:
     """Pairs of shapes, of equal and of unequal lengths of text, with none to all of the images null."""
-    sizes = {
-        "in_channels": 4,
-        "hidden_size": 32,
-        "depth": 3,
-        "num_heads": 2,
-        "text_dim": 24,
-        "vocab_size": 53,
-    }
-    model = DualDiT(
-        DualDiTConfig(**sizes, sample_size=16, pos_embed_max_size=12, image_attends_text=image_attends_text)
+    config = DualDiTConfig(
+        in_channels=4,
+        hidden_size=32,
+        depth=3,
+        num_heads=2,
+        text_dim=24,
+        vocab_size=53,
+        sample_size=16,
+        pos_embed_max_size=12,
+        image_attends_text=image_attends_text,
     )
+    model = DualDiT(config)
     model.init_weights(torch.Generator().manual_seed(1))
     model.compile_blocks()
     for i, size in enumerate(BUCKETS):

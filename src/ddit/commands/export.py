@@ -1,12 +1,15 @@
 """The verb `ddit export`."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from ddit.commands.options import spread
 from ddit.commands.output import check_free_folder, check_writable
+
+if TYPE_CHECKING:
+    from ddit.train.checkpoint import Checkpoint
 
 
 @spread
@@ -50,22 +53,13 @@ def export(
         ddit export runs/mine/sd3-medium-stage3 small --int8
     """
     from ddit.config.runs import DualRun, from_json
-    from ddit.train.checkpoint import find_newest, stored_steps
 
     if out is None:
         name = "export" if average else "export_raw"
         out = run / (name if step is None else f"{name}-{step:08d}")
     if not overwrite:
         check_free_folder(out)
-    if not run.is_dir():
-        raise ValueError(f"there is no folder '{run}'")
-    checkpoint = find_newest(run, step)
-    if checkpoint is None:
-        found = ", ".join(map(str, stored_steps(run)))
-        raise ValueError(
-            f"'{run}' has no complete checkpoint" + ("" if step is None else f" of step {step}")
-            + (f": there are those of {found}" if step is not None and found else "")
-        )  # fmt: skip
+    checkpoint = _find_checkpoint(run, step)
     config = from_json(checkpoint.description["config"])
     assert isinstance(config, DualRun)
     check_writable(out.absolute().parent)
@@ -73,3 +67,19 @@ def export(
 
     export_checkpoint(config, checkpoint.folder, out, averaged=average, int8=int8)
     typer.echo(out)
+
+
+def _find_checkpoint(run: Path, step: int | None) -> "Checkpoint":
+    from ddit.train.checkpoint import find_newest, stored_steps
+
+    if not run.is_dir():
+        raise ValueError(f"there is no folder '{run}'")
+    checkpoint = find_newest(run, step)
+    if checkpoint is None:
+        others = ", ".join(map(str, stored_steps(run))) if step is not None else ""
+        raise ValueError(
+            f"'{run}' has no complete checkpoint"
+            + ("" if step is None else f" of step {step}")
+            + (f": there are those of {others}" if others else "")
+        )
+    return checkpoint

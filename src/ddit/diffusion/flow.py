@@ -36,18 +36,49 @@ def sample_t(
     generator: torch.Generator | None = None,
     device: torch.device | str = "cpu",
 ) -> Tensor:
-    """Times (B,) in {0.001, 0.002, ..., 1}: logit-normal u, on SD3's 1000 levels (u = 0 is the noisiest)."""
+    """Times (B,) of the configuration's density, in {0.001, 0.002, ..., 1} before their shift."""
     normal = torch.randn(batch_size, generator=generator, device=generator.device if generator else device)
     return time_of_normal(normal, cfg).to(device)
 
 
 def time_of_normal(normal: Tensor, cfg: FlowConfig) -> Tensor:
     """The times of `sample_t` for standard normal numbers (B,) drawn elsewhere."""
-    u = torch.sigmoid(cfg.logit_mean + cfg.logit_std * normal)
-    level = (u * NUM_TRAIN_LEVELS).floor().clamp(max=NUM_TRAIN_LEVELS - 1)
+    assert cfg.shift_from_size is None, "FlowConfig.at_size comes first"
+    if cfg.time_density == "logit_normal":
+        u = torch.sigmoid(cfg.logit_mean + cfg.logit_std * normal)
+    else:
+        u = time_of_quantile(torch.special.ndtr(normal), cfg)
+    level = (u * NUM_TRAIN_LEVELS).floor().clamp(0, NUM_TRAIN_LEVELS - 1)
     # The published code indexes timesteps that descend from 1000; by symmetry of the density at mean 0 either
     # direction serves, and here a larger mean means more noise.
-    return (level + 1) / NUM_TRAIN_LEVELS
+    level = (level + 1) / NUM_TRAIN_LEVELS
+    return level if cfg.shift == 1 else shifted(level, cfg.shift)
+
+
+def time_of_quantile(u: Tensor, cfg: FlowConfig) -> Tensor:
+    """Times (B,) of uniform numbers in [0, 1): SD3's other densities (arXiv 2403.03206, section 3.1)."""
+    if cfg.time_density == "mode":
+        return 1 - u - cfg.mode_scale * ((math.pi / 2 * u).cos().square() - 1 + u)
+    if cfg.time_density == "cosmap":
+        return 1 - 1 / ((math.pi / 2 * u).tan() + 1)
+    assert cfg.time_density == "uniform"
+    return u
+
+
+def stratified_times(num_samples: int, num_bins: int, *, seed: int = 0) -> Tensor:
+    """Times (num_samples, num_bins) in [0, 1]: a sample has one in each bin, and they are spread evenly over it.
+
+    The times of bin k are the middles of `num_samples` equal parts of [k, k + 1] / num_bins, each given to one sample
+    by chance.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    places = torch.stack([torch.randperm(num_samples, generator=generator) for _ in range(num_bins)], dim=1)
+    return (torch.arange(num_bins) + (places + 0.5) / num_samples) / num_bins
+
+
+def shifted(t: Tensor, shift: float) -> Tensor:
+    """s t / (1 + (s - 1) t)."""
+    return shift * t / (1 + (shift - 1) * t)
 
 
 def add_noise(latents: Tensor, noise: Tensor, t: Tensor) -> Tensor:
@@ -104,14 +135,11 @@ def flow_sigmas(
     if num_steps < 1:
         raise ValueError(f"num_steps must be at least 1, got {num_steps}")
 
-    def shifted(level: Tensor) -> Tensor:
-        return shift * level / (1 + (shift - 1) * level)
-
     if not from_published_levels:
-        return shifted(torch.linspace(start, 0.0, num_steps + 1, dtype=torch.float64)).float()
-    last = shifted(torch.tensor(1 / NUM_TRAIN_LEVELS, dtype=torch.float64)).item()
+        return shifted(torch.linspace(start, 0.0, num_steps + 1, dtype=torch.float64), shift).float()
+    last = shifted(torch.tensor(1 / NUM_TRAIN_LEVELS, dtype=torch.float64), shift).item()
     levels = torch.linspace(start, min(last, start), num_steps, dtype=torch.float64)
-    return torch.cat([shifted(levels), levels.new_zeros(1)]).float()
+    return torch.cat([shifted(levels, shift), levels.new_zeros(1)]).float()
 
 
 class _Evaluation(NamedTuple):

@@ -15,6 +15,7 @@ Nothing here knows a model, see `masked.LogitsFn`. Shape legend: n units, S sets
 import itertools
 import math
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -84,6 +85,28 @@ def mask_sets(num_units: int, num_samples: int, generator: torch.Generator) -> M
     for row, units in enumerate(sets):
         is_masked[row, list(units)] = True
     return MaskSets(is_masked, torch.tensor(scale, dtype=torch.float64), tuple(counts), tuple(unseen))
+
+
+class TextUnits(NamedTuple):
+    """The units of texts: each token of an answer is one, and so is the end, an end-of-text token with its padding.
+
+    units: (B, L), -1 where a position is given and never masked. is_scored: (B, L) bool; padding is no choice of the
+    model's (`masked.sample_text` fills it in), hence it costs nothing. counts: (B,), of the units.
+    """
+
+    units: Tensor
+    is_scored: Tensor
+    counts: Tensor
+
+
+def text_units(input_ids: Tensor, answer_mask: Tensor, eos_token_id: int) -> TextUnits:
+    """The units of training texts (B, L) with their answer masks. A text without an end-of-text token has no end."""
+    is_end = (input_ids == eos_token_id) & answer_mask
+    is_last = is_end.flip(1).cummin(1).values.flip(1)  # of the end and its padding
+    is_scored = answer_mask.clone()
+    is_scored[:, 1:] &= ~(is_last[:, 1:] & is_last[:, :-1])
+    units = torch.where(answer_mask, is_scored.cumsum(1) - 1, -1)
+    return TextUnits(units, is_scored, is_scored.sum(1))
 
 
 def set_log_probs(

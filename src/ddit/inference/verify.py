@@ -6,12 +6,13 @@ tensors is recomputed from its own inputs by the code that training and sampling
 
 import json
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import T5EncoderModel
 
@@ -174,6 +175,25 @@ def verify(
         for name, result in results.items():
             if name in tensors:
                 yield _compare(f"{group}.{name}", result.cpu(), tensors[name], atol, rtol)
+
+
+def write_reference(
+    folder: Path, groups: Mapping[str, Tensors], *, mask_token_id: int, t2i: Mapping[str, float]
+) -> None:
+    """Makes a reference folder of one that has `transformer/` and `text_encoder/`: what they give in float32 on the CPU.
+
+    groups: the inputs of each group. t2i: `steps`, `guidance_scale` and `shift` of the group of that name.
+    """
+    settings: dict[str, Any] = {"mask_token_id": mask_token_id, "t2i": dict(t2i)}
+    (folder / "reference.json").write_text(json.dumps(settings))
+    reference, tensors = _Reference(folder, torch.float32, "cpu"), {}
+    for group, inputs in groups.items():
+        with torch.inference_mode():
+            results = GROUPS[group.split(".")[0]][0](reference, inputs)
+        tensors |= {f"{group}.{name}": x.clone() for name, x in {**inputs, **results}.items()}
+    keys = {name: [str(x.dtype).removeprefix("torch."), list(x.shape)] for name, x in tensors.items()}
+    save_file(tensors, folder / "reference.safetensors")
+    (folder / "reference.json").write_text(json.dumps({**settings, "keys": keys}))
 
 
 def _grouped(tensors: Tensors, folder: Path) -> dict[str, Tensors]:

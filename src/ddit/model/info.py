@@ -180,7 +180,11 @@ def inspect_model(folder: Path) -> ModelInfo:
         tuple(header.part(name, counts[name]) for name, header in headers.items()),
         sizes,
         settings,
-        tuple(_memory(counts, transformer, encoder, sizes, settings)),
+        tuple(
+            _memory(
+                counts, transformer, encoder, sizes, settings, is_int8="I8" in headers["text encoder"].dtypes
+            )
+        ),
     )
 
 
@@ -197,8 +201,12 @@ def _vocabulary(folder: Path) -> int | None:
 
 
 def _encoder_shapes(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
-    """The tensors that T5's encoder is made of, the embeddings once."""
-    used = {name: shape for name, shape in shapes.items() if name.startswith("encoder.") or name in TIED}
+    """The tensors that T5's encoder is made of, the embeddings once, without the scales of 8 bit."""
+    used = {
+        name: shape
+        for name, shape in shapes.items()
+        if (name.startswith("encoder.") and not name.endswith(".scale")) or name in TIED
+    }
     if all(name in used for name in TIED):
         del used[TIED[1]]
     return used
@@ -225,7 +233,10 @@ def _memory(
     encoder: Mapping[str, tuple[int, ...]],
     sizes: Sizes,
     settings: ModelSettings,
+    *,
+    is_int8: bool,
 ) -> Iterable[Memory]:
+    """is_int8: the text encoder is stored in 8 bit."""
     matrices = [shape for name, shape in encoder.items() if INT8_LAYERS.search(name)]
     in_8_bit = _numel(matrices)
     scales = 4 * sum(shape[0] for shape in matrices)
@@ -239,6 +250,8 @@ def _memory(
             "whole": width * counts["text encoder"],
             "int8": width * (counts["text encoder"] - in_8_bit) + in_8_bit + scales,
         }
+        if is_int8:
+            del text["whole"]
         image = width * counts["autoencoder"]
         all_of_it = width * (counts["transformer"] + tables)
         for how, of_text in text.items():

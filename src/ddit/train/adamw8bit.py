@@ -115,7 +115,7 @@ class AdamW8bit(torch.optim.Optimizer):
         (beta1, beta2), step = group["betas"], state["step"].item()
         lr = group["lr"] / (1 - beta1**step)
         root = math.sqrt(1 - beta2**step)
-        for rows in _chunks(param):
+        for rows in row_chunks(param):
             weights, gradient = param[rows], gradients[rows].float()
             mean = _read(state, "exp_avg", rows).lerp_(gradient, 1 - beta1)
             square = _read(state, "exp_avg_sq", rows).lerp_(gradient.square(), 1 - beta2)
@@ -123,10 +123,8 @@ class AdamW8bit(torch.optim.Optimizer):
             _write(state, "exp_avg_sq", rows, square)
             updated = weights.float().mul_(1 - group["lr"] * group["weight_decay"])
             updated.addcdiv_(mean, square.sqrt().div_(root).add_(group["eps"]), value=-lr)
-            if weights.dtype == torch.bfloat16:
+            if updated is not weights:
                 weights.copy_(round_stochastically(updated))
-            elif updated is not weights:
-                weights.copy_(updated)
 
 
 def _zeros_by_rows(param: Tensor, width: int) -> Tensor:
@@ -138,7 +136,7 @@ def _zeros_by_rows(param: Tensor, width: int) -> Tensor:
     return torch.zeros(param.shape[0], width, device=param.device)
 
 
-def _chunks(tensor: Tensor) -> Iterator[slice]:
+def row_chunks(tensor: Tensor) -> Iterator[slice]:
     """Rows of about `_CHUNK` numbers at a time."""
     count = max(1, _CHUNK // max(math.prod(tensor.shape[1:]), 1))
     for start in range(0, len(tensor) if tensor.numel() else 0, count):

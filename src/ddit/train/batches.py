@@ -1,5 +1,6 @@
 """Global batch k of a run as tensors: a pure function of (seed, k), which leaves nothing random to the step."""
 
+import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple, Self
@@ -196,7 +197,7 @@ class StepData(Dataset[list[Batch]]):
         return T2IBatch(
             self._images(half, made),
             torch.where(dropped[:, None], self._empty_prompt, prompt_ids),
-            flow.time_of_normal(normal, self.objective.flow),
+            flow.time_of_normal(normal, self.objective.flow.at_size(math.prod(made.shape))),
             noise,
             features,
         )

@@ -1,8 +1,10 @@
 """Held-out samples, which a run never trains on, and the losses on them."""
 
 import contextlib
-from collections.abc import Iterator
-from typing import Any, NamedTuple
+import math
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor
@@ -15,6 +17,7 @@ from ddit.data.samples import CorruptSample, Source, Turn, read_sample
 from ddit.data.sources import open_source
 from ddit.devices import Ranks
 from ddit.diffusion import flow, masked
+from ddit.diffusion.likelihood import MaskSets, TextUnits, mask_sets, set_log_probs, text_units
 from ddit.inference.callables import ImageContext, TextStates, logits_fn, velocity_fn
 from ddit.model import DualDiT
 from ddit.model.encoders import ImageCodec, TextCodec
@@ -24,6 +27,9 @@ from ddit.train.batches import I2T, ImageFacts, Opener, all_cached, open_sources
 from ddit.train.frozen import clean_latents
 
 UPTAKE_T = 0.85
+NUM_TIME_BINS = 10
+NUM_MASKS = 4
+"""Of a text in its likelihood bound: each evaluation costs so many passes a text."""
 
 
 class HeldOutSamples(NamedTuple):
@@ -139,10 +145,40 @@ class _Part(NamedTuple):
     counts: Tensor
 
 
-class HeldOut:
-    """Losses on held-out samples: whether the prompt is heeded, and how well texts are read off images.
+class _Texts(NamedTuple):
+    """Texts of one kind, (n, L), with the masks of their likelihood bounds: always the same.
 
-    Each rank measures its share, and all make the same number of forward passes, of `chunk` samples.
+    there: (n,) bool. sets: of each text, at most `NUM_MASKS`. is_masked: (n, NUM_MASKS, units) bool, the sets; a text
+    with fewer has its first one again.
+    """
+
+    texts: TokenizedPrompt
+    there: Tensor
+    units: TextUnits
+    sets: list[MaskSets]
+    is_masked: Tensor
+
+    @classmethod
+    def of(cls, texts: TokenizedPrompt, there: Tensor, eos_token_id: int) -> Self:
+        units = text_units(*texts, eos_token_id)
+        # What is not there, or has no answer, is never measured.
+        sizes, there = units.counts.clamp(min=1).tolist(), there & (units.counts > 0)
+        sets = [
+            mask_sets(size, NUM_MASKS, torch.Generator().manual_seed(row)) for row, size in enumerate(sizes)
+        ]
+        is_masked = torch.zeros(len(sets), NUM_MASKS, max(sizes), dtype=torch.bool)
+        for row, (size, own) in enumerate(zip(sizes, sets, strict=True)):
+            is_masked[row, :, :size] = own.is_masked[0]
+            is_masked[row, : len(own.is_masked), :size] = own.is_masked
+        return cls(texts, there, units, sets, is_masked)
+
+
+class HeldOut:
+    """Losses on held-out samples: of images by time, whether the prompt is heeded, and how likely texts about images
+    are.
+
+    Each rank measures its share, and all make the same number of forward passes, of `chunk` samples. Noise, times and
+    masks belong to the samples, so that evaluations differ by the weights alone.
     """
 
     def __init__(
@@ -158,25 +194,29 @@ class HeldOut:
         self.samples, self.images, self.codec, self.ranks = samples, images, codec, ranks
         self.chunk, self.i2t_fraction = chunk, i2t_fraction
         self.captions = [text for text in samples.captions if text is not None]
+        eos = codec.eos_token_id
+        self._texts = {
+            "question": _Texts.of(samples.turn_texts, samples.has_question, eos),
+            "caption": _Texts.of(samples.caption_texts, samples.has_caption, eos),
+        }
 
     def measure(self, model: DualDiT) -> dict[str, float]:
-        """Velocity loss at t = 0.85 under the true and under a shuffled caption. If texts are trained, also, from one
-        pass with all answers masked, the NLL per answer token (padding left out) and the share of answers exactly
-        right.
+        """The figures of one evaluation; one for which no sample has the text is left out.
 
-        A figure for which no sample has the text is left out.
+        Of images: the velocity loss at uniform times, `flow_loss`, and in ten bins of them, `flow_t0.05` to
+        `flow_t0.95`; at t = 0.85 under the true and under a shuffled caption. Of texts about images, if these are
+        trained: the bound of -log p in nats, of a text and of a token (`likelihood`); from one pass with all of an
+        answer masked, the NLL per token (padding left out) and the share of answers exactly right.
+
+        NAME_ci is half of NAME's 95 % interval, over the samples.
         """
         found: dict[str, float] = {}
-        samples = self.samples
-        if self.i2t_fraction < 1 and samples.has_caption.any():
-            found |= self._measure_uptake(model)
+        if self.i2t_fraction < 1 and self.samples.has_caption.any():
+            found |= self._measure_images(model)
         if self.i2t_fraction > 0:
-            for name, texts, there in (
-                ("question", samples.turn_texts, samples.has_question),
-                ("caption", samples.caption_texts, samples.has_caption),
-            ):
-                if there.any():
-                    found |= self._measure_texts(model, name, texts, there)
+            for name, texts in self._texts.items():
+                if texts.there.any():
+                    found |= self._measure_texts(model, name, texts)
         return found
 
     def _parts(self, there: Tensor) -> Iterator[_Part]:
@@ -191,9 +231,17 @@ class HeldOut:
             part = slice(start, start + self.chunk)
             yield _Part(rows[part], counts[part])
 
-    def _total(self, values: dict[str, float]) -> dict[str, float]:
-        means = self.ranks.mean(list(values.values()))
-        return {name: mean * self.ranks.size for name, mean in zip(values, means, strict=True)}
+    def _measured(self, there: Tensor, measure: Callable[[Tensor], Tensor]) -> Tensor:
+        """What `measure` gives of the samples that are there, (n, k) in float64, in their order and on all ranks.
+
+        measure: of rows (b,), values (b, k) on the CPU.
+        """
+        mine: list[tuple[int, list[float]]] = []
+        for rows, counts in self._parts(there):
+            measured = zip(rows.tolist(), measure(rows).tolist(), counts.tolist(), strict=True)
+            mine += [(row, values) for row, values, is_counted in measured if is_counted]
+        found = dict(self.ranks.gather(mine))
+        return torch.tensor([found[row] for row in sorted(found)], dtype=torch.float64)
 
     def latents(self, rows: Tensor) -> Tensor:
         """Clean latents of these samples."""
@@ -218,50 +266,89 @@ class HeldOut:
         turns += [Turn(None, samples.captions[row] or "") for row in captioned.tolist()]
         return torch.cat([asked, captioned]), texts, turns
 
-    def _measure_uptake(self, model: DualDiT) -> dict[str, float]:
+    def _measure_images(self, model: DualDiT) -> dict[str, float]:
         there = self.samples.has_caption
         shuffled = torch.arange(len(there))
         shuffled[there] = shuffled[there].roll(1)
-        sums = {"true": 0.0, "shuffled": 0.0, "count": 0.0}
-        for rows, counts in self._parts(there):
+        times = torch.full((len(there), 1 + NUM_TIME_BINS), UPTAKE_T)
+        times[there, 1:] = flow.stratified_times(int(there.sum()), NUM_TIME_BINS)
+
+        def measure(rows: Tensor) -> Tensor:
+            """At the uptake's time under the shuffled caption; there and in each bin under the true one."""
             latents = self.latents(rows)
             noise = torch.stack([_noise(int(row), latents[0]) for row in rows])
-            t = torch.full((len(rows),), UPTAKE_T, device=latents.device)
-            noisy = flow.add_noise(latents, noise, t)
-            for name, texts in (("true", rows), ("shuffled", shuffled[rows])):
-                velocity = velocity_fn(model, self.codec.states(self.samples.prompt_ids[texts]))(noisy, t)
-                error = (velocity.float() - (noise - latents)).square().flatten(1).mean(1)
-                sums[name] += error.cpu()[counts].sum().item()
-            sums["count"] += int(counts.sum())
-        total = self._total(sums)
-        true, false = total["true"] / total["count"], total["shuffled"] / total["count"]
-        return {"velocity_true": true, "velocity_shuffled": false, "uptake": false - true}
+            states = [self.codec.states(self.samples.prompt_ids[texts]) for texts in (shuffled[rows], rows)]
+            errors = []
+            for text_states, t in [(states[0], times[rows, 0]), *((states[1], t) for t in times[rows].T)]:
+                t = t.to(latents.device)
+                velocity = velocity_fn(model, text_states)(flow.add_noise(latents, noise, t), t)
+                errors.append((velocity.float() - (noise - latents)).square().flatten(1).mean(1))
+            return torch.stack(errors, dim=1).cpu()
 
-    def _measure_texts(
-        self, model: DualDiT, name: str, texts: TokenizedPrompt, there: Tensor
-    ) -> dict[str, float]:
-        mask_id, eos = self.codec.mask_token_id, self.codec.eos_token_id
-        sums = {"nll": 0.0, "words": 0.0, "exact": 0.0, "count": 0.0}
-        for rows, counts in self._parts(there):
-            ids, answer = texts.input_ids[rows], texts.answer_mask[rows]
-            context = self.image_context(rows)
-            logits = logits_fn(model, TextStates(self.codec), context)(
-                torch.where(answer, mask_id, ids), answer.to(context.index.device), context.index
-            )
-            predicted = masked.subs_log_probs(logits, mask_id).float().cpu()  # (selected, V)
-            wanted = ids[answer]
-            is_word = (wanted != eos) & counts[:, None].expand_as(answer)[answer]
-            sums["nll"] -= predicted.gather(1, wanted[:, None])[:, 0][is_word].sum().item()
-            sums["words"] += int(is_word.sum())
-            wrong = torch.zeros_like(answer)
-            wrong[answer] = predicted.argmax(-1) != wanted
-            sums["exact"] += int((~wrong.any(1) & counts).sum())
-            sums["count"] += int(counts.sum())
-        total = self._total(sums)
+        errors = self._measured(there, measure)
+        false, true, bins = errors[:, 0], errors[:, 1], errors[:, 2:]
+        found = {"velocity_true": true.mean().item(), "velocity_shuffled": false.mean().item()}
+        found |= _mean("uptake", false - true) | _mean("flow_loss", bins.mean(1))
+        for index, values in enumerate(bins.T):
+            found |= _mean(f"flow_t{(index + 0.5) / NUM_TIME_BINS:.2f}", values)
+        return found
+
+    def _measure_texts(self, model: DualDiT, name: str, texts: _Texts) -> dict[str, float]:
+        values = self._measured(texts.there, partial(self._text_values, model, texts))
+        nll, num_words, is_exact, bound = values.T
+        num_tokens = texts.units.counts[texts.there].double()
         return {
-            f"{name}_nll": total["nll"] / max(total["words"], 1),
-            f"{name}_exact": total["exact"] / total["count"],
+            f"{name}_nll": (nll.sum() / num_words.sum().clamp(min=1)).item(),
+            f"{name}_exact": is_exact.mean().item(),
+            **_mean(f"{name}_nelbo", bound),
+            **_ratio(f"{name}_nelbo_token", bound, num_tokens),
         }
+
+    def _text_values(self, model: DualDiT, texts: _Texts, rows: Tensor) -> Tensor:
+        """Of texts (b,), (b, 4): from a pass with all masked, NLL, tokens, and whether all are right; the bound."""
+        mask_id, eos = self.codec.mask_token_id, self.codec.eos_token_id
+        ids, answer = texts.texts.input_ids[rows], texts.texts.answer_mask[rows]
+        context = self.image_context(rows)
+        logits_of = logits_fn(model, TextStates(self.codec), context)
+        device = context.index.device
+        logits = logits_of(torch.where(answer, mask_id, ids), answer.to(device), context.index)
+        predicted = masked.subs_log_probs(logits, mask_id).float().cpu()  # (selected, V)
+        nll, is_wrong = torch.zeros(ids.shape), torch.zeros_like(answer)
+        nll[answer] = -predicted.gather(1, ids[answer][:, None])[:, 0]
+        is_wrong[answer] = predicted.argmax(-1) != ids[answer]
+        is_word = answer & (ids != eos)
+        units, is_scored, _ = (part[rows].to(device) for part in texts.units)
+        log_probs = [
+            set_log_probs(
+                logits_of, ids.to(device), units, is_scored, is_masked.to(device), mask_token_id=mask_id
+            ).cpu()
+            for is_masked in texts.is_masked[rows].unbind(1)
+        ]
+        bounds = [
+            -texts.sets[row].bound(of_sets[: len(texts.sets[row].is_masked)])[0]
+            for row, of_sets in zip(rows.tolist(), torch.stack(log_probs, dim=1), strict=True)
+        ]
+        return torch.stack(
+            [(nll * is_word).sum(1), is_word.sum(1), ~is_wrong.any(1), torch.tensor(bounds)], dim=1
+        )
+
+
+def _mean(name: str, values: Tensor) -> dict[str, float]:
+    """The mean of values (n,) and, of two or more, half of its 95 % interval."""
+    return _ratio(name, values, torch.ones_like(values))
+
+
+def _ratio(name: str, values: Tensor, counts: Tensor) -> dict[str, float]:
+    """The ratio of the sums of two figures of the same samples, (n,) each, and half of its 95 % interval.
+
+    The interval is that of the mean of values - ratio * counts (the delta method).
+    """
+    ratio = values.sum() / counts.sum()
+    found = {name: ratio.item()}
+    if len(values) > 1:
+        error = (values - ratio * counts).std() / counts.mean() / math.sqrt(len(values))
+        found[f"{name}_ci"] = 1.96 * error.item()
+    return found
 
 
 def _noise(row: int, like: Tensor) -> Tensor:

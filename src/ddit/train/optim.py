@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ddit.config.runs import OptimizerConfig
-from ddit.train.adamw8bit import AdamW8bit, round_stochastically
+from ddit.train.adamw8bit import AdamW8bit, round_stochastically, row_chunks
 from ddit.train.muon import Muon
 from ddit.train.parallel import local
 
@@ -135,7 +135,9 @@ class Ema:
         for name, average in self.tensors.items():
             ours, theirs = local(average), local(parameters[name].detach())
             if ours.dtype == torch.bfloat16:
-                ours.copy_(round_stochastically(ours.float().lerp_(theirs.float(), 1 - decay)))
+                for rows in row_chunks(ours):
+                    mean = ours[rows].float().lerp_(theirs[rows].float(), 1 - decay)
+                    ours[rows] = round_stochastically(mean)
             else:
                 ours.lerp_(theirs, 1 - decay)
 

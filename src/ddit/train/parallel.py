@@ -74,6 +74,8 @@ def free_gathered(root: nn.Module) -> None:
 
 def total_norm(tensors: Sequence[Tensor]) -> float:
     """The norm of all tensors together, each sharded one counted once whatever the number of replicas."""
+    if any(tensor.dtype == torch.bfloat16 for tensor in tensors):  # whose norm would have three digits
+        tensors = [torch.linalg.vector_norm(tensor, dtype=torch.float32) for tensor in tensors]
     norm = torch.nn.utils.get_total_norm(tensors)
     return (norm.full_tensor() if isinstance(norm, DTensor) else norm).item()
 

@@ -1,4 +1,7 @@
-"""The curves of runs as a PNG: one small panel a figure of `log.jsonl`, the runs over one another."""
+"""The curves of runs as a PNG: one small panel a figure of `log.jsonl`, the runs over one another.
+
+A figure's 95 % interval, NAME_ci, is a band about it; the flow losses by time are one panel, over t.
+"""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,13 +13,17 @@ PLOT_FILE = "curves.png"
 _TITLES = {
     "total": "loss", "image": "image loss", "text": "text loss", "alignment": "alignment loss",
     "grad_norm": "gradient norm", "lr": "learning rate", "pairs_per_second": "pairs / s",
-    "mfu": "model FLOP utilisation", "uptake": "text uptake", "velocity_true": "held out: velocity, own caption",
-    "velocity_shuffled": "held out: velocity, other caption", "caption_nll": "held out: caption NLL a token",
-    "caption_exact": "held out: captions exact", "question_nll": "held out: answer NLL a token",
-    "question_exact": "held out: answers exact",
+    "mfu": "model FLOP utilisation", "flow_loss": "held out: flow loss", "flow_t": "held out: last flow loss by t",
+    "uptake": "text uptake", "velocity_true": "held out: velocity, own caption",
+    "velocity_shuffled": "held out: velocity, other caption",
+    "caption_nelbo": "held out: caption NELBO, nats", "caption_nelbo_token": "held out: caption NELBO a token",
+    "caption_nll": "held out: caption NLL a token", "caption_exact": "held out: captions exact",
+    "question_nelbo": "held out: answer NELBO, nats", "question_nelbo_token": "held out: answer NELBO a token",
+    "question_nll": "held out: answer NLL a token", "question_exact": "held out: answers exact",
 }  # fmt: skip
 """Titles of the known figures, in the order of the panels; unknown ones follow under their own names."""
 _NO_CURVES = {"step", "seconds", "final"}
+_BY_TIME, _INTERVAL = "flow_t", "_ci"
 _COLUMNS, _WINDOW = 4, 25
 
 
@@ -72,8 +79,9 @@ def read_curves(run: Path) -> dict[str, list[tuple[float, float]]]:
 
 
 def panel_names(logs: Any) -> list[str]:
-    """The figures of all runs, known ones first, in their order."""
-    found = {name for curves in logs for name in curves}
+    """The panels of all runs, known figures first, in their order; all flow losses by time are one."""
+    found = {name for curves in logs for name in curves if not name.endswith(_INTERVAL)}
+    found = {_BY_TIME if name.startswith(_BY_TIME) else name for name in found}
     return [name for name in _TITLES if name in found] + sorted(found - set(_TITLES))
 
 
@@ -86,9 +94,11 @@ def smooth(values: Sequence[float], window: int) -> list[float]:
 
 def _draw_panel(axis: Any, name: str, logs: dict[str, dict[str, list[tuple[float, float]]]]) -> None:
     for index, curves in enumerate(logs.values()):
+        curves = by_time(curves) if name == _BY_TIME else curves
         if name not in curves:
             continue
         steps, values = zip(*curves[name], strict=True)
+        _draw_band(axis, curves[name], dict(curves.get(name + _INTERVAL, [])), f"C{index}")
         window = min(_WINDOW, len(values) // 8)
         if window > 1 and name != "lr":
             axis.plot(steps, values, color=f"C{index}", alpha=0.25, linewidth=0.8)
@@ -97,7 +107,26 @@ def _draw_panel(axis: Any, name: str, logs: dict[str, dict[str, list[tuple[float
     axis.set_title(_TITLES.get(name, name), fontsize="medium")
     axis.tick_params(labelsize="small")
     axis.grid(alpha=0.25)
-    axis.xaxis.get_major_locator().set_params(integer=True)
+    axis.xaxis.get_major_locator().set_params(integer=name != _BY_TIME)
+
+
+def by_time(curves: dict[str, list[tuple[float, float]]]) -> dict[str, list[tuple[float, float]]]:
+    """The last flow loss of each bin over its time, as the curve `flow_t`, and `flow_t_ci`."""
+    found: dict[str, list[tuple[float, float]]] = {}
+    for name, points in sorted(curves.items()):
+        if name.startswith(_BY_TIME):
+            time = float(name.removeprefix(_BY_TIME).removesuffix(_INTERVAL))
+            curve = _BY_TIME + (_INTERVAL if name.endswith(_INTERVAL) else "")
+            found.setdefault(curve, []).append((time, points[-1][1]))
+    return found
+
+
+def _draw_band(
+    axis: Any, points: list[tuple[float, float]], intervals: dict[float, float], color: str
+) -> None:
+    bounds = [(x, y - intervals[x], y + intervals[x]) for x, y in points if x in intervals]
+    if bounds:
+        axis.fill_between(*zip(*bounds, strict=True), color=color, alpha=0.2, linewidth=0)
 
 
 def _line(color: str) -> Any:

@@ -1,0 +1,76 @@
+"""The verb `ddit doctor`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ddit.commands import completion
+from ddit.commands.loading import paused_gc
+from ddit.commands.options import JsonOption, spread
+from ddit.commands.output import check_choice, check_writable, to_json
+
+
+@spread
+def doctor(
+    train: Annotated[
+        bool, typer.Option("--train", help="training too: a step of each recipe, small and at real width")
+    ] = False,
+    parts: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--only",
+            metavar="NAME",
+            help="this part alone, any number of times: machine, kernels, model, training, real-size",
+            autocompletion=completion.among("machine", "kernels", "model", "training", "real-size"),
+        ),
+    ] = None,
+    device: Annotated[
+        str | None,
+        typer.Option(
+            rich_help_panel="Performance",
+            help="cpu, cuda, ... [default: CUDA if there is one]",
+            autocompletion=completion.among(*completion.DEVICES),
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out", "-o", metavar="FILE", rich_help_panel="Output", help="write the report (markdown) here too"
+        ),
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Check what this machine can do: device, kernels, memory, models, training.
+
+    Prints a report in markdown, to be pasted into an issue. A check that fails ends no other; the exit code is then 1.
+
+    Examples:
+        ddit doctor
+        ddit doctor --train --out report.md
+    """
+    if out is not None:
+        check_writable(out.absolute().parent)
+    with paused_gc():
+        from ddit.devices import find_device
+        from ddit.doctor.checks import list_checks
+        from ddit.doctor.report import open_bench, run_checks, to_markdown
+
+    torch_device, checks = find_device(device), list_checks(train=train or bool(parts))
+    for part in parts or []:
+        check_choice("part", part, {check.group: check for check in checks})
+    checks = [check for check in checks if not parts or check.group in parts]
+    findings = []
+    with open_bench(torch_device) as bench:
+        for finding in run_checks(checks, bench):
+            findings.append(finding)
+            typer.echo(f"{finding.status:<7} {finding.group}: {finding.name}: {finding.figure}", err=True)
+            if as_json:
+                typer.echo(to_json(vars(finding)))
+    report = to_markdown(findings, torch_device)
+    if not as_json:
+        typer.echo(report)
+    if out is not None:
+        out.write_text(report + "\n")
+    if any(finding.status == "failed" for finding in findings):
+        raise typer.Exit(1)
