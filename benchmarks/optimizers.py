@@ -33,8 +33,6 @@ ARMS = {
 }
 CONTROL = "8-bit moments, bf16 weights, rounded to nearest"
 """What stochastic rounding is for; one seed."""
-LAST = 200
-"""Steps over which the loss at the end is averaged."""
 HELD_OUT = {"velocity_true": "velocity loss, t = 0.85", "question_nll": "answers, NLL a token"}
 
 
@@ -89,27 +87,32 @@ def rounding(arm: str) -> Iterator[None]:
 
 
 class Curve:
-    """The log of a run: mean training losses of 20 steps each, and held-out figures at the end."""
+    """The log of a run: mean training losses of 20 steps each, that of its second half, held-out figures at the end."""
 
     def __init__(self, config: DualRun) -> None:
         events = list(read_log(Path(config.out) / LOG_FILE))
         self.losses = [(e["step"], e["total"]) for e in events if "total" in e]
-        self.last = statistics.mean(v for step, v in self.losses if step > config.max_steps - LAST)
+        self.half = [loss for step, loss in self.losses if step > config.max_steps / 2]
         self.held_out = {key: next(e[key] for e in reversed(events) if key in e) for key in HELD_OUT}
 
 
+def difference(curve: Curve, other: Curve) -> str:
+    """Of the second halves in percent, and its standard error; the steps see the same batches in both."""
+    gaps = [100 * (mine / theirs - 1) for mine, theirs in zip(curve.half, other.half, strict=True)]
+    return f"{statistics.mean(gaps):+.2f} ± {statistics.stdev(gaps) / len(gaps) ** 0.5:.2f}"
+
+
 def print_tables(curves: dict[tuple[str, int], Curve]) -> None:
-    """Losses of the last steps, seed by seed, and the difference from float32 with the same seed."""
+    """Losses of the second half, seed by seed, and the difference from float32 with the same seed."""
     seeds = sorted({seed for _, seed in curves})
-    print(f"| arm | {' | '.join(f'seed {s}' for s in seeds)} | difference from float32 | "
+    print(f"| arm | {' | '.join(f'seed {s}' for s in seeds)} | difference from float32, % | "
           f"{' | '.join(HELD_OUT.values())} |")  # fmt: skip
     print("|---|" + "---|" * (len(seeds) + 1 + len(HELD_OUT)))
     for arm in dict.fromkeys(arm for arm, _ in curves):
         own = {seed: curves[arm, seed] for seed in seeds if (arm, seed) in curves}
-        cells = [f"{own[seed].last:.4f}" if seed in own else "" for seed in seeds]
-        pairs = [(c.last, curves["float32", s].last) for s, c in own.items() if ("float32", s) in curves]
-        gaps = [100 * (mine / theirs - 1) for mine, theirs in pairs]
-        cells.append(" ".join(f"{gap:+.2f}%" for gap in gaps) if arm != "float32" else "")
+        cells = [f"{statistics.mean(own[seed].half):.4f}" if seed in own else "" for seed in seeds]
+        pairs = [(c, curves["float32", s]) for s, c in own.items() if ("float32", s) in curves]
+        cells.append(", ".join(difference(*pair) for pair in pairs) if arm != "float32" else "")
         cells += [f"{statistics.mean(c.held_out[key] for c in own.values()):.4f}" for key in HELD_OUT]
         print(f"| {arm} | {' | '.join(cells)} |")
 

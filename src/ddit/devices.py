@@ -33,6 +33,7 @@ DTYPES = {
     "bf16": torch.bfloat16,
     "float16": torch.float16,
     "fp16": torch.float16,
+    "half": torch.float16,
 }
 
 
@@ -51,6 +52,8 @@ def find_device(device: str | torch.device | None = None) -> torch.device:
         torch.empty(1, device=found)
     except (RuntimeError, AssertionError, NotImplementedError, TypeError) as error:
         reason = str(error).strip().splitlines()[0]
+        if isinstance(error, TypeError) or reason.startswith("Expected one of"):  # 400 letters of PyTorch's
+            reason = "give one device, such as cpu, cuda or cuda:1"
         raise ValueError(f"device '{device}' cannot be used here: {reason}") from None
     return found
 
@@ -63,7 +66,7 @@ def find_dtype(dtype: str | torch.dtype | None = None, device: torch.device | No
     """
     if dtype is None or dtype == "auto":
         return torch.bfloat16 if device is not None and device.type == "cuda" else torch.float32
-    found = DTYPES.get(dtype) if isinstance(dtype, str) else dtype
+    found = DTYPES.get(dtype.removeprefix("torch.")) if isinstance(dtype, str) else dtype
     if found is None or found not in DTYPES.values():
         near = near_misses(str(dtype), DTYPES)
         raise ValueError(f"unknown dtype '{dtype}': use float32, bfloat16 or float16{near}")

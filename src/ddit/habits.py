@@ -5,6 +5,7 @@ Names of another library are answered in one line with the name to use. docs/com
 
 import functools
 import inspect
+import os
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeVar
 
@@ -28,6 +29,10 @@ ARGUMENTS: Mapping[str, str] = {
     "callback": "it is on_step, called with a Step: done, total, rows, state",
     "output_type": "images are PIL images; pipeline(prompt, output_type='np') gives arrays, 'pt' a tensor",
     "return_dict": "leave it out: pipeline(prompt).images is a list",
+    "cfg": "it is guidance_scale",
+    "cfg_scale": "it is guidance_scale",
+    "num_images": "give the prompt as often, generate([prompt] * 4): each sample has its own seed",
+    "prompt": "it is prompts of generate, inpaint and vary, questions of answer",
     "prompt_2": "leave it out: there is one text encoder, for the argument prompts",
     "prompt_3": "leave it out: there is one text encoder, for the argument prompts",
     "negative_prompt_2": "leave it out: there is one text encoder, for negative_prompt",
@@ -53,6 +58,10 @@ ARGUMENTS: Mapping[str, str] = {
     "safety_checker": "leave it out: there is none",
     "quantization_config": "it is int8=True",
     "load_in_8bit": "it is int8=True",
+    "revision": "download it with huggingface_hub's snapshot_download, and give the folder",
+    "cache_dir": "leave it out: the environment variable HF_HOME sets the folder",
+    "token": "leave it out: huggingface_hub's login, or the environment variable HF_TOKEN",
+    "local_files_only": "leave it out: the environment variable HF_HUB_OFFLINE=1 does so",
     "subfolder": "give the folder that holds transformer/, vae/ and text_encoder/",
     "scheduler": "it is sampler, an option of generate: generate(prompts, sampler='dpm')",
     "pretrained_model_name_or_path": "it is name_or_path",
@@ -70,6 +79,7 @@ ARGUMENTS: Mapping[str, str] = {
     "text": "it is prompts of generate, questions of answer, texts of infill and score",
     "question": "answer(images, questions) answers questions",
     "candidate_labels": "it is candidates, of choose(images, candidates)",
+    "labels": "it is candidates, of choose(images, candidates)",
     # OpenAI
     "messages": "answer(images, questions) answers questions; ddit serve takes messages",
     "n": "give the prompt as often, generate([prompt] * 4): each sample has its own seed",
@@ -93,6 +103,8 @@ ATTRIBUTES: Mapping[str, str] = {
     "enable_vae_tiling": _IN_BATCHES,
     "enable_xformers_memory_efficient_attention": "attention is PyTorch's fused one already",
     "enable_sequential_cpu_offload": "it is from_pretrained(..., offload_blocks=True)",
+    "components": "its parts are transformer, image_codec and text_codec",
+    "load_adapter": "it is from_pretrained(..., adapter=folder)",
     "load_lora_weights": "it is from_pretrained(..., adapter=folder)",
     "scheduler": "it is sampler, an option of generate: generate(prompts, sampler='dpm')",
     "unet": "it is transformer",
@@ -112,19 +124,40 @@ ATTRIBUTES: Mapping[str, str] = {
     "bfloat16": "it is to(torch.bfloat16)",
     "float": "it is to(torch.float32)",
     "num_parameters": "print the pipeline, or run ddit info MODEL",
+    "parameters": "it is transformer.parameters",
+    "state_dict": "it is transformer.state_dict",
+    "train": "ddit train RECIPE trains a model",
     "push_to_hub": "save_pretrained(folder) writes a folder; upload it with huggingface_hub",
     # OpenAI
     "chat": "it is answer(images, questions); ddit serve has OpenAI's API",
     "images": "it is generate(prompts); ddit serve has OpenAI's API",
     "responses": "it is answer(images, questions); ddit serve has OpenAI's API",
+    # the command's verbs, and plain words
+    "ask": "it is answer(images, questions)",
+    "vqa": "it is answer(images, questions)",
+    "rank": "it is choose(images, candidates)",
+    "describe": "it is caption(images)",
+    "txt2img": "it is generate(prompts)",
+    "img2img": "it is vary(images, prompts)",
+    "edit": "it is inpaint(images, masks, prompts)",
 }
 """Methods and attributes of other libraries."""
+
+
+_KINDS: Mapping[Any, tuple[Any, str]] = {
+    int: (int, "a whole number"),
+    float: (int | float, "a number"),
+    bool: (bool, "True or False"),
+    str | os.PathLike[str]: (str | os.PathLike, "a name or a path"),
+}
+"""What an argument of such an annotation may be, and how that is said."""
 
 
 def guarded(method: Method, *, aliases: Mapping[str, str] | None = None) -> Method:
     """A function whose wrong calls are answered in one line that says what is wanted.
 
     An unknown argument is answered with its name here or its near misses, a missing one with the call that is wanted.
+    A plain number, truth value or path is checked, NumPy's numbers are Python's, and None is the default.
     The function's signature stays as it is. aliases: other names of arguments, and what each is here.
     """
     signature = inspect.signature(method)
@@ -132,20 +165,42 @@ def guarded(method: Method, *, aliases: Mapping[str, str] | None = None) -> Meth
     @functools.wraps(method)
     def call(*args: Any, **values: Any) -> Any:
         for other, own in (aliases or {}).items():
-            if other in values and own not in values:
+            if other in values and own in values:
+                raise TypeError(f"{method.__name__}: {other} is {own}: give one of them")
+            if other in values:
                 values[own] = values.pop(other)
         try:
-            signature.bind(*args, **values)
+            bound = signature.bind(*args, **values)
         except TypeError:
             raise TypeError(_fault(method.__name__, signature, len(args), values)) from None
-        return method(*args, **values)
+        for name, value in bound.arguments.items():
+            bound.arguments[name] = _plain(signature.parameters[name], value)
+        return method(*bound.args, **bound.kwargs)
 
     shown: Any = call
     return shown
 
 
+def _plain(parameter: inspect.Parameter, value: Any) -> Any:
+    """A value as its parameter wants it; raises ValueError on one of another kind."""
+    is_scalar = hasattr(value, "item") and getattr(value, "ndim", None) == 0  # NumPy's, or a tensor of one number
+    if is_scalar:
+        value = value.item()
+    if parameter.annotation not in _KINDS:
+        return value
+    if value is None and parameter.default is not parameter.empty:
+        return parameter.default
+    kinds, wanted = _KINDS[parameter.annotation]
+    is_truth = isinstance(value, bool) and parameter.annotation is not bool
+    if is_truth or not isinstance(value, kinds):
+        raise ValueError(f"{parameter.name} must be {wanted}, got {value!r}")
+    return value
+
+
 def _fault(name: str, signature: inspect.Signature, num_args: int, values: Iterable[str]) -> str:
     """What is wrong with a call that does not fit."""
+    if name == "__init__":
+        return "a pipeline is loaded by its name or folder: Pipeline.from_pretrained('mini')"
     verb = "pipeline" if name == "__call__" else name
     known = [parameter for parameter in signature.parameters if parameter not in ("self", "cls")]
     given = [p for p in signature.parameters.values() if p.kind is p.POSITIONAL_OR_KEYWORD]

@@ -7,7 +7,7 @@ import os
 import stat
 import sys
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from typing import IO, TYPE_CHECKING, Any, TypeVar, Union
 
@@ -93,7 +93,7 @@ def image_sources(images: ImageSource | Sequence[ImageSource], what: str = "imag
     many: Any = images
     if isinstance(images, str | os.PathLike | bytes | Image.Image) or (_is_pixels(images) and many.ndim != 4):
         return [many]
-    if not isinstance(many, Iterable):
+    if not isinstance(many, Iterable) or isinstance(many, Mapping | Set | io.IOBase):
         raise TypeError(f"{what} must be {KINDS}, or a list of these; got {type(many).__name__}")
     sources = list(many)
     if not sources:

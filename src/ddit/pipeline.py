@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ddit.habits import guarded
 from ddit.images import ImageSource, fit_image, read_image
-from ddit.inference.batching import Samples, Seed, StepCallback, as_list, matched, new_seed, sample_seeds
+from ddit.inference.batching import Samples, Seed, StepCallback, as_list, matched, one_seed, sample_seeds
 from ddit.inference.best_of import generate_best
 from ddit.inference.diffusers_style import DiffusersStyle
 from ddit.inference.image_cache import EncodedImage, FittedImage, encode_images
@@ -306,8 +306,7 @@ class Pipeline(DiffusersStyle):
         count = max(len(given), len(asked), len(fitted))
         matches = [(given, "texts"), (asked, "questions"), (fitted, "images")]
         given, asked, fitted = (matched(items, count, what, "samples") for items, what in matches)
-        seed = new_seed() if seed is None else seed
-        return self._scorer.score(given, asked, fitted, call, seed=seed, on_step=on_step)
+        return self._scorer.score(given, asked, fitted, call, seed=one_seed(seed), on_step=on_step)
 
     @verb(ScoreOptions)
     def choose(
@@ -345,7 +344,7 @@ class Pipeline(DiffusersStyle):
             [question for question in asked for _ in texts],
             [image for image in fitted for _ in texts],
             call,
-            seed=new_seed() if seed is None else seed,
+            seed=one_seed(seed),
             on_step=on_step,
         )
         parts = [scores[start : start + len(texts)] for start in range(0, len(scores), len(texts))]

@@ -228,7 +228,7 @@ def given_text(
             _warn_truncation(codec, question, kept)
     window = length - len(prompt) if window is None else window
     if len(ids) + 1 > window:
-        raise ValueError(f"the text has {len(ids)} tokens and only {window - 1} fit: {text!r}")
+        raise ValueError(f"the text has {len(ids)} tokens and only {window - 1} fit: {text[:80]!r}")
     return GivenText(tuple(prompt), tuple(ids), len(prompt) + window)
 
 

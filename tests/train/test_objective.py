@@ -4,6 +4,7 @@ import dataclasses
 
 import pytest
 import torch
+from tiny_models import tiny_image_codec, tiny_text_codec
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -14,6 +15,8 @@ from ddit.diffusion.masked import MaskedConfig
 from ddit.model import DualDiT, DualDiTConfig
 from ddit.train.batch import Batch, I2TBatch, Images, T2IBatch
 from ddit.train.cross_entropy import CHUNK_ELEMENTS
+from ddit.train.frozen import clean_latents
+from ddit.train.learner import Learner
 from ddit.train.objective import AlignmentHead, Losses, alignment_loss, step_losses
 
 VOCAB, MASK, LENGTH = 53, 52, 6
@@ -244,3 +247,34 @@ def test_alignment_is_zero_where_the_tokens_match_and_two_where_they_oppose() ->
     tokens = 2 * features.flatten(2).transpose(1, 2)
     assert alignment_loss(torch.nn.Identity(), tokens, features).abs() < 1e-6
     assert (alignment_loss(torch.nn.Identity(), -tokens, features) - 2).abs() < 1e-6
+
+
+def test_texts_of_two_lengths_pass_the_text_encoder_once() -> None:
+    codec, (batch, _) = tiny_text_codec(), make_inputs(i2t_length=4)
+    g = torch.Generator().manual_seed(3)
+    ids, noisy_ids = (torch.randint(0, 20, shape, generator=g) for shape in ((3, LENGTH), (5, 4)))
+    assert batch.t2i is not None
+    assert batch.i2t is not None
+    batch = batch._replace(
+        t2i=batch.t2i._replace(prompt_ids=ids), i2t=batch.i2t._replace(noisy_ids=noisy_ids)
+    )
+    calls = []
+    codec.encoder.register_forward_hook(lambda *_: calls.append(1))
+    together = Learner(OBJECTIVE, make_model())._text_states(batch, codec)
+    assert len(calls) == 1
+    apart = codec.states(ids), codec.states(noisy_ids)
+    torch.testing.assert_close(together, apart, rtol=1e-5, atol=1e-5)
+
+
+def test_null_images_do_not_pass_the_autoencoder(monkeypatch: pytest.MonkeyPatch) -> None:
+    codec, sizes = tiny_image_codec(), []
+    encode = codec.encode_distribution
+    monkeypatch.setattr(codec, "encode_distribution", lambda x: (sizes.append(len(x)), encode(x))[1])
+    pixels = torch.randint(0, 255, (4, 3, 32, 32), dtype=torch.uint8)
+    is_null = torch.tensor([False, True, False, True])
+    found = clean_latents(Images(pixels, None, None, None, is_null), codec)
+    assert clean_latents(Images(pixels, None, None, None, ~is_null | is_null), codec).abs().sum() == 0
+    assert sizes == [2]
+    whole = clean_latents(Images(pixels, None, None, None), codec)
+    torch.testing.assert_close(found[~is_null], whole[~is_null], rtol=1e-5, atol=1e-5)
+    assert found[is_null].abs().sum() == 0

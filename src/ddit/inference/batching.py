@@ -3,7 +3,7 @@
 import logging
 import operator
 import secrets
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from typing import Any, Generic, NamedTuple, TypeVar
 
 import torch
@@ -57,7 +57,8 @@ def as_list(texts: str | Sequence[str], what: str = "texts") -> list[str]:
         TypeError: if there is anything but texts.
     """
     many: Any = texts
-    found = [many] if isinstance(many, str) or not isinstance(many, Iterable) else list(many)
+    is_one = isinstance(many, str | bytes | Mapping | Set) or not isinstance(many, Iterable)
+    found = [many] if is_one else list(many)
     if not found:
         raise ValueError("no text given")
     wrong = next((item for item in found if not isinstance(item, str)), "")
@@ -72,8 +73,13 @@ def as_list(texts: str | Sequence[str], what: str = "texts") -> list[str]:
 def matched(items: list, count: int, what: str, others: str) -> list:
     """`items`, the only one repeated, as often as there are `others`."""
     if len(items) not in (1, count):
-        raise ValueError(f"{len(items)} {what} do not match {count} {others}")
+        raise ValueError(f"{len(items)} {what} do not match {counted(count, others)}")
     return items * count if len(items) == 1 else items
+
+
+def counted(count: int, things: str) -> str:
+    """ "1 image" or "2 images"."""
+    return f"{count} {things.removesuffix('s') if count == 1 else things}"
 
 
 def repeated(items: Sequence[Result], count: int) -> list[Result]:
@@ -122,7 +128,9 @@ def sample_seeds(seed: Seed, count: int) -> list[int]:
     """
     given: Any = new_seed() if seed is None else seed
     try:
-        is_one = hasattr(given, "__index__")
+        is_one = hasattr(given, "__index__") and not getattr(given, "ndim", 0)  # an array has one number a sample
+        if isinstance(given, bool):
+            raise TypeError
         first = operator.index(given) if is_one else 0
         seeds = range(first, first + count) if is_one else [operator.index(number) for number in given]
     except TypeError:
@@ -131,11 +139,21 @@ def sample_seeds(seed: Seed, count: int) -> list[int]:
             f"seed must be a whole number, a list with one a sample, or None; got {kind}"
         ) from None
     if len(seeds) != count:
-        raise ValueError(f"{len(seeds)} seeds do not match {count} samples")
+        raise ValueError(f"{counted(len(seeds), 'seeds')} do not match {counted(count, 'samples')}")
     for number in seeds:
         if not 0 <= number < 2**62 + count:
             raise ValueError(f"seed must be at least 0 and below 2**62, got {number}")
     return list(seeds)
+
+
+def one_seed(seed: int | None) -> int:
+    """The seed of a call that takes one for all samples; None draws a new one.
+
+    Raises ValueError and TypeError as `sample_seeds`.
+    """
+    if seed is not None and not hasattr(seed, "__index__"):
+        raise TypeError(f"seed must be a whole number or None, got {type(seed).__name__}")
+    return sample_seeds(seed, 1)[0]
 
 
 def drawn_seeds(generator: torch.Generator | Sequence[torch.Generator]) -> Seed:
@@ -168,6 +186,8 @@ def _counted(
 ) -> BatchCallback | None:
     if on_step is None:
         return None
+    if not callable(on_step):
+        raise TypeError(f"on_step must be a function that takes a Step, got {on_step!r}")
 
     def step(done: int, _: int, state: Any) -> None:
         on_step(Step(index * num_steps + done, num_parts * num_steps, rows, state))

@@ -123,7 +123,12 @@ class ImageGenerator:
         if negative_prompt is None:
             return ids, empty_prompt(self.text_codec, len(prompts), length, style=self.style)
         negatives = matched(as_list(negative_prompt), len(prompts), "negative prompts", "prompts")
-        return ids, t2i_prompt(self.text_codec, negatives, length, style=self.style)
+        negative_ids = empty_prompt(self.text_codec, len(prompts), length, style=self.style)
+        rows = [row for row, text in enumerate(negatives) if text]  # "" is the empty prompt
+        if rows:
+            given = [negatives[row] for row in rows]
+            negative_ids[rows] = t2i_prompt(self.text_codec, given, length, style=self.style)
+        return ids, negative_ids
 
     def _states(self, ids: Tensor) -> Tensor:
         """States (B, L, D) of prompts' ids (B, L), each prompt encoded once.

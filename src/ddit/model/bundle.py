@@ -155,7 +155,7 @@ class ModelBundle:
             ValueError: if the blocks are offloaded.
         """
         place: Any = device
-        if isinstance(place, torch.dtype) or place in DTYPES:
+        if isinstance(place, torch.dtype) or str(place).removeprefix("torch.") in DTYPES:
             place, dtype = dtype, place
         device = self.device if place is None else find_device(place)
         dtype = self.dtype if dtype is None else find_dtype(dtype)
@@ -186,3 +186,6 @@ class ModelBundle:
     @property
     def dtype(self) -> torch.dtype:
         return self.transformer.context_embedder.weight.dtype
+
+
+ModelBundle.__init__ = guarded(ModelBundle.__init__)
