@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import functools
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -44,7 +45,9 @@ class Steps:
     dtype: torch.dtype
 
     def randn(self, *shape: int) -> torch.Tensor:
-        return torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(self.bench.device, self.dtype)
+        return torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(
+            self.bench.device, self.dtype
+        )
 
     def measure(self, work: Callable[[], object], seconds: float) -> float:
         """Milliseconds of the best call, without gradients."""
@@ -57,9 +60,15 @@ class Steps:
         if compiled:
             joint.compile_blocks()
             kept.compile_text_step()
-        latents, states = self.randn(IMAGES, CHANNELS, SIDE, SIDE), self.randn(IMAGES, PROMPT, joint.config.text_dim)
+        latents, states = (
+            self.randn(IMAGES, CHANNELS, SIDE, SIDE),
+            self.randn(IMAGES, PROMPT, joint.config.text_dim),
+        )
         t = torch.full((IMAGES,), 0.5, device=self.bench.device)
-        images, texts = self.randn(TEXTS, CHANNELS, SIDE, SIDE), self.randn(TEXTS, LENGTH, joint.config.text_dim)
+        images, texts = (
+            self.randn(TEXTS, CHANNELS, SIDE, SIDE),
+            self.randn(TEXTS, LENGTH, joint.config.text_dim),
+        )
         masked = torch.arange(LENGTH, device=self.bench.device).expand(TEXTS, -1) % 2 == 0
         zero = torch.zeros(TEXTS, device=self.bench.device)
         with torch.inference_mode():
@@ -74,10 +83,13 @@ class Steps:
         """The same two evaluations of the published model, which knows no image that is kept."""
         found = []
         for count, length, head in ((IMAGES, PROMPT, 0), (TEXTS, LENGTH, 1)):
-            latents, states = (x.float() for x in (self.randn(count, CHANNELS, SIDE, SIDE), self.randn(count, length, width)))
-            t = torch.full((count,), 500.0 * (1 - head), device=self.bench.device)
+            inputs = {
+                "hidden_states": self.randn(count, CHANNELS, SIDE, SIDE).float(),
+                "timestep": torch.full((count,), 500.0 * (1 - head), device=self.bench.device),
+                "encoder_hidden_states": self.randn(count, length, width).float(),
+            }
             with torch.autocast(self.bench.device.type, torch.bfloat16):
-                found.append(self.measure(lambda: model(hidden_states=latents, timestep=t, encoder_hidden_states=states), seconds))  # noqa: B023, E501  # fmt: skip
+                found.append(self.measure(functools.partial(model, **inputs), seconds))
         return found[0], found[1]
 
 
@@ -97,16 +109,15 @@ def train_published(model: Any, cfg: DualRun, bench: Bench, seconds: float) -> t
     assert i2t is not None
     assert t2i.states is not None
     assert i2t.states is not None
+    given, noisy = t2i.states.float(), i2t.states.float()
     model.train().requires_grad_(True)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5)
 
     def step() -> None:
         optimizer.zero_grad()
         with torch.autocast(bench.device.type, torch.bfloat16):
-            velocity = model(hidden_states=images, timestep=1000 * t2i.t, encoder_hidden_states=t2i.states.float())[0]
-            logits = model(
-                hidden_states=read, timestep=torch.zeros_like(t2i.t), encoder_hidden_states=i2t.states.float()
-            )[1]
+            velocity = model(hidden_states=images, timestep=1000 * t2i.t, encoder_hidden_states=given)[0]
+            logits = model(hidden_states=read, timestep=0 * t2i.t, encoder_hidden_states=noisy)[1]
             image = F.mse_loss(velocity.float(), t2i.noise - images)
             text = F.cross_entropy(logits.float().flatten(0, 1), i2t.input_ids.flatten())
         (image + text).backward()
@@ -144,7 +155,9 @@ def measure_size(size: str, options: argparse.Namespace, bench: Bench) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--device", help="cpu, cuda, ... [default: CUDA if there is one]")
     parser.add_argument("--published", help="your checkout of the published code")
     parser.add_argument("--sizes", nargs="+", choices=list(SIZES), default=list(SIZES))
@@ -156,7 +169,15 @@ def main() -> None:
     device = find_device(options.device)
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)
     print(f"## On {name}, {compute_dtype('auto', device)}\n")
-    line("size", "model", f"ms: {IMAGES} images", f"ms: {TEXTS} texts", "ms: images kept", "ms: training step", "peak GiB")
+    line(
+        "size",
+        "model",
+        f"ms: {IMAGES} images",
+        f"ms: {TEXTS} texts",
+        "ms: images kept",
+        "ms: training step",
+        "peak GiB",
+    )
     line(*["---"] * 7)
     with ExitStack() as stack:
         bench = stack.enter_context(open_bench(device))

@@ -207,6 +207,22 @@ FAULTS = {
     "no image a prompt": (lambda p: p("a dog", num_images_per_prompt=0), "num_images_per_prompt must be at least 1"),
     "another output_type": (lambda p: p("a dog", output_type="jax"), "output_type must be pil, np or pt, got 'jax'"),
     "a map of devices": (lambda p: p.from_pretrained(device_map={"vae": 0}), "device '.*' cannot be used here"),
+    "generate a dictionary": (lambda p: p.generate({"prompt": "a dog"}), "prompts must be .* got dict"),
+    "generate bytes": (lambda p: p.generate(b"a dog"), "prompts must be .* got bytes"),
+    "caption a file that is open": (lambda p: p.caption(io.BytesIO(b"x")), "images must be a path, .*; got BytesIO"),
+    "inpaint with None for a mask": (lambda p: p.inpaint(IMAGE, None, "a dog"), "inpaint needs a mask: white is"),
+    "a number as a text": (lambda p: p.generate("a dog", best_of="2"), "best_of must be a whole number, got '2'"),
+    "a strength as a text": (lambda p: p.vary(IMAGE, "a dog", strength="1"), "strength must be a number, got '1'"),
+    "a switch as a text": (lambda p: p.from_pretrained(int8="yes"), "int8 must be True or False, got 'yes'"),
+    "a model that is None": (lambda p: p.from_pretrained(None), "name_or_path must be a name or a path, got None"),
+    "two names of one argument": (lambda p: p.from_pretrained(dtype="half", torch_dtype="half"), "give one of them"),
+    "a callback that is none": (lambda p: p.generate("a dog", on_step=5), "on_step must be a function .* got 5"),
+    "a truth value for a seed": (lambda p: p.generate("a dog", seed=True), "seed must be a whole number, .*; got bool"),
+    "seeds of a score": (lambda p: p.score(IMAGE, "a dog", seed=[0]), "seed must be a whole number or None, got list"),
+    "two seeds for one sample": (lambda p: p.generate("a dog", seed=[1, 2]), "2 seeds do not match 1 sample$"),
+    "a device that there is not": (lambda p: p.to("gpu"), "'gpu' cannot .*: give one device, such as cpu, cuda"),
+    "a text far too long": (lambda p: p.caption(IMAGE, length=10**6), "length must be at most 4096, got 1000000"),
+    "a pipeline without a name": (lambda _: Pipeline(**{}), r"^a pipeline is loaded by .*from_pretrained\('mini'\)$"),
     "a hub's name for a folder": (lambda p: p.save_pretrained("x", variant="fp16"), "dtype='float16'"),
 }  # fmt: skip
 
@@ -217,6 +233,36 @@ def test_a_wrong_call_says_what_was_wanted(fault: str) -> None:
     with pytest.raises((TypeError, ValueError), match=message) as caught:
         call(tiny_pipeline())
     assert "\n" not in str(caught.value)
+
+
+def test_numbers_of_numpy_and_torch_are_numbers() -> None:
+    pipe = tiny_pipeline()
+    expected = plain(pipe.generate(["a red dog"] * 2, num_steps=2, guidance_scale=2.0, seed=[3, 4]))
+    for seed in (np.array([3, 4]), torch.tensor([3, 4]), np.int64(3), torch.tensor(3), range(3, 5)):
+        steps, scale = np.int64(2), np.float32(2)
+        made = pipe.generate(["a red dog"] * 2, num_steps=steps, guidance_scale=scale, seed=seed)  # pyright: ignore
+        assert plain(made) == expected
+        assert made.seeds == [3, 4]
+
+
+def test_none_is_the_default_of_every_option() -> None:
+    pipe, image = tiny_pipeline(), noise_image()
+    assert plain(pipe.generate("a dog", best_of=None)) == plain(pipe.generate("a dog"))  # pyright: ignore
+    assert plain(pipe.vary(image, "a dog", strength=None)) == plain(pipe.vary(image, "a dog"))  # pyright: ignore
+
+
+def test_an_empty_negative_prompt_is_none_as_in_diffusers() -> None:
+    pipe, prompts = tiny_pipeline(), ["a red dog", "a blue car"]
+    plainly = plain(pipe.generate(prompts))
+    assert plain(pipe.generate(prompts, negative_prompt="")) == plainly
+    mixed = pipe.generate(prompts, negative_prompt=["", "a red dog"])
+    assert plain(mixed)[0] == plainly[0]
+    assert plain(mixed)[1] != plainly[1]
+
+
+@pytest.mark.parametrize("dtype", ["half", "fp16", "float16", "torch.float16", torch.float16])
+def test_a_dtype_may_have_the_name_that_torch_gives_it(dtype: Any) -> None:
+    assert tiny_pipeline().to(dtype=dtype).dtype == tiny_pipeline().to(dtype).dtype == torch.float16
 
 
 # --- signatures and help ---

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from ddit.config.data import QuestionsData, TarData
 from ddit.config.runs import DualRun, from_json, to_json
 from ddit.model import DualDiTConfig
 from ddit.model.small_text import build_tokenizer
@@ -47,6 +48,26 @@ def test_the_published_values_are_the_defaults_of_the_big_sizes(size):
     assert [c.train_mask_embedding for c in (first, second, large, third)] == [False, True, True, False]
     assert third.global_batch_size == 512
     assert third.data.t2i == first.data.t2i
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("stage", SD3_STAGES)
+def test_every_big_stage_is_watched_by_data_it_is_not_trained_on(size, stage):
+    """Captions for grids of images and, where questions are trained, questions for the tables."""
+    config = dual(f"{size}-{stage}")
+    data, report = config.data, config.report
+    assert report.num_held_out >= 100
+    assert report.num_grid >= 8
+    assert max(report.evaluate_every, report.grid_every) < config.max_steps
+    assert any(isinstance(source, TarData) for source in data.held_out)
+    asks = any(isinstance(source, QuestionsData) for source in data.i2t)
+    assert any(isinstance(source, QuestionsData) for source in data.held_out) == asks
+
+    def files(sources) -> set[str]:
+        names = ("path", "questions", "annotations")
+        return {value for source in sources for name in names if (value := getattr(source, name, None))}
+
+    assert not files(data.held_out) & files((*data.t2i, *data.i2t))
 
 
 def test_all_weights_are_tuned_in_little_memory():

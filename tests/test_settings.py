@@ -58,7 +58,7 @@ def test_an_option_of_sampling_is_declared_in_one_place() -> None:
     declared: dict[str, list[str]] = {name: [] for name in sampling - {"num_steps"}}
     for path in PACKAGE.rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
-            if isinstance(node, ast.ClassDef):
+            if isinstance(node, ast.ClassDef) and node.name != "FlowConfig":  # its shift is that of training
                 for field in node.body:
                     if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name):
                         declared.get(field.target.id, []).append(f"{path.name}:{node.name}")

@@ -44,6 +44,7 @@ def list_parts(options: argparse.Namespace, folder: Path) -> list[Part]:
     """In order of what is missed most if the time runs out."""
     device = ["--device", options.device]
     doctor, verify = [*DDIT, "doctor", *device], [*DDIT, "verify", str(ROOT / "tests/data/tiny"), *device]
+    bench = [sys.executable, "-m", "benchmarks.on_device"]
     published = ["--published", options.published] if options.published else []
     tests = ["tests/gpu/test_models.py", "tests/model/test_offload.py"]
     quiet = ["-q", "-p", "no:cacheprovider", "--show-capture=no"]
@@ -53,7 +54,7 @@ def list_parts(options: argparse.Namespace, folder: Path) -> list[Part]:
         Part("verify, bfloat16", [*verify, "--dtype", "bfloat16", "--atol", "0.1"], 20),
         Part("doctor, real width", [*doctor, "--only", "real-size"], 110, True),
         Part("doctor, training", [*doctor, "--only", "training"], 110, True),
-        Part("benchmark at 20 M and 300 M", [sys.executable, "-m", "benchmarks.on_device", *device, *published], 90, True),
+        Part("benchmark at 20 M and 300 M", [*bench, *device, *published], 90, True),
         Part("tests for GPUs", [sys.executable, "-m", "pytest", "-m", "gpu", *quiet, *tests], 90),
         Part("mini's chain, as far as it comes", [*DDIT, "train", "mini", "--root", str(folder / "mini")], 480),
     ]  # fmt: skip

@@ -51,7 +51,12 @@ VERBS = {
     "serve": Verb(APPS, "serve", "serve", "Serve MODEL over HTTP to OpenAI's clients."),
     "info": Verb(MODELS, "info", "info", "Print MODEL's sizes, settings and memory."),
     "verify": Verb(MODELS, "verify", "verify", "Recompute every reference tensor of DIR."),
-    "doctor": Verb(MODELS, "doctor", "doctor", "Check what this machine can do: device, kernels, memory, models, training."),
+    "doctor": Verb(
+        MODELS,
+        "doctor",
+        "doctor",
+        "Check what this machine can do, and print a report.",
+    ),
     "train": Verb(MODELS, "train", "train", "Run a training RECIPE, or resume it."),
     "export": Verb(MODELS, "export", "export", "Make a model folder of a training run's checkpoint."),
     "merge": Verb(MODELS, "train", "merge", "Merge LoRA adapters into a model's weights."),
@@ -62,6 +67,15 @@ VERBS = {
 }
 ALIASES = {"demo": "page"}
 """Names of 0.1, which still work."""
+OTHER_NAMES = {
+    "answer": "ask",
+    "vqa": "ask",
+    "choose": "rank",
+    "score": "rank",
+    "describe": "caption",
+    "draw": "generate",
+}
+"""What else a verb may be called, in Python or elsewhere."""
 
 
 class LazyGroup(VerbGroup):
@@ -69,6 +83,8 @@ class LazyGroup(VerbGroup):
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         verb = ALIASES.get(args[0], args[0])
+        if verb in OTHER_NAMES and not ctx.resilient_parsing:
+            ctx.fail(f"unknown command '{verb}'; did you mean {OTHER_NAMES[verb]}?")
         name, listed, rest = super().resolve_command(ctx, [verb, *args[1:]])
         return name, load_command(str(name)) if listed else None, rest
 

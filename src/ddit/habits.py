@@ -183,12 +183,18 @@ def guarded(method: Method, *, aliases: Mapping[str, str] | None = None) -> Meth
 
 def _plain(parameter: inspect.Parameter, value: Any) -> Any:
     """A value as its parameter wants it; raises ValueError on one of another kind."""
-    is_scalar = hasattr(value, "item") and getattr(value, "ndim", None) == 0  # NumPy's, or a tensor of one number
+    is_scalar = (
+        hasattr(value, "item") and getattr(value, "ndim", None) == 0
+    )  # NumPy's, or a tensor of one number
     if is_scalar:
         value = value.item()
     if parameter.annotation not in _KINDS:
         return value
-    if value is None and parameter.default is not parameter.empty:
+    if (
+        value is None
+        and parameter.annotation in (int, float, bool)
+        and parameter.default is not parameter.empty
+    ):
         return parameter.default
     kinds, wanted = _KINDS[parameter.annotation]
     is_truth = isinstance(value, bool) and parameter.annotation is not bool

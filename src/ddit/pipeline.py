@@ -99,6 +99,8 @@ class Pipeline(DiffusersStyle):
         Raises:
             ValueError: as `generate` and `caption`, and on a mask of another size or without white.
         """
+        if masks is None:
+            raise TypeError("inpaint needs a mask: white is generated, black is kept")
         texts, call = as_list(prompts, "prompts"), self.settings.image_options(options)
         warn_unknown(self.text_codec, texts, stacklevel=3)
         generator = self._image_generator

@@ -241,7 +241,20 @@ _RULES = {
     "model_attributes_type": "an object with keys",
     "too_short": "at least {min_length} long",
     "too_long": "at most {max_length} long",
+    "list_type": "a list",
+    "string_too_short": "at least {min_length} characters long",
+    "string_too_long": "at most {max_length} characters long",
 }
+LONGEST_VALUE = 80
+"""Characters of a wrong value that a fault quotes."""
+
+
+def broken_rule(fault: Any) -> str | None:
+    """What one of pydantic's faults says of the value, "must be at least 1, got 0"; None for one of another kind."""
+    value, context = repr(fault["input"]), fault.get("ctx", {})
+    shown = value if len(value) <= LONGEST_VALUE else value[:LONGEST_VALUE] + " ..."
+    rule = _RULES.get(fault["type"])
+    return None if rule is None else f"must be {rule.format(**context)}, got {shown}"
 
 
 def describe_fault(cls: Any, error: ValidationError, data: Any, key: str = "") -> str:
@@ -272,10 +285,8 @@ def describe_fault(cls: Any, error: ValidationError, data: Any, key: str = "") -
             choices = [choice.strip("'") for choice in context["expected"].replace(" or ", ", ").split(", ")]
             listed = f"{', '.join(choices[:-1])} or {choices[-1]}" if len(choices) > 1 else choices[0]
             return f"{place} must be {listed}, got {value!r}{near_misses(str(value), choices)}"
-    rule = _RULES.get(first["type"])
-    if rule is None:
-        return f"bad value for {place}: {value!r} ({first['msg']})"
-    return f"{place} must be {rule.format(**context)}, got {value!r}"
+    rule = broken_rule(first)
+    return f"bad value for {place}: {value!r} ({first['msg']})" if rule is None else f"{place} {rule}"
 
 
 def _locate(cls: Any, loc: Sequence[str | int], data: Any, key: str) -> tuple[str, Any, list[Any]]:

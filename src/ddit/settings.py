@@ -1,4 +1,4 @@
-"""What sampling and its training objectives can be told: each option once, with its range, its help and its default.
+"""Options of sampling and of the training objectives, each declared once: range, help and default.
 
 The defaults are the published settings. Nothing here needs torch.
 """
@@ -121,7 +121,7 @@ class ImageSampling:
         Field(
             ge=0,
             le=1,
-            description="how far guidance keeps the standard deviation of the conditional velocity",
+            description="rescale guided velocities to the standard deviation of the conditional ones; 0: off, 1: fully",
         ),
     ] = 0.0
 
@@ -158,13 +158,13 @@ class ImageSize:
 
 @strict
 class ImageOptions:
-    """What a call that generates images can be told."""
+    """Options of a call that generates images."""
 
     sampling: ImageSampling = field(default_factory=ImageSampling)
     size: ImageSize = field(default_factory=ImageSize)
     negative_prompt: Annotated[
         str | Sequence[str] | None,
-        Field(description="what guidance leads away from [default: the empty prompt]"),
+        Field(description="text that guidance leads away from [default: the empty prompt]"),
         Panel("Input"),
     ] = None
     batch_size: BatchSize = 16
@@ -180,39 +180,39 @@ class UnmaskingRule:
     order: Annotated[
         Order,
         Field(
-            description="positions that a step fills: random (as published), by confidence or margin the same number "
-            "each step, or by threshold or entropy as many as are safe"
+            description="which positions a step fills: random (as published), confidence or margin (the same number "
+            "every step), threshold or entropy (as many as are safe)"
         ),
     ] = "random"
     temperature: Annotated[
-        float, Field(ge=0, description="randomness of the tokens; 0 takes the likeliest")
+        float, Field(ge=0, description="randomness of the tokens; 0 takes the most likely one")
     ] = 1.0
     top_p: Annotated[
-        float, Field(gt=0, le=1, description="draw from the fewest tokens with this probability")
+        float, Field(gt=0, le=1, description="sample from the fewest tokens that add up to this probability")
     ] = 1.0
     threshold: Annotated[
         float,
         Field(
             gt=0,
             le=1,
-            description="order threshold fills positions above this probability (arXiv 2505.22618)",
+            description="with order threshold: fill positions above this probability (arXiv 2505.22618)",
         ),
     ] = 0.9
     entropy_bound: Annotated[
-        float, Field(ge=0, description="nats that order entropy may spend in a step (arXiv 2505.24857)")
+        float, Field(ge=0, description="with order entropy: nats that a step may spend (arXiv 2505.24857)")
     ] = 0.1
     commit_above: Annotated[
         float,
         Field(
             gt=0,
             le=1,
-            description="fill all once every token is above this probability; 1: never (arXiv 2508.19982)",
+            description="fill all positions once every token is above this probability; 1: never (arXiv 2508.19982)",
         ),
     ] = 1.0
     block_size: Annotated[
         int,
         Field(
-            ge=0, le=4096, description="positions of a block; blocks are filled left to right; 0: one block"
+            ge=0, le=4096, description="positions in a block; blocks are filled left to right; 0: one block"
         ),
     ] = 0
 
@@ -224,14 +224,17 @@ class TextSampling:
     rule: UnmaskingRule = field(default_factory=UnmaskingRule)
     text_guidance_scale: Annotated[
         float,
-        Field(ge=0, description="guidance away from the null image; 1 is none, else a step is two passes"),
+        Field(
+            ge=0,
+            description="guidance of texts, away from the null image; 1: off, otherwise a step takes two passes",
+        ),
     ] = 1.0
     image_refresh: Annotated[
         int,
         Field(
             ge=0,
             le=4096,
-            description="steps that reuse the image's keys and values; 1 is exact, 0: a whole block",
+            description="reuse the image's keys and values for so many steps; 1 is exact, 0: for a whole block",
         ),
     ] = 1
     text_refresh: Annotated[
@@ -239,19 +242,19 @@ class TextSampling:
         Field(
             ge=0,
             le=4096,
-            description="steps that reuse the text encoder's states; 1 is exact, 0: a whole block",
+            description="reuse the text encoder's states for so many steps; 1 is exact, 0: for a whole block",
         ),
     ] = 1
 
 
 @strict
 class TextOptions:
-    """What a call that writes texts can be told."""
+    """Options of a call that writes texts."""
 
     sampling: TextSampling = field(default_factory=TextSampling)
     num_steps: NumSteps = 64
     length: Annotated[
-        int | None, Field(ge=1, description="positions after the prompt, to be filled or padding")
+        int | None, Field(ge=1, le=4096, description="tokens of the text that is generated, with its padding")
     ] = None
     size: ImageSize = field(default_factory=ImageSize)
     batch_size: BatchSize = 16
@@ -259,7 +262,7 @@ class TextOptions:
 
 @strict
 class ScoreOptions:
-    """What a call that scores texts can be told."""
+    """Options of a call that scores texts."""
 
     null_weight: Annotated[
         float,
@@ -268,9 +271,11 @@ class ScoreOptions:
         ),
     ] = 0.0
     num_samples: Annotated[
-        int, Field(ge=2, description="masks a text is scored with; short texts are exact with fewer")
+        int, Field(ge=2, description="random masks to score a text with; short texts are exact with fewer")
     ] = 32
-    length: Annotated[int | None, Field(ge=1, description="positions of a text with its padding")] = None
+    length: Annotated[int | None, Field(ge=1, le=4096, description="tokens of a text, with its padding")] = (
+        None
+    )
     size: ImageSize = field(default_factory=ImageSize)
     batch_size: BatchSize = 32
 
@@ -300,13 +305,13 @@ class LoadOptions:
     ] = None
     int8: Annotated[bool, Field(description="keep the text encoder's matrices in 8 bit: less memory")] = False
     offload: Annotated[
-        bool, Field(description="keep text encoder and autoencoder on the CPU, except while they are used")
+        bool, Field(description="keep text encoder and autoencoder on the CPU except while in use")
     ] = False
     offload_blocks: Annotated[
         bool,
         Field(
-            description="also keep the blocks of transformer and text encoder there, but for the one that is used: for "
-            "cards of 8 to 12 GB"
+            description="also keep the blocks of transformer and text encoder on the CPU, except the one in use: for "
+            "GPUs of 8 to 12 GB"
         ),
     ] = False
     compile: Annotated[bool, Field(description="torch.compile: minutes at the start, then faster steps")] = (

@@ -103,6 +103,11 @@ def test_an_old_name_is_not_listed_and_still_works(alias: str) -> None:
     [
         ("genrate x", "unknown command 'genrate'; did you mean generate?"),
         ("corgi", "unknown command 'corgi'; {help}"),
+        ("answer a.png b", "unknown command 'answer'; did you mean ask?"),
+        (
+            "--seed 3 generate x",
+            "unknown option --seed: a command's options follow it, as in ddit generate PROMPT --seed 1",
+        ),
         ("data chek", "unknown command 'chek'; did you mean check?"),
         ("generate x --sed 4", "unknown option --sed; did you mean --seed?"),
         ("generate x --numsteps 4", "unknown option --numsteps; did you mean --num-steps?"),

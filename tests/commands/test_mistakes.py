@@ -126,6 +126,10 @@ def test_an_output_that_cannot_be_written_is_found_before_the_model_is_loaded(ru
     for output in (tmp_path / "file", tmp_path / "file" / "deeper", tmp_path / "file" / "a.png"):
         fault = run("generate", "a dog", "-o", output, "--model", "never/loaded").fault
         assert fault.startswith(f"cannot write to '{tmp_path / 'file'}")
+    assert (
+        run("world", tmp_path / "file").fault
+        == f"cannot write to '{tmp_path / 'file'}': it is a file, not a folder"
+    )
     fault = run("generate", "a dog", "a cat", "-o", tmp_path / "a.png", "--model", "never/loaded").fault
     assert "is one file for 2 images" in fault
 

@@ -129,6 +129,8 @@ def test_a_wrong_override_is_one_line_that_names_the_key(joint: DualRun, overrid
         (["objective.i2t_fraction=0", "train_mask_embedding=true"], "no text is trained on"),
         (["objective.i2t_fraction=1", "objective.caption_dropout=0.2"], "no image is generated"),
         (["objective.i2t_fraction=1", "objective.flow.logit_mean=0.2"], "no image is generated"),
+        (["objective.flow.mode_scale=1"], "time_density is logit_normal, not mode"),
+        (["objective.flow.time_density=mode", "objective.flow.logit_std=2"], "mode, not logit_normal"),
         (["objective.i2t_fraction=1", "data.t2i.0.num_scenes=5"], "no image is generated"),
         (["data.t2i.0.weight=2"], "data.t2i has a single source"),
         (["data.t2i.0.question_fraction=0.5"], "of the sources in data.t2i only captions are used"),

@@ -18,7 +18,6 @@ from ddit.diffusion.flow import (
     flow_sigmas,
     num_evaluations,
     sample_latents,
-    sample_t,
     sampling_times,
 )
 from ddit.settings import FlowConfig, ImageSampling, ModelSettings, Sampler
@@ -67,18 +66,6 @@ def test_noise_interpolates_between_the_latents_and_pure_noise() -> None:
     latents, noise = latents_and_noise()
     torch.testing.assert_close(add_noise(latents, noise, torch.zeros(5)), latents)
     torch.testing.assert_close(add_noise(latents, noise, torch.ones(5)), noise)
-
-
-def test_times_are_logit_normal_on_a_thousand_levels() -> None:
-    t = sample_t(
-        20_000, FlowConfig(logit_mean=0.5, logit_std=0.8), generator=torch.Generator().manual_seed(0)
-    )
-    torch.testing.assert_close(t * 1000, (t * 1000).round(), atol=1e-3, rtol=0)
-    assert t.min() > 0
-    assert t.max() <= 1
-    logits = torch.logit(t.clamp(max=0.9995))
-    assert logits.mean().item() == pytest.approx(0.5, abs=0.02)
-    assert logits.std().item() == pytest.approx(0.8, abs=0.02)
 
 
 @pytest.mark.parametrize(("num_steps", "shift"), [(1, 3.0), (8, 3.0), (28, 1.0), (28, 3.0), (50, 2.0)])

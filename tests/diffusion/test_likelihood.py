@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from ddit.diffusion.likelihood import MaskSets, mask_sets, set_log_probs
+from ddit.diffusion.likelihood import MaskSets, mask_sets, set_log_probs, text_units
 from ddit.diffusion.masked import LogitsFn, MaskedConfig, masked_loss, subs_log_probs
 
 VOCAB, MASK, LENGTH = 4, 3, 4
@@ -178,3 +178,42 @@ def test_the_estimate_is_right_in_the_mean_and_its_error_is_its_spread(num_sampl
     spread = estimates.std().item()
     assert estimates.mean().item() == pytest.approx(exact, abs=4 * spread / 20)
     assert errors.square().mean().sqrt().item() == pytest.approx(spread, rel=0.15)
+
+
+@pytest.mark.parametrize("num_samples", [4, 16])
+def test_sets_by_their_size_leave_less_variance_than_stratified_times(num_samples: int) -> None:
+    text = torch.tensor([2, 0, 1, 2, 1, 0, 2])
+    by_sets, by_times = [], []
+    for seed in range(300):
+        generator = torch.Generator().manual_seed(seed)
+        by_sets.append(bound(context_logits, text, mask_sets(7, num_samples, generator))[0])
+        every = torch.ones(num_samples, 7, dtype=torch.bool)
+        loss = masked_loss(
+            context_logits,
+            text.expand(num_samples, -1),
+            every,
+            mask_token_id=MASK,
+            cfg=MaskedConfig(),
+            generator=generator,
+        )
+        by_times.append(-7 * loss.mean().item())
+    spreads = [torch.tensor(values).std().item() for values in (by_sets, by_times)]
+    assert spreads[0] < 0.75 * spreads[1]
+
+
+# --- units of texts ---
+
+
+def test_each_token_is_a_unit_and_the_end_is_one_with_its_padding() -> None:
+    ids = torch.tensor([[5, 6, 7, 1, 1, 1], [5, 1, 6, 7, 1, 1], [1, 1, 1, 1, 1, 1], [5, 6, 7, 8, 9, 5]])
+    answers = torch.tensor([[0, 1, 1, 1, 1, 1], [1, 1, 0, 1, 1, 1], [1] * 6, [0, 0, 1, 1, 1, 1]]).bool()
+    units, is_scored, counts = text_units(ids, answers, 1)
+    assert units.tolist() == [
+        [-1, 0, 1, 2, 2, 2],
+        [0, 1, -1, 2, 3, 3],  # an end between two answers is a token like any other
+        [0] * 6,
+        [-1, -1, 0, 1, 2, 3],  # cut: no end
+    ]
+    assert counts.tolist() == is_scored.sum(1).tolist() == [3, 4, 1, 4]
+    for row, scored in zip(units, is_scored, strict=True):  # the first position of each unit
+        assert row[scored].tolist() == list(range(int(row.max()) + 1))

@@ -19,7 +19,9 @@ def check(outcome: Outcome) -> str:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["sd3-medium-lora", "sd3-medium-full", "sd3-medium-stage2", "sd3.5-medium-stage1"])
+@pytest.mark.parametrize(
+    "name", ["sd3-medium-lora", "sd3-medium-full", "sd3-medium-stage2", "sd3.5-medium-stage1"]
+)
 def test_a_recipe_runs_at_toy_width(bench: Bench, name: str) -> None:
     figure = check(training.check_sd3_recipe(bench, name))
     assert "backward" in figure
@@ -27,7 +29,9 @@ def test_a_recipe_runs_at_toy_width(bench: Bench, name: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("run", [training.check_accumulation, training.check_precompute, training.check_loader])
+@pytest.mark.parametrize(
+    "run", [training.check_accumulation, training.check_precompute, training.check_loader]
+)
 def test_sharded_gradients_latents_and_loading(bench: Bench, run: Callable[[Bench], Outcome]) -> None:
     check(run(bench))
 
@@ -41,7 +45,13 @@ def test_compiled_training_keeps_within_its_graphs(bench: Bench) -> None:
 def test_steps_without_encoders_as_at_the_real_width(bench: Bench, name: str) -> None:
     config = training._settle(name, compiled=False)
     small = DualDiTConfig(
-        hidden_size=128, depth=2, num_heads=2, text_dim=64, vocab_size=32128, sample_size=16, pos_embed_max_size=32
+        hidden_size=128,
+        depth=2,
+        num_heads=2,
+        text_dim=64,
+        vocab_size=32128,
+        sample_size=16,
+        pos_embed_max_size=32,
     )
     config = replace(
         config, model=small, global_batch_size=4, micro_batch_size=None, train_mask_embedding=False,

@@ -184,7 +184,7 @@ def test_null_rows_that_cannot_be_are_refused() -> None:
 def test_features_are_the_image_tokens_after_the_named_block() -> None:
     model = make_model(CONFIG)
     seen = []
-    model.transformer_blocks[1].register_forward_hook(lambda block, args, out: seen.append(out[0].image))
+    model.transformer_blocks[1].register_forward_hook(lambda block, args, out: seen.append(out[0][0]))
     output = model(*make_inputs(), num_t2i=4, features_after=1)
     torch.testing.assert_close(output.features, seen[0])
     assert model(*make_inputs(), num_t2i=4).features is None

@@ -207,7 +207,7 @@ def test_a_value_that_asks_for_nothing_passes_without_a_notice(
     ("call", "given", "message"),
     [
         ("images.generate", {"background": "transparent"}, "background: the model's images are opaque"),
-        ("images.generate", {"output_format": "gif"}, "output_format: Input should be 'png', 'jpeg' or 'webp'"),
+        ("images.generate", {"output_format": "gif"}, "output_format must be 'png', 'jpeg' or 'webp', got 'gif'"),
         ("images.generate", {"size": "256x256"}, "multiples of 8 from 8 to 48, by default 32x32; upscale enlarges"),
         ("images.generate", {"size": "1024x1024"}, "size 1024x1024 is not possible"),
         ("images.generate", {"size": "33x32"}, "multiples of 8 from 8 to 48"),
@@ -216,10 +216,10 @@ def test_a_value_that_asks_for_nothing_passes_without_a_notice(
         ("images.edit", {"size": "512x512"}, "size 512x512 is not possible"),
         ("images.create_variation", {"size": "256x256"}, "size 256x256 is not possible"),
         ("chat.completions.create", {"modalities": ["text", "audio"]}, "the model writes text only"),
-        ("chat.completions.create", {"max_tokens": 0}, "max_tokens: Input should be greater"),
+        ("chat.completions.create", {"max_tokens": 0}, "max_tokens must be at least 1, got 0"),
         ("chat.completions.create", {"max_tokens": 2, "max_completion_tokens": 3}, "give one of them"),
         ("chat.completions.create", {"messages": []}, "messages: List should have at least 1 item"),
-        ("chat.completions.create", {"presence_penalty": 3}, "presence_penalty: Input should be less"),
+        ("chat.completions.create", {"presence_penalty": 3}, "presence_penalty must be at most 2, got 3"),
         ("files.create", {"purpose": "fine-tune"}, "'fine-tune' is not supported: files are images to ask about"),
     ],
 )  # fmt: skip

@@ -1,4 +1,5 @@
 import json
+import math
 import subprocess
 import sys
 import tarfile
@@ -16,7 +17,9 @@ from ddit.config.runs import DataConfig, DualRun, LatentsRun, ObjectiveConfig
 from ddit.data.samples import Source
 from ddit.data.world_files import WorldScenes, write_world
 from ddit.devices import Ranks
+from ddit.diffusion.flow import shifted
 from ddit.model import DualDiTConfig
+from ddit.settings import FlowConfig
 from ddit.train import precompute as making
 from ddit.train.batch import Batch, I2TBatch, T2IBatch
 from ddit.train.batches import ImageFacts, StepData
@@ -156,6 +159,25 @@ def test_a_wide_image_is_seen_whole_with_buckets() -> None:
         pixels = flat(steps(cfg, found={CAPTIONED: wide})[0][0].t2i)["images.pixels"]
         assert pixels.shape[2:] == ((24, 48) if is_seen else (32, 32))
         assert bool((pixels[:, :, :, 0] > 200).all()) == is_seen
+
+
+def test_the_shift_of_the_times_is_that_of_the_bucket() -> None:
+    found = {CAPTIONED: ListSource(60, sizes=[(64, 64), (96, 48), (48, 96)] * 20)}
+    data, objective = (
+        DataConfig(t2i=(CAPTIONED,), image_size=32, t2i_length=10, i2t_length=32, num_buckets=5),
+        config().objective,
+    )
+    plain = steps(config(data=data), found=found)
+    flow = FlowConfig(shift_from_size=16)
+    moved = steps(config(data=data, objective=replace(objective, flow=flow)), found=found)
+    areas = set()
+    for step in range(8):
+        before, after = (flat(of.rank_batch(step).t2i) for of in (plain, moved))
+        area = math.prod(before["images.pixels"].shape[2:])
+        torch.testing.assert_close(after["t"], shifted(before["t"], area**0.5 / 16))
+        assert torch.equal(after["noise"], before["noise"])
+        areas.add(area)
+    assert len(areas) > 1
 
 
 def test_each_half_of_a_batch_has_one_shape() -> None:

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from ddit.config.runs import DualRun
-from ddit.model.dual_dit import JointBlock
+from ddit.model.block import JointBlock, Tokens
 from ddit.recipes import SD3_STAGES, SIZES, build
 from ddit.train.memory import GIB, MemoryReport, build_on_meta, memory_per_gpu, saved_bytes
 
@@ -108,7 +108,7 @@ def test_a_block_keeps_what_its_backward_pass_is_seen_to_keep():
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-        block(image, text, cond, 1)
+        block([Tokens(image, text, cond, 1)])
     weights = {parameter.untyped_storage().data_ptr() for parameter in block.parameters()}
     real = sum(size for key, size in kept.items() if key not in weights)
     assert saved_bytes(small, 2)[0] == pytest.approx(real, rel=0.15)

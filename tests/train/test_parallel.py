@@ -9,9 +9,11 @@ from typing import NamedTuple
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor
 
+from ddit.config.data import LlavaData
 from ddit.config.runs import DualRun
 from ddit.devices import Ranks
 from ddit.model.encoders import TextCodec
@@ -49,6 +51,7 @@ def run(plain: DualRun, config_file: Callable[[DualRun], Path], tmp_path: Path) 
         environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(HERE.parent)}
         done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
         assert done.returncode == 0, done.stderr[-3000:]
+        assert "Warning" not in done.stderr
         return Outcome(json.loads((out / "values.json").read_text()), load_file(out / "state.safetensors"))
 
     return run
@@ -80,6 +83,32 @@ def test_ranks_share_accumulation_mask_token_and_text_encoder(
     sharded = replace(config.parallel, text_encoder="sharded", reshard_after_forward=True)
     one = run("one", 1, config=config)
     check_same(run("two", 2, config=replace(config, micro_batch_size=2, parallel=sharded)), one)
+
+
+@pytest.fixture
+def partly_without_images(plain: DualRun, tmp_path: Path) -> DualRun:
+    """Texts of two lengths, and every third conversation without an image, so that ranks differ in what they hold."""
+    entries = []
+    for number in range(12):
+        turns = [{"from": "human", "value": "what color is the car?"}, {"from": "gpt", "value": "red"}]
+        entry = {"id": str(number), "conversations": turns}
+        if number % 3:
+            Image.new("RGB", (32, 32), (20 * number, 0, 0)).save(tmp_path / f"{number}.png")
+            entry["image"] = f"{number}.png"
+        entries.append(entry)
+    (tmp_path / "turns.json").write_text(json.dumps(entries))
+    source = LlavaData(str(tmp_path / "turns.json"), images=str(tmp_path))
+    return replace(plain, data=replace(plain.data, i2t=(source,), i2t_length=plain.data.t2i_length + 3))
+
+
+@pytest.mark.slow
+def test_ranks_that_differ_in_absent_images_take_the_steps_of_one(
+    partly_without_images: DualRun, run: Callable[..., Outcome]
+) -> None:
+    config = partly_without_images
+    one = run("one", 1, config=config)
+    check_same(run("two", 2, config=replace(config, micro_batch_size=2)), one)
+    check_same(run("table", 4, config=config, num_replicas=2), one)
 
 
 @pytest.mark.slow
@@ -185,6 +214,7 @@ def test_ranks_share_figures_samples_and_exports(
     assert len(one) == 3
     for ours, theirs in zip(two, one, strict=True):
         names = {"velocity_true", "velocity_shuffled", "caption_nll", "question_nll", "caption_exact"}
+        names |= {"flow_loss", "flow_loss_ci", "flow_t0.95", "caption_nelbo", "question_nelbo_token_ci"}
         assert names <= set(theirs)
         for name in names:
             assert ours[name] == pytest.approx(theirs[name], abs=1e-4), name

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from ddit.images import read_image
-from ddit.train.plot import panel_names, plot_runs, read_curves, smooth
+from ddit.train.plot import by_time, panel_names, plot_runs, read_curves, smooth
 
 
 def make_run(folder: Path, *, steps: int = 40, extra: str | None = None) -> Path:
@@ -45,6 +45,36 @@ def test_one_run_is_drawn_into_its_folder_and_several_over_one_another(tmp_path:
     assert first in colors(alone)
     assert second not in colors(alone)
     assert {first, second} <= colors(together)
+
+
+def test_losses_by_time_are_one_panel_and_intervals_are_bands(tmp_path: Path) -> None:
+    def run(name: str, **figures: float) -> Path:
+        (tmp_path / name).mkdir()
+        events = [
+            {"step": step, "flow_loss": 1.0, "flow_t0.05": 3.0 - step, "flow_t0.15": 0.5} for step in (1, 2)
+        ]
+        text = "".join(json.dumps(event | figures) + "\n" for event in events)
+        (tmp_path / name / "log.jsonl").write_text(text)
+        return tmp_path / name
+
+    plain, banded = (
+        run("plain"),
+        run("banded", flow_loss_ci=0.2, **{"flow_t0.05_ci": 0.1, "flow_t0.15_ci": 0.1}),
+    )
+    curves = read_curves(banded)
+    assert panel_names([curves]) == ["flow_loss", "flow_t"]
+    assert by_time(curves) == {
+        "flow_t": [(0.05, 1.0), (0.15, 0.5)],  # of the last evaluation
+        "flow_t_ci": [(0.05, 0.1), (0.15, 0.1)],
+    }
+
+    def shades(folder: Path) -> int:
+        image = np.asarray(read_image(plot_runs([folder]))).reshape(-1, 3).astype(int)
+        return int(
+            (np.abs(image - (210, 228, 240)).max(1) < 3).sum()
+        )  # the first colour, at a fifth, on white
+
+    assert shades(banded) > 1000 > shades(plain)
 
 
 def test_runs_of_one_name_can_be_told_apart(tmp_path: Path) -> None:

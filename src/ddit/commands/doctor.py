@@ -36,14 +36,19 @@ def doctor(
     out: Annotated[
         Path | None,
         typer.Option(
-            "--out", "-o", metavar="FILE", rich_help_panel="Output", help="write the report (markdown) here too"
+            "--out",
+            "-o",
+            metavar="FILE",
+            rich_help_panel="Output",
+            help="write the report (markdown) here too",
         ),
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Check what this machine can do: device, kernels, memory, models, training.
+    """Check what this machine can do, and print a report.
 
-    Prints a report in markdown, to be pasted into an issue. A check that fails ends no other; the exit code is then 1.
+    Checks device, kernels, memory, models and training. The report is markdown, to be pasted into an issue. If a check
+    fails, the others still run, and the exit code is 1.
 
     Examples:
         ddit doctor

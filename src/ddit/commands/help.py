@@ -138,6 +138,10 @@ def usage_fault(error: TyperException) -> str:
         known = [name[2:] for param in options for name in (*param.opts, *param.secondary_opts)]
         given = str(getattr(error, "option_name", ""))
         near = [f"--{name}" for name in nearest(given[2:], known)] if given.startswith("--") else []
+        if isinstance(ctx.command, VerbGroup) and not near:
+            return (
+                f"unknown option {given}: a command's options follow it, as in ddit generate PROMPT --seed 1"
+            )
         message = f"unknown option {given}" + (f"; did you mean {' or '.join(near)}?" if near else "")
     elif ctx is not None and hasattr(error, "param_type"):  # an argument that is missing
         param: Any = getattr(error, "param", None)

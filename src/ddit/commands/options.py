@@ -51,14 +51,14 @@ SeedOption = Annotated[
         parser=parse_seed,
         metavar="N",
         rich_help_panel="Sampling",
-        help="seed of the first image or text, one more for each that follows; random draws one and prints it",
+        help="seed of the first image or text; each further one adds 1. random picks a seed and prints it",
     ),
 ]
 QuietOption = Annotated[
-    bool, typer.Option("--quiet", "-q", rich_help_panel="Output", help="no progress, and no notes")
+    bool, typer.Option("--quiet", "-q", rich_help_panel="Output", help="no progress bars, no notes")
 ]
 JsonOption = Annotated[
-    bool, typer.Option("--json", rich_help_panel="Output", help="print one JSON object a line")
+    bool, typer.Option("--json", rich_help_panel="Output", help="print one JSON object per line")
 ]
 
 MODELS_OWN = {

@@ -58,7 +58,8 @@ def check_writable(folder: Path) -> None:
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
-        raise ValueError(f"cannot write to '{folder}': {error.strerror}") from None
+        reason = "it is a file, not a folder" if folder.is_file() else error.strerror
+        raise ValueError(f"cannot write to '{folder}': {reason}") from None
 
 
 def check_choice(what: str, value: str, known: Collection[str]) -> None:

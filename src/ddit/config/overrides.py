@@ -140,7 +140,11 @@ def _unread_of_objective(config: DualRun) -> Iterator[tuple[str, str]]:
         if config.data.i2t:
             yield "data.t2i", "objective.i2t_fraction is 1: no image is generated"
     density = objective.flow.time_density
-    for name, reader in (("logit_mean", "logit_normal"), ("logit_std", "logit_normal"), ("mode_scale", "mode")):
+    for name, reader in (
+        ("logit_mean", "logit_normal"),
+        ("logit_std", "logit_normal"),
+        ("mode_scale", "mode"),
+    ):
         if density != reader:
             yield f"objective.flow.{name}", f"objective.flow.time_density is {density}, not {reader}"
 

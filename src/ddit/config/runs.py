@@ -145,8 +145,8 @@ class ReportConfig:
             None: at the end of the run alone.
         tensorboard: event files too, where TensorBoard is installed.
         wandb_project: of Weights & Biases; None: not used.
-        profile_steps: the first rank traces the steps from the first number to before the second, `trace-10-13.json.gz`
-            for [10, 13], with torch's profiler.
+        profile_steps: the first rank traces the steps from the first number to before the second, with torch's
+            profiler, into `trace-10-13.json.gz` for [10, 13].
         peak_tflops: of one device, which model FLOP utilisation is measured against; None: looked up or measured.
     """
 

@@ -1,4 +1,4 @@
-"""What the machine is and what it can do: software, device, number formats, attention kernels, memory, disk, exchange."""
+"""What the machine is and can do: software, device, number formats, attention kernels, memory, disk, exchange."""
 
 import importlib.metadata
 import json
@@ -39,7 +39,9 @@ def check_software(bench: Bench) -> Outcome:
     if torch.backends.cudnn.is_available():
         parts.append(f"cuDNN {torch.backends.cudnn.version()}")
     if bench.is_gpu:
-        parts += [f"driver {_driver()}", f"NCCL {'.'.join(map(str, torch.cuda.nccl.version()))}"]
+        import torch.cuda.nccl as nccl
+
+        parts += [f"driver {_driver()}", f"NCCL {'.'.join(map(str, nccl.version()))}"]
     for name in LIBRARIES:
         try:
             parts.append(f"{name} {importlib.metadata.version(name)}")
@@ -86,7 +88,9 @@ def check_products(bench: Bench, dtype: torch.dtype) -> Outcome:
     peak = known_peak(torch.cuda.get_device_name(bench.device)) if bench.is_gpu else None
     if dtype == torch.float32:
         tf32 = torch.backends.cuda.matmul.allow_tf32
-        return Outcome(f"{figure}{', TF32 on' if tf32 else ''}", "ok" if error < PRODUCT_ERRORS[dtype] else "failed")
+        return Outcome(
+            f"{figure}{', TF32 on' if tf32 else ''}", "ok" if error < PRODUCT_ERRORS[dtype] else "failed"
+        )
     if error > PRODUCT_ERRORS[dtype]:
         return Outcome(figure, "failed")
     if peak is None:
@@ -120,7 +124,9 @@ def check_attention(bench: Bench, kernel: SDPBackend) -> Outcome:
     with sdpa_kernel(SDPBackend.MATH), torch.no_grad():
         exact = F.scaled_dot_product_attention(q.float(), k.float(), v.float())
     error = ((out - exact).norm() / exact.norm()).item()
-    figure = f"{seconds * 1e3:.2f} ms there and back at {'x'.join(map(str, shape))}, relative error {error:.1e}"
+    figure = (
+        f"{seconds * 1e3:.2f} ms there and back at {'x'.join(map(str, shape))}, relative error {error:.1e}"
+    )
     return Outcome(figure, "ok" if error < 2e-2 else "failed")
 
 
@@ -184,10 +190,9 @@ def check_exchange(bench: Bench) -> Outcome:
         errors = [line for line in err.splitlines() if "Error" in line]
         raise RuntimeError(errors[-1] if errors else f"exit code {process.returncode}")
     found = json.loads(out.splitlines()[-1])
-    return Outcome(
-        f"{found['backend']}, {count} process{'es' * (count > 1)}: {found['mib']} MiB in {found['seconds'] * 1e3:.1f} ms, "
-        f"{found['rate'] / 1e9:.2f} GB/s of each"
-    )
+    who = f"{found['backend']}, {count} process{'es' * (count > 1)}"
+    how = f"{found['mib']} MiB in {found['seconds'] * 1e3:.1f} ms, {found['rate'] / 1e9:.2f} GB/s of each"
+    return Outcome(f"{who}: {how}")
 
 
 def machine_checks() -> list[Check]:
@@ -207,5 +212,7 @@ def kernel_checks() -> list[Check]:
         f"products in {str(dtype).removeprefix('torch.')}": partial(check_products, dtype=dtype)
         for dtype in PRODUCT_ERRORS
     }
-    kernels = {f"attention: {name}": partial(check_attention, kernel=kernel) for name, kernel in KERNELS.items()}
+    kernels = {
+        f"attention: {name}": partial(check_attention, kernel=kernel) for name, kernel in KERNELS.items()
+    }
     return in_group("kernels", {**products, **kernels})

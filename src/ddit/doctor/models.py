@@ -40,7 +40,9 @@ class Sample(NamedTuple):
 
 def small_pipeline(*, image_attends_text: bool = False) -> Pipeline:
     """A model of random weights with no zero-initialised path, whose heads have the width that CUDA's kernels want."""
-    words = "a photo of the dog cat car red blue green is there what color how many one two three yes no q: a:"
+    words = (
+        "a photo of the dog cat car red blue green is there what color how many one two three yes no q: a:"
+    )
     tokenizer = build_tokenizer(words.split())
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
@@ -146,14 +148,17 @@ def check_mini(bench: Bench, dtype: torch.dtype) -> Outcome:
     difference = _difference(found.image, expected.image)
     figure = f"pixels differ by {difference:.3f} of 255, {NUM_STEPS} steps in {seconds * 1e3:.0f} ms, '{found.caption}'"
     same = difference <= PIXELS[dtype] and (found.caption == expected.caption or dtype != torch.float32)
-    return Outcome(figure if same else f"{figure}; on the CPU '{expected.caption}'", "ok" if same else "failed")
+    return Outcome(
+        figure if same else f"{figure}; on the CPU '{expected.caption}'", "ok" if same else "failed"
+    )
 
 
-def check_loading(bench: Bench, **options: bool) -> Outcome:
+def check_loading(bench: Bench, **options: Any) -> Outcome:
     """A way of loading the small model gives what the plain one gives; on a GPU with less memory between uses."""
     folder = save_small(bench.folder / "small")
     results, held = [], []
-    for chosen in ({}, options):
+    ways: list[dict[str, Any]] = [{}, options]
+    for chosen in ways:
         before = _allocated(bench)
         pipeline = Pipeline.from_pretrained(folder, device=bench.device, dtype="float32", **chosen)
         sample = _sample(pipeline)
@@ -195,13 +200,15 @@ def check_compiled(bench: Bench, *, name: str | None = None) -> Outcome:
     folder = name or save_small(bench.folder / "small")
     pipeline = Pipeline.from_pretrained(folder, device=bench.device, dtype="float32")
     plain = _sample(pipeline)
-    texts = [plain.caption, *pipeline.answer(plain.image, ["what color is the car?"] * 2)]
+    questions = ["what color is the car?"] * 2
+    texts = [plain.caption, *pipeline.answer(plain.image, questions)]
     before = timed(lambda: pipeline.caption(plain.image), bench, seconds=0)
     pipeline.compile()
+    found, answers = plain, texts
     with counted_graphs() as made:
         for _ in range(3):  # a graph is recorded in the second call and replayed in the third
             found = _sample(pipeline, plain.image)
-            answers = [found.caption, *pipeline.answer(plain.image, ["what color is the car?"] * 2)]
+            answers = [found.caption, *pipeline.answer(plain.image, questions)]
     after = timed(lambda: pipeline.caption(plain.image), bench, seconds=0)
     difference = _difference(found.image, plain.image)
     figure = (

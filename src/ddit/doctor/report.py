@@ -14,10 +14,11 @@ from typing import Literal, NamedTuple
 import torch
 
 import ddit
-from ddit.errors import one_line
 
 Status = Literal["ok", "slow", "failed", "skipped"]
 NO_GPU = "no GPU"
+MOST_CHARACTERS = 300
+"""Of an error, in the report."""
 
 
 class Skipped(Exception):
@@ -89,10 +90,9 @@ def run_checks(checks: Sequence[Check], bench: Bench) -> Iterator[Finding]:
         except Skipped as reason:
             outcome = Outcome(str(reason), "skipped")
         except Exception as error:
-            outcome = Outcome(f"{type(error).__name__}: {one_line(error)}", "failed")
-        yield Finding(
-            check.group, check.name, outcome.status, outcome.figure, time.perf_counter() - start
-        )
+            text = " ".join(str(error).split())
+            outcome = Outcome(f"{type(error).__name__}: {text[:MOST_CHARACTERS]}", "failed")
+        yield Finding(check.group, check.name, outcome.status, outcome.figure, time.perf_counter() - start)
         gc.collect()
         if bench.is_gpu:
             try:
@@ -103,14 +103,18 @@ def run_checks(checks: Sequence[Check], bench: Bench) -> Iterator[Finding]:
 
 def to_markdown(findings: Sequence[Finding], device: torch.device) -> str:
     """The report: a line of what it is about, a table, a line of how it ended."""
-    counts = {status: sum(f.status == status for f in findings) for status in ("ok", "slow", "failed", "skipped")}
+    counts = {
+        status: sum(f.status == status for f in findings) for status in ("ok", "slow", "failed", "skipped")
+    }
     rows = [
-        f"| {f.group} | {f.name} | {f.status} | {f.figure.replace('|', '/')} | {f.seconds:.1f} |" for f in findings
+        f"| {f.group} | {f.name} | {f.status} | {f.figure.replace('|', '/')} | {f.seconds:.1f} |"
+        for f in findings
     ]
     return "\n".join([
         f"## ddit doctor: {device}",
         "",
-        f"ddit {ddit.__version__}, torch {torch.__version__}, Python {platform.python_version()}, {platform.platform()}",
+        f"ddit {ddit.__version__}, torch {torch.__version__}, Python {platform.python_version()}, "
+        f"{platform.platform()}",
         "",
         "| part | check | result | figure | s |",
         "|---|---|---|---|---|",
@@ -137,4 +141,3 @@ def timed(work: Callable[[], object], bench: Bench, *, seconds: float = 0.2) -> 
 def in_group(group: str, checks: dict[str, Callable[..., Outcome]]) -> list[Check]:
     """Checks by their names."""
     return [Check(group, name, run) for name, run in checks.items()]
-

@@ -58,7 +58,7 @@ def as_list(texts: str | Sequence[str], what: str = "texts") -> list[str]:
     """
     many: Any = texts
     is_one = isinstance(many, str | bytes | Mapping | Set) or not isinstance(many, Iterable)
-    found = [many] if is_one else list(many)
+    found: list[Any] = [many] if is_one else list(many)
     if not found:
         raise ValueError("no text given")
     wrong = next((item for item in found if not isinstance(item, str)), "")
@@ -128,7 +128,9 @@ def sample_seeds(seed: Seed, count: int) -> list[int]:
     """
     given: Any = new_seed() if seed is None else seed
     try:
-        is_one = hasattr(given, "__index__") and not getattr(given, "ndim", 0)  # an array has one number a sample
+        is_one = hasattr(given, "__index__") and not getattr(
+            given, "ndim", 0
+        )  # an array has one number a sample
         if isinstance(given, bool):
             raise TypeError
         first = operator.index(given) if is_one else 0

@@ -180,7 +180,7 @@ def verify(
 def write_reference(
     folder: Path, groups: Mapping[str, Tensors], *, mask_token_id: int, t2i: Mapping[str, float]
 ) -> None:
-    """Makes a reference folder of one that has `transformer/` and `text_encoder/`: what they give in float32 on the CPU.
+    """Makes a reference folder of one that has `transformer/` and `text_encoder/`, by them in float32 on the CPU.
 
     groups: the inputs of each group. t2i: `steps`, `guidance_scale` and `shift` of the group of that name.
     """

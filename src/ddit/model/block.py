@@ -65,8 +65,8 @@ class JointBlock(nn.Module):
         self.ff = FeedForward(dim)
         self.ff_context = FeedForward(dim)
 
-    def forward(self, groups: Sequence[Tokens], kept: ImageKV | None = None) -> list[Tokens]:
-        """Each group's next tokens; of the last block (n, N, D) and (B - n, L, D).
+    def forward(self, groups: Sequence[Tokens], kept: ImageKV | None = None) -> list[tuple[Tensor, Tensor]]:
+        """Each group's next image and text tokens; of the last block (n, N, D) and (B - n, L, D).
 
         Groups differ in their sizes, so that none is padded and no attention is masked. One call has them all, and
         weights that are sharded are gathered once.
@@ -76,7 +76,7 @@ class JointBlock(nn.Module):
         out = []
         for group in groups:
             image, text, kv = self._function(group)(*group, keep=kept is not None)
-            out.append(group._replace(image=image, text=text))
+            out.append((image, text))
             if kept is not None and kv is not None:
                 kept.append(kv)
         return out

@@ -189,9 +189,10 @@ class DualDiT(nn.Module):
         kept: ImageKV | None = [] if keep_image else None
         for index, block in enumerate(self.transformer_blocks):
             if self.gradient_checkpointing and torch.is_grad_enabled() and kept is None:
-                groups = cast(list[Tokens], checkpoint(block, groups, use_reentrant=False))
+                out = cast(list[tuple[Tensor, Tensor]], checkpoint(block, groups, use_reentrant=False))
             else:
-                groups = block(groups, kept)
+                out = block(groups, kept)
+            groups = [group._replace(image=i, text=t) for group, (i, t) in zip(groups, out, strict=True)]
             if index == features_after:
                 features = [group.image for group in groups]
         outputs = []

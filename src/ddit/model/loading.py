@@ -89,6 +89,9 @@ def load_text_codec(
     suffix = "_3" if is_sd3_folder(folder) else ""
     encoder_folder, tokenizer_folder = folder / f"text_encoder{suffix}", folder / f"tokenizer{suffix}"
     check_t5(folder)
+    for part in (encoder_folder, tokenizer_folder):
+        if not part.is_dir():
+            raise ValueError(f"'{folder}' is incomplete: it has no folder {part.name}/")
     _check_tokenizer(tokenizer_folder)
     with _one_line(encoder_folder):
         return TextCodec.from_pretrained(tokenizer_folder, encoder_folder, dtype, device=device, int8=int8)
@@ -106,8 +109,6 @@ def _one_line(folder: Path) -> Iterator[None]:
 
 
 def _check_tokenizer(folder: Path) -> None:
-    if not folder.is_dir():
-        raise ValueError(f"'{folder.parent}' is incomplete: it has no folder {folder.name}/")
     if (folder / "tokenizer.json").is_file() or not (folder / "spiece.model").is_file():
         read_json(folder / "tokenizer.json")
 

@@ -3,6 +3,9 @@
 Where paper and published code differ, the paper's: the loss regresses the velocity (the code's, x0, is
 `objective.flow.weighting="x0"`), and the average decays by 0.9995 (the code never reads its key and runs 0.9999). Each
 stage starts from the averaged weights of the one before it, and its own average forgets that start in its first steps.
+
+What a stage is watched by is ours: captions in `data/held_out`, which are shards of `data/pretrain` set aside, and from
+stage 3 on questions of VQAv2's validation set too.
 """
 
 from collections.abc import Callable
@@ -43,6 +46,7 @@ def sd3_stage1(root: Path, size: Size) -> DualRun:
         model=size.model,
         data=DataConfig(
             t2i=(TarData(str(root / "data/pretrain"), caption_key="re_caption", original_key="org_caption"),),
+            held_out=(TarData(str(root / "data/held_out"), caption_key="re_caption"),),
             image_size=256,
             t2i_length=64,
             i2t_length=64,
@@ -118,6 +122,15 @@ def sd3_stage3(root: Path, size: Size) -> DualRun:
                     str(data / "v2_mscoco_train2014_annotations.json"),
                     images=str(data / "images/train2014"),
                     weight=0.3,
+                ),
+            ),
+            held_out=(
+                *stage2.data.held_out,
+                QuestionsData(
+                    str(data / "v2_OpenEnded_mscoco_val2014_questions.json"),
+                    str(data / "v2_mscoco_val2014_annotations.json"),
+                    images=str(data / "images/val2014"),
+                    image_pattern="COCO_val2014_{image_id:012d}.jpg",
                 ),
             ),
             i2t_length=128,

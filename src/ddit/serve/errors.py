@@ -9,6 +9,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
+from ddit.schema import broken_rule
 from ddit.serve.answers import ErrorBody, ErrorDetail
 from ddit.serve.jobs import Overloaded, Stopping, TimedOut
 
@@ -111,7 +112,12 @@ def _first_fault(faults: Sequence[Any]) -> tuple[str, str | None]:
         "dict_type",
     ):
         return "the body must be a JSON object, with content-type application/json", None
-    message = fault["msg"].removeprefix("Value error, ")
+    if fault["type"] == "missing":
+        return f"missing field '{place}'", place
+    rule = broken_rule(fault)
+    if rule is not None and place:
+        return f"{place} {rule}", place
+    message = fault["msg"].removeprefix("Value error, ").replace("Input should be", "it must be")
     if message.startswith("Expected UploadFile"):
         message = "this field must be a file"
     return (f"{place}: {message}" if place else message), place or None

@@ -67,7 +67,10 @@ def held_out_samples(
     unit = facts.downsample * patch_size
     side = data.image_size // unit * unit
     shape = (side, side)
-    sources = open_sources(data.held_out, open_with)
+    try:
+        sources = open_sources(data.held_out, open_with)
+    except ValueError as error:
+        raise ValueError(f"data.held_out: {error} (name samples of your own there, or none: [])") from None
     is_cached = all_cached(sources, "data.held_out", facts, [shape])
     count = min(count, sum(len(source) for source, _ in sources))
     plan = HalfBatches([(s, c.weight) for s, c in sources], count, shapes=[shape], seed=0, stream=I2T)
@@ -276,7 +279,7 @@ class HeldOut:
         def measure(rows: Tensor) -> Tensor:
             """At the uptake's time under the shuffled caption; there and in each bin under the true one."""
             latents = self.latents(rows)
-            noise = torch.stack([_noise(int(row), latents[0]) for row in rows])
+            noise = torch.stack([sample_noise(int(row), latents[0]) for row in rows])
             states = [self.codec.states(self.samples.prompt_ids[texts]) for texts in (shuffled[rows], rows)]
             errors = []
             for text_states, t in [(states[0], times[rows, 0]), *((states[1], t) for t in times[rows].T)]:
@@ -288,24 +291,24 @@ class HeldOut:
         errors = self._measured(there, measure)
         false, true, bins = errors[:, 0], errors[:, 1], errors[:, 2:]
         found = {"velocity_true": true.mean().item(), "velocity_shuffled": false.mean().item()}
-        found |= _mean("uptake", false - true) | _mean("flow_loss", bins.mean(1))
+        found |= mean_with_interval("uptake", false - true) | mean_with_interval("flow_loss", bins.mean(1))
         for index, values in enumerate(bins.T):
-            found |= _mean(f"flow_t{(index + 0.5) / NUM_TIME_BINS:.2f}", values)
+            found |= mean_with_interval(f"flow_t{(index + 0.5) / NUM_TIME_BINS:.2f}", values)
         return found
 
     def _measure_texts(self, model: DualDiT, name: str, texts: _Texts) -> dict[str, float]:
         values = self._measured(texts.there, partial(self._text_values, model, texts))
-        nll, num_words, is_exact, bound = values.T
-        num_tokens = texts.units.counts[texts.there].double()
+        nll, num_words, is_exact, bound, num_tokens = values.T
         return {
             f"{name}_nll": (nll.sum() / num_words.sum().clamp(min=1)).item(),
             f"{name}_exact": is_exact.mean().item(),
-            **_mean(f"{name}_nelbo", bound),
-            **_ratio(f"{name}_nelbo_token", bound, num_tokens),
+            **mean_with_interval(f"{name}_nelbo", bound),
+            **ratio_with_interval(f"{name}_nelbo_token", bound, num_tokens),
         }
 
     def _text_values(self, model: DualDiT, texts: _Texts, rows: Tensor) -> Tensor:
-        """Of texts (b,), (b, 4): from a pass with all masked, NLL, tokens, and whether all are right; the bound."""
+        """Of texts (b,), (b, 5): from a pass with all masked, NLL, tokens, and whether all are right; then the bound of
+        -log p, and its tokens, the end being one."""
         mask_id, eos = self.codec.mask_token_id, self.codec.eos_token_id
         ids, answer = texts.texts.input_ids[rows], texts.texts.answer_mask[rows]
         context = self.image_context(rows)
@@ -328,17 +331,16 @@ class HeldOut:
             -texts.sets[row].bound(of_sets[: len(texts.sets[row].is_masked)])[0]
             for row, of_sets in zip(rows.tolist(), torch.stack(log_probs, dim=1), strict=True)
         ]
-        return torch.stack(
-            [(nll * is_word).sum(1), is_word.sum(1), ~is_wrong.any(1), torch.tensor(bounds)], dim=1
-        )
+        found = [(nll * is_word).sum(1), is_word.sum(1), ~is_wrong.any(1), torch.tensor(bounds)]
+        return torch.stack([*found, texts.units.counts[rows]], dim=1)
 
 
-def _mean(name: str, values: Tensor) -> dict[str, float]:
+def mean_with_interval(name: str, values: Tensor) -> dict[str, float]:
     """The mean of values (n,) and, of two or more, half of its 95 % interval."""
-    return _ratio(name, values, torch.ones_like(values))
+    return ratio_with_interval(name, values, torch.ones_like(values))
 
 
-def _ratio(name: str, values: Tensor, counts: Tensor) -> dict[str, float]:
+def ratio_with_interval(name: str, values: Tensor, counts: Tensor) -> dict[str, float]:
     """The ratio of the sums of two figures of the same samples, (n,) each, and half of its 95 % interval.
 
     The interval is that of the mean of values - ratio * counts (the delta method).
@@ -351,7 +353,7 @@ def _ratio(name: str, values: Tensor, counts: Tensor) -> dict[str, float]:
     return found
 
 
-def _noise(row: int, like: Tensor) -> Tensor:
+def sample_noise(row: int, like: Tensor) -> Tensor:
     """The fixed noise of sample `row`."""
     noise = torch.randn(like.shape, generator=torch.Generator().manual_seed(row))
     return noise.to(like.device)

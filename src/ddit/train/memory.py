@@ -18,7 +18,7 @@ from transformers import T5Config, T5EncoderModel
 from ddit.config.runs import DualRun, LoraConfig, settled
 from ddit.devices import compute_dtype
 from ddit.model import DualDiT, DualDiTConfig
-from ddit.model import dual_dit as model_module
+from ddit.model import block as model_module
 from ddit.model.adapters import add_adapters
 from ddit.model.encoders import PIXELS_AT_ONCE
 from ddit.train.optim import is_block_matrix
@@ -130,7 +130,8 @@ def _saved_bytes(
         text = torch.empty(micro_batch_size, length, width, dtype=dtype, requires_grad=True)
         cond = torch.empty(micro_batch_size, width, dtype=dtype, requires_grad=True)
     with mock.patch.object(model_module, "attend", _attend):
-        saved = _saved_for_backward(block, lambda: block(image, text, cond, micro_batch_size // 2))
+        tokens_of_both = model_module.Tokens(image, text, cond, micro_batch_size // 2)
+        saved = _saved_for_backward(block, lambda: block([tokens_of_both]))
     return saved, _bytes(image) + _bytes(text)
 
 

@@ -1,5 +1,6 @@
 """Where the time of training goes: seconds of each part of a step, and a trace of a few steps by torch's profiler."""
 
+import itertools
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator
@@ -68,8 +69,8 @@ class StepTimer:
             self._add(self._passed.popleft())
 
     def summary(self) -> dict[str, float]:
-        """Since the last one, a step: `time_data`, ... of those steps that the device has ended, in seconds; `data_wait`,
-        for which this process stood still; on CUDA the peak of its tensors since then, `peak_memory_gib`."""
+        """Since the last one, seconds a step: `time_data`, ..., of those steps that the device has ended; `data_wait`,
+        for which this process stood still. And on CUDA the peak of tensors since then, `peak_memory_gib`."""
         values = {
             f"time_{name}": self._seconds[name] / self._steps for name in PARTS if name in self._seconds
         }
@@ -96,20 +97,20 @@ class StepTimer:
 
     def _add(self, marks: list[tuple[str, _Stamp]]) -> None:
         self._steps += 1
-        for (name, start), (_, end) in zip(marks, marks[1:], strict=False):
+        for (name, start), (_, end) in itertools.pairwise(marks):
             self._seconds[name] = self._seconds.get(name, 0.0) + _seconds_between(start, end)
 
 
 def _has_passed(stamp: _Stamp) -> bool:
-    return isinstance(stamp, float) or stamp.query()
+    return not isinstance(stamp, torch.cuda.Event) or stamp.query()
 
 
 def _seconds_between(start: _Stamp, end: _Stamp) -> float:
-    if isinstance(start, float) or isinstance(end, float):
-        assert isinstance(start, float)
-        assert isinstance(end, float)
-        return end - start
-    return start.elapsed_time(end) / 1000
+    if isinstance(start, torch.cuda.Event) and isinstance(end, torch.cuda.Event):
+        return start.elapsed_time(end) / 1000
+    assert isinstance(start, float)
+    assert isinstance(end, float)
+    return end - start
 
 
 class Profiler:
