@@ -24,6 +24,8 @@ ROWS = [
     ("sd3-medium-stage3", "2x8xA100"),
     ("sd3-medium-lora", "RTX 4090"),
     ("sd3-medium-lora", "H100"),
+    ("sd3-medium-full", "RTX 4090"),
+    ("sd3-medium-full", "L40S"),
     ("sd3.5-medium-stage1", "8xH100"),
 ]
 """Recipe and machine."""

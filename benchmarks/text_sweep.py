@@ -98,9 +98,9 @@ def counting(pipeline: Pipeline) -> Iterator[list[int]]:
     """Collects how many texts each call of the text encoder has."""
     states, rows = pipeline.text_codec.states, list[int]()
 
-    def counted(input_ids: torch.Tensor) -> torch.Tensor:
+    def counted(input_ids: torch.Tensor, lengths: torch.Tensor | None = None) -> torch.Tensor:
         rows.append(len(input_ids))
-        return states(input_ids)
+        return states(input_ids, lengths)
 
     pipeline.text_codec.states = counted
     try:

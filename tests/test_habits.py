@@ -222,7 +222,10 @@ FAULTS = {
     "two seeds for one sample": (lambda p: p.generate("a dog", seed=[1, 2]), "2 seeds do not match 1 sample$"),
     "a device that there is not": (lambda p: p.to("gpu"), "'gpu' cannot .*: give one device, such as cpu, cuda"),
     "a text far too long": (lambda p: p.caption(IMAGE, length=10**6), "length must be at most 4096, got 1000000"),
-    "a pipeline without a name": (lambda _: Pipeline(**{}), r"^a pipeline is loaded by .*from_pretrained\('mini'\)$"),
+    "a set of candidates": (lambda p: p.choose(IMAGE, {"a", "b"}), "^candidates must be .* got set$"),
+    "an adapter that is a number": (lambda p: p.from_pretrained(adapter=5), "adapter must be a path, got 5"),
+    "a device for one call": (lambda p: p.generate("a dog", device="cuda"), "'device': leave it out: from_pretrained"),
+    "a pipeline without a name": (lambda p: type(p)(), r"^a pipeline is loaded by .*from_pretrained\('mini'\)$"),
     "a hub's name for a folder": (lambda p: p.save_pretrained("x", variant="fp16"), "dtype='float16'"),
 }  # fmt: skip
 

@@ -74,7 +74,7 @@ def run_part(part: Part, limit: float, folder: Path) -> Outcome:
         except subprocess.TimeoutExpired:
             ending = f"cut off after {limit:.0f} s"
         end_group(process)
-    text = path.read_text(errors="replace")
+    text = path.read_bytes().decode(errors="replace")
     return Outcome(ending, text, time.monotonic() - start)
 
 
@@ -93,7 +93,7 @@ def end_group(process: subprocess.Popen, grace: float = 5.0) -> None:
 
 def shown(part: Part, outcome: Outcome) -> str:
     """A part's section: a finished report as it is, any other output as it was printed."""
-    lines = [line.split("\r")[-1] for line in outcome.text.splitlines()]
+    lines = [line.rstrip("\r").split("\r")[-1] for line in outcome.text.rstrip("\n").split("\n")]
     table = next((i for i, line in enumerate(lines) if line.startswith("## ")), None)
     if part.is_markdown and table is not None:
         body = "\n".join("#" + line if line.startswith("##") else line for line in lines[table:])

@@ -29,6 +29,12 @@ ARGUMENTS: Mapping[str, str] = {
     "callback": "it is on_step, called with a Step: done, total, rows, state",
     "output_type": "images are PIL images; pipeline(prompt, output_type='np') gives arrays, 'pt' a tensor",
     "return_dict": "leave it out: pipeline(prompt).images is a list",
+    "resolution": "it is height and width",
+    "shape": "it is height and width",
+    "device": "leave it out: from_pretrained(..., device='cuda') or to('cuda') sets it",
+    "dtype": "leave it out: from_pretrained(..., dtype='bfloat16') or to('bfloat16') sets it",
+    "verbose": "leave it out: no verb prints; on_step is called after every step",
+    "progress": "leave it out: no verb prints; on_step is called after every step",
     "cfg": "it is guidance_scale",
     "cfg_scale": "it is guidance_scale",
     "num_images": "give the prompt as often, generate([prompt] * 4): each sample has its own seed",
@@ -149,6 +155,7 @@ _KINDS: Mapping[Any, tuple[Any, str]] = {
     float: (int | float, "a number"),
     bool: (bool, "True or False"),
     str | os.PathLike[str]: (str | os.PathLike, "a name or a path"),
+    str | os.PathLike[str] | None: (str | os.PathLike | None, "a path"),
 }
 """What an argument of such an annotation may be, and how that is said."""
 

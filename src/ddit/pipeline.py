@@ -337,7 +337,7 @@ class Pipeline(DiffusersStyle):
             ValueError: as `score`.
         """
         call = override(ScoreOptions(), options)
-        texts, asked, fitted = self._scored(candidates, questions, images, call)
+        texts, asked, fitted = self._scored(candidates, questions, images, call, "candidates")
         count = max(len(asked), len(fitted))
         asked = matched(asked, count, "questions", "images")
         fitted = matched(fitted, count, "images", "questions")
@@ -358,10 +358,11 @@ class Pipeline(DiffusersStyle):
         questions: str | Sequence[str] | None,
         images: Images | None,
         options: ScoreOptions,
+        what: str = "texts",
     ) -> tuple[list[str], list[str | None], list[FittedImage | None]]:
         """What is to be scored, as lists: one None stands for no question and for no image."""
         fitted = self._fit_all(images, options.size)
-        given, asked = as_list(texts), [] if questions is None else as_list(questions, "questions")
+        given, asked = as_list(texts, what), [] if questions is None else as_list(questions, "questions")
         warn_unknown(self.text_codec, [*dict.fromkeys(asked), *dict.fromkeys(given)], stacklevel=4)
         return given, [*asked] or [None], [None] if fitted is None else [*fitted]
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 from command_line import Run
 
+from ddit.commands.doctor import PARTS
 from ddit.doctor import checks, machine
 from ddit.doctor.report import Bench, Check, Finding, Outcome, Skipped, open_bench, run_checks, to_markdown
 
@@ -109,6 +110,7 @@ def test_every_check_has_a_name_of_its_own() -> None:
     listed = checks.list_checks(train=True)
     assert len({(check.group, check.name) for check in listed}) == len(listed)
     assert {check.group for check in checks.list_checks()} == {"machine", "kernels", "model"}
+    assert tuple(dict.fromkeys(check.group for check in listed)) == PARTS
     assert all(callable(check.run) or isinstance(check.run, partial) for check in listed)
 
 

@@ -90,6 +90,7 @@ def test_an_encoder_in_8_bit_is_offloaded_too(tmp_path: Path) -> None:
 
 
 @pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 def test_on_a_gpu_offloaded_parts_take_no_memory_between_uses(tmp_path: Path) -> None:
     tiny_pipeline().save_pretrained(tmp_path / "model")
     pipeline = Pipeline.from_pretrained(tmp_path / "model", device="cuda", offload=True)
@@ -159,6 +160,7 @@ def test_offloaded_blocks_keep_their_weights_and_stay_where_they_are(tmp_path: P
 
 
 @pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 def test_on_a_gpu_offloaded_blocks_give_the_same_images_in_less_memory(tmp_path: Path) -> None:
     tiny_pipeline(hidden_size=512, depth=12, num_heads=8).save_pretrained(tmp_path / "model")
     images, peaks = [], []

@@ -218,7 +218,7 @@ def test_a_value_that_asks_for_nothing_passes_without_a_notice(
         ("chat.completions.create", {"modalities": ["text", "audio"]}, "the model writes text only"),
         ("chat.completions.create", {"max_tokens": 0}, "max_tokens must be at least 1, got 0"),
         ("chat.completions.create", {"max_tokens": 2, "max_completion_tokens": 3}, "give one of them"),
-        ("chat.completions.create", {"messages": []}, "messages: List should have at least 1 item"),
+        ("chat.completions.create", {"messages": []}, "messages must be at least 1 long, got []"),
         ("chat.completions.create", {"presence_penalty": 3}, "presence_penalty must be at most 2, got 3"),
         ("files.create", {"purpose": "fine-tune"}, "'fine-tune' is not supported: files are images to ask about"),
     ],

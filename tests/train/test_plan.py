@@ -69,6 +69,12 @@ def test_eight_bit_moments_and_bfloat16_weights_bring_full_tuning_to_one_48_gib_
     assert plan("sd3-medium-stage1", "L40S", optimizer=optimizer).memory.total < 40 * GIB
 
 
+def test_the_recipe_for_it_tunes_all_weights_on_24_gib_with_t5_on_the_cpu():
+    made = plan("sd3-medium-full", "RTX 4090")
+    assert made.memory.total < 20 * GIB
+    assert made.cfg.parallel.text_encoder == "offloaded"
+
+
 def test_an_unknown_machine_is_named_with_the_known_ones():
     with pytest.raises(ValueError, match=r"unknown machine '8xFOO': write 8xH100 .* RTX 4090"):
         Machine.named("8xFOO")

@@ -1,7 +1,7 @@
 """The verb `ddit doctor`."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -9,6 +9,11 @@ from ddit.commands import completion
 from ddit.commands.loading import paused_gc
 from ddit.commands.options import JsonOption, spread
 from ddit.commands.output import check_choice, check_writable, to_json
+
+if TYPE_CHECKING:
+    from ddit.doctor.report import Finding
+
+PARTS = ("machine", "kernels", "model", "training", "real-size")
 
 
 @spread
@@ -21,8 +26,8 @@ def doctor(
         typer.Option(
             "--only",
             metavar="NAME",
-            help="this part alone, any number of times: machine, kernels, model, training, real-size",
-            autocompletion=completion.among("machine", "kernels", "model", "training", "real-size"),
+            help=f"this part alone, any number of times: {', '.join(PARTS)}",
+            autocompletion=completion.among(*PARTS),
         ),
     ] = None,
     device: Annotated[
@@ -54,6 +59,8 @@ def doctor(
         ddit doctor
         ddit doctor --train --out report.md
     """
+    for part in parts or []:
+        check_choice("part", part, PARTS)
     if out is not None:
         check_writable(out.absolute().parent)
     with paused_gc():
@@ -62,16 +69,12 @@ def doctor(
         from ddit.doctor.report import open_bench, run_checks, to_markdown
 
     torch_device, checks = find_device(device), list_checks(train=train or bool(parts))
-    for part in parts or []:
-        check_choice("part", part, {check.group: check for check in checks})
     checks = [check for check in checks if not parts or check.group in parts]
     findings = []
     with open_bench(torch_device) as bench:
         for finding in run_checks(checks, bench):
             findings.append(finding)
-            typer.echo(f"{finding.status:<7} {finding.group}: {finding.name}: {finding.figure}", err=True)
-            if as_json:
-                typer.echo(to_json(vars(finding)))
+            _show(finding, as_json)
     report = to_markdown(findings, torch_device)
     if not as_json:
         typer.echo(report)
@@ -79,3 +82,10 @@ def doctor(
         out.write_text(report + "\n")
     if any(finding.status == "failed" for finding in findings):
         raise typer.Exit(1)
+
+
+def _show(finding: "Finding", as_json: bool) -> None:
+    """A line of progress, and with --json the object."""
+    typer.echo(f"{finding.status:<7} {finding.group}: {finding.name}: {finding.figure}", err=True)
+    if as_json:
+        typer.echo(to_json(vars(finding)))

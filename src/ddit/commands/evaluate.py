@@ -117,6 +117,17 @@ def _world(preset: str, split: str, num: int, num_prompts: int, seed: int, scale
     return WorldSplit(enlarge(PRESETS[preset], scale), split, num, num_prompts, seed)
 
 
+MetadataOption = Annotated[
+    Path | None, typer.Option(metavar="FILE", help="GenEval's prompt file, for the task geneval")
+]
+OutOption = Annotated[
+    Path,
+    typer.Option(
+        "--out", "-o", metavar="FOLDER", rich_help_panel="Output", help="folder that gets a folder a task"
+    ),
+]
+
+
 @spread
 def evaluate(
     tasks: TasksArgument = None,
@@ -124,15 +135,8 @@ def evaluate(
     model: ModelOption = "mini",
     data: DataOption = None,
     images: ImagesOption = None,
-    metadata: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="GenEval's prompt file, for the task geneval")
-    ] = None,
-    out: Annotated[
-        Path,
-        typer.Option(
-            "--out", "-o", metavar="FOLDER", rich_help_panel="Output", help="folder that gets a folder a task"
-        ),
-    ] = Path("runs/eval"),
+    metadata: MetadataOption = None,
+    out: OutOption = Path("runs/eval"),
     options: EvalOptions,
     image_sampling: Given[ImageSampling],
     text_sampling: Given[TextSampling],

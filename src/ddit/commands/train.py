@@ -12,63 +12,68 @@ from ddit.commands.loading import paused_gc
 from ddit.commands.options import spread
 from ddit.commands.output import check_free_folder, check_writable
 
+NamesArgument = Annotated[
+    list[str],
+    typer.Argument(
+        metavar="RECIPE",
+        help="a stage, or mini for its whole chain (docs/training.md); with --plot: runs",
+        autocompletion=completion.recipes,
+    ),
+]
+RootOption = Annotated[
+    Path,
+    typer.Option(
+        metavar="FOLDER", rich_help_panel="Output", help="folder that holds the runs, one folder a stage"
+    ),
+]
+WorldOption = Annotated[
+    str, typer.Option(help="preset of the small world, for mini", autocompletion=completion.presets)
+]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set", metavar="KEY=VALUE", help="change a setting, any number of times: optimizer.lr=1e-4"
+    ),
+]
+InitOption = Annotated[str | None, typer.Option(metavar="MODEL", help="model folder or hub id to start from")]
+DryRunOption = Annotated[
+    bool,
+    typer.Option(
+        "--dry-run",
+        rich_help_panel="Output",
+        help="print the configuration as JSON (of a chain a list) and stop",
+    ),
+]
+PlanOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="MACHINE",
+        rich_help_panel="Output",
+        help="print the memory and time to expect of a machine (H100, 8xH100, 4x8xA100) and stop",
+    ),
+]
+PlotOption = Annotated[
+    bool, typer.Option("--plot", rich_help_panel="Output", help="plot the curves of RUN folders into a PNG")
+]
+CurvesOption = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE", rich_help_panel="Output", help="file of --plot [default: curves.png in the first RUN]"
+    ),
+]
+
 
 @spread
 def train(
-    names: Annotated[
-        list[str],
-        typer.Argument(
-            metavar="RECIPE",
-            help="a stage, or mini for its whole chain (docs/training.md); with --plot: runs",
-            autocompletion=completion.recipes,
-        ),
-    ],
-    root: Annotated[
-        Path,
-        typer.Option(
-            metavar="FOLDER", rich_help_panel="Output", help="folder that holds the runs, one folder a stage"
-        ),
-    ] = Path("runs/mini"),
-    world: Annotated[
-        str, typer.Option(help="preset of the small world, for mini", autocompletion=completion.presets)
-    ] = "fixed",
-    overrides: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--set", metavar="KEY=VALUE", help="change a setting, any number of times: optimizer.lr=1e-4"
-        ),
-    ] = None,
-    init: Annotated[
-        str | None, typer.Option(metavar="MODEL", help="model folder or hub id to start from")
-    ] = None,
-    dry_run: Annotated[
-        bool,
-        typer.Option(
-            "--dry-run",
-            rich_help_panel="Output",
-            help="print the configuration as JSON (of a chain a list) and stop",
-        ),
-    ] = False,
-    plan: Annotated[
-        str | None,
-        typer.Option(
-            metavar="MACHINE",
-            rich_help_panel="Output",
-            help="print the memory and time to expect of a machine (H100, 8xH100, 4x8xA100) and stop",
-        ),
-    ] = None,
-    plot: Annotated[
-        bool,
-        typer.Option("--plot", rich_help_panel="Output", help="plot the curves of RUN folders into a PNG"),
-    ] = False,
-    out: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FILE",
-            rich_help_panel="Output",
-            help="file of --plot [default: curves.png in the first RUN]",
-        ),
-    ] = None,
+    names: NamesArgument,
+    root: RootOption = Path("runs/mini"),
+    world: WorldOption = "fixed",
+    overrides: SetOption = None,
+    init: InitOption = None,
+    dry_run: DryRunOption = False,
+    plan: PlanOption = None,
+    plot: PlotOption = False,
+    out: CurvesOption = None,
 ) -> None:
     """Run a training RECIPE, or resume it.
 

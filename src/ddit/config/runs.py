@@ -141,8 +141,8 @@ class ReportConfig:
         num_grid: images of a sample grid, and rows of its table.
         grid_sampling: how the images of a sample grid are sampled.
         checkpoint_steps: a checkpoint after every so many steps; None: after every `checkpoint_minutes`.
-        export_steps: a model folder `export-STEP` of the averaged weights, with a checkpoint, after every so many steps;
-            None: at the end of the run alone.
+        export_steps: a model folder `export-STEP` of the averaged weights, with a checkpoint, after every so many
+            steps; None: at the end of the run alone.
         tensorboard: event files too, where TensorBoard is installed.
         wandb_project: of Weights & Biases; None: not used.
         profile_steps: the first rank traces the steps from the first number to before the second, with torch's
