@@ -25,10 +25,10 @@ def skips(bench: Bench) -> Outcome:
 
 
 SOME = [
-    Check("a", "good", lambda bench: Outcome("1 | 2 GiB")),
-    Check("a", "bad", breaks),
-    Check("b", "absent", skips),
-    Check("b", "slow", lambda bench: Outcome("0.1 TFLOP/s", "slow")),
+    Check("machine", "good", lambda bench: Outcome("1 | 2 GiB")),
+    Check("machine", "bad", breaks),
+    Check("model", "absent", skips),
+    Check("model", "slow", lambda bench: Outcome("0.1 TFLOP/s", "slow")),
 ]
 
 
@@ -59,17 +59,17 @@ def test_the_command_prints_what_it_writes_and_fails_if_a_check_does(
         result = run("doctor", "--device", "cpu", "--out", tmp_path / "report.md")
         assert result.code == code
         assert result.out == (tmp_path / "report.md").read_text()
-        assert "| a | good | ok | 1 / 2 GiB |" in result.out
-        assert "ok      a: good: 1 | 2 GiB" in result.err
+        assert "| machine | good | ok | 1 / 2 GiB |" in result.out
+        assert "ok      machine: good: 1 | 2 GiB" in result.err
 
 
 def test_with_json_each_check_is_an_object(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(checks, "list_checks", lambda train: SOME)
-    lines = run("doctor", "--json", "--only", "a", "--device", "cpu").out.splitlines()
+    lines = run("doctor", "--json", "--only", "machine", "--device", "cpu").out.splitlines()
     found = [json.loads(line) for line in lines]
     assert [(each["group"], each["name"], each["status"]) for each in found] == [
-        ("a", "good", "ok"),
-        ("a", "bad", "failed"),
+        ("machine", "good", "ok"),
+        ("machine", "bad", "failed"),
     ]
 
 

@@ -46,7 +46,7 @@ FieldsOption = Annotated[
 WorkersOption = Annotated[
     int | None,
     typer.Option(
-        min=0, rich_help_panel="Performance", help="processes that read [default: one a core, 8 at most]"
+        min=0, rich_help_panel="Performance", help="processes that read [default: one per core, at most 8]"
     ),
 ]
 
@@ -228,7 +228,7 @@ def world(
         str,
         typer.Option(
             rich_help_panel="Output",
-            help="scenes (images and a line of truth each), json, tar, llava, questions or parquet",
+            help="scenes (images, and what each shows), json, tar, llava, questions or parquet",
             autocompletion=completion.among(*completion.FORMS),
         ),
     ] = "scenes",

@@ -63,6 +63,17 @@ def doctor(
         check_choice("part", part, PARTS)
     if out is not None:
         check_writable(out.absolute().parent)
+    report, num_failed = _examine(device, train, parts, as_json)
+    if not as_json:
+        typer.echo(report)
+    if out is not None:
+        out.write_text(report + "\n")
+    if num_failed:
+        raise typer.Exit(1)
+
+
+def _examine(device: str | None, train: bool, parts: list[str] | None, as_json: bool) -> tuple[str, int]:
+    """Runs the checks; the report, and how many failed."""
     with paused_gc():
         from ddit.devices import find_device
         from ddit.doctor.checks import list_checks
@@ -75,13 +86,7 @@ def doctor(
         for finding in run_checks(checks, bench):
             findings.append(finding)
             _show(finding, as_json)
-    report = to_markdown(findings, torch_device)
-    if not as_json:
-        typer.echo(report)
-    if out is not None:
-        out.write_text(report + "\n")
-    if any(finding.status == "failed" for finding in findings):
-        raise typer.Exit(1)
+    return to_markdown(findings, torch_device), sum(finding.status == "failed" for finding in findings)
 
 
 def _show(finding: "Finding", as_json: bool) -> None:

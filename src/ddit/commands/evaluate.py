@@ -33,7 +33,8 @@ TasksArgument = Annotated[
 DataOption = Annotated[
     Path | None,
     typer.Option(
-        metavar="FOLDER", help="folder of official files, or of one such a task [default: the small world]"
+        metavar="FOLDER",
+        help="folder of official files, or with a subfolder per task [default: the small world]",
     ),
 ]
 ImagesOption = Annotated[
@@ -43,7 +44,9 @@ ImagesOption = Annotated[
 LengthOption = Annotated[
     int | None,
     typer.Option(
-        min=1, rich_help_panel="Sampling", help="positions of an answer or caption [default: the model's]"
+        min=1,
+        rich_help_panel="Sampling",
+        help="tokens of an answer or caption, with padding [default: the model's]",
     ),
 ]
 WorldOption = Annotated[
@@ -53,17 +56,20 @@ WorldOption = Annotated[
 SplitOption = Annotated[
     str,
     typer.Option(
-        help="of the small world: test, heldout, val, train or detector", autocompletion=completion.splits
+        help="split of the small world: test, heldout, val, train or detector",
+        autocompletion=completion.splits,
     ),
 ]
 NumOption = Annotated[int, typer.Option(min=1, help="scenes of the small world to ask about")]
 # not --num: torchrun takes that for an abbreviation of an option of its own, and fails
 PromptsOption = Annotated[
     int,
-    typer.Option(min=1, help="prompts a category of GenEval, of the small world; 92 are near its 553"),
+    typer.Option(
+        min=1, help="prompts per category of GenEval, from the small world; 92 give about GenEval's 553"
+    ),
 ]
 ScaleOption = Annotated[int, typer.Option(min=1, help="side of the small world's images, times 64 px")]
-WorldSeedOption = Annotated[int, typer.Option(help="of the small world's scenes and prompts")]
+WorldSeedOption = Annotated[int, typer.Option(help="seed of the small world's scenes and prompts")]
 
 
 @spread
@@ -73,7 +79,7 @@ def eval_data(
         typer.Argument(
             metavar="FOLDER",
             rich_help_panel="Output",
-            help="folder that gets images/ and one folder a benchmark",
+            help="folder that gets images/ and one folder per benchmark",
         ),
     ],
     preset: Annotated[
@@ -123,7 +129,7 @@ MetadataOption = Annotated[
 OutOption = Annotated[
     Path,
     typer.Option(
-        "--out", "-o", metavar="FOLDER", rich_help_panel="Output", help="folder that gets a folder a task"
+        "--out", "-o", metavar="FOLDER", rich_help_panel="Output", help="folder; each task gets a subfolder"
     ),
 ]
 

@@ -23,14 +23,14 @@ def generate(
     prompts: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="PROMPT", help="what the image shows; - reads prompts from standard input, one a line"
+            metavar="PROMPT", help="what the image shows; - reads prompts from standard input, one per line"
         ),
     ] = None,
     *,
     prompts_file: Annotated[
         Path | None,
         typer.Option(
-            "--prompts", metavar="FILE", help="file of more prompts, one a line; - is standard input"
+            "--prompts", metavar="FILE", help="file of more prompts, one per line; - is standard input"
         ),
     ] = None,
     best_of: Annotated[

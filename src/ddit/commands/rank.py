@@ -20,7 +20,7 @@ def rank(
     *,
     question: Annotated[str | None, typer.Option(help="what the texts are answers to")] = None,
     per_token: Annotated[
-        bool, typer.Option("--per-token", help="rank by nats a token: for texts of different lengths")
+        bool, typer.Option("--per-token", help="rank by nats per token: for texts of different lengths")
     ] = False,
     model: ModelOption = "mini",
     seed: Annotated[
@@ -32,8 +32,8 @@ def rank(
 ) -> None:
     """Sort TEXTs by how likely they are, given IMAGE.
 
-    A line each, the likeliest first: probability among these texts, log-likelihood in nats and its standard error,
-    text.
+    One line per text, the most likely first: probability among these texts, log-likelihood in nats and its standard
+    error, text.
 
     Examples:
         ddit rank car.png "a photo of a red car" "a photo of a blue car"

@@ -23,7 +23,7 @@ NamesArgument = Annotated[
 RootOption = Annotated[
     Path,
     typer.Option(
-        metavar="FOLDER", rich_help_panel="Output", help="folder that holds the runs, one folder a stage"
+        metavar="FOLDER", rich_help_panel="Output", help="folder that holds the runs, one folder per stage"
     ),
 ]
 WorldOption = Annotated[
@@ -49,7 +49,7 @@ PlanOption = Annotated[
     typer.Option(
         metavar="MACHINE",
         rich_help_panel="Output",
-        help="print the memory and time to expect of a machine (H100, 8xH100, 4x8xA100) and stop",
+        help="print the memory and time expected on a machine (H100, 8xH100, 4x8xA100) and stop",
     ),
 ]
 PlotOption = Annotated[

@@ -14,18 +14,18 @@ TASKS = ("geneval", "vqav2", "vizwiz", "gqa", "pope", "mme", "caption")
 class EvalOptions:
     """How much of each benchmark is run. All other options of sampling are those of the model's settings."""
 
-    seed: Annotated[int, Field(description="of the first sample; the next one's is 1 more")] = 0
+    seed: Annotated[int, Field(description="seed of the first sample; each further one adds 1")] = 0
     limit: Annotated[
         int | None,
-        Field(ge=1, description="at most N prompts, questions or captions a task, for a quick look"),
+        Field(ge=1, description="at most N prompts, questions or captions per task, for a quick look"),
         Panel("Input"),
     ] = None
     batch_size: BatchSize = 32
-    num_samples: Annotated[int, Field(ge=1, description="images a prompt")] = 4
+    num_samples: Annotated[int, Field(ge=1, description="images per prompt")] = 4
     all_prompts: Annotated[
         bool,
         Field(
-            description="geneval: also the prompts beyond the small world, to be scored by the official script"
+            description="geneval: also generate for prompts beyond the small world, for the official script to score"
         ),
     ] = False
     save_grids: Annotated[

@@ -1,4 +1,4 @@
-"""What a server can be told: its limits, who may use it, where its files are. Imports nothing heavy."""
+"""Options of a server: its limits, who may use it, where its files are. Imports nothing heavy."""
 
 from dataclasses import field
 from pathlib import Path
@@ -46,7 +46,7 @@ class ServeConfig:
     limits: Limits = field(default_factory=Limits)
     max_n: Annotated[Count, Field(description="images or answers of one request")] = 10
     max_steps: Annotated[Count, Field(description="sampling steps of one image or text")] = 100
-    max_side: Annotated[Count, Field(description="pixels a side of an image that is sent back")] = 2048
+    max_side: Annotated[Count, Field(description="pixels per side of an image that is sent back")] = 2048
     max_prompt_chars: Annotated[Count, Field(description="characters of a prompt, question or text")] = 2000
     max_image_pixels: Annotated[Count, Field(description="pixels of an image that is sent in")] = 16_000_000
     max_body_bytes: Annotated[Count, Field(description="bytes of a request")] = 20_000_000
