@@ -8,6 +8,7 @@ from safetensors.torch import load_file
 from text_models import WORDS, published_codec, word_codec
 from transformers import AutoTokenizer, PreTrainedTokenizerFast, T5EncoderModel, T5TokenizerFast
 
+from ddit.model import encoders
 from ddit.model.autoencoder import PatchAutoencoder
 from ddit.model.encoders import ImageCodec, TextCodec
 from ddit.model.small_text import build_tokenizer, tiny_t5
@@ -75,6 +76,42 @@ def test_image_codec_survives_a_folder(make, dtype, tmp_path):
     torch.testing.assert_close(
         latents.float(), codec.encode(pixels), atol=0.1 if dtype != torch.float32 else 0, rtol=0
     )
+
+
+@pytest.mark.parametrize("make", [small_vae, PatchAutoencoder])
+def test_a_large_batch_is_encoded_in_parts(make, monkeypatch):
+    codec = ImageCodec(make())
+    pixels = torch.rand(5, 3, 16, 8) * 2 - 1
+    whole = (
+        codec.encode_distribution(pixels),
+        codec.encode(pixels, generator=torch.Generator().manual_seed(0)),
+    )
+    sizes, encode = [], codec.autoencoder.encode
+    monkeypatch.setattr(codec.autoencoder, "encode", lambda part: sizes.append(len(part)) or encode(part))
+    monkeypatch.setattr(encoders, "PIXELS_AT_ONCE", 2 * 16 * 8)
+    parts = (
+        codec.encode_distribution(pixels),
+        codec.encode(pixels, generator=torch.Generator().manual_seed(0)),
+    )
+    assert sizes == [2, 2, 1] * 2
+    torch.testing.assert_close(parts, whole)
+
+
+def test_only_large_images_are_decoded_in_tiles(monkeypatch):
+    monkeypatch.setattr(encoders, "TILE_SIZE", 32)
+    codec, plain = ImageCodec(small_vae()), small_vae()
+    sizes, decoder = [], codec.autoencoder.decoder.forward
+    monkeypatch.setattr(
+        codec.autoencoder.decoder, "forward", lambda z, *rest: sizes.append(z.shape[-1]) or decoder(z, *rest)
+    )
+    for side, is_tiled in ((16, False), (32, True)):  # latents; twice as many pixels
+        latents = torch.randn(1, 4, side, side)
+        sizes.clear()
+        decoded, whole = codec.decode(latents * codec.scale), plain.decode(latents).sample.clamp(-1, 1)
+        assert decoded.shape == whole.shape
+        assert (len(sizes) > 1) == is_tiled
+        assert max(sizes) <= 16
+        assert (decoded - whole).abs().mean() < (0.1 if is_tiled else 1e-6)
 
 
 @pytest.mark.parametrize("make", [small_vae, PatchAutoencoder])

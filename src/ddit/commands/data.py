@@ -152,8 +152,16 @@ def precompute(
         int, typer.Option(min=1, rich_help_panel="Output", help="samples of a file")
     ] = 1000,
     batch_size: Annotated[
-        int, typer.Option(min=1, rich_help_panel="Performance", help="images encoded at a time")
+        int, typer.Option(min=1, rich_help_panel="Performance", help="images read at a time")
     ] = 32,
+    dtype: Annotated[
+        str,
+        typer.Option(
+            rich_help_panel="Performance",
+            help="of the autoencoder: float32, bfloat16, or auto, which is bfloat16 on a GPU",
+            autocompletion=completion.among("auto", "float32", "bfloat16"),
+        ),
+    ] = "auto",
     num_workers: WorkersOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -175,7 +183,7 @@ def precompute(
     source = guess_source(path, _hints(kind, images, annotations, fields))
     cfg = LatentsRun(
         out=str(out), vae=vae, source=source, teacher=teacher, image_size=size, num_buckets=buckets, bucket_unit=unit,
-        shard_size=shard_size, batch_size=batch_size,
+        shard_size=shard_size, batch_size=batch_size, compute_dtype=dtype,
     )  # fmt: skip
     ranks = join_ranks()
     num_samples = len(LatentFolder(make(cfg, ranks, num_workers=num_workers)))

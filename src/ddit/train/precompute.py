@@ -53,7 +53,9 @@ class _Encoder:
 
     def __init__(self, cfg: LatentsRun, device: torch.device) -> None:
         self.device = device
-        self.codec = load_image_codec(resolve(cfg.vae), dtype=find_dtype(cfg.compute_dtype, device), device=device)
+        self.codec = load_image_codec(
+            resolve(cfg.vae), dtype=find_dtype(cfg.compute_dtype, device), device=device
+        )
         if device.type == "cuda":
             self.codec.to(memory_format=torch.channels_last)  # which convolutions are quicker in
         self.teacher = load_detector(Path(cfg.teacher)).to(self.device) if cfg.teacher else None
