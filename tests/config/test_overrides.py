@@ -25,6 +25,13 @@ def change(config: Any, *overrides: str) -> Any:
     return override_run(config, overrides)
 
 
+def test_what_is_auto_takes_other_types() -> None:
+    recipe = build("sd3-medium-lora", Path("runs"))
+    assert isinstance(recipe, DualRun)
+    changed = change(recipe, "parallel.checkpoint_activations=true", "micro_batch_size=2")
+    assert (changed.parallel.checkpoint_activations, changed.micro_batch_size) == (True, 2)
+
+
 def test_overrides_are_typed_and_nested(joint: DualRun) -> None:
     changed = change(
         joint, "optimizer.lr=1e-4", "max_steps=7", "init=null", "optimizer.betas=[0.5, 0.9]",

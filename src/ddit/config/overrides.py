@@ -76,12 +76,13 @@ def _place(node: Any, part: str, way: list[str], key: str, data: Any, may_be_new
 
 
 def _value(text: str, old: Any) -> Any:
-    """JSON, or the text itself: if it is no JSON, or in the place of a text, which no number is."""
+    """JSON, or the text itself: if it is no JSON, or in the place of a text other than "auto"."""
     try:
         value = json.loads(text)
     except json.JSONDecodeError:
         return text
-    return text if isinstance(old, str) and not isinstance(value, str | None) else value
+    is_text = isinstance(old, str) and old != "auto"
+    return text if is_text and not isinstance(value, str | None) else value
 
 
 def list_keys(data: Any, prefix: str = "") -> list[str]:
