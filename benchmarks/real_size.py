@@ -121,7 +121,8 @@ def make_model(folder: Path, sizes: Sizes, tokenizer: Path | None = None) -> Non
             shutil.copytree(tokenizer, part / "tokenizer")
         autoencoder = AutoencoderKL.from_config(AUTOENCODER)
         assert isinstance(autoencoder, AutoencoderKL)
-        torch.nn.Module.to(autoencoder, torch.bfloat16).save_pretrained(part / "vae")
+        torch.nn.Module.to(autoencoder, torch.bfloat16)  # past diffusers' own `to`, which prints
+        autoencoder.save_pretrained(part / "vae")
         scheduler = {"_class_name": "FlowMatchEulerDiscreteScheduler", "shift": 3.0}
         (part / "scheduler" / "scheduler_config.json").write_text(json.dumps(scheduler))
         (part / "model_index.json").write_text(json.dumps({"_class_name": "DualDiffSD3Pipeline"}))

@@ -4,7 +4,7 @@ import itertools
 import os
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -155,11 +155,11 @@ def precompute(
         int, typer.Option(min=1, rich_help_panel="Performance", help="images read at a time")
     ] = 32,
     dtype: Annotated[
-        str,
+        Literal["auto", "float32", "bfloat16"],
         typer.Option(
+            metavar="DTYPE",
             rich_help_panel="Performance",
             help="of the autoencoder: float32, bfloat16, or auto, which is bfloat16 on a GPU",
-            autocompletion=completion.among("auto", "float32", "bfloat16"),
         ),
     ] = "auto",
     num_workers: WorkersOption = None,
