@@ -40,7 +40,7 @@ def test_ways_of_loading_give_the_same(bench: Bench, option: str) -> None:
     assert outcome.status == "ok", outcome.figure
 
 
-@pytest.mark.slow
+@pytest.mark.gpu  # on the CPU tests/model/test_dual_dit.py compares compiled blocks
 @pytest.mark.filterwarnings("ignore")  # torch's compiler warns of its own parts
 def test_compiled_code_gives_the_same_call_after_call(bench: Bench) -> None:
     outcome = models.check_compiled(bench)

@@ -36,7 +36,7 @@ def test_sharded_gradients_latents_and_loading(bench: Bench, run: Callable[[Benc
     check(run(bench))
 
 
-@pytest.mark.slow
+@pytest.mark.gpu  # on the CPU tests/train/test_compile.py counts the graphs
 def test_compiled_training_keeps_within_its_graphs(bench: Bench) -> None:
     assert " graphs; losses differ by " in check(training.check_compiled_training(bench))
 

@@ -69,7 +69,6 @@ def test_a_run_goes_on_when_a_node_is_lost(root: Path, tmp_path: Path) -> None:
         for process in nodes:
             process.kill()
     assert lost_at < NUM_STEPS - 2, "the node was lost too late"
-    assert "has ended without a word" in (tmp_path / "log0").read_text()
 
     done = subprocess.run(
         [sys.executable, *options(root, alone)], env=os.environ | {"OMP_NUM_THREADS": "1"}, check=False
