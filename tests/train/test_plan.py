@@ -1,13 +1,17 @@
 """A plan settles what is "auto" by the machine's memory, and what does not fit is said before anything is loaded."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
+import ddit
 from ddit.config.runs import DualRun
 from ddit.recipes import build
 from ddit.train.memory import GIB
-from ddit.train.plan import Machine, Plan, make_plan
+from ddit.train.plan import Machine, Plan, expected_encoders, make_plan
+
+MINI = str(Path(ddit.__file__).parent / "assets" / "mini")
 
 
 def plan(name: str, machine: str, **changes) -> Plan:
@@ -78,6 +82,18 @@ def test_the_recipe_for_it_tunes_all_weights_on_24_gib_with_t5_on_the_cpu():
 def test_an_unknown_machine_is_named_with_the_known_ones():
     with pytest.raises(ValueError, match=r"unknown machine '8xFOO': write 8xH100 .* RTX 4090"):
         Machine.named("8xFOO")
+
+
+def test_a_small_model_is_not_planned_with_t5_xxl():
+    config = build("mini-stage1", "nowhere")
+    assert isinstance(config, DualRun)
+    with pytest.raises(
+        ValueError, match=r"mini-stage1 cannot be planned before its encoders are there: nowhere/"
+    ):
+        expected_encoders(config)
+    trained = replace(config, text=MINI, vae=MINI, init=None)
+    assert expected_encoders(trained).t5["d_model"] == config.model.text_dim
+    assert make_plan(trained, Machine.named("H100"), expected_encoders(trained)).memory.total < 4 * GIB
 
 
 def test_a_plan_has_memory_rate_and_hours():

@@ -115,10 +115,10 @@ def _print_plans(configs: Iterable[object], machine: str) -> None:
     from ddit.config.runs import DualRun
 
     with paused_gc():
-        from ddit.train.plan import Machine, make_plan
+        from ddit.train.plan import Machine, expected_encoders, make_plan
     for config in configs:
         if isinstance(config, DualRun):
-            typer.echo(make_plan(config, Machine.named(machine)).to_text())
+            typer.echo(make_plan(config, Machine.named(machine), expected_encoders(config)).to_text())
 
 
 @spread

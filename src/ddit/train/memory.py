@@ -223,7 +223,7 @@ def memory_per_gpu(cfg: DualRun, num_gpus: int, encoders: Encoders | None = None
         text_encoder=text_encoder_bytes(cfg, encoders, shards, micro),
         autoencoder=4 * encoders.image.parameters,
         # five maps of its first level, in float32
-        encoding=0 if _has_latents(cfg) else 5 * 4 * encoders.image.width * pixels,
+        encoding=0 if has_latents(cfg) else 5 * 4 * encoders.image.width * pixels,
     )
 
 
@@ -234,7 +234,7 @@ def _moment_bytes(cfg: DualRun, name: str, parameter: Tensor) -> float:
     return 4 if cfg.optimizer.name == "muon" and is_block_matrix(name, parameter) else 8
 
 
-def _has_latents(cfg: DualRun) -> bool:
+def has_latents(cfg: DualRun) -> bool:
     """Whether all sources have cached latents, so that training encodes no image."""
     return all(getattr(source, "latents", None) for source in (*cfg.data.t2i, *cfg.data.i2t))
 

@@ -19,7 +19,16 @@ from ddit.files import find_weights, read_json
 from ddit.model.autoencoder import downsample_of
 from ddit.model.folders import is_sd3_folder, resolve
 from ddit.train.flops import PEAK_TFLOPS, peak_flops, run_flops
-from ddit.train.memory import GIB, Encoders, ImageEncoder, MemoryReport, memory_per_gpu, sharding_of
+from ddit.train.memory import (
+    GIB,
+    T5_XXL,
+    Encoders,
+    ImageEncoder,
+    MemoryReport,
+    has_latents,
+    memory_per_gpu,
+    sharding_of,
+)
 
 MEMORY_GIB = {
     "A10": 22, "A10G": 22, "A30": 24, "A40": 45, "A100": 79, "A800": 79, "B200": 178, "GH200": 95, "H100": 79,
@@ -33,6 +42,8 @@ RESERVE = 0.1
 """Of the memory, for the allocator, kernels and communication, beside 1 GiB for the context."""
 WHOLE_TEXT_ENCODER = 40 * GIB
 """From this memory on, T5 lies whole on each GPU."""
+PATCH_WIDTH = 12
+"""Numbers a pixel that the small autoencoder holds while it encodes, taken as channels."""
 MOST_AT_ONCE, FEW_AT_ONCE = 32, 8
 """Samples: more at once gain nothing, fewer leave a GPU idle between its kernels."""
 
@@ -115,11 +126,7 @@ class Plan:
             f"T5 {settled(cfg.parallel.text_encoder)}",
             "activations " + ("recomputed" if settled(cfg.parallel.checkpoint_activations) else "kept"),
         ]
-        parts = [
-            f"{name.replace('_', ' ')} {size / GIB:.1f}"
-            for name, size in vars(memory).items()
-            if name != "memory"
-        ]
+        parts = [f"{name.replace('_', ' ')} {size / GIB:.1f}" for name, size in vars(memory).items()]
         return "\n".join([
             f"plan for {machine.num_gpus} x {machine.name}: {', '.join(choices)}",
             f"  memory {memory.total / GIB:.1f} of {machine.memory / GIB:.1f} GiB a GPU ({', '.join(parts)})",
@@ -140,15 +147,14 @@ def step_cost(cfg: DualRun, encoders: Encoders) -> float:
     num_i2t = round(cfg.global_batch_size * cfg.objective.i2t_fraction)
     tokens = (cfg.global_batch_size - num_i2t) * cfg.data.t2i_length + num_i2t * cfg.data.i2t_length
     layers = sum(p.numel() for block in encoders.text_model.encoder.block for p in block.parameters())
-    cached = all(getattr(source, "latents", None) for source in (*cfg.data.t2i, *cfg.data.i2t))
-    pixels = 0 if cached else cfg.global_batch_size * cfg.data.image_size**2
+    pixels = 0 if has_latents(cfg) else cfg.global_batch_size * cfg.data.image_size**2
     return forward + 2 * layers * tokens + 4.1e6 * (encoders.image.width / 128) ** 2 * pixels
 
 
 def make_plan(cfg: DualRun, machine: Machine, encoders: Encoders | None = None) -> Plan:
     """Decides what is "auto": in this order, replicas, T5's place, no recomputation, and the largest micro-batch.
 
-    On a CPU: nothing is recomputed, sharded T5 or replicated, and a micro-batch has at most eight samples.
+    On a CPU nothing is recomputed, each rank has T5 whole, and a micro-batch has at most eight samples.
 
     Raises:
         ValueError: in one line, if nothing fits the memory, with what is missing.
@@ -203,7 +209,7 @@ def _candidates(cfg: DualRun, machine: Machine) -> Iterator[DualRun]:
         for place in choose(parallel.text_encoder, places):
             for recomputes in choose(parallel.checkpoint_activations, [False, True] if is_gpu else [False]):
                 for micro in choose(cfg.micro_batch_size, sizes):
-                    if not recomputes and micro < min(FEW_AT_ONCE, sizes[0]) and _can_recompute(cfg, is_gpu):
+                    if not recomputes and _can_recompute(cfg, is_gpu) and micro < min(FEW_AT_ONCE, sizes[0]):
                         continue  # a larger micro-batch with recomputation is faster
                     for how in choose(parallel.accumulate, ["whole", "sharded"]):
                         chosen = _with(parallel, replicas, place, recomputes, how)
@@ -239,11 +245,25 @@ def encoders_of(cfg: DualRun) -> Encoders:
     found = next((f for f in (text / f"text_encoder{suffix}", text) if (f / "config.json").is_file()), text)
     folder = vae / "vae" if (vae / "vae").is_dir() else vae
     config = read_json(folder / "config.json")
-    width = config["block_out_channels"][0] if "block_out_channels" in config else 12
+    width = config["block_out_channels"][0] if "block_out_channels" in config else PATCH_WIDTH
     image = ImageEncoder(_num_parameters(folder), width, downsample_of(config))
     return Encoders(
         {**read_json(found / "config.json"), "is_encoder_decoder": False, "use_cache": False}, image
     )
+
+
+def expected_encoders(cfg: DualRun) -> Encoders:
+    """`encoders_of` where the run's folders are here; else Stable Diffusion 3's, if the model takes T5-XXL's states.
+
+    Raises:
+        ValueError: in one line, for a smaller model whose encoders are not there yet.
+    """
+    names = (cfg.text or cfg.init, cfg.vae or cfg.init)
+    if all(name is not None and Path(name).is_dir() for name in names):
+        return encoders_of(cfg)
+    if cfg.model.text_dim != T5_XXL["d_model"]:
+        raise ValueError(f"{cfg.out} cannot be planned before its encoders are there: {names[0]}, {names[1]}")
+    return Encoders()
 
 
 def _num_parameters(folder: Path) -> int:
