@@ -7,7 +7,7 @@ import typer
 
 from ddit.commands import completion
 from ddit.commands.loading import paused_gc
-from ddit.commands.options import JsonOption, spread
+from ddit.commands.options import DeviceOption, JsonOption, spread
 from ddit.commands.output import check_choice, check_writable, to_json
 
 if TYPE_CHECKING:
@@ -30,14 +30,7 @@ def doctor(
             autocompletion=completion.among(*PARTS),
         ),
     ] = None,
-    device: Annotated[
-        str | None,
-        typer.Option(
-            rich_help_panel="Performance",
-            help="cpu, cuda, ... [default: CUDA if there is one]",
-            autocompletion=completion.among(*completion.DEVICES),
-        ),
-    ] = None,
+    device: DeviceOption = None,
     out: Annotated[
         Path | None,
         typer.Option(

@@ -57,6 +57,14 @@ SeedOption = Annotated[
 QuietOption = Annotated[
     bool, typer.Option("--quiet", "-q", rich_help_panel="Output", help="no progress bars, no notes")
 ]
+DeviceOption = Annotated[
+    str | None,
+    typer.Option(
+        rich_help_panel="Performance",
+        help="cpu, cuda, ... [default: CUDA if there is one]",
+        autocompletion=completion.among(*completion.DEVICES),
+    ),
+]
 JsonOption = Annotated[
     bool, typer.Option("--json", rich_help_panel="Output", help="print one JSON object per line")
 ]

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from ddit.commands import completion
-from ddit.commands.options import JsonOption, spread
+from ddit.commands.options import DeviceOption, JsonOption, spread
 from ddit.commands.output import print_result
 
 
@@ -17,14 +17,7 @@ def verify(
     ],
     atol: Annotated[float, typer.Option(min=0, help="absolute tolerance")] = 1e-4,
     rtol: Annotated[float, typer.Option(min=0, help="relative tolerance")] = 1e-4,
-    device: Annotated[
-        str | None,
-        typer.Option(
-            rich_help_panel="Performance",
-            help="cpu, cuda, ... [default: CUDA if there is one]",
-            autocompletion=completion.among(*completion.DEVICES),
-        ),
-    ] = None,
+    device: DeviceOption = None,
     dtype: Annotated[
         str,
         typer.Option(
