@@ -83,14 +83,15 @@ def test_entries_of_a_list_are_changed_by_index_and_lists_as_a_whole(joint: Dual
         ),
         ("data.t2i.0.slit=val", "unknown key 'data.t2i.0.slit'; did you mean data.t2i.0.split"),
         (
-            'data.t2i=[{"kind": "tar", "pat": "x"}]',
-            "unknown key 'data.t2i.0.pat'; did you mean data.t2i.0.path",
+            'data.t2i=[{"kind": "tar", "pathh": "x"}]',
+            "unknown key 'data.t2i.0.pathh'; did you mean data.t2i.0.path",
         ),
         ('data.t2i=[{"kind": "tar"}]', "missing key 'data.t2i.0.path'"),
         ('data.t2i=[{"path": "x"}]', "missing key 'data.t2i.0.kind'; known: world, json, tar"),
         (
             'data.t2i=[{"kind": "jsn"}]',
-            "data.t2i.0.kind is 'jsn'; known: world, json, tar, llava, questions, huggingface; did you mean json?",
+            "data.t2i.0.kind is 'jsn'; known: world, json, tar, llava, questions, huggingface, folders, text; "
+            "did you mean json?",
         ),
         ('data.t2i=[{"kind": "tar", "path": 3}]', "data.t2i.0.path must be a text, got 3"),
         ("data.t2i=[3]", "data.t2i.0 must be an object with keys, got 3"),

@@ -1,0 +1,256 @@
+"""Text alone: lines or paragraphs of text files, or a column of a table."""
+
+from __future__ import annotations
+
+import codecs
+import csv
+import io
+import random
+from array import array
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import IO, Any, Literal, Protocol
+
+import numpy as np
+
+from ddit.config.data import HuggingFaceData, TextData
+from ddit.data.digests import digest_all
+from ddit.data.samples import CorruptSample, Sample, Turn
+from ddit.data.sources.finding import files_below, find_file, match_files
+from ddit.data.sources.huggingface import open_rows
+from ddit.data.sources.records import LINES_SUFFIXES, Records
+from ddit.data.sources.remote import is_url
+from ddit.data.sources.sidecar import Arrays, cache_beside
+from ddit.data.sources.tar import COMPRESSED_SUFFIXES
+
+PLAIN_SUFFIXES = (".txt", ".text", ".md", ".rst")
+TABLE_SUFFIXES = (".csv", ".tsv")
+DEFAULT_KEY = "text"
+_KEPT_FROM = 1 << 24  # bytes; finding the offsets of smaller files is faster than loading them
+_DELIMITERS = ",;\t|"
+
+
+class TextSource:
+    """The texts of all files that `path` names, one after another. Only offsets are held in memory."""
+
+    def __init__(self, cfg: TextData) -> None:
+        self.cfg = cfg
+        self.files = _open_files(cfg)
+        self._starts = np.cumsum([0, *map(len, self.files)])
+
+    def __len__(self) -> int:
+        return int(self._starts[-1])
+
+    def name(self, index: int) -> str:
+        file, place = self._locate(index)
+        return file.name(place)
+
+    def sample(self, index: int, rng: random.Random, *, i2t: bool, with_image: bool = True) -> Sample:
+        name = self.name(index)
+        if not i2t:
+            raise CorruptSample("no image", f"{name} is text alone: use this source in data.i2t only")
+        return Sample(None, None, (Turn(None, self.text(index)),))
+
+    def text(self, index: int) -> str:
+        """Text `index`, its white space made single spaces.
+
+        Raises:
+            CorruptSample: "no text", "bad text", "bad JSON".
+        """
+        file, place = self._locate(index)
+        text = file.text(place)
+        words = text.split() if isinstance(text, str) else []
+        if not words:
+            raise CorruptSample("no text", file.name(place))
+        return " ".join(words)
+
+    def sizes(self) -> np.ndarray:
+        return np.zeros((len(self), 2), np.int32)
+
+    def digests(self) -> np.ndarray:
+        return digest_all(
+            lambda index: self.text(index).encode(errors="replace"), self.name, range(len(self))
+        )
+
+    def _locate(self, index: int) -> tuple[_Texts, int]:
+        if not 0 <= index < len(self):
+            raise IndexError(f"sample {index} of {len(self)}")
+        file = int(np.searchsorted(self._starts, index, side="right")) - 1
+        return self.files[file], int(index - self._starts[file])
+
+
+class _Texts(Protocol):
+    def __len__(self) -> int: ...
+
+    def text(self, index: int) -> Any: ...
+
+    def name(self, index: int) -> str: ...
+
+
+class _Plain:
+    """The lines or paragraphs of a text file, which is opened for each read."""
+
+    def __init__(self, path: Path, unit: Literal["line", "paragraph", "row"]) -> None:
+        self.path, self.unit = path, unit
+
+        def build() -> Arrays:
+            with path.open("rb") as file:
+                spans = array("q", (number for span in _spans(file, unit) for number in span))
+            return {"spans": np.frombuffer(spans, np.int64).reshape(-1, 2)}
+
+        _check_encoding(path)
+        is_large = path.stat().st_size >= _KEPT_FROM
+        found = cache_beside(path, f"{unit}s", build) if is_large else build()
+        self.spans = found["spans"]  # (n, 2) int64: offset and size in bytes
+
+    def __len__(self) -> int:
+        return len(self.spans)
+
+    def text(self, index: int) -> str:
+        offset, size = self.spans[index].tolist()
+        try:
+            with self.path.open("rb") as file:
+                file.seek(offset)
+                return file.read(size).decode()
+        except UnicodeDecodeError as error:
+            raise CorruptSample("bad text", f"{self.name(index)}: {error}") from None
+        except OSError as error:
+            raise CorruptSample("unreadable file", f"{self.name(index)}: {error.strerror}") from None
+
+    def name(self, index: int) -> str:
+        return f"{self.path}[{index}]"
+
+
+class _Table(_Plain):
+    """A column of a CSV file, whose first row names the columns; a field in quotes may hold line breaks."""
+
+    def __init__(self, path: Path, key: str | None) -> None:
+        super().__init__(path, "row")
+        if not len(self.spans):
+            raise ValueError(f"'{path}' is empty: its first row must name the columns")
+        head = super().text(0)
+        self.delimiter = max(_DELIMITERS, key=head.count)
+        self.columns = next(csv.reader([head], delimiter=self.delimiter))
+        self.column = self.columns.index(choose_key(path, key, self.columns))
+        self.spans = self.spans[1:]
+
+    def text(self, index: int) -> str:
+        row = next(csv.reader(io.StringIO(super().text(index), newline=""), delimiter=self.delimiter), [])
+        return row[self.column] if self.column < len(row) else ""
+
+
+class _Entries:
+    """A key of the entries of JSON."""
+
+    def __init__(self, path: Path, key: str | None) -> None:
+        self.records = Records(path)
+        self.key = key or DEFAULT_KEY
+        if key is None and len(self.records):
+            with suppress(CorruptSample):  # then the first entry tells nothing
+                self.key = choose_key(path, None, list(self.records[0]))
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def text(self, index: int) -> Any:
+        return self.records[index].get(self.key)
+
+    def name(self, index: int) -> str:
+        return self.records.name(index)
+
+
+class _Rows:
+    """A column of parquet, which the library maps into memory."""
+
+    def __init__(self, path: str, key: str | None) -> None:
+        rows = open_rows(HuggingFaceData(path))
+        self.path, self.key = path, choose_key(path, key, rows.column_names)
+        self.rows = rows.select_columns([self.key])
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def text(self, index: int) -> Any:
+        return self.rows[index][self.key]
+
+    def name(self, index: int) -> str:
+        return f"{self.path}[{index}]"
+
+
+def choose_key(path: str | Path, key: str | None, known: list[str]) -> str:
+    """The column that was asked for; else the one named text, or the only one.
+
+    Raises:
+        ValueError: there is no such column, or several that it may be.
+    """
+    if key is not None and key not in known:
+        raise ValueError(f"'{path}' has no column {key}; it has {', '.join(known)}")
+    if key is not None:
+        return key
+    if DEFAULT_KEY in known or len(known) == 1:
+        return DEFAULT_KEY if DEFAULT_KEY in known else known[0]
+    raise ValueError(f"'{path}' has the columns {', '.join(known)}: set text_key to that of the texts")
+
+
+def _open_files(cfg: TextData) -> list[_Texts]:
+    plain = Path(cfg.path).expanduser()
+    if cfg.path.lower().endswith(".parquet") or (plain.is_dir() and files_below(plain, (".parquet",))):
+        return [_Rows(cfg.path, cfg.text_key)]
+    if is_url(cfg.path) or plain.is_file():
+        paths = [find_file(cfg.path)]
+    elif plain.is_dir():
+        paths = files_below(plain, PLAIN_SUFFIXES)
+        if not paths:
+            raise ValueError(f"there is no text file ({', '.join(PLAIN_SUFFIXES)}) in '{plain}'")
+    else:
+        paths = match_files(cfg.path)
+        if not paths:
+            raise ValueError(f"'{cfg.path}' does not exist: give a text file, a folder or pattern of them")
+    return [_open_file(path, cfg) for path in paths]
+
+
+def _open_file(path: Path, cfg: TextData) -> _Texts:
+    name = path.name.lower()
+    if name.endswith((*COMPRESSED_SUFFIXES, ".gz", ".bz2", ".xz", ".zst", ".zip")):
+        raise ValueError(f"'{path}' is compressed, which allows no reading from its middle: decompress it")
+    if name.endswith((".json", *LINES_SUFFIXES)):
+        return _Entries(path, cfg.text_key)
+    if name.endswith(TABLE_SUFFIXES):
+        return _Table(path, cfg.text_key)
+    if cfg.text_key is not None:
+        raise ValueError(f"'{path}' is plain text, which has no column {cfg.text_key}: leave text_key out")
+    return _Plain(path, cfg.unit)
+
+
+def _check_encoding(path: Path) -> None:
+    with path.open("rb") as file:
+        start = file.read(4096)
+    if start.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        raise ValueError(f"'{path}' is text in UTF-16: save it in UTF-8")
+    if b"\0" in start:
+        raise ValueError(f"'{path}' is not a text file: it holds zero bytes")
+
+
+def _spans(file: IO[bytes], unit: Literal["line", "paragraph", "row"]) -> Iterator[tuple[int, int]]:
+    """Offset and size of every line, paragraph or row of a table that is not blank; only a newline ends a line."""
+    offset = start = len(codecs.BOM_UTF8) if file.read(3) == codecs.BOM_UTF8 else 0
+    file.seek(offset)
+    num_quotes = 0
+    for line in file:
+        is_blank = not line.strip()
+        end = offset + len(line)
+        if unit == "paragraph":
+            if is_blank:
+                if offset > start:
+                    yield start, offset - start
+                start = end
+        else:
+            num_quotes += line.count(b'"') if unit == "row" else 0
+            if num_quotes % 2 == 0:  # else the line break is within a field
+                if not is_blank or start < offset:
+                    yield start, end - start
+                start, num_quotes = end, 0
+        offset = end
+    if offset > start:
+        yield start, offset - start
