@@ -32,7 +32,6 @@ IMAGE_SUFFIXES = (
 TEXT_SUFFIXES = (".txt", ".caption")
 _PLAIN_FOLDERS = ("image", "images", "img", "imgs", "jpeg", "jpg", "png", "photos", "pictures")
 """Names of folders within a class's that say nothing of it."""
-_NO_CLASS = "in no class folder"
 
 
 class FoldersSource:
@@ -50,33 +49,35 @@ class FoldersSource:
         self.folder = find_image_folder(cfg.path)
         found = scan_images(self.folder)
         self._left_out = found.left_out
+        self._folders = found.folders
         self.classes: list[str] = []
-        names = [_class_of(folder) for folder in found.folders]
+        kept = np.arange(len(found.owners))
+        owners = np.array(found.owners, np.int32)
         labels = np.full(len(found.folders), -1, np.int32)
         if cfg.captions == "folders":
-            _check_splits(self.folder, found.folders)
-            self.classes = sorted({name for name in names if name})
-            number = {name: i for i, name in enumerate(self.classes)}
-            labels = np.array([number.get(name, -1) for name in names], np.int32)
-        elif not any(found.texts):
+            _check_splits(self.folder, [found.folders[owner] for owner in np.unique(owners)])
+            named = {owner: _class_of(found.folders[owner]) for owner in np.unique(owners).tolist()}
+            self.classes = sorted(set(named.values()) - {""})
+            for owner, name in named.items():
+                labels[owner] = self.classes.index(name) if name else -1
+            kept = np.flatnonzero(labels[owners] >= 0)
+            self._leave_out([found.names[i] for i in np.flatnonzero(labels[owners] < 0)])
+        elif not found.num_texts:
             raise ValueError(
                 f"no image in '{self.folder}' has a text file beside it: put the caption of 1.jpg into 1.txt"
             )
-        self._folders = found.folders
-        kept = [
-            i for i, folder in enumerate(found.owners) if cfg.captions == "sidecar" or labels[folder] >= 0
-        ]
-        if len(kept) < len(found.owners):
-            if not kept:
-                raise ValueError(no_captions(self.folder))
-            loose = [found.names[i] for i in range(len(found.owners)) if labels[found.owners[i]] < 0]
-            self._left_out[_NO_CLASS] = LeftOut(
-                len(loose), tuple(str(self.folder / _text(name)) for name in loose[:NUM_NAMES])
-            )
-        self._owners = np.array([found.owners[i] for i in kept], np.int32)
+        if not len(kept):
+            raise ValueError(no_captions(self.folder))
+        self._owners = owners[kept]
         self.labels = labels[self._owners]
         self._names = _Packed([found.names[i] for i in kept])
         self._texts = _Packed([found.texts[i] for i in kept])
+
+    def _leave_out(self, loose: list[bytes]) -> None:
+        """Images at the top of class folders."""
+        if loose:
+            first = tuple(str(self.folder / _text(name)) for name in loose[:NUM_NAMES])
+            self._left_out["in no class folder"] = LeftOut(len(loose), first)
 
     def __len__(self) -> int:
         return len(self._owners)

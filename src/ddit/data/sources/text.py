@@ -7,7 +7,7 @@ import csv
 import io
 import random
 from array import array
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any, Literal, Protocol
@@ -91,53 +91,53 @@ class _Texts(Protocol):
 class _Plain:
     """The lines or paragraphs of a text file, which is opened for each read."""
 
-    def __init__(self, path: Path, unit: Literal["line", "paragraph", "row"]) -> None:
-        self.path, self.unit = path, unit
-
-        def build() -> Arrays:
-            with path.open("rb") as file:
-                spans = array("q", (number for span in _spans(file, unit) for number in span))
-            return {"spans": np.frombuffer(spans, np.int64).reshape(-1, 2)}
-
+    def __init__(self, path: Path, unit: Literal["line", "paragraph"]) -> None:
         _check_encoding(path)
-        is_large = path.stat().st_size >= _KEPT_FROM
-        found = cache_beside(path, f"{unit}s", build) if is_large else build()
-        self.spans = found["spans"]  # (n, 2) int64: offset and size in bytes
+        self.path = path
+        self.spans = _find_spans(path, unit, line_spans if unit == "line" else paragraph_spans)
 
     def __len__(self) -> int:
         return len(self.spans)
 
     def text(self, index: int) -> str:
-        offset, size = self.spans[index].tolist()
-        try:
-            with self.path.open("rb") as file:
-                file.seek(offset)
-                return file.read(size).decode()
-        except UnicodeDecodeError as error:
-            raise CorruptSample("bad text", f"{self.name(index)}: {error}") from None
-        except OSError as error:
-            raise CorruptSample("unreadable file", f"{self.name(index)}: {error.strerror}") from None
+        return _read(self.path, self.spans[index], self.name(index))
 
     def name(self, index: int) -> str:
         return f"{self.path}[{index}]"
 
 
-class _Table(_Plain):
+class _Table:
     """A column of a CSV file, whose first row names the columns; a field in quotes may hold line breaks."""
 
     def __init__(self, path: Path, key: str | None) -> None:
-        super().__init__(path, "row")
-        if not len(self.spans):
-            raise ValueError(f"'{path}' is empty: its first row must name the columns")
-        head = super().text(0)
+        _check_encoding(path)
+        self.path = path
+        with path.open("rb") as file:
+            head = next((line for line in file if line.strip()), b"").decode(errors="replace")
         self.delimiter = max(_DELIMITERS, key=head.count)
-        self.columns = next(csv.reader([head], delimiter=self.delimiter))
-        self.column = self.columns.index(choose_key(path, key, self.columns))
-        self.spans = self.spans[1:]
+        spans = _find_spans(path, "row", lambda file: row_spans(file, self.delimiter))
+        if not len(spans):
+            raise ValueError(f"'{path}' is empty: its first row must name the columns")
+        try:
+            columns = self._fields(spans[0], "row 1")
+        except CorruptSample as error:
+            raise ValueError(f"'{path}' is no table in UTF-8: {error}") from None
+        self.column = columns.index(choose_key(path, key, columns))
+        self.spans = spans[1:]
+
+    def __len__(self) -> int:
+        return len(self.spans)
 
     def text(self, index: int) -> str:
-        row = next(csv.reader(io.StringIO(super().text(index), newline=""), delimiter=self.delimiter), [])
+        row = self._fields(self.spans[index], self.name(index))
         return row[self.column] if self.column < len(row) else ""
+
+    def name(self, index: int) -> str:
+        return f"{self.path}[{index}]"
+
+    def _fields(self, span: np.ndarray, name: str) -> list[str]:
+        row = io.StringIO(_read(self.path, span, name), newline="")
+        return next(csv.reader(row, delimiter=self.delimiter), [])
 
 
 class _Entries:
@@ -184,13 +184,14 @@ def choose_key(path: str | Path, key: str | None, known: list[str]) -> str:
     Raises:
         ValueError: there is no such column, or several that it may be.
     """
+    names = ", ".join(" ".join(name.split()) for name in known)
     if key is not None and key not in known:
-        raise ValueError(f"'{path}' has no column {key}; it has {', '.join(known)}")
+        raise ValueError(f"'{path}' has no column {key}; it has {names}")
     if key is not None:
         return key
     if DEFAULT_KEY in known or len(known) == 1:
         return DEFAULT_KEY if DEFAULT_KEY in known else known[0]
-    raise ValueError(f"'{path}' has the columns {', '.join(known)}: set text_key to that of the texts")
+    raise ValueError(f"'{path}' has the columns {names}: set text_key to that of the texts")
 
 
 def _open_files(cfg: TextData) -> list[_Texts]:
@@ -232,25 +233,71 @@ def _check_encoding(path: Path) -> None:
         raise ValueError(f"'{path}' is not a text file: it holds zero bytes")
 
 
-def _spans(file: IO[bytes], unit: Literal["line", "paragraph", "row"]) -> Iterator[tuple[int, int]]:
-    """Offset and size of every line, paragraph or row of a table that is not blank; only a newline ends a line."""
-    offset = start = len(codecs.BOM_UTF8) if file.read(3) == codecs.BOM_UTF8 else 0
-    file.seek(offset)
-    num_quotes = 0
+def _read(path: Path, span: np.ndarray, name: str) -> str:
+    offset, size = span.tolist()
+    try:
+        with path.open("rb") as file:
+            file.seek(offset)
+            return file.read(size).decode()
+    except UnicodeDecodeError as error:
+        raise CorruptSample("bad text", f"{name}: {error}") from None
+    except OSError as error:
+        raise CorruptSample("unreadable file", f"{name}: {error.strerror}") from None
+
+
+def _find_spans(path: Path, unit: str, find: Callable[[IO[bytes]], Iterable[tuple[int, int]]]) -> np.ndarray:
+    """Offsets and sizes in bytes, (n, 2) int64; those of a large file are cached beside it."""
+
+    def build() -> Arrays:
+        with path.open("rb") as file:
+            if file.read(3) != codecs.BOM_UTF8:
+                file.seek(0)
+            try:
+                spans = array("q", (number for span in find(file) for number in span))
+            except csv.Error as error:
+                raise ValueError(f"'{path}' is no table: {error}") from None
+        return {"spans": np.array(spans, np.int64).reshape(-1, 2)}
+
+    if path.stat().st_size < _KEPT_FROM:
+        return build()["spans"]
+    return cache_beside(path, f"{unit}s", build)["spans"]
+
+
+def line_spans(file: IO[bytes]) -> Iterator[tuple[int, int]]:
+    """Offset and size of every line that is not blank, from where the file stands; only a newline ends a line."""
+    offset = file.tell()
     for line in file:
-        is_blank = not line.strip()
-        end = offset + len(line)
-        if unit == "paragraph":
-            if is_blank:
-                if offset > start:
-                    yield start, offset - start
-                start = end
-        else:
-            num_quotes += line.count(b'"') if unit == "row" else 0
-            if num_quotes % 2 == 0:  # else the line break is within a field
-                if not is_blank or start < offset:
-                    yield start, end - start
-                start, num_quotes = end, 0
-        offset = end
+        if line.strip():
+            yield offset, len(line)
+        offset += len(line)
+
+
+def paragraph_spans(file: IO[bytes]) -> Iterator[tuple[int, int]]:
+    """Offset and size of every stretch of lines between blank ones."""
+    offset = start = file.tell()
+    for line in file:
+        if not line.strip():
+            if offset > start:
+                yield start, offset - start
+            start = offset + len(line)
+        offset += len(line)
     if offset > start:
         yield start, offset - start
+
+
+def row_spans(file: IO[bytes], delimiter: str) -> Iterator[tuple[int, int]]:
+    """Offset and size of every row of CSV that is not blank."""
+    sizes: list[int] = []  # of the lines of a row
+
+    def lines() -> Iterator[str]:
+        for line in file:
+            sizes.append(len(line))
+            yield line.decode("latin-1")  # every byte is one character, and quotes and delimiters stay
+
+    offset = file.tell()
+    for row in csv.reader(lines(), delimiter=delimiter):
+        size = sum(sizes)
+        if any(map(str.strip, row)):
+            yield offset, size
+        offset += size
+        sizes.clear()
