@@ -58,20 +58,27 @@ class TextSource:
         Raises:
             CorruptSample: "no text", "bad text", "bad JSON".
         """
-        file, place = self._locate(index)
-        text = file.text(place)
-        words = text.split() if isinstance(text, str) else []
-        if not words:
-            raise CorruptSample("no text", file.name(place))
-        return " ".join(words)
+        return _text_of(*self._locate(index))
 
     def sizes(self) -> np.ndarray:
         return np.zeros((len(self), 2), np.int32)
 
     def digests(self) -> np.ndarray:
-        return digest_all(
-            lambda index: self.text(index).encode(errors="replace"), self.name, range(len(self))
-        )
+        return np.concatenate([self._file_digests(file) for file in self.files])
+
+    def _file_digests(self, file: _Texts) -> np.ndarray:
+        def build() -> Arrays:
+            return {
+                "digests": digest_all(
+                    lambda place: _text_of(file, place).encode(errors="replace"), file.name, range(len(file))
+                )
+            }
+
+        if file.path is None or file.path.stat().st_size < _KEPT_FROM:
+            return build()["digests"]
+        return cache_beside(file.path, "digests", build, settings=f"{self.cfg.unit}/{self.cfg.text_key}")[
+            "digests"
+        ]
 
     def _locate(self, index: int) -> tuple[_Texts, int]:
         if not 0 <= index < len(self):
@@ -80,7 +87,20 @@ class TextSource:
         return self.files[file], int(index - self._starts[file])
 
 
+def _text_of(file: _Texts, place: int) -> str:
+    text = file.text(place)
+    words = text.split() if isinstance(text, str) else []
+    if not words:
+        raise CorruptSample("no text", file.name(place))
+    return " ".join(words)
+
+
 class _Texts(Protocol):
+    """Texts of one file; `path` is None where the library holds several."""
+
+    @property
+    def path(self) -> Path | None: ...
+
     def __len__(self) -> int: ...
 
     def text(self, index: int) -> Any: ...
@@ -144,7 +164,7 @@ class _Entries:
     """A key of the entries of JSON."""
 
     def __init__(self, path: Path, key: str | None) -> None:
-        self.records = Records(path)
+        self.records, self.path = Records(path), path
         self.key = key or DEFAULT_KEY
         if key is None and len(self.records):
             with suppress(CorruptSample):  # then the first entry tells nothing
@@ -165,7 +185,8 @@ class _Rows:
 
     def __init__(self, path: str, key: str | None) -> None:
         rows = open_rows(HuggingFaceData(path))
-        self.path, self.key = path, choose_key(path, key, rows.column_names)
+        self.path, self.place = None, path
+        self.key = choose_key(path, key, rows.column_names)
         self.rows = rows.select_columns([self.key])
 
     def __len__(self) -> int:
@@ -175,7 +196,7 @@ class _Rows:
         return self.rows[index][self.key]
 
     def name(self, index: int) -> str:
-        return f"{self.path}[{index}]"
+        return f"{self.place}[{index}]"
 
 
 def choose_key(path: str | Path, key: str | None, known: list[str]) -> str:
