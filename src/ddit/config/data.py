@@ -180,7 +180,8 @@ SourceConfig = Annotated[
     WorldData | JsonData | TarData | LlavaData | QuestionsData | HuggingFaceData | FoldersData | TextData,
     Field(discriminator="kind"),
 ]
-"""Every path and folder of images may be a URL (s3://, hf://, https://), see `ddit.data.sources.remote`."""
+"""Every path and folder of images may be a URL (s3://, hf://, https://), see `ddit.data.sources.remote`; but no
+`FoldersData.path`."""
 
 
 @strict
