@@ -143,6 +143,14 @@ def test_a_wrong_override_is_one_line_that_names_the_key(joint: DualRun, overrid
             ['data.t2i=[{"kind": "tar", "path": "x"}]', "data.t2i.0.original_share=0.5"],
             "original_key is null",
         ),
+        (["data.held_out.0.held_out_share=0.1"], "data.held_out.0.part is all"),
+        (
+            [
+                'data.i2t=[{"kind": "folders", "path": "x", "captions": "sidecar"}]',
+                "data.i2t.0.question_fraction=0.1",
+            ],
+            "data.i2t.0.captions is sidecar",
+        ),
     ],
 )
 def test_a_change_that_nothing_would_read_is_refused_with_the_reason(
