@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, PngImagePlugin
 
-from ddit.config.data import JsonData, LlavaData, QuestionsData, TarData
+from ddit.config.data import JsonData, LlavaData, QuestionsData, TarData, TextData
 from ddit.data.samples import CorruptSample
 from ddit.data.sources import open_source
 from ddit.data.sources.images import decode_image
@@ -109,6 +109,8 @@ def source_seeds() -> dict[str, bytes]:
         {"image_id": "a", "question": "what?", "answers": ["a dog"], "question_id": i} for i in range(4)
     ]
     return {
+        "txt": "a red dog\n\nKäfer 🙂\n".encode() * 4,
+        "csv": 'id,text\n1,"a ""red"" dog,\nleft"\n2,Käfer\n'.encode() * 4,
         "tar": buffer.getvalue(),
         "json": json.dumps([entry] * 4).encode(),
         "jsonl": "".join(json.dumps(entry) + "\n" for _ in range(4)).encode(),
@@ -190,17 +192,19 @@ def read_as_image(data: bytes, folder: Path) -> str:
 
 
 def read_as_source(kind: str, data: bytes, folder: Path) -> str:
-    suffix = kind if kind in ("tar", "jsonl") else "json"
+    suffix = kind if kind in ("tar", "jsonl", "txt", "csv") else "json"
     path = folder / f"data.{suffix}"
     for left in folder.glob("*data*"):  # what is cached beside it
         left.unlink()
     path.write_bytes(data)
-    configs = {"tar": TarData(str(path)), "llava": LlavaData(str(path))}
+    configs = {"tar": TarData(str(path)), "llava": LlavaData(str(path)), "txt": TextData(str(path))}
+    configs["csv"] = TextData(str(path), text_key="text")
     configs["questions"] = QuestionsData(str(path), annotations="", image_pattern="{image_id}.png")
     configs["annotations"] = QuestionsData(str(path), annotations=str(path), image_pattern="{image_id}.png")
     try:
         source = open_source(configs.get(kind, JsonData(str(path))))
         source.sizes()
+        source.digests()
     except ValueError as error:
         return check_one_line(error)
     for index in range(len(source)):
@@ -229,7 +233,7 @@ def main(seconds: float, seed: int) -> int:
         end = time.monotonic() + seconds
         while time.monotonic() < end:
             kind = rng.choice([*images, *[*sources] * 3])
-            if kind in sources and kind != "tar" and rng.random() < 0.5:
+            if kind in sources and kind not in ("tar", "txt", "csv") and rng.random() < 0.5:
                 data = exchange(seeds[kind], rng)
             else:
                 data = damage(seeds[kind], rng, is_text=kind in sources)

@@ -5,6 +5,7 @@ import random
 import numpy as np
 from PIL import Image
 
+from ddit.data.digests import digest_all
 from ddit.data.samples import CorruptSample, Sample, Turn
 
 
@@ -48,3 +49,6 @@ class ListSource:
     def sizes(self) -> np.ndarray:
         sizes = [(0, 0) if i in self.without else size for i, size in enumerate(self.all_sizes)]
         return np.array(sizes, dtype=np.int32)
+
+    def digests(self) -> np.ndarray:
+        return digest_all(lambda index: self.name(index).encode(), self.name, range(self.num))

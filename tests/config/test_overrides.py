@@ -90,14 +90,15 @@ def test_entries_of_a_list_are_changed_by_index_and_lists_as_a_whole(joint: Dual
         ),
         ("data.t2i.0.slit=val", "unknown key 'data.t2i.0.slit'; did you mean data.t2i.0.split"),
         (
-            'data.t2i=[{"kind": "tar", "pat": "x"}]',
-            "unknown key 'data.t2i.0.pat'; did you mean data.t2i.0.path",
+            'data.t2i=[{"kind": "tar", "pathh": "x"}]',
+            "unknown key 'data.t2i.0.pathh'; did you mean data.t2i.0.path",
         ),
         ('data.t2i=[{"kind": "tar"}]', "missing key 'data.t2i.0.path'"),
         ('data.t2i=[{"path": "x"}]', "missing key 'data.t2i.0.kind'; known: world, json, tar"),
         (
             'data.t2i=[{"kind": "jsn"}]',
-            "data.t2i.0.kind is 'jsn'; known: world, json, tar, llava, questions, huggingface; did you mean json?",
+            "data.t2i.0.kind is 'jsn'; known: world, json, tar, llava, questions, huggingface, folders, text; "
+            "did you mean json?",
         ),
         ('data.t2i=[{"kind": "tar", "path": 3}]', "data.t2i.0.path must be a text, got 3"),
         ("data.t2i=[3]", "data.t2i.0 must be an object with keys, got 3"),
@@ -148,6 +149,14 @@ def test_a_wrong_override_is_one_line_that_names_the_key(joint: DualRun, overrid
         (
             ['data.t2i=[{"kind": "tar", "path": "x"}]', "data.t2i.0.original_share=0.5"],
             "original_key is null",
+        ),
+        (["data.held_out.0.held_out_share=0.1"], "data.held_out.0.part is all"),
+        (
+            [
+                'data.i2t=[{"kind": "folders", "path": "x", "captions": "sidecar"}]',
+                "data.i2t.0.question_fraction=0.1",
+            ],
+            "data.i2t.0.captions is sidecar",
         ),
     ],
 )

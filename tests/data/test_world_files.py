@@ -177,10 +177,10 @@ def test_other_keys_than_the_published_ones_are_found(tmp_path: Path) -> None:
 
 
 def test_what_cannot_be_guessed_says_what_to_do(tmp_path: Path) -> None:
-    (tmp_path / "x.csv").write_text("")
+    (tmp_path / "x.bin").write_text("")
     for path, fault in {
-        str(tmp_path): r"holds no \.tar and no \.parquet file",
-        str(tmp_path / "x.csv"): "give --kind",
+        str(tmp_path): "holds no image with a caption: put images into a folder for each class",
+        str(tmp_path / "x.bin"): "give --kind",
         "nowhere.json": "does not exist",
     }.items():
         with pytest.raises(ValueError, match=fault):

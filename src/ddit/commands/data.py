@@ -24,13 +24,15 @@ SourceArgument = Annotated[
     str,
     typer.Argument(
         metavar="SOURCE",
-        help="a JSON, tar or parquet file, a folder, pattern or URL of them, or a source's configuration",
+        help="a JSON, tar, parquet or text file, a folder, pattern or URL of them, a folder of images, or a source's "
+        "configuration",
     ),
 ]
 KindOption = Annotated[
     str | None,
     typer.Option(
-        metavar="NAME", help="json, tar, llava, questions or huggingface [default: guessed from the file]"
+        metavar="NAME",
+        help="json, tar, llava, questions, huggingface, folders or text [default: guessed from the file]",
     ),
 ]
 ImagesOption = Annotated[

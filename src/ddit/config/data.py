@@ -10,10 +10,26 @@ from ddit.settings import PositiveInt
 from ddit.world.presets import WorldConfig
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
+Share = Annotated[float, Field(gt=0, lt=1)]
 
 
 @strict
-class WorldData:
+class AnySource:
+    """What every source has.
+
+    `weight` is its share of its half of the batch, `latents` a folder of its cached latents. `part` "train" leaves out
+    `held_out_share` of the samples, and "held_out" has these alone. A hash of the image (of the text, where there is
+    none) decides, so that samples of equal images are in one part, whatever their order.
+    """
+
+    weight: PositiveFloat = field(default=1.0, kw_only=True)
+    latents: str | None = field(default=None, kw_only=True)
+    part: Literal["all", "train", "held_out"] = field(default="all", kw_only=True)
+    held_out_share: Share = field(default=0.05, kw_only=True)
+
+
+@strict
+class WorldData(AnySource):
     """Scenes of the small world, rendered on the fly (or read from `latents`).
 
     `question_fraction` is the share of questions among the i2t texts; the rest are captions.
@@ -25,12 +41,10 @@ class WorldData:
     num_scenes: PositiveInt = 100_000
     seed: NonNegativeInt = 0
     question_fraction: Fraction = 0.0
-    weight: PositiveFloat = 1.0
-    latents: str | None = None
 
 
 @strict
-class JsonData:
+class JsonData(AnySource):
     """A JSON list or JSON lines of metadata, one image an entry: the published form. Or COCO's file of captions.
 
     A sample's caption is that of `caption_key`; with probability `original_share`, or where that is missing, that of
@@ -45,12 +59,63 @@ class JsonData:
     caption_key: str = "re_caption"
     original_key: str = "caption"
     original_share: Fraction = 0.1
-    weight: PositiveFloat = 1.0
-    latents: str | None = None
 
 
 @strict
-class TarData:
+class FoldersData(AnySource):
+    """A folder of images: in folders named after what they show, or each with a text file beside it.
+
+    Of class folders (`dog/1.jpg`, also further down, `train/dog/1.jpg`) a caption is one of `templates` at random, with
+    `{name}` from the folder's name and `{article}` "a" or "an". A share `question_fraction` of the i2t texts are
+    `question_templates` that the name answers. With `captions` "sidecar" the caption of `1.jpg` is the text of `1.txt`
+    or `1.caption`.
+    """
+
+    path: str
+    kind: Literal["folders"] = "folders"
+    captions: Literal["folders", "sidecar"] = "folders"
+    templates: tuple[str, ...] = ("a photo of {article} {name}", "{article} {name}", "{name}")
+    question_templates: tuple[str, ...] = ("what is this?", "what does the image show?")
+    question_fraction: Fraction = 0.5
+
+    def __post_init__(self) -> None:
+        if not self.templates or not all(text.strip() for text in self.question_templates or [""]):
+            raise ValueError(
+                "templates and question_templates must hold one text at least, and none that is empty"
+            )
+        for template in self.templates:
+            if not _is_template(template):
+                raise ValueError(
+                    f"a template holds {{name}} and may hold {{article}}, as in 'a photo of {{article}} {{name}}', "
+                    f"got {template!r}"
+                )
+
+
+def _is_template(template: str) -> bool:
+    try:
+        made = [template.format(name=name, article="a") for name in ("dog", "cat")]
+    except (KeyError, IndexError, ValueError, AttributeError):
+        return False
+    return made[0] != made[1]
+
+
+@strict
+class TextData(AnySource):
+    """Text alone, trained with the null image: only in `data.i2t`.
+
+    `path` is a text file, a folder or a pattern of them, of which each line or paragraph (what blank lines part) is a
+    sample; or a file of JSON, JSON lines, CSV or parquet, with the texts under `text_key` [default: text, or the only
+    column].
+    """
+
+    path: str
+    kind: Literal["text"] = "text"
+    unit: Literal["line", "paragraph"] = "line"
+    text_key: str | None = None
+
+
+@strict
+class TarData(AnySource):
     """Tar shards as img2dataset and webdataset write them; members with one name up to the suffix are one sample.
 
     `path` is a file, a folder, or a pattern with `*`, `?` or `{00..99}`. The caption is the member `.txt`, or with
@@ -62,12 +127,10 @@ class TarData:
     caption_key: str | None = None
     original_key: str | None = None
     original_share: Fraction = 0.1
-    weight: PositiveFloat = 1.0
-    latents: str | None = None
 
 
 @strict
-class LlavaData:
+class LlavaData(AnySource):
     """Conversations in LLaVA's JSON form; one that is text alone is trained with the null image.
 
     The image is the path under `image_key`, or the only one of a list. An entry that has none, but `<image>` in its
@@ -78,12 +141,10 @@ class LlavaData:
     kind: Literal["llava"] = "llava"
     images: str | None = None
     image_key: str = "image"
-    weight: PositiveFloat = 1.0
-    latents: str | None = None
 
 
 @strict
-class QuestionsData:
+class QuestionsData(AnySource):
     """Questions and answers in the form of VQAv2: a file of questions and one of annotations.
 
     `image_pattern` makes a file name of an `image_id`. The training target is one of the human answers, chosen by its
@@ -96,12 +157,10 @@ class QuestionsData:
     images: str | None = None
     image_pattern: str = "COCO_train2014_{image_id:012d}.jpg"
     unanswerable: bool = False
-    weight: PositiveFloat = 1.0
-    latents: str | None = None
 
 
 @strict
-class HuggingFaceData:
+class HuggingFaceData(AnySource):
     """A data set of the `datasets` library: a hub id, or a folder or pattern of parquet files in the hub's layout.
 
     Either `caption_key`, or `question_key` and `answer_key`, names the text columns.
@@ -115,15 +174,14 @@ class HuggingFaceData:
     caption_key: str | None = None
     question_key: str | None = None
     answer_key: str | None = None
-    weight: PositiveFloat = 1.0
-    latents: str | None = None
 
 
 SourceConfig = Annotated[
-    WorldData | JsonData | TarData | LlavaData | QuestionsData | HuggingFaceData,
+    WorldData | JsonData | TarData | LlavaData | QuestionsData | HuggingFaceData | FoldersData | TextData,
     Field(discriminator="kind"),
 ]
-"""Every path and folder of images may be a URL (s3://, hf://, https://), see `ddit.data.sources.remote`."""
+"""Every path and folder of images may be a URL (s3://, hf://, https://), see `ddit.data.sources.remote`; but no
+`FoldersData.path`."""
 
 
 @strict
@@ -152,3 +210,10 @@ class DataConfig:
     sample_latents: bool = True
     num_workers: NonNegativeInt = 4
     max_corrupt_share: Fraction = 0.02
+
+    def __post_init__(self) -> None:
+        for index, source in enumerate(self.t2i):
+            if isinstance(source, TextData):
+                raise ValueError(
+                    f"data.t2i.{index} is text alone, of which no image can be generated: name it in data.i2t"
+                )

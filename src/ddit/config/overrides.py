@@ -169,13 +169,18 @@ def _unread_of_data(config: DualRun) -> Iterator[tuple[str, str]]:
         if len(getattr(config.data, name)) == 1:
             yield f"{key}.weight", f"data.{name} has a single source"
         yield from _unread_of_source(source, key)
-        if source.kind == "world" and name == "t2i" and has_captions_only:
+        if source.kind in ("world", "folders") and name == "t2i" and has_captions_only:
             yield f"data.t2i.{index}.question_fraction", "of the sources in data.t2i only captions are used"
 
 
 def _unread_of_source(source: Any, key: str) -> Iterator[tuple[str, str]]:
     if source.kind == "tar" and source.original_key is None:
         yield f"{key}.original_share", f"{key}.original_key is null"
+    if source.part == "all":
+        yield f"{key}.held_out_share", f"{key}.part is all"
+    if source.kind == "folders" and source.captions == "sidecar":
+        for name in ("templates", "question_templates", "question_fraction"):
+            yield f"{key}.{name}", f"{key}.captions is sidecar"
 
 
 def _unread_of_worlds(config: Any) -> Iterator[tuple[str, str]]:

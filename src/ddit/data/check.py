@@ -16,20 +16,16 @@ import numpy as np
 from PIL import Image
 
 from ddit.config.data import DataConfig, SourceConfig
+from ddit.data.duplicates import Look, look_at
+from ddit.data.parts import is_held_out
+from ddit.data.repeats import NUM_NAMES, Fault, ImageCounter, ImageReport, count_classes
 from ddit.data.samples import CorruptSample, LeftOut, Sample, Source, read_sample
 from ddit.data.sources import find_left_out, open_source
 from ddit.errors import Failure, WorkerError
 
-NUM_NAMES = 5
+_NUM_CLASSES = 20  # that are named in the report for people
 _CHUNK = 64
 _WORTH_PROCESSES = 2000  # samples; starting processes takes as long as reading these
-
-
-class Fault(NamedTuple):
-    """Corrupt samples with one cause, and where the first few are."""
-
-    num: int
-    first: tuple[str, ...]
 
 
 class Spread(NamedTuple):
@@ -76,7 +72,9 @@ class Report:
     `width`, `height`: pixels, `aspect`: width by height, all of images that could be decoded. `words`: of a caption.
     `num_turns`: of a sample. `num_without_image`: conversations that are text alone. `left_out`: what the source holds
     and no sample uses, by cause. `num_cut`: samples whose text is too long for a run's `length` tokens and loses its
-    end; by the run's tokenizer if `is_exact`, else at least so many.
+    end; by the run's tokenizer if `is_exact`, else at least so many. `num_captions`, `num_questions`: of one reading;
+    of a source that draws, another has other ones. `images`, `classes`, `num_held_out`: see `ImageReport`, and
+    `FoldersSource`; the part that is held out is None if the source is not split.
     """
 
     num_samples: int
@@ -92,6 +90,11 @@ class Report:
     length: int = 0
     num_cut: int = 0
     is_exact: bool = False
+    num_captions: int = 0
+    num_questions: int = 0
+    images: ImageReport | None = None
+    classes: dict[str, int] = field(default_factory=dict)
+    num_held_out: int | None = None
 
     @property
     def cut_share(self) -> float:
@@ -112,6 +115,8 @@ class Report:
             if isinstance(value, Spread):
                 values[key] = value._asdict()
         values["corrupt"] = {cause: corrupt._asdict() for cause, corrupt in self.corrupt.items()}
+        if self.images is not None:
+            values["images"] = self.images.to_json()
         values["left_out"] = {cause: left_out._asdict() for cause, left_out in self.left_out.items()}
         return {**values, "corrupt_share": self.corrupt_share, "cut_share": self.cut_share}
 
@@ -131,8 +136,17 @@ class Report:
         if self.num_cut:
             least = "" if self.is_exact else "at least "
             yield f"cut texts    {least}{self.num_cut:,} ({100 * self.cut_share:.2f} %): more than {self.length} tokens"
+        if self.num_captions or self.num_questions:
+            yield f"texts        {self.num_captions:,} captions, {self.num_questions:,} questions"
         if self.num_without_image:
             yield f"text only    {self.num_without_image:,}"
+        if self.images is not None:
+            yield from self.images.lines(is_split=self.num_held_out is not None)
+        if self.classes:
+            yield f"classes      {len(self.classes)}: {_most(self.classes)}"
+        if self.num_held_out is not None:
+            share = 100 * self.num_held_out / max(self.num_checked, 1)
+            yield f"held out     {self.num_held_out:,} ({share:.2f} %)"
         rows = {
             "width": self.width,
             "height": self.height,
@@ -145,8 +159,17 @@ class Report:
                 yield f"{name:<12} {spread.least:.4g} to {spread.greatest:.4g}, median {spread.median:.4g}"
 
 
+def _most(classes: dict[str, int]) -> str:
+    """The largest and the smallest classes with their numbers."""
+    ordered = [f"{name} {num:,}" for name, num in sorted(classes.items(), key=lambda item: -item[1])]
+    if len(ordered) <= _NUM_CLASSES:
+        return ", ".join(ordered)
+    half = _NUM_CLASSES // 2
+    return ", ".join([*ordered[:half], "...", *ordered[-half:]])
+
+
 class _Found(NamedTuple):
-    """One sample: why it is corrupt and its name; or the size of its image, words of its captions, and turns."""
+    """One sample: why it is corrupt and its name; or its image's size and look, words of its captions, and turns."""
 
     cause: str | None
     name: str
@@ -154,6 +177,8 @@ class _Found(NamedTuple):
     words: tuple[int, ...]
     num_turns: int
     is_cut: bool = False
+    num_questions: int = 0
+    look: Look | None = None
 
 
 def check_source(
@@ -166,8 +191,10 @@ def check_source(
 ) -> Report:
     """Reads every sample once (or `limit` of them, evenly spread) with `num_workers` processes (0: in this one).
 
+    Of a source that is one part of two, both are read, and the report says how they are divided.
     `on_progress(done, total)` is called as samples are read. Raises `ValueError` if the source cannot be opened.
     """
+    is_split, share, cfg = cfg.part != "all", cfg.held_out_share, replace(cfg, part="all")
     source = open_source(cfg)
     num_samples = len(source)
     if num_samples == 0:
@@ -175,16 +202,27 @@ def check_source(
         raise ValueError("the source holds no sample" + (f"; left out are {unused}" if unused else ""))
     num_checked = num_samples if limit is None else min(limit, num_samples)
     indices = (np.arange(num_checked) * num_samples // num_checked).tolist()
+    held_out = is_held_out(source.digests(), share)[indices] if is_split else np.zeros(num_checked, bool)
     found: list[_Found] = []
+    images = ImageCounter(source)
     if num_workers == 0 or num_checked < _WORTH_PROCESSES:
         parts: Iterable[list[_Found]] = ([_read_sample(source, index, fit)] for index in indices)
     else:
         parts = _in_processes(cfg, indices, num_workers, fit)
     for part in parts:
-        found += part
+        for item in part:
+            if item.look is not None:
+                images.add(indices[len(found)], item.look, is_held_out=bool(held_out[len(found)]))
+            found.append(item._replace(look=None))
         if on_progress is not None:
             on_progress(len(found), num_checked)
-    return replace(_report(num_samples, found, fit), left_out=find_left_out(source))
+    return replace(
+        _report(num_samples, found, fit),
+        left_out=find_left_out(source),
+        images=images.report(),
+        classes=count_classes(source),
+        num_held_out=int(held_out.sum()) if is_split else None,
+    )
 
 
 def _in_processes(
@@ -229,13 +267,15 @@ def _read_sample(source: Source, index: int, fit: Fit) -> _Found:
         sample = read_sample(source, index, random.Random(index), i2t=True)
     except CorruptSample as error:
         return _Found(error.cause, source.name(index), None, (), 0)
-    size = sample.image.size if isinstance(sample.image, Image.Image) else None
+    image = sample.image if isinstance(sample.image, Image.Image) else None
     try:
         is_cut = fit.is_cut(sample)
     except UnicodeEncodeError:  # half of a surrogate pair, which JSON can spell
         return _Found("unusable text", source.name(index), None, (), 0)
     words = tuple(count_words(turn.answer) for turn in sample.turns if turn.question is None)
-    return _Found(None, "", size, words, len(sample.turns), is_cut)
+    num_questions = sum(turn.question is not None for turn in sample.turns)
+    size, look = (None, None) if image is None else (image.size, look_at(image))
+    return _Found(None, "", size, words, len(sample.turns), is_cut, num_questions, look)
 
 
 def _report(num_samples: int, found: list[_Found], fit: Fit) -> Report:
@@ -259,6 +299,8 @@ def _report(num_samples: int, found: list[_Found], fit: Fit) -> Report:
         length=fit.length,
         num_cut=sum(item.is_cut for item in whole),
         is_exact=fit.count is not None,
+        num_captions=sum(len(item.words) for item in whole if item.size is not None),
+        num_questions=sum(item.num_questions for item in whole),
     )
 
 

@@ -26,6 +26,7 @@ from torch import Tensor
 
 from ddit.config.data import SourceConfig
 from ddit.data.buckets import Shape
+from ddit.data.parts import PartSource
 from ddit.data.samples import CorruptSample, Latents, Sample, Source, SourceError
 from ddit.files import write_atomically
 
@@ -35,9 +36,10 @@ _MAX_OPEN_SHARDS = 256
 _NUM_FOR_STATISTICS = 2000
 _TEXT_KEYS = {
     "weight", "latents", "question_fraction", "caption_key", "original_key", "original_share", "question_key",
-    "answer_key", "annotations", "unanswerable",
+    "answer_key", "annotations", "unanswerable", "templates", "question_templates", "text_key",
+    "part", "held_out_share",
 }  # fmt: skip
-"""Settings of a source that change its texts alone: the latents of its images stay good."""
+"""Settings of a source that change its texts or choose samples: the latents of its images stay good."""
 _NOT_IN_0_1 = {"image_key": "image"}
 """Settings that latents of version 0.1 may not name, and what they were (LLaVA's form)."""
 
@@ -224,7 +226,7 @@ class LatentFolder:
 
 
 class CachedSource:
-    """A source whose images are replaced by their latents; only its texts are read.
+    """A source, or a part of one, whose images are replaced by the whole's latents; only its texts are read.
 
     Args:
         with_features: whether samples bring the teacher's features, standardised.
@@ -246,13 +248,15 @@ class CachedSource:
                 f"the latents in {latents.folder} were made from another source: "
                 f"{key} is {made.get(key)!r} there and {wanted.get(key)!r} here"
             )
-        if len(source) != len(latents):
+        whole = source.source if isinstance(source, PartSource) else source
+        if len(whole) != len(latents):
             raise ValueError(
-                f"the latents in {latents.folder} are of {len(latents)} samples, but the source has {len(source)}"
+                f"the latents in {latents.folder} are of {len(latents)} samples, but the source has {len(whole)}"
             )
         if with_features and info.features_shape is None:
             raise ValueError(f"{latents.folder} holds no teacher's features, which the alignment loss needs")
         self.source, self.latents, self.with_features = source, latents, with_features
+        self._places = source.indices if isinstance(source, PartSource) else None  # of samples in the latents
 
     def __len__(self) -> int:
         return len(self.source)
@@ -264,7 +268,8 @@ class CachedSource:
         return light
 
     def sample(self, index: int, rng: random.Random, *, i2t: bool, with_image: bool = True) -> Sample:
-        latents = self.latents.get(index) if with_image else None
+        place = index if self._places is None else int(self._places[index])
+        latents = self.latents.get(place) if with_image else None
         sample = self.source.sample(index, rng, i2t=i2t, with_image=False)
         if latents is not None:
             stored = latents.features if self.with_features else None
@@ -273,7 +278,11 @@ class CachedSource:
         return sample._replace(image=latents)
 
     def sizes(self) -> np.ndarray:
-        return self.latents.sizes()
+        sizes = self.latents.sizes()
+        return sizes if self._places is None else sizes[self._places]
+
+    def digests(self) -> np.ndarray:
+        return self.source.digests()
 
     def name(self, index: int) -> str:
         return self.source.name(index)

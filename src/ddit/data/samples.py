@@ -84,6 +84,14 @@ class Source(Protocol):
         """
         ...
 
+    def digests(self) -> np.ndarray:
+        """A hash of every image's bytes, (len,) uint64: equal for equal images, wherever they are.
+
+        Of a sample without an image it is that of its text, of one that cannot be read and of an image behind a URL,
+        that of its name.
+        """
+        ...
+
     def name(self, index: int) -> str:
         """Where sample `index` comes from, for messages: file and entry."""
         ...

@@ -10,7 +10,7 @@ import torch
 from torch.utils.data import Dataset
 
 from ddit import prompts
-from ddit.config.data import LlavaData, SourceConfig
+from ddit.config.data import LlavaData, SourceConfig, TextData
 from ddit.config.runs import DualRun, settled
 from ddit.data.buckets import Shape, bucket_shapes
 from ddit.data.latents import CachedSource, LatentFolder
@@ -79,8 +79,10 @@ class _Half:
         self.stream, self.plan, self.first, self.mine = stream, plan, first, mine
         self.sources = [source for source, _ in sources]
         # Null images change what a step computes, so all ranks must expect them in the same halves.
-        self.may_lack_images = stream == I2T and any(isinstance(cfg, LlavaData) for _, cfg in sources)
-        self.is_cached = isinstance(self.sources[0], CachedSource)
+        self.may_lack_images = stream == I2T and any(
+            isinstance(cfg, LlavaData | TextData) for _, cfg in sources
+        )
+        self.is_cached = any(isinstance(source, CachedSource) for source in self.sources)
 
 
 class _Rows(NamedTuple):
@@ -303,13 +305,16 @@ def open_sources(
 def all_cached(sources: Sequence[OpenSource], name: str, facts: ImageFacts, shapes: list[Shape]) -> bool:
     """Whether the sources bring cached latents, all or none, of images of these shapes by this run's autoencoder.
 
+    Text alone has no images, and goes with either.
+
     Raises:
         ValueError: in one line, if only some do, or if the latents do not fit.
     """
     cached = [source.latents for source, _ in sources if isinstance(source, CachedSource)]
-    if cached and len(cached) < len(sources):
+    num_wanted = sum(isinstance(s, CachedSource) or not isinstance(cfg, TextData) for s, cfg in sources)
+    if cached and len(cached) < num_wanted:
         raise ValueError(
-            f"either all sources of {name} have cached latents or none: {len(cached)} of {len(sources)} have"
+            f"either all sources of {name} have cached latents or none: {len(cached)} of {num_wanted} have"
         )
     for latents in cached:
         info = latents.info

@@ -48,6 +48,13 @@ class HeldOutSamples(NamedTuple):
     conversations: list[tuple[Turn, ...]]
     has_question: Tensor
 
+    @property
+    def is_text(self) -> Tensor:
+        """Which samples are text alone, without image and question: (n,) bool."""
+        if self.images.is_null is None:
+            return torch.zeros_like(self.has_question)
+        return self.images.is_null & ~self.has_question & torch.tensor([*map(bool, self.conversations)])
+
 
 def held_out_samples(
     data: DataConfig,
@@ -201,6 +208,7 @@ class HeldOut:
         self._texts = {
             "question": _Texts.of(samples.turn_texts, samples.has_question, eos),
             "caption": _Texts.of(samples.caption_texts, samples.has_caption, eos),
+            "text": _Texts.of(samples.turn_texts, samples.is_text, eos),
         }
 
     def measure(self, model: DualDiT) -> dict[str, float]:

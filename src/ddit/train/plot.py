@@ -19,6 +19,7 @@ _TITLES = {
     "caption_nelbo": "held out: caption NELBO, nats", "caption_nelbo_token": "held out: caption NELBO a token",
     "caption_nll": "held out: caption NLL a token", "caption_exact": "held out: captions exact",
     "question_nelbo": "held out: answer NELBO, nats", "question_nelbo_token": "held out: answer NELBO a token",
+    "text_nelbo": "held out: text NELBO, nats", "text_nelbo_token": "held out: text NELBO a token",
     "question_nll": "held out: answer NLL a token", "question_exact": "held out: answers exact",
 }  # fmt: skip
 """Titles of the known figures, in the order of the panels; unknown ones follow under their own names."""

@@ -6,6 +6,7 @@ import random
 import sys
 import time
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -90,7 +91,7 @@ def precompute(cfg: LatentsRun, ranks: Ranks, *, num_workers: int | None = None)
             as `WorkerError`, for what was raised in one of the processes.
     """
     out = Path(cfg.out)
-    source = open_source(cfg.source)
+    source = open_source(replace(cfg.source, part="all"))  # any part of it can use these latents
     encoder = _Encoder(cfg, ranks.device)
     info = _describe(cfg, len(source), encoder)
     info.write(out)

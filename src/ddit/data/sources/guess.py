@@ -1,18 +1,30 @@
 """The configuration of a source from its path alone, by what the file looks like."""
 
 import json
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
 
-from ddit.config.data import HuggingFaceData, JsonData, LlavaData, QuestionsData, SourceConfig, TarData
+from ddit.config.data import (
+    FoldersData,
+    HuggingFaceData,
+    JsonData,
+    LlavaData,
+    QuestionsData,
+    SourceConfig,
+    TarData,
+    TextData,
+)
 from ddit.data.samples import CorruptSample
 from ddit.data.sources.coco import is_captions, open_captions, read_lists
 from ddit.data.sources.finding import files_below, find_file
+from ddit.data.sources.folders import find_image_folder, no_captions, scan_images
 from ddit.data.sources.parquet_files import SAVED_FILES, has_configs, split_files, split_names
 from ddit.data.sources.records import LINES_SUFFIXES
 from ddit.data.sources.remote import RemotePath, is_url, open_file
 from ddit.data.sources.tar import COMPRESSED_SUFFIXES, SUFFIX
+from ddit.data.sources.text import DEFAULT_KEY, PLAIN_SUFFIXES, TABLE_SUFFIXES
 from ddit.errors import near_misses
 from ddit.files import read_json
 from ddit.schema import parse
@@ -39,12 +51,12 @@ def guess_source(path: str, hints: Hints = Hints()) -> SourceConfig:
     """The configuration of the source at `path`.
 
     `path` is a file of JSON (metadata, LLaVA, VQAv2 or VizWiz questions, or a source's own configuration, which has a
-    `kind`), a tar file, a parquet file, a folder of either, or a pattern.
+    `kind`), a tar file, a parquet file, text or CSV, a folder or pattern of these, or a folder of images.
 
     Raises:
         ValueError: the kind cannot be told, or the settings do not fit it.
     """
-    kind = hints.kind or _kind_of(path)
+    kind = hints.kind or _kind_of(path, has_images="image_key" in dict(hints.fields))
     if kind == "config":
         return parse(_AnySource, json.loads(find_file(path).read_text(encoding="utf-8-sig")))
     if kind not in KINDS:
@@ -58,6 +70,8 @@ def guess_source(path: str, hints: Hints = Hints()) -> SourceConfig:
         values["path"] = path
     if kind == "json":
         values |= _json_keys(path)
+    if kind == "folders":
+        values["captions"] = _captions_of(find_image_folder(path))
     given = {key: _value(text) for key, text in hints.fields}
     if kind == "huggingface":
         values |= _columns(path, given.get("name"), str(given.get("split", HuggingFaceData.split)))
@@ -72,11 +86,13 @@ def _value(text: str) -> Any:
         return text
 
 
-def _kind_of(path: str) -> str:
+def _kind_of(path: str, *, has_images: bool) -> str:
+    """has_images: it is known that the samples name images."""
     plain = Path(path).expanduser()
     if plain.is_dir():
-        return _kind_of_folder(plain)
+        return _kind_of_folder(plain, has_images=has_images)
     suffixes = {SUFFIX: TarData.kind, ".parquet": HuggingFaceData.kind}
+    suffixes |= dict.fromkeys((*PLAIN_SUFFIXES, *TABLE_SUFFIXES), TextData.kind)
     if is_url(path):
         plain = Path(RemotePath(path).name)
         if plain.suffix.lower() in (".json", *LINES_SUFFIXES):
@@ -85,6 +101,8 @@ def _kind_of(path: str) -> str:
             raise ValueError(
                 f"the kind of '{path}' cannot be told from its name: give --kind tar, or another"
             )
+    if plain.suffix.lower() == ".parquet" and not has_images:
+        return _kind_of_parquet(path)
     if plain.suffix.lower() in suffixes:
         return suffixes[plain.suffix.lower()]
     if plain.name.lower().endswith(COMPRESSED_SUFFIXES):
@@ -97,23 +115,50 @@ def _kind_of(path: str) -> str:
         raise ValueError(
             f"the kind of '{path}' cannot be told from its name: give --kind, one of {', '.join(KINDS)}"
         )
-    return _kind_of_json(plain)
+    return _kind_of_json(plain, has_images=has_images)
 
 
-def _kind_of_folder(folder: Path) -> str:
+def _kind_of_parquet(path: str) -> str:
+    try:
+        names = _column_names(path, None, HuggingFaceData.split)
+    except ValueError:  # of another split
+        return HuggingFaceData.kind
+    return TextData.kind if _is_text_alone(names) else HuggingFaceData.kind
+
+
+def _is_text_alone(keys: Collection[str]) -> bool:
+    return DEFAULT_KEY in keys and not any(key in keys for key in _IMAGE_KEYS)
+
+
+def _kind_of_folder(folder: Path, *, has_images: bool) -> str:
     if any((folder / name).is_file() for name in SAVED_FILES):
         return HuggingFaceData.kind
     # Tars come first: img2dataset keeps a parquet file beside each.
     if files_below(folder, (SUFFIX, *COMPRESSED_SUFFIXES)):
         return TarData.kind
     if files_below(folder, (".parquet",)):
-        return HuggingFaceData.kind
-    raise ValueError(
-        f"'{folder}' holds no .tar and no .parquet file: name the JSON file itself, or give --kind"
-    )
+        return HuggingFaceData.kind if has_images else _kind_of_parquet(str(folder))
+    if files_below(folder, PLAIN_SUFFIXES) and not scan_images(folder).names:
+        return TextData.kind
+    return FoldersData.kind
 
 
-def _kind_of_json(path: Path) -> str:
+def _captions_of(folder: Path) -> str:
+    """Where the captions of a folder of images are: in files beside the images if most have one, else in the folders'
+    names.
+
+    Raises:
+        ValueError: there is no image, or all are at the top, without captions.
+    """
+    found = scan_images(folder)
+    if 2 * found.num_texts > len(found.names):
+        return "sidecar"
+    if not any(found.folders[owner] for owner in found.owners):
+        raise ValueError(no_captions(folder))
+    return "folders"
+
+
+def _kind_of_json(path: Path, *, has_images: bool) -> str:
     """Objects are told apart by their keys, lists by those of the first entry that can be read."""
     with path.open(encoding="utf-8-sig", errors="replace") as file:
         start = file.read(_START).lstrip()
@@ -128,6 +173,8 @@ def _kind_of_json(path: Path) -> str:
     entry = _first_entry(path)
     if "conversations" in entry:
         return LlavaData.kind
+    if _is_text_alone(entry) and not has_images:
+        return TextData.kind
     return QuestionsData.kind if "question" in entry and "answers" in entry else JsonData.kind
 
 

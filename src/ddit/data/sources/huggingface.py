@@ -10,8 +10,16 @@ from typing import Any
 import numpy as np
 
 from ddit.config.data import HuggingFaceData
+from ddit.data.digests import digest_all
 from ddit.data.samples import CorruptSample, Sample, Turn
-from ddit.data.sources.images import decode_image, load_image, measure_all, measure_file, measure_image
+from ddit.data.sources.images import (
+    content_of,
+    decode_image,
+    load_image,
+    measure_all,
+    measure_file,
+    measure_image,
+)
 from ddit.data.sources.json_list import get_stated_size
 from ddit.data.sources.parquet_files import SAVED_FILES, has_configs, split_files, split_names
 from ddit.data.sources.remote import AnyPath, RemotePath, is_url
@@ -26,7 +34,7 @@ class HuggingFaceSource:
         if not cfg.caption_key and not (cfg.question_key and cfg.answer_key):
             raise ValueError("set caption_key, or question_key and answer_key, to the columns of the texts")
         self.cfg = cfg
-        self.rows = _open(cfg)
+        self.rows = open_rows(cfg)
         wanted = (cfg.image_key, cfg.caption_key, cfg.question_key, cfg.answer_key)
         missing = [key for key in wanted if key and key not in self.rows.column_names]
         if missing:
@@ -70,6 +78,18 @@ class HuggingFaceSource:
         settings = f"{self.cfg.image_key}/{self.cfg.split}/{len(self)}/{[file['filename'] for file in files]}"
         return cache_beside(Path(files[0]["filename"]), "sizes", build, settings=settings)["sizes"]
 
+    def digests(self) -> np.ndarray:
+        """Of every row anew: the library keeps no file for rows that were chosen from others."""
+        rows = self.rows.select_columns([self.cfg.image_key])
+
+        def content(index: int) -> bytes:
+            data, path = _content(rows[index][self.cfg.image_key])
+            if data is None and path is None:
+                raise CorruptSample("no image", "")
+            return data if data is not None else content_of(self._find(path or ""))
+
+        return digest_all(content, self.name, range(len(self)))
+
     def _size(self, row: dict[str, Any]) -> tuple[int, int]:
         data, path = _content(row[self.cfg.image_key])
         stated = get_stated_size(row)
@@ -107,7 +127,7 @@ def _content(value: Any) -> tuple[bytes | None, str | None]:
     return (value, None) if isinstance(value, bytes) else (None, value if isinstance(value, str) else None)
 
 
-def _open(cfg: HuggingFaceData) -> Any:
+def open_rows(cfg: HuggingFaceData) -> Any:
     try:
         import datasets
         from datasets.exceptions import DatasetsError

@@ -44,7 +44,7 @@ def load_image(path: AnyPath) -> Image.Image:
         SourceError: as `RemotePath.read`.
     """
     try:
-        data = _read_whole(path)
+        data = read_whole(path)
     except SourceError:
         raise
     except (FileNotFoundError, NotADirectoryError, ValueError):  # a name may hold a zero byte
@@ -54,7 +54,8 @@ def load_image(path: AnyPath) -> Image.Image:
     return decode_image(data, str(path))
 
 
-def _read_whole(path: AnyPath) -> bytes:
+def read_whole(path: AnyPath) -> bytes:
+    """The bytes of a file, which must be a regular one; errors as theirs."""
     if isinstance(path, RemotePath):
         return path.read()
     check_regular(path)
@@ -89,6 +90,11 @@ def measure_file(path: AnyPath) -> tuple[int, int]:
             return file.read(count)
 
     return measure_image(read)
+
+
+def content_of(path: AnyPath) -> bytes:
+    """What a sample's digest is made of: the bytes of its image, or where they are on another machine, the address."""
+    return str(path).encode() if isinstance(path, RemotePath) else read_whole(path)
 
 
 def measure_all(size_of: Callable[[int], tuple[int, int]], indices: Sequence[int]) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 from collections.abc import Callable
 from typing import Any
@@ -9,11 +10,13 @@ from typing import Any
 import numpy as np
 
 from ddit.config.data import JsonData
+from ddit.data.digests import digest_all
 from ddit.data.samples import CorruptSample, Sample
 from ddit.data.sources.coco import open_captions
 from ddit.data.sources.finding import find_folder
-from ddit.data.sources.images import load_image, measure_all, measure_file
+from ddit.data.sources.images import content_of, load_image, measure_all, measure_file
 from ddit.data.sources.records import Entries
+from ddit.data.sources.remote import AnyPath
 from ddit.data.sources.sidecar import Arrays, cache_beside
 from ddit.data.sources.texts import choose_caption, make_caption_sample
 
@@ -37,16 +40,22 @@ class JsonSource:
     def sample(self, index: int, rng: random.Random, *, i2t: bool, with_image: bool = True) -> Sample:
         entry, cfg, name = self.records[index], self.cfg, self.name(index)
         caption = choose_caption(entry, cfg.caption_key, cfg.original_key, cfg.original_share, rng, name)
-        image = load_image(self.images / get_image_path(entry, cfg.image_key, name)) if with_image else None
+        image = load_image(self._image_path(entry, name)) if with_image else None
         return make_caption_sample(image, caption, i2t=i2t)
 
     def sizes(self) -> np.ndarray:
         return measure_records(self.records, self._size, f"{self.images}/{self.cfg.image_key}")
 
+    def digests(self) -> np.ndarray:
+        return digest_records(self.records, self._image_path, f"{self.images}/{self.cfg.image_key}")
+
+    def _image_path(self, entry: dict[str, Any], name: str) -> AnyPath:
+        return self.images / get_image_path(entry, self.cfg.image_key, name)
+
     def _size(self, index: int) -> tuple[int, int]:
         try:
             entry = self.records[index]
-            path = self.images / get_image_path(entry, self.cfg.image_key, "")
+            path = self._image_path(entry, "")
             return get_stated_size(entry) or measure_file(path)
         except CorruptSample:
             return 0, 0
@@ -82,3 +91,19 @@ def measure_records(records: Entries, size_of: Callable[[int], tuple[int, int]],
         return {"sizes": measure_all(size_of, range(len(records)))}
 
     return cache_beside(records.path, "sizes", build, settings=settings)["sizes"]
+
+
+def digest_records(
+    records: Entries, path_of: Callable[[dict[str, Any], str], AnyPath | None], settings: str
+) -> np.ndarray:
+    """Hashes of every entry's image, or where `path_of` it is None, of the entry; cached beside the file: (n,)."""
+
+    def content(index: int) -> bytes:
+        entry = records[index]
+        path = path_of(entry, "")
+        return json.dumps(entry).encode() if path is None else content_of(path)
+
+    def build() -> Arrays:
+        return {"digests": digest_all(content, records.name, range(len(records)))}
+
+    return cache_beside(records.path, "digests", build, settings=settings)["digests"]

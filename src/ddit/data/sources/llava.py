@@ -11,7 +11,7 @@ from ddit.config.data import LlavaData
 from ddit.data.samples import CorruptSample, Sample, Turn
 from ddit.data.sources.finding import find_folder
 from ddit.data.sources.images import load_image, measure_file
-from ddit.data.sources.json_list import get_image_path, get_stated_size, measure_records
+from ddit.data.sources.json_list import digest_records, get_image_path, get_stated_size, measure_records
 from ddit.data.sources.records import Records
 from ddit.data.sources.remote import AnyPath
 from ddit.data.sources.texts import refuse_t2i
@@ -47,6 +47,9 @@ class LlavaSource:
 
     def sizes(self) -> np.ndarray:
         return measure_records(self.records, self._size, f"{self.images}/{self.cfg.image_key}")
+
+    def digests(self) -> np.ndarray:
+        return digest_records(self.records, self._image_path, f"{self.images}/{self.cfg.image_key}")
 
     def _size(self, index: int) -> tuple[int, int]:
         try:

@@ -122,7 +122,7 @@ def _of_split(path: str, files: list[_File], split: str) -> list[_File]:
 def _describe_all(paths: list[Path], top: Path) -> list[_File]:
     relative = [path.relative_to(top) for path in paths]
     # A folder beside one that is named after a known split is a split of its own, as `extra` is.
-    beside = {folder.parent for inner in relative for folder in inner.parents if _known_split(folder.name)}
+    beside = {folder.parent for inner in relative for folder in inner.parents if known_split(folder.name)}
     return [_describe(path, inner, beside) for path, inner in zip(paths, relative, strict=True)]
 
 
@@ -130,16 +130,16 @@ def _describe(path: Path, inner: Path, split_folders: set[Path]) -> _File:
     """`inner` is the path below the folder that was given; `split_folders` hold a folder for each split."""
     sharded = _SHARD.fullmatch(inner.stem)
     stem = inner.stem if sharded is None else sharded["split"]
-    if _known_split(stem):
-        return _File(path, _known_split(stem), str(inner.parent))
+    if known_split(stem):
+        return _File(path, known_split(stem), str(inner.parent))
     for folder in inner.parents:
-        if folder.name and (_known_split(folder.name) or folder.parent in split_folders):
-            return _File(path, _known_split(folder.name) or folder.name, str(folder.parent))
+        if folder.name and (known_split(folder.name) or folder.parent in split_folders):
+            return _File(path, known_split(folder.name) or folder.name, str(folder.parent))
     is_split = sharded is not None and stem.lower() not in _NO_SPLITS
     return _File(path, stem if is_split else None, str(inner.parent))
 
 
-def _known_split(name: str) -> str | None:
+def known_split(name: str) -> str | None:
     """The one of train, validation and test that a file or folder is named after, as `val2017` or `my-train` are."""
     named = {_CANONICAL[word] for word in _BETWEEN_WORDS.split(name.lower()) if word in _CANONICAL}
     return named.pop() if len(named) == 1 else None

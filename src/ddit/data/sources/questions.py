@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import json
 import random
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ddit.config.data import QuestionsData
+from ddit.data.digests import digest_all
 from ddit.data.samples import CorruptSample, Sample, Turn
 from ddit.data.sources.finding import find_file, find_folder
-from ddit.data.sources.images import load_image, measure_all, measure_file
+from ddit.data.sources.images import content_of, load_image, measure_all, measure_file
 from ddit.data.sources.remote import AnyPath
 from ddit.data.sources.sidecar import Arrays, cache_beside
 from ddit.data.sources.texts import refuse_t2i
@@ -54,14 +56,31 @@ class QuestionsSource:
         return Sample(image, None, (turn,), short_answers=True, unanswerable=self.cfg.unanswerable)
 
     def sizes(self) -> np.ndarray:
+        def measure(images: list[Any]) -> np.ndarray:
+            return measure_all(lambda i: self._size(images[i]), range(len(images)))
+
+        return self._of_images("sizes", measure)
+
+    def digests(self) -> np.ndarray:
+        def hash_images(images: list[Any]) -> np.ndarray:
+            return digest_all(
+                lambda i: content_of(self._find_image(images[i], "")),
+                lambda i: json.dumps(images[i]),
+                range(len(images)),
+            )
+
+        return self._of_images("digests", hash_images)
+
+    def _of_images(self, what: str, compute: Callable[[list[Any]], np.ndarray]) -> np.ndarray:
+        """What `compute` gives of the distinct images, for every question; cached beside the file."""
+
         def build() -> Arrays:
             images = [json.dumps(self._entry(index)[0]) for index in range(len(self))]
             distinct, inverse = np.unique(images, return_inverse=True)  # several questions share an image
-            sizes = measure_all(lambda i: self._size(json.loads(distinct[i])), range(len(distinct)))
-            return {"sizes": sizes[inverse]}
+            return {what: compute([json.loads(image) for image in distinct])[inverse]}
 
         settings = f"{self.images}/{self.cfg.image_pattern}"
-        return cache_beside(self.path, "sizes", build, settings=settings)["sizes"]
+        return cache_beside(self.path, what, build, settings=settings)[what]
 
     def _entry(self, index: int) -> tuple[Any, Any, list[str]]:
         return json.loads(self._packed[self._ends[index] : self._ends[index + 1]])

@@ -15,6 +15,7 @@ import numpy as np
 from tqdm import tqdm
 
 from ddit.config.data import TarData
+from ddit.data.digests import digest_all
 from ddit.data.samples import CorruptSample, LeftOut, Sample
 from ddit.data.sources.finding import files_below, match_files, match_urls
 from ddit.data.sources.images import decode_image, measure_all, measure_image
@@ -109,6 +110,26 @@ class TarSource:
 
         sizes = cache_beside(self.shards[shard], "sizes", build)["sizes"]
         return np.concatenate([sizes, np.zeros((int(bool(found.end)), 2), np.int32)])
+
+    def digests(self) -> np.ndarray:
+        found = _for_each_shard(self._shard_digests, len(self.shards), "hashing")
+        return np.concatenate(found)
+
+    def _shard_digests(self, shard: int) -> np.ndarray:
+        found, first = self._indices[shard], int(self._starts[shard])
+        num = len(found.stems) + bool(found.end)
+
+        def content(place: int) -> bytes:
+            if place == len(found.stems) or not found.images[place].any():
+                raise CorruptSample("no image", "")
+            if isinstance(self.shards[shard], RemotePath):
+                return self.name(first + place).encode()
+            return self._read(shard, found.images[place], "")
+
+        def build() -> Arrays:
+            return {"digests": digest_all(content, lambda place: self.name(first + place), range(num))}
+
+        return cache_beside(self.shards[shard], "digests", build)["digests"]
 
     def _locate(self, index: int) -> tuple[int, int]:
         if not 0 <= index < len(self):

@@ -9,6 +9,7 @@ from PIL import Image
 from torch import Tensor
 
 from ddit.config.data import WorldData
+from ddit.data.digests import digest
 from ddit.data.samples import Sample, Turn
 from ddit.world import Scene, make_caption, make_question, make_scene, render
 from ddit.world.detector import to_tensor
@@ -34,6 +35,10 @@ class WorldSource:
 
     def sizes(self) -> np.ndarray:
         return np.full((len(self), 2), self.cfg.world.size, np.int32)
+
+    def digests(self) -> np.ndarray:
+        names = (f"{self.name(index)}/{self.cfg.seed}" for index in range(len(self)))
+        return np.fromiter((digest(name.encode()) for name in names), np.uint64, len(self))
 
     def scene(self, index: int) -> Scene:
         return make_scene(self.cfg.world, self.cfg.split, int(index), seed=self.cfg.seed)
