@@ -7,7 +7,6 @@ import contextlib
 import copy
 import hashlib
 import json
-import re
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -18,7 +17,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast, T5EncoderModel
 from transformers.utils import logging as transformers_logging
 
-from ddit.errors import nearest
+from ddit.model import vocabulary
 from ddit.model.autoencoder import DiagonalGaussian, PatchAutoencoder, downsample_of
 from ddit.model.offload import offload_blocks, visiting
 from ddit.model.t5 import load_encoder, load_tokenizer, save_encoder
@@ -31,9 +30,6 @@ TILE_SIZE = 1024
 PIXELS_AT_ONCE = 2 * 512**2
 """Pixels of a batch that the autoencoder encodes at a time: SD3's holds 1.3 GB in float32 meanwhile."""
 MASK_TOKEN = "<extra_id_0>"
-PUNCTUATION = ",.?"
-LARGEST_WORD_LIST = 4096
-"""Tokens of a vocabulary beyond which they are pieces of words, T5's are 32,100."""
 
 
 class ImageCodec:
@@ -169,14 +165,14 @@ class TextCodec:
         self.encoder = encoder.eval().requires_grad_(False)
         self.offload_device: torch.device | None = None
         self._trains_mask = False
-        vocabulary = tokenizer.get_vocab()
-        if MASK_TOKEN not in vocabulary:
+        ids = tokenizer.get_vocab()
+        if MASK_TOKEN not in ids:
             raise ValueError(f"the tokenizer has no token {MASK_TOKEN}, which serves as the mask")
         if tokenizer.eos_token is None:
             raise ValueError("the tokenizer has no end-of-text token")
-        self.mask_token_id: int = vocabulary[MASK_TOKEN]
-        self.eos_token_id: int = vocabulary[str(tokenizer.eos_token)]
-        self.vocab_size: int = max(vocabulary.values()) + 1
+        self.mask_token_id: int = ids[MASK_TOKEN]
+        self.eos_token_id: int = ids[str(tokenizer.eos_token)]
+        self.vocab_size: int = max(ids.values()) + 1
         if self.vocab_size > encoder.config.vocab_size:
             raise ValueError(
                 f"the tokenizer has {self.vocab_size} tokens, "
@@ -286,18 +282,12 @@ class TextCodec:
         return text.strip()
 
     def unknown_words(self, text: str) -> list[str]:
-        """The words of a text that the tokenizer cannot represent, in order, each once."""
-        words = dict.fromkeys(re.findall(rf"[^\s{re.escape(PUNCTUATION)}]+", text))
-        unknown = self.tokenizer.unk_token_id
-        return [word for word in words if unknown in self.token_ids(word)]
+        """The words of a text that the model cannot know, in order, each once; see `vocabulary.unknown_words`."""
+        return vocabulary.unknown_words(self.tokenizer, text)
 
     def similar_words(self, word: str) -> list[str]:
-        """Known words that are spelt like it, where the vocabulary is one of whole words; at most two."""
-        vocabulary = self.tokenizer.get_vocab()
-        if len(vocabulary) > LARGEST_WORD_LIST:
-            return []
-        special = set(self.tokenizer.all_special_tokens)
-        return nearest(word, (token.lstrip("▁") for token in vocabulary if token not in special), most=2)
+        """Known words that are spelt like it, where a list of whole words is known; at most two."""
+        return vocabulary.similar_words(self.tokenizer, word)
 
     def states(self, input_ids: Tensor, lengths: Tensor | None = None) -> Tensor:
         """Hidden states (B, L, D) of ids (B, L); every position attends to every other, padding included.
