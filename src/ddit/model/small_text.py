@@ -1,6 +1,6 @@
 """The small models' text side, made from nothing: a tokenizer and a T5 encoder with fresh weights.
 
-Of two kinds of tokenizer one has whole words, for the closed vocabulary of the small world, and one has pieces of words,
+One kind of tokenizer has whole words, for the closed vocabulary of the small world, the other has pieces of words,
 for any text.
 """
 
@@ -87,7 +87,8 @@ def train_tokenizer(texts: Iterable[str], num_pieces: int) -> PreTrainedTokenize
         vocab_size=num_pieces - 1,
         min_frequency=2,
         special_tokens=first,
-        limit_alphabet=(num_pieces - len(first)) // 2,
+        initial_alphabet=["▁", *(chr(code) for code in range(33, 127) if not chr(code).isupper())],
+        limit_alphabet=max(80, (num_pieces - len(first)) // 4),
         show_progress=False,
     )
     learner.train_from_iterator(counted(), trainer)

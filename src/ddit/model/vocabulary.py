@@ -24,8 +24,8 @@ def list_words(text: str) -> list[str]:
 def unknown_words(tokenizer: PreTrainedTokenizerFast, text: str) -> list[str]:
     """The words of a text that the tokenizer cannot represent, in order, each once.
 
-    A tokenizer of pieces, which can represent any word, has those that are not among the words it was learnt from and
-    that it has to spell, in bytes or in about single letters; and symbols that it has in bytes alone.
+    A tokenizer of pieces, which can represent any word, has those that are not among the words it was learnt from, nor
+    forms of one, and that it has to spell, in bytes or in about single letters; and symbols that it has in bytes alone.
     """
     known = known_words(tokenizer)
     backend = tokenizer.backend_tokenizer
@@ -39,10 +39,18 @@ def unknown_words(tokenizer: PreTrainedTokenizerFast, text: str) -> list[str]:
         if lower in known:
             continue
         pieces = backend.encode(lower, add_special_tokens=False).tokens
-        is_spelt = is_word and len(lower) > 1 and len(lower) < FEWEST_LETTERS_A_PIECE * len(pieces)
+        is_spelt = is_word and len(lower) > 2 and len(lower) < FEWEST_LETTERS_A_PIECE * len(pieces)
+        if is_spelt and _is_form(lower, known):
+            continue
         if is_spelt or any(piece.startswith("<0x") for piece in pieces):
             found.append(word)
     return found
+
+
+def _is_form(word: str, known: frozenset[str]) -> bool:
+    """Whether a known word has the same beginning and another end of a few letters: looks, look."""
+    stem = word[: max(4, len(word) - 3)]
+    return any(name.startswith(stem) and abs(len(name) - len(word)) <= 3 for name in known)
 
 
 def similar_words(tokenizer: PreTrainedTokenizerFast, word: str) -> list[str]:
