@@ -27,6 +27,8 @@ TEXT_LENGTH, TEXT_DIM, LATENT_CHANNELS, LATENT_SIZE = 16, 192, 8, 16  # no text 
 VOCAB_SIZE = 96
 """Tokens of the world's words and of the templates'."""
 NUM_SCENES = 150_000
+NUM_TEXT_SCENES = 2**31
+"""Texts cost next to nothing: every one is of another scene."""
 SCENE_WEIGHTS: dict[Kind, float] = {"single": 0.15, "two": 0.5, "count": 0.22, "mixed": 0.13}
 """Of the transformer's training scenes: more of the hard ones than a preset has."""
 
@@ -49,12 +51,26 @@ def _mixed(world: WorldConfig, *, latents: Path | None = None, questions: float 
 
 def mini_vae(root: Path, world: WorldConfig) -> AutoencoderRun:
     """The patch autoencoder, on plain renderings."""
-    return AutoencoderRun(out=str(root / "mini-vae"), world=world, num_scenes=12_000, max_steps=1500)
+    return AutoencoderRun(
+        out=str(root / "mini-vae"),
+        sources=(WorldData(world, num_scenes=12_000),),
+        held_out=(WorldData(world, split="val", num_scenes=256),),
+        num_images=12_000,
+        max_steps=1500,
+    )
 
 
 def mini_text(root: Path, world: WorldConfig) -> TextEncoderRun:
     """The tiny T5, by masked modelling."""
-    return TextEncoderRun(out=str(root / "mini-text"), world=world, text_length=24, max_steps=2000)
+    scenes = WorldData(world, num_scenes=NUM_TEXT_SCENES)
+    texts = scenes, replace(scenes, question_fraction=1.0)
+    return TextEncoderRun(
+        out=str(root / "mini-text"),
+        sources=texts,
+        held_out=tuple(replace(source, split="val") for source in texts),
+        text_length=24,
+        max_steps=2000,
+    )
 
 
 def mini_teacher(root: Path, world: WorldConfig) -> TeacherRun:
@@ -260,7 +276,11 @@ EXTRA_STAGES = {"stage4_128"}
 def make_tiny(config: RunConfig) -> RunConfig:
     """The same stage at a size that takes seconds, for tests and for trying a machine out."""
     if isinstance(config, AutoencoderRun):
-        return replace(config, num_scenes=64, num_pca_scenes=64, num_held_out=16, batch_size=8, max_steps=4)
+        (source,), (held_out,) = config.sources, config.held_out
+        return replace(
+            config, sources=(replace(source, num_scenes=64),), held_out=(replace(held_out, num_scenes=16),),
+            num_images=64, num_pca_images=64, num_held_out=16, batch_size=8, max_steps=4,
+        )  # fmt: skip
     if isinstance(config, TextEncoderRun):
         return replace(config, batch_size=6, max_steps=3, num_held_out=9, warmup_steps=1)
     if isinstance(config, TeacherRun):
