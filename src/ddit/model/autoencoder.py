@@ -22,8 +22,13 @@ WEIGHTS_STEM = "diffusion_pytorch_model"
 
 
 def downsample_of(config: Mapping[str, Any]) -> int:
-    """Pixels a latent along a side, by the configuration of a `PatchAutoencoder` or of diffusers' `AutoencoderKL`."""
-    return config.get("downsample") or 2 ** (len(config["block_out_channels"]) - 1)
+    """Pixels a latent along a side, by the configuration of a `PatchAutoencoder` or of one of diffusers'."""
+    if "downsample" in config:
+        return config["downsample"]
+    widths = (
+        config.get("encoder_block_out_channels") or config["block_out_channels"]
+    )  # AutoencoderTiny, AutoencoderKL
+    return 2 ** (len(widths) - 1)
 
 
 class DiagonalGaussian(NamedTuple):

@@ -24,23 +24,27 @@ from ddit.model.t5 import load_encoder, load_tokenizer, save_encoder
 
 if TYPE_CHECKING:
     from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+    from diffusers.models.autoencoders.autoencoder_tiny import AutoencoderTiny
 
 TILE_SIZE = 1024
 """Pixels along a side above which the autoencoder works tile by tile, overlapping and blended at the seams."""
 PIXELS_AT_ONCE = 2 * 512**2
 """Pixels of a batch that the autoencoder encodes at a time: SD3's holds 1.3 GB in float32 meanwhile."""
+NO_VARIANCE = -60.0
+"""Log-variance of the latents of an autoencoder that has no distribution."""
 MASK_TOKEN = "<extra_id_0>"
 
 
 class ImageCodec:
     """Pixels (B, 3, H, W) in [-1, 1] <-> latents (B, channels, H/downsample, W/downsample), about N(0, 1).
 
-    Wraps an `AutoencoderKL` or a `PatchAutoencoder`. `offload_device` is where the weights are while they
-    are used, if they are to stay elsewhere. `(z - shift_factor) * scaling_factor` is applied here,
-    as Stable Diffusion 3 does; a configuration without a shift means 0.
+    Wraps an `AutoencoderKL`, an `AutoencoderTiny`, whose latents have no variance, or a `PatchAutoencoder`.
+    `offload_device` is where the weights are while they are used, if they are to stay elsewhere.
+    `(z - shift_factor) * scaling_factor` is applied here, as Stable Diffusion 3 does; a configuration without a shift
+    means 0.
     """
 
-    def __init__(self, autoencoder: "AutoencoderKL | PatchAutoencoder"):
+    def __init__(self, autoencoder: "AutoencoderKL | AutoencoderTiny | PatchAutoencoder"):
         self.autoencoder: Any = autoencoder.eval().requires_grad_(False)
         self.offload_device: torch.device | None = None
         config = autoencoder.config
@@ -48,10 +52,10 @@ class ImageCodec:
         self.scale: float = config["scaling_factor"]
         self.shift: float = config.get("shift_factor") or 0.0
         self.downsample: int = downsample_of(config)
-        if not isinstance(autoencoder, PatchAutoencoder):
-            autoencoder.enable_tiling()  # of images above this size alone
-            autoencoder.tile_sample_min_size = TILE_SIZE
-            autoencoder.tile_latent_min_size = TILE_SIZE // self.downsample
+        if "mid_block_add_attention" in config:  # AutoencoderKL alone: attention's memory grows fastest
+            self.autoencoder.enable_tiling()  # of images above this size alone
+            self.autoencoder.tile_sample_min_size = TILE_SIZE
+            self.autoencoder.tile_latent_min_size = TILE_SIZE // self.downsample
 
     @classmethod
     def from_pretrained(
@@ -59,18 +63,21 @@ class ImageCodec:
     ) -> "ImageCodec":
         """Loads a folder of safetensors with a `config.json`, which names the class.
 
-        Raises ValueError if that class is neither of the two.
+        Raises ValueError if that class is none of the three.
         """
         name = json.loads((Path(path) / "config.json").read_text()).get("_class_name")
         if name == "PatchAutoencoder":
             return cls(PatchAutoencoder.from_pretrained(path, dtype, variant=variant))
-        if name != "AutoencoderKL":
+        # each takes seconds to import
+        if name == "AutoencoderKL":
+            from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL as Class
+        elif name == "AutoencoderTiny":
+            from diffusers.models.autoencoders.autoencoder_tiny import AutoencoderTiny as Class
+        else:
             raise ValueError(
-                f"{path}: the autoencoder class {name!r} is neither AutoencoderKL nor PatchAutoencoder"
+                f"{path}: the autoencoder class {name!r} is none of AutoencoderKL, AutoencoderTiny and PatchAutoencoder"
             )
-        from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL  # takes seconds to import
-
-        autoencoder = AutoencoderKL.from_pretrained(
+        autoencoder = Class.from_pretrained(
             path, torch_dtype=dtype, variant=variant, use_safetensors=True, low_cpu_mem_usage=False
         )
         return cls(autoencoder)
@@ -115,7 +122,10 @@ class ImageCodec:
     def _posterior_of(self, pixels: Tensor) -> Any:
         if pixels.dtype == torch.uint8:
             pixels = pixels.float() / 127.5 - 1
-        return self.autoencoder.encode(pixels.to(self.dtype)).latent_dist
+        encoded = self.autoencoder.encode(pixels.to(self.dtype))
+        if hasattr(encoded, "latent_dist"):
+            return encoded.latent_dist
+        return DiagonalGaussian(encoded.latents, torch.full_like(encoded.latents, NO_VARIANCE))
 
     @torch.no_grad()
     def encode(self, pixels: Tensor, *, generator: torch.Generator | None = None) -> Tensor:

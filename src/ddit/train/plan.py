@@ -239,8 +239,8 @@ def encoders_of(cfg: DualRun) -> Encoders:
     found = next((f for f in (text / f"text_encoder{suffix}", text) if (f / "config.json").is_file()), text)
     folder = vae / "vae" if (vae / "vae").is_dir() else vae
     config = read_json(folder / "config.json")
-    width = config["block_out_channels"][0] if "block_out_channels" in config else 12
-    image = ImageEncoder(_num_parameters(folder), width, downsample_of(config))
+    widths = config.get("encoder_block_out_channels") or config.get("block_out_channels") or [12]
+    image = ImageEncoder(_num_parameters(folder), widths[0], downsample_of(config))
     return Encoders(
         {**read_json(found / "config.json"), "is_encoder_decoder": False, "use_cache": False}, image
     )
