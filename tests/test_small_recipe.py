@@ -169,3 +169,23 @@ def test_files_become_a_model_that_knows_their_words(own: Path, tmp_path: Path) 
     assert isinstance(pipeline.caption([image], num_steps=2)[0], str)
     with pytest.warns(UserWarning, match="does not know the word 'Xylophon'"):
         pipeline.generate("Ein Bild in Xylophon", num_steps=1)
+
+
+@pytest.mark.slow
+def test_a_frozen_t5_in_one_folder_and_a_tiny_autoencoder_serve_as_encoders(
+    own: Path, tmp_path: Path
+) -> None:
+    torch.manual_seed(0)
+    AutoencoderTiny(
+        encoder_block_out_channels=(8, 8, 8), decoder_block_out_channels=(8, 8, 8), num_encoder_blocks=(1, 1, 1),
+        num_decoder_blocks=(1, 1, 1), latent_channels=16,
+    ).save_pretrained(tmp_path / "tiny")  # fmt: skip
+    published_codec().save_pretrained(tmp_path / "t5", tmp_path / "t5")
+    source = JsonData(str(own / "captions.json"))
+    runs = small(
+        tmp_path, [source], "xs", text_length=24, vae=str(tmp_path / "tiny"), text=str(tmp_path / "t5")
+    )
+    run_stages([shortened(run) for run in runs])
+    export = tmp_path / "xs-final" / "export"
+    assert not list((export / "tokenizer").glob("*.safetensors"))
+    assert Pipeline.from_pretrained(export).generate("a red dog", num_steps=2)[0].size == (32, 32)

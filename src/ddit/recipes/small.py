@@ -26,7 +26,7 @@ from ddit.config.runs import (
 from ddit.errors import near_misses
 from ddit.files import read_json
 from ddit.model.config import DualDiTConfig
-from ddit.model.folders import resolve
+from ddit.model.folders import resolve, text_folders
 from ddit.settings import FlowConfig, MaskedConfig
 
 
@@ -380,7 +380,5 @@ def _sizes_of_vae(name: str) -> tuple[int, int]:
 
 def _sizes_of_text_encoder(name: str) -> tuple[int, int]:
     """Width of the states and rows of the embeddings of a frozen T5."""
-    folder = resolve(name)
-    folder = next((f for f in (folder / "text_encoder_3", folder / "text_encoder") if f.is_dir()), folder)
-    config = read_json(folder / "config.json")
+    config = read_json(text_folders(resolve(name))[0] / "config.json")
     return config["d_model"], config["vocab_size"]

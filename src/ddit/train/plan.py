@@ -17,7 +17,7 @@ from ddit.config.runs import DualRun, ParallelConfig, settled
 from ddit.devices import Ranks, compute_dtype
 from ddit.files import find_weights, read_json
 from ddit.model.autoencoder import downsample_of
-from ddit.model.folders import is_sd3_folder, resolve
+from ddit.model.folders import resolve, text_folders
 from ddit.train.flops import PEAK_TFLOPS, peak_flops, run_flops
 from ddit.train.memory import GIB, Encoders, ImageEncoder, MemoryReport, memory_per_gpu, sharding_of
 
@@ -235,8 +235,7 @@ def encoders_of(cfg: DualRun) -> Encoders:
         ValueError: if it names none, or they are not there.
     """
     text, vae = (resolve(name or cfg.init or "") for name in (cfg.text, cfg.vae))
-    suffix = "_3" if is_sd3_folder(text) else ""
-    found = next((f for f in (text / f"text_encoder{suffix}", text) if (f / "config.json").is_file()), text)
+    found, _ = text_folders(text)
     folder = vae / "vae" if (vae / "vae").is_dir() else vae
     config = read_json(folder / "config.json")
     widths = config.get("encoder_block_out_channels") or config.get("block_out_channels") or [12]
