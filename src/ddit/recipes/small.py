@@ -265,37 +265,41 @@ def small(
     )
     runs: list[RunConfig] = []
     if vae is None:
-        runs.append(
-            AutoencoderRun(
-                out=chain.out("vae"),
-                sources=tuple(sources),
-                held_out=tuple(held_out),
-                image_size=image_size,
-                crop_size=None if image_size <= 64 else 64,
-                downsample=downsample,
-                latent_channels=channels,
-                target_psnr=target_psnr,
-                num_images=12_000,
-                max_steps=_rounded(min(3000, 1500 * hours), least=100),
-            )
-        )
+        own = _autoencoder_run(chain, sources, hours)
+        runs.append(replace(own, downsample=downsample, latent_channels=channels, target_psnr=target_psnr))
     if text is None:
-        runs.append(
-            TextEncoderRun(
-                out=chain.out("text"),
-                sources=tuple(sources),
-                held_out=tuple(held_out),
-                num_pieces=numbers.num_pieces,
-                hidden_size=numbers.text_size,
-                depth=numbers.text_depth,
-                num_heads=numbers.text_size // 32,
-                mlp_size=7 * numbers.text_size // 3 // 8 * 8,
-                text_length=text_length,
-                max_steps=_rounded(min(4000, 1000 * hours), least=200),
-            )
-        )
+        runs.append(_text_encoder_run(chain, sources, numbers, hours))
     runs += [latents_run(chain, source, name=f"latents_{number}") for number, source in enumerate(sources)]
     return [*runs, *_transformer_runs(chain, hours, flops or numbers.flops)]
+
+
+def _autoencoder_run(chain: Chain, sources: Sequence[SourceConfig], hours: float) -> AutoencoderRun:
+    return AutoencoderRun(
+        out=chain.out("vae"),
+        sources=tuple(sources),
+        held_out=chain.held_out,
+        image_size=chain.image_size,
+        crop_size=None if chain.image_size <= 64 else 64,
+        num_images=12_000,
+        max_steps=_rounded(min(3000, 1500 * hours), least=100),
+    )
+
+
+def _text_encoder_run(
+    chain: Chain, sources: Sequence[SourceConfig], numbers: SmallSize, hours: float
+) -> TextEncoderRun:
+    return TextEncoderRun(
+        out=chain.out("text"),
+        sources=tuple(sources),
+        held_out=chain.held_out,
+        num_pieces=numbers.num_pieces,
+        hidden_size=numbers.text_size,
+        depth=numbers.text_depth,
+        num_heads=numbers.text_size // 32,
+        mlp_size=7 * numbers.text_size // 3 // 8 * 8,
+        text_length=chain.text_length,
+        max_steps=_rounded(min(4000, 1000 * hours), least=200),
+    )
 
 
 def _transformer_runs(chain: Chain, hours: float, flops: float) -> list[DualRun]:

@@ -148,27 +148,24 @@ def masked_modelling_loss(
     return mean(is_masked) + visible_weight * mean(~is_masked)
 
 
+def _make_codec(cfg: TextEncoderRun, texts: Texts) -> TextCodec:
+    """The tokenizer, whole words of the world or pieces learnt from the texts, and an encoder to be trained."""
+    if cfg.num_pieces is None:
+        tokenizer = build_tokenizer([*list_vocabulary(), *MINI.words])
+    else:
+        tokenizer = train_tokenizer(texts.iterate(cfg.num_tokenizer_texts), cfg.num_pieces)
+    num_rows = cfg.num_pieces or len(tokenizer)  # few texts may have fewer pieces
+    sizes = {"num_layers": cfg.depth, "num_heads": cfg.num_heads, "d_ff": cfg.mlp_size}
+    torch.manual_seed(cfg.seed)  # the encoder's own initialisation takes no generator
+    return TextCodec(tokenizer, tiny_t5(num_rows, d_model=cfg.hidden_size, **sizes))
+
+
 def train_text_encoder(cfg: TextEncoderRun) -> Path:
     """Builds the tokenizer, trains the encoder and leaves `export/tokenizer` and `export/text_encoder`."""
     out = Path(cfg.out)
     save_config(cfg, out)
     texts, held_out = (Texts(part, MINI) for part in open_parts(cfg.sources, cfg.held_out))
-    if cfg.num_pieces is None:
-        tokenizer = build_tokenizer([*list_vocabulary(), *MINI.words])
-    else:
-        tokenizer = train_tokenizer(texts.iterate(cfg.num_tokenizer_texts), cfg.num_pieces)
-    torch.manual_seed(cfg.seed)  # the encoder's own initialisation takes no generator
-    num_rows = cfg.num_pieces or len(tokenizer)  # few texts may have fewer pieces
-    codec = TextCodec(
-        tokenizer,
-        tiny_t5(
-            num_rows,
-            d_model=cfg.hidden_size,
-            num_layers=cfg.depth,
-            num_heads=cfg.num_heads,
-            d_ff=cfg.mlp_size,
-        ),
-    )
+    codec = _make_codec(cfg, texts)
     codec.encoder.train().requires_grad_(True)
     _prepare(codec.encoder)
     held_out_ids = held_out.batch(codec, cfg.text_length, seed=1, step=0, size=cfg.num_held_out)
