@@ -50,7 +50,7 @@ def test_from_raw_files_to_a_folder_that_answers(tmp_path: Path):
     for folder in ("pretrain", "better/metadata.json"):
         assert json.loads(ddit("data", "check", raw / folder, "--json"))["corrupt"] == {}
 
-    ddit("train", "mini-vae", "--root", runs, *setting(num_scenes=500, num_pca_scenes=300, max_steps=40))
+    ddit("train", "mini-vae", "--root", runs, *setting(num_images=500, num_pca_images=300, max_steps=40))
     ddit("train", "mini-text", "--root", runs, *setting(max_steps=40))
     vae = runs / "mini-vae/export/vae"
     ddit("data", "precompute", raw / "pretrain", runs / "latents", "--vae", vae, "--size", "64")

@@ -209,7 +209,19 @@ def test_overrides_reach_the_other_stages(tmp_path: Path) -> None:
         change(latents, "source.weight=2")
     with pytest.raises(ValueError, match=r"^feature_side would never be read: teacher is null$"):
         change(latents, "teacher=null", "feature_side=2")
-    assert change(build("mini-vae", tmp_path), "world.layout=free").world.layout == "free"
+    vae = build("mini-vae", tmp_path)
+    assert change(vae, "sources.0.world.layout=free").sources[0].world.layout == "free"
+    with pytest.raises(
+        ValueError, match=r"unknown key 'world\.layout'; did you mean sources\.0\.world\.layout"
+    ):
+        change(vae, "world.layout=free")
+    with pytest.raises(
+        ValueError,
+        match=r"^sources\.0\.question_fraction would never be read: the autoencoder reads no text$",
+    ):
+        change(vae, "sources.0.question_fraction=0.5")
+    with pytest.raises(ValueError, match=r"num_tokenizer_texts would never be read: num_pieces is null"):
+        change(build("mini-text", tmp_path), "num_tokenizer_texts=5")
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,13 @@ import torch
 from diffusers import AutoencoderKL
 from torch import Tensor
 
-from ddit.model.autoencoder import PatchAutoencoder, autoencoder_loss
+from ddit.model.autoencoder import (
+    PatchAutoencoder,
+    autoencoder_loss,
+    choose_channels,
+    choose_downsample,
+    linear_psnr,
+)
 
 
 def smooth_pixels(n: int, height: int = 32, width: int = 32, *, seed: int = 0) -> Tensor:
@@ -118,8 +124,43 @@ def test_kl_term_is_that_of_the_normal_distribution(model):
 
 
 def test_unsupported_geometry_is_refused():
-    with pytest.raises(ValueError, match="downsample 4"):
-        PatchAutoencoder(downsample=8)
+    with pytest.raises(ValueError, match=r"downsample of \(2, 4, 8, 16\)"):
+        PatchAutoencoder(downsample=5)
+    with pytest.raises(ValueError, match="latent_channels 13 is more than the 12 values of a patch"):
+        PatchAutoencoder(13, downsample=2)
+
+
+def _smooth_images() -> torch.Tensor:
+    coarse = torch.rand(16, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    return torch.nn.functional.interpolate(coarse, scale_factor=4, mode="bilinear") * 2 - 1
+
+
+@pytest.mark.parametrize("downsample", [2, 8, 16])
+def test_any_downsampling_starts_at_the_linear_code(downsample):
+    """The PSNR of a new model on the images it was started from is the one that the components promise."""
+    images = _smooth_images()
+    model = PatchAutoencoder(6, downsample=downsample)
+    model.init_from_pca(images)
+    latents = model.encode(images).latent_dist.mode()
+    assert latents.shape == (16, 6, 32 // downsample, 32 // downsample)
+    error = (model.decode(latents).sample - images).square().mean()
+    expected = linear_psnr(images, downsample)[5]
+    torch.testing.assert_close(10 * (4 / error.double()).log10(), expected, atol=0.02, rtol=0)
+
+
+def test_channels_are_the_fewest_that_come_to_the_target():
+    images = _smooth_images()
+    psnr = linear_psnr(images, 8)
+    assert len(psnr) == 192
+    assert bool((psnr.diff() >= -1e-6).all())
+    count = choose_channels(images, 8, 30.0)
+    assert count % 4 == 0
+    assert psnr[count - 1] >= 30 > psnr[count - 5]
+    assert choose_channels(torch.rand(4, 3, 16, 16), 4, 99.0) == 48
+
+
+def test_downsampling_follows_the_size_of_the_images():
+    assert [choose_downsample(size) for size in (32, 64, 128, 256, 512, 1024)] == [4, 4, 4, 8, 16, 16]
 
 
 def test_it_speaks_like_diffusers_autoencoder(model):

@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from diffusers import AutoencoderKL
+from diffusers import AutoencoderKL, AutoencoderTiny
 from safetensors.torch import load_file
 from text_models import WORDS, published_codec, word_codec
 from transformers import AutoTokenizer, PreTrainedTokenizerFast, T5EncoderModel, T5TokenizerFast
@@ -31,7 +31,36 @@ def small_vae(**config) -> AutoencoderKL:
     )
 
 
+def tiny_vae(**config) -> AutoencoderTiny:
+    torch.manual_seed(0)
+    return AutoencoderTiny(
+        encoder_block_out_channels=(8, 8, 8),
+        decoder_block_out_channels=(8, 8, 8),
+        num_encoder_blocks=(1, 1, 1),
+        num_decoder_blocks=(1, 1, 1),
+        latent_channels=16,
+        **config,
+    )
+
+
 # Images
+
+
+def test_latents_of_a_tiny_autoencoder_have_no_variance():
+    vae = tiny_vae(scaling_factor=1.5, shift_factor=0.25)
+    codec = ImageCodec(vae)
+    pixels = torch.rand(2, 3, 16, 8) * 2 - 1
+    assert (codec.channels, codec.downsample) == (16, 4)
+    latents = codec.encode(pixels)
+    torch.testing.assert_close(latents, (vae.encode(pixels).latents - 0.25) * 1.5)
+    mean, std = codec.encode_distribution(pixels)
+    assert torch.equal(mean, latents)
+    assert std.abs().max() < 1e-12
+    torch.testing.assert_close(
+        codec.decode(latents), vae.decode(vae.encode(pixels).latents).sample.clamp(-1, 1)
+    )
+    large = codec.encode(torch.rand(1, 3, 1100, 1100))  # its own tiling knows 4 channels alone
+    assert large.shape == (1, 16, 275, 275)
 
 
 def test_latents_are_shifted_and_scaled_as_in_sd3():
@@ -62,7 +91,7 @@ def test_a_generator_makes_latents_a_repeatable_sample(make):
     assert not torch.equal(samples[0], samples[2])
 
 
-@pytest.mark.parametrize("make", [small_vae, PatchAutoencoder])
+@pytest.mark.parametrize("make", [small_vae, tiny_vae, PatchAutoencoder])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_image_codec_survives_a_folder(make, dtype, tmp_path):
     codec = ImageCodec(make())

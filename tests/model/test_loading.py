@@ -6,9 +6,12 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tiny_models import SD3_SIZES, save_sd3_folder, tiny_pipeline
+from tiny_models import SD3_SIZES, save_sd3_folder, tiny_pipeline, tiny_text_codec
 
+from ddit.model.folders import resolve
 from ddit.model.info import inspect_model
+from ddit.model.loading import load_text_codec
+from ddit.model.saving import EncoderFolders
 from ddit.pipeline import Pipeline
 
 
@@ -57,3 +60,12 @@ def test_sharded_variants_load_under_all_names_that_they_had(tmp_path: Path, ind
             mine.state_dict().items(), its.state_dict().items(), strict=True
         ):
             assert torch.equal(wanted.half().float(), found), name
+
+
+def test_t5s_own_folder_holds_encoder_and_tokenizer(tmp_path: Path) -> None:
+    """As on the hub: everything in one folder; a model that is written from it has a folder for each."""
+    codec = tiny_text_codec()
+    codec.save_pretrained(tmp_path / "t5", tmp_path / "t5")
+    loaded = load_text_codec(tmp_path / "t5")
+    assert loaded.token_ids("a red dog") == codec.token_ids("a red dog")
+    assert EncoderFolders.find(resolve("mini"), tmp_path / "t5")[1:] == (tmp_path / "t5", tmp_path / "t5")

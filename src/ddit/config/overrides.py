@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any, TypeVar
 
 from ddit.config.renamed import refuse_old_key
-from ddit.config.runs import DualRun, LatentsRun
+from ddit.config.runs import AutoencoderRun, DualRun, LatentsRun, TextEncoderRun
 from ddit.errors import near_misses
 from ddit.schema import parse, to_data
 from ddit.world.presets import WorldConfig
@@ -110,7 +110,21 @@ def never_read(config: Any) -> dict[str, str]:
         found["source.weight"] = "there is a single source"
         if config.teacher is None:
             found["feature_side"] = "teacher is null"
+    if isinstance(config, AutoencoderRun | TextEncoderRun):
+        found |= dict(_unread_of_small_nets(config))
     return found
+
+
+def _unread_of_small_nets(config: AutoencoderRun | TextEncoderRun) -> Iterator[tuple[str, str]]:
+    for key, source in _sources(config):
+        if len(getattr(config, key.split(".")[0])) == 1:
+            yield f"{key}.weight", "there is a single source"
+        yield f"{key}.latents", "the small networks are trained on images and texts"
+        yield from _unread_of_source(source, key)
+        if source.kind == "world" and isinstance(config, AutoencoderRun):
+            yield f"{key}.question_fraction", "the autoencoder reads no text"
+    if isinstance(config, TextEncoderRun) and config.num_pieces is None:
+        yield "num_tokenizer_texts", "num_pieces is null"
 
 
 def _unread_of_optimizer(config: DualRun) -> Iterator[tuple[str, str]]:
@@ -196,6 +210,10 @@ def _sources(config: Any) -> Iterator[tuple[str, Any]]:
     """Every source of a run, by its key."""
     if isinstance(config, LatentsRun):
         yield "source", config.source
+    if isinstance(config, AutoencoderRun | TextEncoderRun):
+        for name in ("sources", "held_out"):
+            for index, source in enumerate(getattr(config, name)):
+                yield f"{name}.{index}", source
     if isinstance(config, DualRun):
         for name in ("t2i", "i2t", "held_out"):
             for index, source in enumerate(getattr(config.data, name)):

@@ -1,8 +1,8 @@
 """A patch autoencoder that is quick on a CPU, with the interface of diffusers' `AutoencoderKL`.
 
-Pixels are folded by 4 (48 channels at a quarter of the side), so that every convolution runs at the latents'
-own resolution. Encoder and decoder are each a linear map, which starts as the patches' principal components,
-plus a small correction that starts at zero: training begins from the best linear code and only improves on
+Pixels are folded, by 4 unless told otherwise (48 channels at a quarter of the side), so that every convolution runs at
+the latents' own resolution. Encoder and decoder are each a linear map, which starts as the patches' principal
+components, plus a small correction that starts at zero: training begins from the best linear code and only improves on
 it.
 """
 
@@ -17,13 +17,18 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 DOWNSAMPLE = 4
-FOLDED_CHANNELS = 3 * DOWNSAMPLE**2
+DOWNSAMPLES = (2, 4, 8, 16)
 WEIGHTS_STEM = "diffusion_pytorch_model"
 
 
 def downsample_of(config: Mapping[str, Any]) -> int:
-    """Pixels a latent along a side, by the configuration of a `PatchAutoencoder` or of diffusers' `AutoencoderKL`."""
-    return config.get("downsample") or 2 ** (len(config["block_out_channels"]) - 1)
+    """Pixels a latent along a side, by the configuration of a `PatchAutoencoder` or of one of diffusers'."""
+    if "downsample" in config:
+        return config["downsample"]
+    widths = (
+        config.get("encoder_block_out_channels") or config["block_out_channels"]
+    )  # AutoencoderTiny, AutoencoderKL
+    return 2 ** (len(widths) - 1)
 
 
 class DiagonalGaussian(NamedTuple):
@@ -60,10 +65,10 @@ class ResidualBlock(nn.Module):
 
 
 class PatchAutoencoder(nn.Module):
-    """Pixels (B, 3, H, W) in [-1, 1] <-> latents (B, latent_channels, H/4, W/4), about N(0, 1) per channel.
+    """Pixels (B, 3, H, W) in [-1, 1] <-> latents (B, latent_channels, H/d, W/d), about N(0, 1) per channel.
 
-    `H` and `W` are any multiples of 4. The latents leave `encode` normalised per channel and `decode` takes
-    them so: `scaling_factor` 1 and `shift_factor` 0 in the configuration tell code written for
+    `H` and `W` are any multiples of d = `downsample`. The latents leave `encode` normalised per channel and `decode`
+    takes them so: `scaling_factor` 1 and `shift_factor` 0 in the configuration tell code written for
     `AutoencoderKL` that nothing is left to scale. The statistics are buffers, set by `fit_normalization` and
     saved with the weights.
     """
@@ -79,11 +84,15 @@ class PatchAutoencoder(nn.Module):
         shift_factor: float = 0.0,
     ):
         super().__init__()
-        if (downsample, scaling_factor, shift_factor) != (DOWNSAMPLE, 1.0, 0.0):
+        if downsample not in DOWNSAMPLES or (scaling_factor, shift_factor) != (1.0, 0.0):
             raise ValueError(
-                "a PatchAutoencoder has downsample 4, scaling_factor 1 and shift_factor 0, got "
+                f"a PatchAutoencoder has a downsample of {DOWNSAMPLES}, scaling_factor 1 and shift_factor 0, got "
                 f"{downsample}, {scaling_factor} and {shift_factor}"
             )
+        folded = 3 * downsample**2
+        if latent_channels > folded:
+            raise ValueError(f"latent_channels {latent_channels} is more than the {folded} values of a patch")
+        self.downsample = downsample
         self.config = {
             "latent_channels": latent_channels,
             "encoder_width": encoder_width,
@@ -94,18 +103,18 @@ class PatchAutoencoder(nn.Module):
             "shift_factor": shift_factor,
         }
         moments = 2 * latent_channels
-        self.encoder_linear = nn.Conv2d(FOLDED_CHANNELS, moments, 3, padding=1)
+        self.encoder_linear = nn.Conv2d(folded, moments, 3, padding=1)
         self.encoder_correction = nn.Sequential(
-            nn.Conv2d(FOLDED_CHANNELS, encoder_width, 3, padding=1),
+            nn.Conv2d(folded, encoder_width, 3, padding=1),
             nn.SiLU(),
             _zero(nn.Conv2d(encoder_width, moments, 3, padding=1)),
         )
-        self.decoder_linear = nn.Conv2d(latent_channels, FOLDED_CHANNELS, 3, padding=1)
+        self.decoder_linear = nn.Conv2d(latent_channels, folded, 3, padding=1)
         self.decoder_correction = nn.Sequential(
             nn.Conv2d(latent_channels, decoder_width, 3, padding=1),
             *(ResidualBlock(decoder_width) for _ in range(decoder_depth)),
             nn.SiLU(),
-            _zero(nn.Conv2d(decoder_width, FOLDED_CHANNELS, 3, padding=1)),
+            _zero(nn.Conv2d(decoder_width, folded, 3, padding=1)),
         )
         self.latent_mean: Tensor
         self.latent_std: Tensor
@@ -115,19 +124,20 @@ class PatchAutoencoder(nn.Module):
     def encode(self, pixels: Tensor) -> Encoded:
         """The latents' distribution for pixels (B, 3, H, W), as `.latent_dist` with `mode()` and `sample()`."""
         height, width = pixels.shape[-2:]
-        if height % DOWNSAMPLE or width % DOWNSAMPLE:
-            raise ValueError(f"height and width must be multiples of {DOWNSAMPLE}, got {height} x {width}")
-        folded = F.pixel_unshuffle(pixels, DOWNSAMPLE)  # (B, 48, H/4, W/4)
+        d = self.downsample
+        if height % d or width % d:
+            raise ValueError(f"height and width must be multiples of {d}, got {height} x {width}")
+        folded = F.pixel_unshuffle(pixels, d)  # (B, 3 d^2, H/d, W/d)
         mean, logvar = (self.encoder_linear(folded) + self.encoder_correction(folded)).chunk(2, dim=1)
         std = _per_channel(self.latent_std)
         mean = (mean - _per_channel(self.latent_mean)) / std
         return Encoded(DiagonalGaussian(mean, logvar - 2 * std.log()))
 
     def decode(self, latents: Tensor) -> Decoded:
-        """The pixels (B, 3, H, W), about in [-1, 1], of normalised latents (B, C, H/4, W/4)."""
+        """The pixels (B, 3, H, W), about in [-1, 1], of normalised latents (B, C, H/d, W/d)."""
         raw = latents * _per_channel(self.latent_std) + _per_channel(self.latent_mean)
         folded = self.decoder_linear(raw) + self.decoder_correction(raw)
-        return Decoded(F.pixel_shuffle(folded, DOWNSAMPLE))
+        return Decoded(F.pixel_shuffle(folded, self.downsample))
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Writes `config.json` and the weights as diffusers does (whose import takes seconds)."""
@@ -160,15 +170,11 @@ class PatchAutoencoder(nn.Module):
         The corrections stay as they are (zero in a new model), the encoder's log-variance becomes the
         constant `logvar`.
         """
-        folded = F.pixel_unshuffle(pixels.double(), DOWNSAMPLE)
-        patches = folded.permute(0, 2, 3, 1).flatten(0, 2)  # (B*N, 48)
-        mean = patches.mean(0)
-        centred = patches - mean
-        values, vectors = torch.linalg.eigh(centred.T @ centred / len(centred))  # ascending
+        mean, values, vectors = _principal_components(pixels, self.downsample)
         channels = self.config["latent_channels"]
         std = values[-channels:].flip(0).clamp(min=1e-8).sqrt()
-        basis = vectors[:, -channels:].flip(1)  # (48, C), largest component first
-        project = basis.T / std[:, None]  # (C, 48)
+        basis = vectors[:, -channels:].flip(1)  # (3 d^2, C), largest component first
+        project = basis.T / std[:, None]  # (C, 3 d^2)
         _set_linear(self.encoder_linear, project, -project @ mean, rest=logvar)
         _set_linear(self.decoder_linear, basis * std, mean)
 
@@ -203,6 +209,40 @@ def autoencoder_loss(
     mean, logvar = posterior.mean.float(), posterior.logvar.float()
     kl = 0.5 * (mean.square() + logvar.exp() - 1.0 - logvar).mean(dim=(1, 2, 3))
     return reconstruction + kl_weight * kl
+
+
+def linear_psnr(pixels: Tensor, downsample: int) -> Tensor:
+    """PSNR in dB of the best linear codes of `pixels` (B, 3, H, W) in [-1, 1]: entry c - 1 is that of c channels.
+
+    (3 d^2,) float64. The last, a code without loss, is set to 100. A trained autoencoder lies a little above.
+    """
+    _, values, _ = _principal_components(pixels, downsample)
+    left = values.flip(0).cumsum(0).clamp(max=values.sum())
+    error = (values.sum() - left).clamp(min=0) / len(values)
+    return 10 * (4 / error.clamp(min=4e-10)).log10()
+
+
+def choose_channels(pixels: Tensor, downsample: int, target_psnr: float) -> int:
+    """The fewest channels, of 4, 8, 12, ..., whose linear code of `pixels` comes to `target_psnr` dB."""
+    psnr = linear_psnr(pixels, downsample)
+    choices = [*range(4, len(psnr), 4), len(psnr)]
+    return next((count for count in choices if psnr[count - 1] >= target_psnr), len(psnr))
+
+
+def choose_downsample(image_size: int) -> int:
+    """Pixels a latent along a side for images of `image_size`: the least that leaves at most 32 latents a side."""
+    fitting = [d for d in DOWNSAMPLES[1:] if image_size % d == 0 and image_size <= 32 * d]
+    return fitting[0] if fitting else DOWNSAMPLES[-1]
+
+
+def _principal_components(pixels: Tensor, downsample: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Mean (D,), variances (D,) in ascending order and directions (D, D) of the folded patches, float64."""
+    folded = F.pixel_unshuffle(pixels.double(), downsample)
+    patches = folded.permute(0, 2, 3, 1).flatten(0, 2)  # (B*N, D)
+    mean = patches.mean(0)
+    centred = patches - mean
+    values, vectors = torch.linalg.eigh(centred.T @ centred / len(centred))
+    return mean, values, vectors
 
 
 def _per_channel(statistics: Tensor) -> Tensor:

@@ -7,7 +7,6 @@ import contextlib
 import copy
 import hashlib
 import json
-import re
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -18,33 +17,34 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast, T5EncoderModel
 from transformers.utils import logging as transformers_logging
 
-from ddit.errors import nearest
+from ddit.model import vocabulary
 from ddit.model.autoencoder import DiagonalGaussian, PatchAutoencoder, downsample_of
 from ddit.model.offload import offload_blocks, visiting
 from ddit.model.t5 import load_encoder, load_tokenizer, save_encoder
 
 if TYPE_CHECKING:
     from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+    from diffusers.models.autoencoders.autoencoder_tiny import AutoencoderTiny
 
 TILE_SIZE = 1024
 """Pixels along a side above which the autoencoder works tile by tile, overlapping and blended at the seams."""
 PIXELS_AT_ONCE = 2 * 512**2
 """Pixels of a batch that the autoencoder encodes at a time: SD3's holds 1.3 GB in float32 meanwhile."""
+NO_VARIANCE = -60.0
+"""Log-variance of the latents of an autoencoder that has no distribution."""
 MASK_TOKEN = "<extra_id_0>"
-PUNCTUATION = ",.?"
-LARGEST_WORD_LIST = 4096
-"""Tokens of a vocabulary beyond which they are pieces of words, T5's are 32,100."""
 
 
 class ImageCodec:
     """Pixels (B, 3, H, W) in [-1, 1] <-> latents (B, channels, H/downsample, W/downsample), about N(0, 1).
 
-    Wraps an `AutoencoderKL` or a `PatchAutoencoder`. `offload_device` is where the weights are while they
-    are used, if they are to stay elsewhere. `(z - shift_factor) * scaling_factor` is applied here,
-    as Stable Diffusion 3 does; a configuration without a shift means 0.
+    Wraps an `AutoencoderKL`, an `AutoencoderTiny`, whose latents have no variance, or a `PatchAutoencoder`.
+    `offload_device` is where the weights are while they are used, if they are to stay elsewhere.
+    `(z - shift_factor) * scaling_factor` is applied here, as Stable Diffusion 3 does; a configuration without a shift
+    means 0.
     """
 
-    def __init__(self, autoencoder: "AutoencoderKL | PatchAutoencoder"):
+    def __init__(self, autoencoder: "AutoencoderKL | AutoencoderTiny | PatchAutoencoder"):
         self.autoencoder: Any = autoencoder.eval().requires_grad_(False)
         self.offload_device: torch.device | None = None
         config = autoencoder.config
@@ -52,10 +52,10 @@ class ImageCodec:
         self.scale: float = config["scaling_factor"]
         self.shift: float = config.get("shift_factor") or 0.0
         self.downsample: int = downsample_of(config)
-        if not isinstance(autoencoder, PatchAutoencoder):
-            autoencoder.enable_tiling()  # of images above this size alone
-            autoencoder.tile_sample_min_size = TILE_SIZE
-            autoencoder.tile_latent_min_size = TILE_SIZE // self.downsample
+        if "mid_block_add_attention" in config:  # AutoencoderKL alone: attention's memory grows fastest
+            self.autoencoder.enable_tiling()  # of images above this size alone
+            self.autoencoder.tile_sample_min_size = TILE_SIZE
+            self.autoencoder.tile_latent_min_size = TILE_SIZE // self.downsample
 
     @classmethod
     def from_pretrained(
@@ -63,18 +63,21 @@ class ImageCodec:
     ) -> "ImageCodec":
         """Loads a folder of safetensors with a `config.json`, which names the class.
 
-        Raises ValueError if that class is neither of the two.
+        Raises ValueError if that class is none of the three.
         """
         name = json.loads((Path(path) / "config.json").read_text()).get("_class_name")
         if name == "PatchAutoencoder":
             return cls(PatchAutoencoder.from_pretrained(path, dtype, variant=variant))
-        if name != "AutoencoderKL":
+        # each takes seconds to import
+        if name == "AutoencoderKL":
+            from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL as Class
+        elif name == "AutoencoderTiny":
+            from diffusers.models.autoencoders.autoencoder_tiny import AutoencoderTiny as Class
+        else:
             raise ValueError(
-                f"{path}: the autoencoder class {name!r} is neither AutoencoderKL nor PatchAutoencoder"
+                f"{path}: the autoencoder class {name!r} is none of AutoencoderKL, AutoencoderTiny and PatchAutoencoder"
             )
-        from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL  # takes seconds to import
-
-        autoencoder = AutoencoderKL.from_pretrained(
+        autoencoder = Class.from_pretrained(
             path, torch_dtype=dtype, variant=variant, use_safetensors=True, low_cpu_mem_usage=False
         )
         return cls(autoencoder)
@@ -119,7 +122,10 @@ class ImageCodec:
     def _posterior_of(self, pixels: Tensor) -> Any:
         if pixels.dtype == torch.uint8:
             pixels = pixels.float() / 127.5 - 1
-        return self.autoencoder.encode(pixels.to(self.dtype)).latent_dist
+        encoded = self.autoencoder.encode(pixels.to(self.dtype))
+        if hasattr(encoded, "latent_dist"):
+            return encoded.latent_dist
+        return DiagonalGaussian(encoded.latents, torch.full_like(encoded.latents, NO_VARIANCE))
 
     @torch.no_grad()
     def encode(self, pixels: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
@@ -169,14 +175,14 @@ class TextCodec:
         self.encoder = encoder.eval().requires_grad_(False)
         self.offload_device: torch.device | None = None
         self._trains_mask = False
-        vocabulary = tokenizer.get_vocab()
-        if MASK_TOKEN not in vocabulary:
+        ids = tokenizer.get_vocab()
+        if MASK_TOKEN not in ids:
             raise ValueError(f"the tokenizer has no token {MASK_TOKEN}, which serves as the mask")
         if tokenizer.eos_token is None:
             raise ValueError("the tokenizer has no end-of-text token")
-        self.mask_token_id: int = vocabulary[MASK_TOKEN]
-        self.eos_token_id: int = vocabulary[str(tokenizer.eos_token)]
-        self.vocab_size: int = max(vocabulary.values()) + 1
+        self.mask_token_id: int = ids[MASK_TOKEN]
+        self.eos_token_id: int = ids[str(tokenizer.eos_token)]
+        self.vocab_size: int = max(ids.values()) + 1
         if self.vocab_size > encoder.config.vocab_size:
             raise ValueError(
                 f"the tokenizer has {self.vocab_size} tokens, "
@@ -286,18 +292,12 @@ class TextCodec:
         return text.strip()
 
     def unknown_words(self, text: str) -> list[str]:
-        """The words of a text that the tokenizer cannot represent, in order, each once."""
-        words = dict.fromkeys(re.findall(rf"[^\s{re.escape(PUNCTUATION)}]+", text))
-        unknown = self.tokenizer.unk_token_id
-        return [word for word in words if unknown in self.token_ids(word)]
+        """The words of a text that the model cannot know, in order, each once; see `vocabulary.unknown_words`."""
+        return vocabulary.unknown_words(self.tokenizer, text)
 
     def similar_words(self, word: str) -> list[str]:
-        """Known words that are spelt like it, where the vocabulary is one of whole words; at most two."""
-        vocabulary = self.tokenizer.get_vocab()
-        if len(vocabulary) > LARGEST_WORD_LIST:
-            return []
-        special = set(self.tokenizer.all_special_tokens)
-        return nearest(word, (token.lstrip("▁") for token in vocabulary if token not in special), most=2)
+        """Known words that are spelt like it, where a list of whole words is known; at most two."""
+        return vocabulary.similar_words(self.tokenizer, word)
 
     def states(self, input_ids: Tensor, lengths: Tensor | None = None) -> Tensor:
         """Hidden states (B, L, D) of ids (B, L); every position attends to every other, padding included.

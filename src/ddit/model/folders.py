@@ -86,6 +86,21 @@ def is_sd3_folder(folder: Path) -> bool:
     return any((folder / name).is_dir() for name in ("text_encoder_2", "text_encoder_3"))
 
 
+def text_folders(folder: Path) -> tuple[Path, Path]:
+    """Where T5's encoder and its tokenizer are: two folders of a model, of SD3 the third ones, or T5's own for both.
+
+    Raises:
+        ValueError: as `check_t5`.
+    """
+    check_t5(folder)
+    suffix = "_3" if is_sd3_folder(folder) else ""
+    parts = folder / f"text_encoder{suffix}", folder / f"tokenizer{suffix}"
+    config = folder / "config.json"
+    if config.is_file() and not parts[0].is_dir() and read_json(config).get("model_type") == "t5":
+        return folder, folder
+    return parts
+
+
 def check_t5(folder: Path) -> None:
     """Raises ValueError if a folder of SD3 lacks its third text encoder."""
     if is_sd3_folder(folder) and not all(

@@ -216,7 +216,7 @@ def _decoder(vae: Mapping[str, Any]) -> tuple[int, int]:
     """The autoencoder's decoder where it is costliest: channels, and pixels a place along a side."""
     if "decoder_width" in vae:
         return max(vae["decoder_width"], 3 * downsample_of(vae) ** 2), downsample_of(vae)
-    widths = vae["block_out_channels"]
+    widths = vae.get("decoder_block_out_channels") or vae["block_out_channels"]
     return widths[min(1, len(widths) - 1)], 1  # the last enlargement keeps the second width
 
 

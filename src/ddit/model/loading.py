@@ -15,7 +15,7 @@ from ddit.devices import available_memory, find_dtype, multiplies_bfloat16
 from ddit.files import SafetensorsFiles, check_names, find_variant, read_json
 from ddit.model.dual_dit import DualDiT
 from ddit.model.encoders import ImageCodec, TextCodec
-from ddit.model.folders import check_t5, is_sd3_folder, settings_for
+from ddit.model.folders import is_sd3_folder, settings_for, text_folders
 from ddit.model.t5 import is_int8_folder
 from ddit.model.weights import TRANSFORMER_STEM, from_sd3, load_transformer
 from ddit.settings import ModelSettings
@@ -82,13 +82,11 @@ def load_text_codec(
     device: torch.device | str = "cpu",
     int8: bool = False,
 ) -> TextCodec:
-    """The T5 encoder and its tokenizer in `folder` (SD3's third); `ValueError` in one line if that fails.
+    """The T5 encoder and its tokenizer in `folder` (`text_folders`); `ValueError` in one line if that fails.
 
     int8: the encoder's matrices in 8 bit, quantised one by one on the device.
     """
-    suffix = "_3" if is_sd3_folder(folder) else ""
-    encoder_folder, tokenizer_folder = folder / f"text_encoder{suffix}", folder / f"tokenizer{suffix}"
-    check_t5(folder)
+    encoder_folder, tokenizer_folder = text_folders(folder)
     for part in (encoder_folder, tokenizer_folder):
         if not part.is_dir():
             raise ValueError(f"'{folder}' is incomplete: it has no folder {part.name}/")

@@ -65,11 +65,17 @@ def present(block: nn.Module) -> AbstractContextManager[None]:
 
 
 class _Home(NamedTuple):
-    """A block's tensors, their values in one buffer on the CPU, and where each begins there, in bytes."""
+    """A block's tensors, their values on the CPU, and where each begins in one buffer of `size` bytes.
+
+    `buffer` holds the values where copies from pinned memory overlap with computation (CUDA); elsewhere they stay
+    where they were, such as in a mapped file, and take no memory of their own.
+    """
 
     tensors: list[Tensor]
-    buffer: Tensor
+    values: list[Tensor]
     starts: list[int]
+    size: int
+    buffer: Tensor | None
 
     @classmethod
     def of(cls, block: nn.Module, *, pinned: bool) -> "_Home":
@@ -77,12 +83,22 @@ class _Home(NamedTuple):
         for tensor in tensors:
             starts.append(size)
             size += -(-tensor.nbytes // _ALIGNMENT) * _ALIGNMENT
-        home = cls(tensors, torch.empty(size, dtype=torch.uint8, pin_memory=pinned), starts)
-        views = home.views(home.buffer)
-        for tensor, view in zip(tensors, views, strict=True):
-            view.copy_(tensor.data)
+        home = cls(tensors, [tensor.data for tensor in tensors], starts, size, None)
+        if not pinned:
+            return home
+        buffer = torch.empty(size, dtype=torch.uint8, pin_memory=True)
+        views = home.views(buffer)
+        _copy(home.values, views)
         _put(tensors, views)
-        return home
+        return home._replace(values=views, buffer=buffer)
+
+    def fetch(self, device: torch.device) -> Tensor:
+        """The values in one buffer on the device."""
+        if self.buffer is not None:
+            return self.buffer.to(device, non_blocking=True, copy=True)
+        buffer = torch.empty(self.size, dtype=torch.uint8, device=device)
+        _copy(self.values, self.views(buffer))
+        return buffer
 
     def views(self, buffer: Tensor) -> list[Tensor]:
         """The tensors as parts of a buffer like this one."""
@@ -121,12 +137,12 @@ class _Offloader:
         try:
             yield
         finally:
-            _put(home.tensors, home.views(home.buffer))
+            _put(home.tensors, home.values)
 
     def _fetch(self, index: int) -> Tensor:
         """A block's buffer on the device, where its copy may still be under way."""
         with torch.inference_mode(False), torch.cuda.stream(self._copies):
-            return self._homes[index].buffer.to(self._device, non_blocking=True, copy=True)
+            return self._homes[index].fetch(self._device)
 
 
 def _within(
@@ -147,6 +163,11 @@ def _tensors(module: nn.Module) -> Iterator[Tensor]:
     for tensor in (*module.parameters(), *module.buffers()):
         if id(tensor) not in inner:
             yield tensor
+
+
+def _copy(values: Sequence[Tensor], into: Sequence[Tensor]) -> None:
+    for value, view in zip(values, into, strict=True):
+        view.copy_(value)
 
 
 def _put(tensors: Sequence[Tensor], values: Sequence[Tensor]) -> None:

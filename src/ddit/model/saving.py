@@ -17,7 +17,7 @@ from ddit.model import DualDiT, DualDiTConfig
 from ddit.model.adapters import load_adapters, merged_tensors, stored_vocabulary
 from ddit.model.autoencoder import downsample_of
 from ddit.model.encoders import MASK_TOKEN, ImageCodec, TextCodec
-from ddit.model.folders import INT8_MARK, SETTINGS_FILE, check_t5, is_sd3_folder, settings_for
+from ddit.model.folders import INT8_MARK, SETTINGS_FILE, settings_for, text_folders
 from ddit.model.t5 import SHARED, STEM, TIED, is_int8_folder, load_tokenizer, save_int8
 from ddit.model.weights import TRANSFORMER_STEM, save_transformer, stream_transformer
 from ddit.schema import to_data
@@ -65,15 +65,13 @@ class EncoderFolders(NamedTuple):
 
     @classmethod
     def find(cls, vae: Path, text: Path) -> "EncoderFolders":
-        """The autoencoder in `vae/vae` or in `vae` itself, T5 and its tokenizer in `text` (SD3's third).
+        """The autoencoder in `vae/vae` or in `vae` itself, T5 and its tokenizer in `text` (`text_folders`).
 
         Raises:
             ValueError: in one line, if one of them is missing.
         """
-        check_t5(text)
-        suffix = "_3" if is_sd3_folder(text) else ""
         vae = vae if (vae / "config.json").is_file() else vae / "vae"
-        found = cls(vae, text / f"text_encoder{suffix}", text / f"tokenizer{suffix}")
+        found = cls(vae, *text_folders(text))
         for folder, stem in ((found.vae, TRANSFORMER_STEM), (found.text_encoder, STEM)):
             find_weights(folder, stem)
             read_json(folder / "config.json")
@@ -158,11 +156,13 @@ def _new_model_folder(folder: Path) -> Iterator[Path]:
 def _link_folder(
     source: Path, target: Path, stem: str | None = None, dtype: torch.dtype | None = None
 ) -> None:
-    """Links a folder's files; of weights those of `stem` alone that a model in `dtype` would be loaded from."""
+    """Links a folder's files; of weights none, or those of `stem` that a model in `dtype` would be loaded from."""
     target.mkdir()
     chosen = set() if stem is None else {path.name for path in find_weights(source, stem, dtype)}
     for path in source.iterdir():
-        if path.is_file() and (stem is None or path.suffix == ".json" or path.name in chosen):
+        is_weights = path.suffix in (".safetensors", ".bin", ".h5", ".msgpack")
+        wanted = path.suffix == ".json" or path.name in chosen if stem else not is_weights
+        if path.is_file() and wanted:
             link_file(path, target / path.name)
 
 

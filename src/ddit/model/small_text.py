@@ -1,12 +1,27 @@
-"""The small models' text side, made from nothing: a tokenizer of whole words and a T5 encoder with fresh weights."""
+"""The small models' text side, made from nothing: a tokenizer and a T5 encoder with fresh weights.
 
+One kind of tokenizer has whole words, for the closed vocabulary of the small world, the other has pieces of words,
+for any text.
+"""
+
+import json
 import re
+from collections import Counter
 from collections.abc import Iterable
+from typing import Any
 
-from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
+from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast, T5Config, T5EncoderModel
 
-from ddit.model.encoders import MASK_TOKEN, PUNCTUATION
+from ddit.model.encoders import MASK_TOKEN
+from ddit.model.vocabulary import KNOWN_WORDS, PUNCTUATION, list_words
+
+SPECIAL_TOKENS = ("<pad>", "</s>", "<unk>")
+BYTES = tuple(f"<0x{value:02X}>" for value in range(256))
+CAPITAL = "⇧"
+"""A piece of its own before a word (or within one, a letter) that is written with a capital."""
+MIN_PIECES, MAX_PIECES = 512, 8192
+MAX_KNOWN_WORDS = 20_000
 
 
 def build_tokenizer(words: Iterable[str]) -> PreTrainedTokenizerFast:
@@ -23,7 +38,7 @@ def build_tokenizer(words: Iterable[str]) -> PreTrainedTokenizerFast:
         if word not in marks and (not word or re.search(rf"[\s▁{re.escape(PUNCTUATION)}]", word)):
             raise ValueError(f"not a single word: {word!r}")
     pieces = [f"▁{word}" for word in dict.fromkeys([*marks, *entries])]
-    tokens = ["<pad>", "</s>", "<unk>", *pieces, MASK_TOKEN]
+    tokens = [*SPECIAL_TOKENS, *pieces, MASK_TOKEN]
     tokenizer = Tokenizer(models.WordLevel({token: i for i, token in enumerate(tokens)}, unk_token="<unk>"))
     tokenizer.normalizer = normalizers.Lowercase()
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
@@ -37,6 +52,94 @@ def build_tokenizer(words: Iterable[str]) -> PreTrainedTokenizerFast:
     tokenizer.decoder = decoders.Sequence(
         [*(decoders.Replace(piece, text) for piece, text in shown.items()), decoders.Metaspace()]
     )
+    return _with_special_tokens(tokenizer)
+
+
+def train_tokenizer(texts: Iterable[str], num_pieces: int) -> PreTrainedTokenizerFast:
+    """A tokenizer of pieces of words (byte-pair encoding), learnt from `texts`; no text has an unknown token.
+
+    Ids as in `build_tokenizer`: <pad> 0, </s> 1, <unk> 2 (never produced), then 256 bytes, letters and pieces, and
+    <extra_id_0> last. A character that `texts` do not have, or have seldom, becomes its bytes in UTF-8.
+
+    Words are lower-cased, and a capital is a piece of its own before the word: `What` and `what` have the same piece,
+    and decoding gives back what was written. Punctuation and digits are single characters. As from T5's tokenizer,
+    white space becomes single spaces; the characters are composed (NFC).
+
+    Args:
+        num_pieces: at most so many tokens in all, from 512 to 8,192; fewer where the texts have no more to join.
+
+    Raises:
+        ValueError: if `num_pieces` is out of range or there is no text at all.
+    """
+    if not MIN_PIECES <= num_pieces <= MAX_PIECES:
+        raise ValueError(f"num_pieces must be from {MIN_PIECES} to {MAX_PIECES}, got {num_pieces}")
+    counts: Counter[str] = Counter()
+
+    def counted() -> Iterable[str]:
+        for text in texts:
+            counts.update(list_words(text))
+            yield text
+
+    learner = Tokenizer(models.BPE())
+    _split_into_words(learner)
+    first = [*SPECIAL_TOKENS, *BYTES, CAPITAL]
+    trainer = trainers.BpeTrainer(
+        vocab_size=num_pieces - 1,
+        min_frequency=2,
+        special_tokens=first,
+        initial_alphabet=["▁", *(chr(code) for code in range(33, 127) if not chr(code).isupper())],
+        limit_alphabet=max(80, (num_pieces - len(first)) // 4),
+        show_progress=False,
+    )
+    learner.train_from_iterator(counted(), trainer)
+    learnt = json.loads(learner.to_str())["model"]
+    if not learnt["merges"]:
+        raise ValueError("there are too few texts to learn a tokenizer from")
+    vocabulary = {**learnt["vocab"], MASK_TOKEN: len(learnt["vocab"])}
+    merges = [(left, right) for left, right in learnt["merges"]]
+    tokenizer = Tokenizer(models.BPE(vocabulary, merges, unk_token="<unk>", byte_fallback=True))
+    _split_into_words(tokenizer)
+    tokenizer.decoder = decoders.Sequence(
+        [
+            decoders.ByteFallback(),
+            decoders.Fuse(),
+            decoders.Replace(f"{CAPITAL}▁", f"▁{CAPITAL}"),
+            *(decoders.Replace(f"{CAPITAL}{letter.lower()}", letter) for letter in _capitals()),
+            decoders.Replace(CAPITAL, ""),
+            decoders.Replace("▁", " "),
+        ]
+    )
+    known = [word for word, _ in counts.most_common(MAX_KNOWN_WORDS)]
+    return _with_special_tokens(tokenizer, **{KNOWN_WORDS: sorted(known)})
+
+
+def _split_into_words(tokenizer: Tokenizer) -> None:
+    """Sets the steps before the pieces: `What 42?` -> `⇧`, `▁what`, `▁4`, `2`, `?`."""
+    tokenizer.normalizer = normalizers.Sequence(
+        [
+            normalizers.NFC(),
+            normalizers.Replace(CAPITAL, "↑"),
+            normalizers.Replace(Regex(r"[\s▁]+"), " "),
+            normalizers.Strip(),
+            normalizers.Prepend("▁"),
+            normalizers.Replace(" ", "▁"),
+            normalizers.Replace(Regex(r"(?=\p{Lu})"), CAPITAL),
+            normalizers.Lowercase(),
+            normalizers.Replace(f"▁{CAPITAL}", f"{CAPITAL}▁"),  # so that a word begins as in lower case
+        ]
+    )
+    words = rf"{CAPITAL}|▁?[\p{{L}}\p{{M}}]+|▁?\p{{N}}|▁|[^\p{{L}}\p{{M}}\p{{N}}▁]"
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(words), "isolated")
+
+
+def _capitals() -> list[str]:
+    """The Latin, Greek and Cyrillic capitals that lower case and back leaves as they are."""
+    letters = map(chr, range(0x530))
+    return [letter for letter in letters if letter.isupper() and letter.lower().upper() == letter]
+
+
+def _with_special_tokens(tokenizer: Tokenizer, **settings: Any) -> PreTrainedTokenizerFast:
+    """T5's conventions; `settings` are kept in the tokenizer's folder."""
     tokenizer.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
@@ -45,6 +148,7 @@ def build_tokenizer(words: Iterable[str]) -> PreTrainedTokenizerFast:
         unk_token="<unk>",
         additional_special_tokens=[MASK_TOKEN],
         clean_up_tokenization_spaces=False,
+        **settings,
     )
 
 

@@ -1,25 +1,21 @@
-"""The paper's stages on the small world, with all that comes before them; and the same in seconds, for tests."""
+"""`small` on the small world, with its numbers: the packaged model's chain; and the same in seconds, for tests."""
 
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from ddit.config.data import DataConfig, WorldData
+from ddit.config.data import WorldData
 from ddit.config.runs import (
     TEACHER_FILE,
     AutoencoderRun,
     DualRun,
     LatentsRun,
-    ObjectiveConfig,
-    OptimizerConfig,
-    ParallelConfig,
-    ReportConfig,
     RunConfig,
     TeacherRun,
     TextEncoderRun,
 )
 from ddit.model.config import DualDiTConfig
-from ddit.settings import FlowConfig, MaskedConfig
+from ddit.recipes.small import Chain, final_run, image_run, joint_run, latents_run
 from ddit.world import WorldConfig, enlarge
 from ddit.world.presets import Kind
 
@@ -27,6 +23,8 @@ TEXT_LENGTH, TEXT_DIM, LATENT_CHANNELS, LATENT_SIZE = 16, 192, 8, 16  # no text 
 VOCAB_SIZE = 96
 """Tokens of the world's words and of the templates'."""
 NUM_SCENES = 150_000
+NUM_TEXT_SCENES = 2**31
+"""Texts cost next to nothing: every one is of another scene."""
 SCENE_WEIGHTS: dict[Kind, float] = {"single": 0.15, "two": 0.5, "count": 0.22, "mixed": 0.13}
 """Of the transformer's training scenes: more of the hard ones than a preset has."""
 
@@ -47,14 +45,53 @@ def _mixed(world: WorldConfig, *, latents: Path | None = None, questions: float 
     return replace(usual, world=replace(world, weights={"mixed": 1.0}), num_scenes=40_000, seed=1)
 
 
+def _chain(root: Path, world: WorldConfig) -> Chain:
+    """The small model on the world."""
+    pool = root / "mini-latents"
+    return Chain(
+        root=root,
+        name="mini",
+        model=DualDiTConfig(
+            in_channels=LATENT_CHANNELS,
+            patch_size=4,
+            hidden_size=256,
+            depth=6,
+            num_heads=4,
+            text_dim=TEXT_DIM,
+            vocab_size=VOCAB_SIZE,
+            sample_size=LATENT_SIZE,
+            pos_embed_max_size=8,
+        ),
+        t2i=(_trained(world, latents=pool),),
+        i2t=(_trained(world, latents=pool, questions=0.5),),
+        held_out=(WorldData(world, split="val", num_scenes=2000, question_fraction=0.5),),
+        image_size=world.size,
+        text_length=TEXT_LENGTH,
+    )
+
+
 def mini_vae(root: Path, world: WorldConfig) -> AutoencoderRun:
     """The patch autoencoder, on plain renderings."""
-    return AutoencoderRun(out=str(root / "mini-vae"), world=world, num_scenes=12_000, max_steps=1500)
+    return AutoencoderRun(
+        out=str(root / "mini-vae"),
+        sources=(WorldData(world, num_scenes=12_000),),
+        held_out=(WorldData(world, split="val", num_scenes=256),),
+        num_images=12_000,
+        max_steps=1500,
+    )
 
 
 def mini_text(root: Path, world: WorldConfig) -> TextEncoderRun:
     """The tiny T5, by masked modelling."""
-    return TextEncoderRun(out=str(root / "mini-text"), world=world, text_length=24, max_steps=2000)
+    scenes = WorldData(world, num_scenes=NUM_TEXT_SCENES)
+    texts = scenes, replace(scenes, question_fraction=1.0)
+    return TextEncoderRun(
+        out=str(root / "mini-text"),
+        sources=texts,
+        held_out=tuple(replace(source, split="val") for source in texts),
+        text_length=24,
+        max_steps=2000,
+    )
 
 
 def mini_teacher(root: Path, world: WorldConfig) -> TeacherRun:
@@ -64,10 +101,8 @@ def mini_teacher(root: Path, world: WorldConfig) -> TeacherRun:
 
 def mini_latents(root: Path, world: WorldConfig) -> LatentsRun:
     """The pool of training scenes as latents, with the teacher's features."""
-    return LatentsRun(
-        out=str(root / "mini-latents"),
-        source=_trained(world),
-        vae=str(root / "mini-vae/export/vae"),
+    return replace(
+        latents_run(_chain(root, world), _trained(world)),
         teacher=str(root / "mini-teacher/export" / TEACHER_FILE),
     )
 
@@ -81,68 +116,13 @@ def mini_latents_mixed(root: Path, world: WorldConfig) -> LatentsRun:
 
 def mini_image(root: Path, world: WorldConfig) -> DualRun:
     """Images only, with representation alignment: the part that SD3 has in the paper."""
-    return DualRun(
-        out=str(root / "mini-image"),
-        vae=str(root / "mini-vae/export/vae"),
-        text=str(root / "mini-text/export"),
-        model=DualDiTConfig(
-            in_channels=LATENT_CHANNELS,
-            patch_size=4,
-            hidden_size=256,
-            depth=6,
-            num_heads=4,
-            text_dim=TEXT_DIM,
-            vocab_size=VOCAB_SIZE,
-            sample_size=LATENT_SIZE,
-            pos_embed_max_size=8,
-        ),
-        data=DataConfig(
-            t2i=(_trained(world, latents=root / "mini-latents"),),
-            held_out=(WorldData(world, split="val", num_scenes=2000, question_fraction=0.5),),
-            image_size=world.size,
-            t2i_length=TEXT_LENGTH,
-            i2t_length=TEXT_LENGTH,
-            sample_latents=False,
-            num_workers=0,
-        ),
-        prompts="mini",
-        objective=ObjectiveConfig(
-            i2t_fraction=0.0,
-            flow=FlowConfig(logit_mean=0.6, logit_std=1.1),
-            text=MaskedConfig(normalizer="answer", max_weight=10.0),
-            alignment_weight=0.5,
-            alignment_block=2,
-        ),
-        optimizer=OptimizerConfig(
-            name="muon",
-            lr=1e-3,
-            muon_lr=0.016,
-            betas=(0.9, 0.95),
-            max_grad_norm=1.0,
-            warmup_steps=60,
-            schedule="constant",
-            ema_decay=0.999,
-        ),
-        parallel=ParallelConfig(reshard_after_forward=False),
-        report=ReportConfig(evaluate_every=500, grid_every=1000, checkpoint_minutes=5.0),
-        global_batch_size=128,
-        max_steps=5200,
-    )
+    image = image_run(_chain(root, world), max_steps=5200)
+    return replace(image, objective=replace(image.objective, alignment_weight=0.5, alignment_block=2))
 
 
 def mini_stage1(root: Path, world: WorldConfig) -> DualRun:
     """Both directions at once, from the image-only model; the texts are captions and questions."""
-    image = mini_image(root, world)
-    return replace(
-        image,
-        out=str(root / "mini-stage1"),
-        init=str(root / "mini-image/export"),
-        data=replace(image.data, i2t=(_trained(world, latents=root / "mini-latents", questions=0.5),)),
-        objective=replace(image.objective, i2t_fraction=0.5, lambda_text=2.0),
-        optimizer=replace(image.optimizer, lr=7e-4, muon_lr=0.014),
-        max_steps=1760,
-        seed=1,
-    )
+    return joint_run(_chain(root, world), mini_image(root, world), name="stage1", max_steps=1760)
 
 
 def _both_pools(root: Path, world: WorldConfig, questions: float, of_mixed: float) -> tuple[WorldData, ...]:
@@ -169,17 +149,13 @@ def mini_stage2(root: Path, world: WorldConfig) -> DualRun:
 def mini_stage3(root: Path, world: WorldConfig) -> DualRun:
     """Question tuning with image generation kept beside it (the paper's stage 3); the learning rate falls to 0."""
     stage2 = mini_stage2(root, world)
+    stage3 = final_run(_chain(root, world), stage2, name="stage3", max_steps=2800, seed=4)
     return replace(
-        stage2,
-        out=str(root / "mini-stage3"),
-        init=str(root / "mini-stage2/export"),
+        stage3,
         text=None,  # that of stage 2, which trained the mask token's embedding
         data=replace(stage2.data, i2t=_both_pools(root, world, 0.55, 0.4)),
         objective=replace(stage2.objective, alignment_weight=0.0),
-        optimizer=replace(stage2.optimizer, schedule="linear", decay_fraction=1.0),
         train_mask_embedding=False,
-        max_steps=2800,
-        seed=4,
     )
 
 
@@ -260,7 +236,11 @@ EXTRA_STAGES = {"stage4_128"}
 def make_tiny(config: RunConfig) -> RunConfig:
     """The same stage at a size that takes seconds, for tests and for trying a machine out."""
     if isinstance(config, AutoencoderRun):
-        return replace(config, num_scenes=64, num_pca_scenes=64, num_held_out=16, batch_size=8, max_steps=4)
+        (source,), (held_out,) = config.sources, config.held_out
+        return replace(
+            config, sources=(replace(source, num_scenes=64),), held_out=(replace(held_out, num_scenes=16),),
+            num_images=64, num_pca_images=64, num_held_out=16, batch_size=8, max_steps=4,
+        )  # fmt: skip
     if isinstance(config, TextEncoderRun):
         return replace(config, batch_size=6, max_steps=3, num_held_out=9, warmup_steps=1)
     if isinstance(config, TeacherRun):

@@ -17,7 +17,7 @@ from ddit.config.runs import DualRun, ParallelConfig, settled
 from ddit.devices import Ranks, compute_dtype
 from ddit.files import find_weights, read_json
 from ddit.model.autoencoder import downsample_of
-from ddit.model.folders import is_sd3_folder, resolve
+from ddit.model.folders import resolve, text_folders
 from ddit.train.flops import PEAK_TFLOPS, peak_flops, run_flops
 from ddit.train.memory import (
     GIB,
@@ -241,12 +241,11 @@ def encoders_of(cfg: DualRun) -> Encoders:
         ValueError: if it names none, or they are not there.
     """
     text, vae = (resolve(name or cfg.init or "") for name in (cfg.text, cfg.vae))
-    suffix = "_3" if is_sd3_folder(text) else ""
-    found = next((f for f in (text / f"text_encoder{suffix}", text) if (f / "config.json").is_file()), text)
+    found, _ = text_folders(text)
     folder = vae / "vae" if (vae / "vae").is_dir() else vae
     config = read_json(folder / "config.json")
-    width = config["block_out_channels"][0] if "block_out_channels" in config else PATCH_WIDTH
-    image = ImageEncoder(_num_parameters(folder), width, downsample_of(config))
+    widths = config.get("encoder_block_out_channels") or config.get("block_out_channels") or [PATCH_WIDTH]
+    image = ImageEncoder(_num_parameters(folder), widths[0], downsample_of(config))
     return Encoders(
         {**read_json(found / "config.json"), "is_encoder_decoder": False, "use_cache": False}, image
     )

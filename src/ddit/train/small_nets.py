@@ -1,4 +1,4 @@
-"""Training of the small world's own networks: patch autoencoder, tiny text encoder, teacher for the alignment loss."""
+"""Training of the small networks: patch autoencoder, tiny text encoder, the world's teacher of the alignment loss."""
 
 import math
 from pathlib import Path
@@ -8,8 +8,6 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import T5EncoderModel
 
-from ddit import prompts
-from ddit.config.data import WorldData
 from ddit.config.runs import (
     TEACHER_FILE,
     AutoencoderRun,
@@ -18,14 +16,14 @@ from ddit.config.runs import (
     TextEncoderRun,
     save_config,
 )
-from ddit.data.sampler import batch_indices, sample_rng
-from ddit.data.sources import WorldSource
-from ddit.model.autoencoder import PatchAutoencoder, autoencoder_loss
+from ddit.data.sampler import batch_indices
+from ddit.model.autoencoder import PatchAutoencoder, autoencoder_loss, choose_channels
 from ddit.model.encoders import ImageCodec, TextCodec
-from ddit.model.small_text import build_tokenizer, tiny_t5
+from ddit.model.small_text import build_tokenizer, tiny_t5, train_tokenizer
 from ddit.prompts import MINI
 from ddit.train.log import RunLog
 from ddit.train.optim import lr_factor
+from ddit.train.small_data import Texts, open_parts, read_pixels
 from ddit.world import list_vocabulary
 from ddit.world.train_detector import train_detector
 
@@ -45,35 +43,59 @@ def train_autoencoder(cfg: AutoencoderRun) -> Path:
     """Trains from the linear solution, sets the latents' normalisation, and leaves `export/vae`."""
     out = Path(cfg.out)
     save_config(cfg, out)
-    pixels = WorldSource(WorldData(cfg.world)).pixels(0, cfg.num_scenes)
-    held_out = WorldSource(WorldData(cfg.world, split="val")).pixels(0, cfg.num_held_out)
+    sources, judged = open_parts(cfg.sources, cfg.held_out)
+    pixels = read_pixels(
+        sources, cfg.num_images, image_size=cfg.image_size, crop_size=cfg.crop_size, seed=cfg.seed
+    )
+    held_out = _to_floats(read_pixels(judged, cfg.num_held_out, image_size=cfg.image_size))
     torch.manual_seed(cfg.seed)  # the module's own initialisation takes no generator
-    model = PatchAutoencoder()
-    model.init_from_pca(pixels[: cfg.num_pca_scenes])
+    model = PatchAutoencoder(cfg.latent_channels, downsample=cfg.downsample)
+    some = _to_floats(pixels[: cfg.num_pca_images])
+    model.init_from_pca(some)
     optimizer = torch.optim.AdamW(model.parameters(), lr=cfg.lr, weight_decay=0.0)
     schedule = OptimizerConfig(warmup_steps=cfg.warmup_steps, schedule="cosine")
+    reached = _held_out_psnr(model, held_out)
     with RunLog(out, cfg.max_steps, unit="step") as log:
-        log.event(step=0, psnr=_held_out_psnr(model, held_out))
+        log.event(step=0, psnr=reached)
         for step in range(cfg.max_steps):
             optimizer.param_groups[0]["lr"] = cfg.lr * lr_factor(step, cfg.max_steps, schedule)
-            indices = batch_indices(cfg.num_scenes, cfg.batch_size, seed=cfg.seed, step=step)
+            indices = batch_indices(len(pixels), cfg.batch_size, seed=cfg.seed, step=step)
             generator = torch.Generator().manual_seed(step)
-            loss = autoencoder_loss(model, pixels[indices], generator=generator).mean()
+            loss = autoencoder_loss(model, _to_floats(pixels[indices]), generator=generator).mean()
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
             log.advance()
             if (step + 1) % 200 == 0 or step + 1 == cfg.max_steps:
-                log.event(step=step + 1, loss=loss.item(), psnr=_held_out_psnr(model, held_out))
-    model.fit_normalization(pixels[:2000])
+                reached = _held_out_psnr(model, held_out)
+                log.event(step=step + 1, loss=loss.item(), psnr=reached)
+    model.fit_normalization(_to_floats(pixels[:2000]))
     codec = ImageCodec(model)
     std = codec.encode(held_out).std(dim=(0, 2, 3))
-    print(
-        f"held-out PSNR {_held_out_psnr(model, held_out):.2f} dB, latent std {[round(s, 3) for s in std.tolist()]}"
-    )
+    print(f"held-out PSNR {reached:.2f} dB, latent std {[round(s, 3) for s in std.tolist()]}")
+    if cfg.target_psnr is not None:
+        print(_beside_target(reached, cfg.target_psnr, some, cfg))
     codec.save_pretrained(out / "export" / "vae")
     return out
+
+
+def _to_floats(pixels: Tensor) -> Tensor:
+    """uint8 (B, 3, H, W) to float32 in [-1, 1]."""
+    return pixels.float() / 127.5 - 1
+
+
+def _beside_target(reached: float, target: float, pixels: Tensor, cfg: AutoencoderRun) -> str:
+    """What a run says of its target; where it missed it, how many channels would come to it."""
+    if reached >= target:
+        return f"the target of {target:g} dB is met with {cfg.latent_channels} channels"
+    needed = choose_channels(pixels, cfg.downsample, target)
+    if needed <= cfg.latent_channels:
+        return f"the target of {target:g} dB is missed: train longer (max_steps)"
+    return (
+        f"the target of {target:g} dB is missed: even a linear code comes to it with "
+        f"latent_channels={needed} at downsample={cfg.downsample}"
+    )
 
 
 @torch.no_grad()
@@ -97,19 +119,6 @@ def _prepare(encoder: T5EncoderModel) -> None:
     after = encoder.config.relative_attention_num_buckets // 2  # offset -k has bucket k, +k has after + k
     for head, bucket in enumerate((1, after + 1, 2, after + 2, 3, after + 3)[: bias.shape[1] - 1]):
         bias[bucket, head] += 4.0
-
-
-def text_batch(
-    codec: TextCodec, source: WorldSource, length: int, *, seed: int, step: int, size: int
-) -> Tensor:
-    """Ids (size, length): in equal parts prompts of images, captions, and questions with their answers."""
-    rngs = [sample_rng(seed, step, position) for position in range(size)]
-    captions = [source.caption(rng.randrange(2**31), rng) for rng in rngs[::3]]
-    turns = [source.turn(rng.randrange(2**31), rng, 0.0) for rng in rngs[1::3]]
-    turns += [source.turn(rng.randrange(2**31), rng, 1.0) for rng in rngs[2::3]]
-    prompt_ids = prompts.training_prompt(codec, captions, length, style=MINI)
-    texts = prompts.training_conversation(codec, [[turn] for turn in turns], length, style=MINI)
-    return torch.cat([prompt_ids, texts.input_ids])
 
 
 def masked_modelling_loss(
@@ -139,17 +148,27 @@ def masked_modelling_loss(
     return mean(is_masked) + visible_weight * mean(~is_masked)
 
 
+def _make_codec(cfg: TextEncoderRun, texts: Texts) -> TextCodec:
+    """The tokenizer, whole words of the world or pieces learnt from the texts, and an encoder to be trained."""
+    if cfg.num_pieces is None:
+        tokenizer = build_tokenizer([*list_vocabulary(), *MINI.words])
+    else:
+        tokenizer = train_tokenizer(texts.iterate(cfg.num_tokenizer_texts), cfg.num_pieces)
+    num_rows = cfg.num_pieces or len(tokenizer)  # few texts may have fewer pieces
+    sizes = {"num_layers": cfg.depth, "num_heads": cfg.num_heads, "d_ff": cfg.mlp_size}
+    torch.manual_seed(cfg.seed)  # the encoder's own initialisation takes no generator
+    return TextCodec(tokenizer, tiny_t5(num_rows, d_model=cfg.hidden_size, **sizes))
+
+
 def train_text_encoder(cfg: TextEncoderRun) -> Path:
     """Builds the tokenizer, trains the encoder and leaves `export/tokenizer` and `export/text_encoder`."""
     out = Path(cfg.out)
     save_config(cfg, out)
-    tokenizer = build_tokenizer([*list_vocabulary(), *MINI.words])
-    torch.manual_seed(cfg.seed)  # the encoder's own initialisation takes no generator
-    codec = TextCodec(tokenizer, tiny_t5(len(tokenizer)))
+    texts, held_out = (Texts(part, MINI) for part in open_parts(cfg.sources, cfg.held_out))
+    codec = _make_codec(cfg, texts)
     codec.encoder.train().requires_grad_(True)
     _prepare(codec.encoder)
-    source, held_out = (WorldSource(WorldData(cfg.world, split=split)) for split in ("train", "val"))
-    held_out_ids = text_batch(codec, held_out, cfg.text_length, seed=1, step=0, size=cfg.num_held_out)
+    held_out_ids = held_out.batch(codec, cfg.text_length, seed=1, step=0, size=cfg.num_held_out)
     parameters = list(codec.encoder.parameters())
     biases = [p for name, p in codec.encoder.named_parameters() if "relative_attention_bias" in name]
     others = [p for name, p in codec.encoder.named_parameters() if "relative_attention_bias" not in name]
@@ -161,7 +180,7 @@ def train_text_encoder(cfg: TextEncoderRun) -> Path:
         for step in range(cfg.max_steps):
             lr = cfg.lr * lr_factor(step, cfg.max_steps, schedule)
             optimizer.param_groups[0]["lr"], optimizer.param_groups[1]["lr"] = lr, lr * BIAS_LR_FACTOR
-            ids = text_batch(codec, source, cfg.text_length, seed=cfg.seed, step=step, size=cfg.batch_size)
+            ids = texts.batch(codec, cfg.text_length, seed=cfg.seed, step=step, size=cfg.batch_size)
             generator = torch.Generator().manual_seed(step)
             loss = masked_modelling_loss(
                 codec,
