@@ -121,7 +121,7 @@ def _unread_of_small_nets(config: AutoencoderRun | TextEncoderRun) -> Iterator[t
             yield f"{key}.weight", "there is a single source"
         yield f"{key}.latents", "the small networks are trained on images and texts"
         yield from _unread_of_source(source, key)
-        if source.kind == "world" and isinstance(config, AutoencoderRun):
+        if source.kind in ("world", "wide") and isinstance(config, AutoencoderRun):
             yield f"{key}.question_fraction", "the autoencoder reads no text"
     if isinstance(config, TextEncoderRun) and config.num_pieces is None:
         yield "num_tokenizer_texts", "num_pieces is null"
@@ -183,7 +183,7 @@ def _unread_of_data(config: DualRun) -> Iterator[tuple[str, str]]:
         if len(getattr(config.data, name)) == 1:
             yield f"{key}.weight", f"data.{name} has a single source"
         yield from _unread_of_source(source, key)
-        if source.kind in ("world", "folders") and name == "t2i" and has_captions_only:
+        if source.kind in ("world", "wide", "folders") and name == "t2i" and has_captions_only:
             yield f"data.t2i.{index}.question_fraction", "of the sources in data.t2i only captions are used"
 
 

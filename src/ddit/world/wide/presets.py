@@ -62,12 +62,17 @@ class WideConfig:
     `sizes` and `max_sizes` are in 64ths of the image's side, so that a scene is the same at every `size`.
     """
 
-    world: Literal["wide"] = "wide"
     classes: tuple[str, ...] = WIDE_CLASSES
     styles: tuple[str, ...] = STYLES
     colors: tuple[str, ...] = COLORS
     grounds: Mapping[GroundKind, NonNegativeFloat] = field(
-        default_factory=lambda: {"plain": 0.25, "gradient": 0.25, "textured": 0.2, "white": 0.15, "black": 0.15},
+        default_factory=lambda: {
+            "plain": 0.25,
+            "gradient": 0.25,
+            "textured": 0.2,
+            "white": 0.15,
+            "black": 0.15,
+        },
         hash=False,
     )
     """Relative frequency of each kind of ground."""

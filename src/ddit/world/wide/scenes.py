@@ -197,9 +197,7 @@ def _ground(config: WideConfig, rng: random.Random) -> Ground:
 _Look = tuple[str, str | None, str]
 
 
-def _cast(
-    config: WideConfig, count: int, split: str, ground: Ground, rng: random.Random
-) -> list[_Look]:
+def _cast(config: WideConfig, count: int, split: str, ground: Ground, rng: random.Random) -> list[_Look]:
     """Class, colour and style of every object, in random order."""
     most = min(config.max_kinds, count)
     while True:
@@ -238,9 +236,7 @@ def _dress(
             return name, rng.choice([c for c in config.colors if c != color] or [color]), style
 
 
-def _hold_out(
-    config: WideConfig, looks: list[_Look], ground: Ground, rng: random.Random
-) -> list[_Look]:
+def _hold_out(config: WideConfig, looks: list[_Look], ground: Ground, rng: random.Random) -> list[_Look]:
     """With a held-out pair put in: two classes (half of the time, if there are two) or a class and its colour."""
     if len(looks) > 1 and rng.random() < 0.5:
         pair = list(rng.choice(WIDE_HELD_OUT_CLASSES))
