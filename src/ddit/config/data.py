@@ -49,7 +49,7 @@ class WideData(AnySource):
     """Scenes of the wide world, rendered on the fly (or read from `latents`), with texts in many wordings.
 
     `wordings` "seen" leaves out the wordings that are held out, and "held_out" has these alone. Of the i2t samples so
-    many are questions, detailed descriptions, conversations and small talk without an image; the rest are captions. Of
+    many are questions, detailed descriptions, conversations and small talk; the rest are captions. Of
     the prompts `detailed_prompt_fraction` are detailed descriptions.
     """
 

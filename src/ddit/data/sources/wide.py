@@ -40,12 +40,10 @@ class WideSource:
 
     def sample(self, index: int, rng: random.Random, *, i2t: bool, with_image: bool = True) -> Sample:
         scene = self.scene(index)
-        turns = self.turns(scene, rng) if i2t else ()
-        if turns is None:
-            talk = make_small_talk(rng, part=self.cfg.wordings)
-            return Sample(None, None, (Turn(talk.text, talk.reply),))
         image = Image.fromarray(render(scene)) if with_image else None
-        return Sample(image, None if i2t else self.prompt(scene, rng), turns)
+        if i2t:
+            return Sample(image, None, self.turns(scene, rng))
+        return Sample(image, self.prompt(scene, rng), ())
 
     def sizes(self) -> np.ndarray:
         return np.full((len(self), 2), self.cfg.world.size, np.int32)
@@ -63,14 +61,12 @@ class WideSource:
             return make_description(scene, rng, part=self.cfg.wordings)
         return make_prompt(scene, rng, part=self.cfg.wordings).text
 
-    def turns(self, scene: WideScene, rng: random.Random) -> tuple[Turn, ...] | None:
-        """The texts of an i2t sample; None for small talk, which has no image.
-
-        Of captions six in ten have no question, the others answer a request for one.
-        """
+    def turns(self, scene: WideScene, rng: random.Random) -> tuple[Turn, ...]:
+        """The texts of an i2t sample. Of captions six in ten have no question, the others answer a request for one."""
         cfg, part, chance = self.cfg, self.cfg.wordings, rng.random()
         if chance < cfg.small_talk_fraction:
-            return None
+            talk = make_small_talk(rng, part=part)
+            return (Turn(talk.text, talk.reply),)
         chance -= cfg.small_talk_fraction
         if chance < cfg.question_fraction:
             asked = make_question(scene, rng, part=part)

@@ -238,7 +238,10 @@ def _side(scene: WideScene, rng: random.Random) -> Found | None:
 
 def _side_check(scene: WideScene, rng: random.Random) -> Found | None:
     singles = find_singles(scene)
-    sides = sides_of(scene, item) if singles and (item := rng.choice(singles)) else []
+    if not singles:
+        return None
+    item = rng.choice(singles)
+    sides = sides_of(scene, item)
     if not sides:
         return None
     side = rng.choice(sides)
@@ -333,7 +336,7 @@ def _same_color(scene: WideScene, rng: random.Random) -> Found | None:
     if len(singles) < 2:
         return None
     a, b = rng.sample(singles, 2)
-    if a.color != b.color and rng.random() < 0.8:
+    if a.color != b.color and rng.random() < 0.9:
         return None
     slots = {**reference(a.class_name), **second(b.class_name)}
     return Found(slots, _yes(a.color == b.color), {"classes": [a.class_name, b.class_name]})

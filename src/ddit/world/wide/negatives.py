@@ -30,7 +30,8 @@ def make_negative(kind: Negative, index: int, *, seed: int = 0, size: int = GRID
         return draw_noise(rng, size)
     scene = make_scene(WideConfig(size=size), "detector", rng.randrange(1 << 30), seed=seed)
     image = draw_ground(scene.ground, size)
-    return add_decoys(image, [], rng, [kind] * rng.choice((1, 1, 2, 3)))
+    kinds: list[Negative] = [kind] * rng.choice((1, 1, 2, 3))
+    return add_decoys(image, [], rng, kinds)
 
 
 def add_decoys(
@@ -175,7 +176,7 @@ def training_image(
     rng = random.Random(f"detector/{seed}/{index}")
     chosen = rng.random()
     scene = make_scene(configs[index % len(configs)], "detector", index, seed=seed)
-    kinds = [rng.choice(NEGATIVES[:-1]) for _ in range(rng.choice((1, 1, 2, 3)))]
+    kinds: list[Negative] = [rng.choice(NEGATIVES[:-1]) for _ in range(rng.choice((1, 1, 2, 3)))]
     if chosen < _SHARES[0]:
         return render(scene), scene.objects
     if chosen < _SHARES[1]:

@@ -177,18 +177,20 @@ def _ground(config: WideConfig, rng: random.Random) -> Ground:
     if kind in ("white", "black"):
         off = 0 if rng.random() < 0.7 else rng.randint(0, 6)
         value = 255 - off if kind == "white" else off
-        return Ground(kind, kind, (value,) * 3, (value,) * 3)
+        return Ground(kind, kind, (value, value, value), (value, value, value))
     tone = rng.choice(list(TONES))
     value, depth = rng.uniform(158, 205), rng.uniform(0.8, 1.2)
     jitter = [rng.uniform(-4, 4) for _ in range(3)]
     slope = rng.choice((-1, 1)) * rng.uniform(10, 24) if kind == "gradient" else 0.0
-    top, bottom = (
-        tuple(
-            min(max(round(value + side * slope + depth * c + j), 0), 255)
+
+    def shade(offset: float) -> RGB:
+        red, green, blue = (
+            min(max(round(value + offset + depth * c + j), 0), 255)
             for c, j in zip(TONES[tone], jitter, strict=True)
         )
-        for side in (1, -1)
-    )
+        return red, green, blue
+
+    top, bottom = shade(slope), shade(-slope)
     if kind != "textured":
         return Ground(kind, tone, top, bottom)
     return Ground(kind, tone, top, bottom, rng.randrange(NUM_TEXTURES), round(rng.uniform(8, 22), 1))

@@ -13,6 +13,7 @@ from .presets import GROUNDS, TONES, WIDE_CLASSES
 from .scenes import WideObject, WideScene
 from .words import NUMBERS, PLACES, RELATION_WORDS, SIZES, find_relations, noun, place_is_right, size_is_right
 
+_MAX_MENTIONS = 8
 ATTRIBUTES = ("color", "style", "size", "place", "relation")
 
 
@@ -330,22 +331,16 @@ def _num_said(mention: Mention) -> int:
 def _match(
     scene: WideScene, mentions: list[Mention], objects: list[WideObject]
 ) -> list[tuple[Mention, WideObject]]:
-    few, many = sorted((mentions, objects), key=len)
-    swapped = few is not mentions
-
-    def pair(order: Sequence[int]) -> list[tuple[Mention, WideObject]]:
-        chosen = [many[i] for i in order]
-        return list(zip(chosen, few, strict=True) if swapped else zip(few, chosen, strict=True))  # type: ignore[arg-type]
-
-    best: list[tuple[Mention, WideObject]] = []
-    highest = -1e9
-    for order in permutations(range(min(len(many), 8)), len(few)):
-        pairs = pair(order)
-        counts = [_compare(scene, *p) for p in pairs]
-        value = sum(right - false for right, false in counts)
-        if value > highest:
-            best, highest = pairs, value
-    return best
+    """As many pairs as there can be, those of most right less false attributes; of many mentions the first eight."""
+    mentions = mentions[:_MAX_MENTIONS]
+    values = [[right - false for right, false in (_compare(scene, m, o) for o in objects)] for m in mentions]
+    if len(mentions) <= len(objects):
+        orders = permutations(range(len(objects)), len(mentions))
+        best = max(orders, key=lambda order: sum(values[i][j] for i, j in enumerate(order)))
+        return [(mentions[i], objects[j]) for i, j in enumerate(best)]
+    orders = permutations(range(len(mentions)), len(objects))
+    best = max(orders, key=lambda order: sum(values[i][j] for j, i in enumerate(order)))
+    return [(mentions[i], objects[j]) for j, i in enumerate(best)]
 
 
 def _compare(scene: WideScene, mention: Mention, item: WideObject) -> tuple[int, int]:
@@ -374,13 +369,16 @@ def _relation_holds(scene: WideScene, item: WideObject, relation: str, name: str
 
 
 def _compare_ground(scene: WideScene, stated: Statements) -> tuple[int, int, int]:
-    """Right and wrong statements about the ground, and how many there are."""
-    pairs = [(stated.ground_color, scene.ground.tone)]
-    if scene.ground.kind != scene.ground.tone:
-        pairs.append((stated.ground_kind, scene.ground.kind))
-    right = sum(said == real for said, real in pairs)
-    said = sum(bool(said) for said, _ in pairs)
-    return right, said - right, said
+    """Right and wrong statements about the ground, and how many there are. White and black grounds are plain, too."""
+    ground, checks = scene.ground, []
+    if stated.ground_color:
+        checks.append(stated.ground_color == ground.tone)
+    if stated.ground_kind in ("plain", "gradient", "textured"):
+        is_plain = ground.kind in ("white", "black")
+        checks.append(stated.ground_kind == ("plain" if is_plain else ground.kind))
+        if is_plain and checks[-1]:
+            checks.pop()  # says nothing beyond the colour
+    return sum(checks), checks.count(False), len(checks)
 
 
 def _num_attributes(scene: WideScene) -> int:
