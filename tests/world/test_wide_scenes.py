@@ -164,6 +164,6 @@ def test_a_configuration_is_checked_and_survives_json() -> None:
         ({"max_sizes": (20, 30, 20, 20, 20, 20)}, "grow"), ({"half_hidden": 2.0}, "half_hidden"),
     ):  # fmt: skip
         with pytest.raises(ValueError, match=word):
-            WideConfig(**wrong)
+            parse(WideConfig, wrong)
     with pytest.raises(ValueError, match="tset"):
         make_scene(WIDE, "tset", 0)

@@ -13,6 +13,7 @@ from ddit.world.wide import (
     WIDE_PRESETS,
     WIDE_PROMPT_FORMS,
     WIDE_TAGS,
+    Part,
     caption_is_right,
     is_held_out,
     list_wordings,
@@ -130,7 +131,7 @@ def test_captions_are_complete_and_right_and_a_wrong_one_is_told() -> None:
 
 
 @pytest.mark.parametrize("part", ["seen", "held_out"])
-def test_descriptions_are_complete_right_and_40_to_128_tokens_long(part: str) -> None:
+def test_descriptions_are_complete_right_and_40_to_128_tokens_long(part: Part) -> None:
     lengths, orders = [], set()
     for index, scene in enumerate(SCENES[100:500]):
         text = make_description(scene, random.Random(index), part=part)
@@ -215,7 +216,7 @@ def test_other_words_for_the_same_are_read() -> None:
 
 
 @pytest.mark.parametrize("part", ["seen", "held_out"])
-def test_prompts_for_evaluation_have_every_tag_and_what_they_ask_for_passes(part: str) -> None:
+def test_prompts_for_evaluation_have_every_tag_and_what_they_ask_for_passes(part: Part) -> None:
     prompts = make_prompts(WIDE, 20, part=part)
     assert [p.tag for p in prompts] == [tag for tag in WIDE_TAGS for _ in range(20)]
     assert prompts == make_prompts(WIDE, 20, part=part)

@@ -207,14 +207,14 @@ class HuggingFaceData(AnySource):
 
 SourceConfig = Annotated[
     WorldData
-    | WideData
     | JsonData
     | TarData
     | LlavaData
     | QuestionsData
     | HuggingFaceData
     | FoldersData
-    | TextData,
+    | TextData
+    | WideData,
     Field(discriminator="kind"),
 ]
 """Every path and folder of images may be a URL (s3://, hf://, https://), see `ddit.data.sources.remote`; but no
