@@ -279,6 +279,13 @@ def world(
         ddit world scenes --num 8 --preset wide
         ddit world train --form tar --num 1000 --jpeg
     """
+    path = _write_world(folder, form, preset, split, num, seed, upscale, jpeg)
+    print_result(as_json, str(path), path=str(path), num=num)
+
+
+def _write_world(
+    folder: Path, form: str, preset: str, split: str, num: int, seed: int, upscale: int, jpeg: bool
+) -> Path:
     from ddit.data.wide_files import write_wide_world
     from ddit.data.world_files import FORMS, WorldScenes, write_world
     from ddit.world import PRESETS, SPLITS
@@ -304,4 +311,4 @@ def world(
         else:
             scenes = WorldScenes(PRESETS[preset], split, num, seed=seed, upscale=upscale, jpeg=jpeg)
             path = write_world(folder, scenes, form, on_scene=on_scene)
-    print_result(as_json, str(path), path=str(path), num=num)
+    return path
