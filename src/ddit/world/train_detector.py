@@ -55,8 +55,12 @@ def train_wide_detector(
     batch_size: int = 32,
     lr: float = 3e-3,
     log_every: int = 200,
+    start: DetectorNet | None = None,
 ) -> DetectorNet:
-    """Trains on scenes of the wide world, and on decoys and noise: see `wide.negatives`."""
+    """Trains on scenes of the wide world, and on decoys and noise: see `wide.negatives`.
+
+    With `start` that net is trained on; give another seed, for other images.
+    """
     configs = [WIDE_PRESETS[name] for name in ("wide", "wide-half-hidden", "wide", "wide-1")]
 
     def draw(step: int) -> tuple[np.ndarray, list[Objects]]:
@@ -68,7 +72,7 @@ def train_wide_detector(
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        net = DetectorNet(width, WIDE_CLASSES)
+        net = DetectorNet(width, WIDE_CLASSES) if start is None else start.requires_grad_()
     return fit_detector(net, draw, seed=seed, num_steps=num_steps, lr=lr, log_every=log_every)
 
 

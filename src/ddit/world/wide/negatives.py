@@ -19,7 +19,7 @@ from .sprites import make_sprite
 
 Negative = Literal["fragment", "chimera", "two_tone", "silhouette", "shape", "noise"]
 NEGATIVES: tuple[Negative, ...] = ("fragment", "chimera", "two_tone", "silhouette", "shape", "noise")
-_SHOWN = (0.2, 0.45)
+_SHOWN = (0.2, 0.5)
 """The share of its width or height that a fragment shows."""
 
 
