@@ -63,6 +63,7 @@ VERBS = {
     "data": Verb(DATA, "data", "data", "Check training data, and prepare it."),
     "world": Verb(DATA, "data", "world", "Write scenes of the small world as files."),
     "eval": Verb(DATA, "evaluate", "evaluate", "Run benchmarks and print their table."),
+    "score-images": Verb(DATA, "score_images", "score_images", "Score images that any model made."),
     "eval-data": Verb(DATA, "evaluate", "eval_data", "Write evaluation sets of the small world."),
 }
 ALIASES = {"demo": "page"}

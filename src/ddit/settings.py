@@ -301,7 +301,9 @@ class LoadOptions:
         Path | None, Field(description="file of a trained embedding of T5's mask token"), Panel("Input")
     ] = None
     adapter: Annotated[
-        Path | None, Field(description="folder of LoRA adapters, merged into the model"), Panel("Input")
+        Path | None,
+        Field(description="folder of LoRA adapters, or a LoRA file made for SD3, merged into the model"),
+        Panel("Input"),
     ] = None
     int8: Annotated[bool, Field(description="keep the text encoder's matrices in 8 bit: less memory")] = False
     offload: Annotated[

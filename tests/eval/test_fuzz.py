@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from ddit.eval.captioning import read_captions, score_captions
-from ddit.eval.geneval import is_in_world, read_prompts, write_metadata
+from ddit.eval.geneval import WorldJudge, read_prompts, unknown_names, write_metadata
 from ddit.eval.vqa import read_gqa, read_vizwiz, read_vqav2, score_gqa, score_vizwiz, score_vqav2
 from ddit.eval.world_tasks import WorldSplit, write_eval_data
 from ddit.eval.yesno import read_mme, read_pope, score_mme, score_pope
@@ -54,7 +54,7 @@ def spoil(data: bytes, rng: random.Random) -> bytes:
 
 def use_prompts(folder: Path) -> None:
     for index, prompt in enumerate(read_prompts(folder / "evaluation_metadata.jsonl")):
-        is_in_world(prompt)
+        unknown_names(WorldJudge(), prompt)
         write_metadata(folder / "out", index, prompt)
 
 

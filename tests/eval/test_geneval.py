@@ -7,10 +7,11 @@ import pytest
 from PIL import Image
 
 from ddit.eval.geneval import (
-    is_in_world,
+    WorldJudge,
     read_prompts,
     score_images,
     tally_categories,
+    unknown_names,
     write_grid,
     write_metadata,
 )
@@ -120,14 +121,14 @@ def test_prompts_are_read_as_they_were_written(tmp_path: Path) -> None:
     path = tmp_path / "evaluation_metadata.jsonl"
     path.write_text("".join(json.dumps(prompt.to_json()) + "\n" for prompt in prompts))
     assert read_prompts(path) == prompts
-    assert all(map(is_in_world, prompts))
+    assert not any(unknown_names(WorldJudge(), prompt) for prompt in prompts)
     bench = {
         "tag": "single_object",
         "include": [{"class": "bench", "count": 1}],
         "prompt": "a photo of a bench",
     }
     path.write_text(json.dumps(bench) + "\n")
-    assert not is_in_world(read_prompts(path)[0])
+    assert unknown_names(WorldJudge(), read_prompts(path)[0]) == ["bench"]
     path.write_text(json.dumps({**bench, "tag": "beauty"}) + "\n")
     with pytest.raises(ValueError, match=r"tag must be one of single_object, .*, got 'beauty'"):
         read_prompts(path)

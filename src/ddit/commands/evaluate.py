@@ -4,7 +4,7 @@ import itertools
 import json
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,10 +15,11 @@ from ddit.commands.loading import load, paused_gc
 from ddit.commands.options import Given, JsonOption, ModelOption, spread
 from ddit.commands.output import check_choice, check_writable, print_result
 from ddit.commands.progress import progress_bar
-from ddit.eval.options import TASKS, EvalOptions
+from ddit.eval.options import TASKS, DetectorOptions, EvalOptions
 from ddit.settings import ImageSampling, LoadOptions, ModelSettings, TextSampling
 
 if TYPE_CHECKING:
+    from ddit.eval.geneval import Judge
     from ddit.eval.world_tasks import WorldSplit
     from ddit.pipeline import Pipeline
 
@@ -144,6 +145,7 @@ def evaluate(
     metadata: MetadataOption = None,
     out: OutOption = Path("runs/eval"),
     options: EvalOptions,
+    detector_options: DetectorOptions,
     image_sampling: Given[ImageSampling],
     text_sampling: Given[TextSampling],
     length: LengthOption = None,
@@ -163,6 +165,7 @@ def evaluate(
 
     Examples:
         ddit eval geneval vqav2 --limit 20
+        ddit eval geneval --detector facebook/mask2former-swin-small-coco-instance --metadata evaluation_metadata.jsonl
         ddit eval pope --data coco --images coco/val2014 --model merged --out runs/pope
     """
     with paused_gc():
@@ -179,19 +182,34 @@ def evaluate(
     ModelSettings().with_defaults(changes)  # faults are found before a model is loaded
     ranks = join_ranks()
     with _task_bars(is_quiet=not ranks.is_first) as start_task:
+        judge = _judge(detector_options, chosen, loading.device or str(ranks.device))
         pipeline = load(model, replace(loading, device=loading.device or str(ranks.device)))
         pipeline.settings = pipeline.settings.with_defaults(changes)
         about = _about(model, pipeline, loading) if ranks.is_first else {}
+        if detector_options.detector and "geneval" in chosen:
+            about["geneval_detector"] = asdict(detector_options)
         if ranks.is_first and not as_json:
             _print_head(about, describe_decoding(pipeline.settings, options), options.seed)
         remarks = []
         for summary in run(
-            pipeline, chosen, eval_data, out, options=options, about=about, ranks=ranks, start_task=start_task
-        ):
+            pipeline, chosen, eval_data, out, options=options, judge=judge, about=about, ranks=ranks,
+            start_task=start_task,
+        ):  # fmt: skip
             typer.echo("\n".join([json.dumps(summary.to_json())] if as_json else summary.rows()))
             remarks += summary.remarks()
         if remarks and not as_json:
             typer.echo("\n" + "\n".join(remarks))
+
+
+def _judge(options: DetectorOptions, tasks: list[str], device: str) -> "Judge | None":
+    """GenEval's judge, loaded before anything is generated; None where it is not needed."""
+    if "geneval" not in tasks:
+        if options.detector is not None:
+            raise ValueError("--detector is for the task geneval")
+        return None
+    from ddit.eval.geneval import make_judge
+
+    return make_judge(options, device)
 
 
 def _about(model: str, pipeline: "Pipeline", loading: LoadOptions) -> dict[str, Any]:

@@ -129,7 +129,9 @@ def merge(
             metavar="BASE", help="model folder, mini, or hub id that the adapters were trained on"
         ),
     ],
-    adapter: Annotated[Path, typer.Argument(metavar="ADAPTER", help="folder of LoRA adapters")],
+    adapter: Annotated[
+        Path, typer.Argument(metavar="ADAPTER", help="folder of LoRA adapters, or a LoRA file made for SD3")
+    ],
     out: Annotated[
         Path, typer.Argument(metavar="OUT", rich_help_panel="Output", help="folder of the merged model")
     ],
@@ -147,7 +149,8 @@ def merge(
     """Merge LoRA adapters into a model's weights.
 
     Writes BASE with the adapters of ADAPTER to OUT, a model folder. Text encoder and autoencoder are hard links to
-    BASE's files, where the disk has them, and stay as they are.
+    BASE's files, where the disk has them, and stay as they are. A LoRA file for SD3 may have diffusers' names or
+    kohya's.
 
     Examples:
         ddit merge mini runs/lora/adapter merged

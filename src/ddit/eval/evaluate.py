@@ -100,6 +100,7 @@ def evaluate(
     out: Path,
     *,
     options: EvalOptions,
+    judge: geneval.Judge | None = None,
     about: Mapping[str, Any] = MappingProxyType({}),
     ranks: Ranks | None = None,
     start_task: Callable[[str, int], OnProgress] = ignore_progress,
@@ -109,6 +110,7 @@ def evaluate(
     All questions are read before the first is asked.
 
     Args:
+        judge: of GenEval's images [default: the small world's].
         about: what the summaries say of the model.
         start_task: called with a task and this rank's number of samples; gives what is called as they are made.
 
@@ -116,12 +118,14 @@ def evaluate(
         ValueError: in one line; for an unknown task, files that do not have the official form, missing images, or a
             folder in `out` that no run wrote.
     """
-    ranks = ranks or Ranks()
+    ranks, geneval_judge = ranks or Ranks(), judge or geneval.WorldJudge()
     data.check(tasks)
     for task in tasks:
         check_free(out / task)
     with data.open(tasks) as folder:
-        prompts = _read_prompts(data, folder, options) if "geneval" in tasks else geneval.GenevalPrompts([])
+        prompts = geneval.GenevalPrompts([])
+        if "geneval" in tasks:
+            prompts = _read_prompts(data, folder, options, geneval_judge)
         items = {task: _read_items(task, data, folder, options) for task in tasks if task in TEXT_TASKS}
         run = Runner(pipeline, options, ranks, start_task)
         for task in tasks:
@@ -134,7 +138,7 @@ def evaluate(
                 part = ranks.share(own_part)  # where all ranks save their images
                 assert part is not None
                 result = (
-                    run.geneval(prompts, part, out / task)
+                    run.geneval(prompts, geneval_judge, part, out / task)
                     if task == "geneval"
                     else run.text(task, items[task])
                 )
@@ -152,10 +156,12 @@ def _task_folder(task: str, folder: Path) -> Path:
     return folder / task if (folder / task).is_dir() else folder
 
 
-def _read_prompts(data: EvalData, folder: Path, options: EvalOptions) -> geneval.GenevalPrompts:
+def _read_prompts(
+    data: EvalData, folder: Path, options: EvalOptions, judge: geneval.Judge
+) -> geneval.GenevalPrompts:
     """GenEval's prompts; with a limit, so many of them at equal distances."""
     path = data.metadata or find_file(_task_folder("geneval", folder), METADATA_FILE)
-    prompts, notes = geneval.choose_prompts(path, all_prompts=options.all_prompts)
+    prompts, notes = geneval.choose_prompts(path, judge, all_prompts=options.all_prompts)
     count = min(options.limit or len(prompts), len(prompts))
     return geneval.GenevalPrompts([prompts[i * len(prompts) // count] for i in range(count)], notes)
 

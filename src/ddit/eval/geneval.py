@@ -1,38 +1,49 @@
 """GenEval (Ghosh et al. 2023, github.com/djghosh13/geneval): prompts, the official folder layout, and scores.
 
 The official scorer reads `00000/metadata.jsonl` and `00000/samples/0000.png` and finds objects with Mask2Former and
-colours with CLIP. Here the small world's detector finds both. What an image must show, and what the positions mean, is
-the official rule (`world.check_detections`). Its thresholds are not: Mask2Former's 0.3, and 0.9 when counting, mean
-nothing for another detector, which has one threshold for all.
+colours with CLIP. `CocoJudge` does the same with transformers' networks and the official thresholds; `WorldJudge` has
+the small world's detector find both, which has one threshold for all. What an image must show, and what the positions
+mean, is the official rule for both (`world.find_faults`).
 """
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
+import torch
 from PIL import Image
 
 from ddit.eval.intervals import weighted_sum, wilson
 from ddit.eval.items import Figure, mean, read_json_lines, require, require_list
+from ddit.eval.options import DetectorOptions
 from ddit.files import list_names
 from ddit.images import fit_image
-from ddit.world import CLASSES, COLORS, TAGS, Detection, Prompt, WorldConfig, check_detections
+from ddit.world import CLASSES, COLORS, TAGS, Detection, Prompt, WorldConfig, find_faults
 from ddit.world.detector import detect
 
-NUM_SAMPLES = 4
+if TYPE_CHECKING:
+    from ddit.eval.detectors import CocoDetector, ColorModel, FoundObject
+
+WORLD = "world"
+RESULTS_FILE = "results.jsonl"
 OVERALL = "overall"
 
 
 class ImageScore(NamedTuple):
-    """Whether an image shows what was asked for, and what was found in it."""
+    """What an image lacks of what was asked for, in the official words, and what was found in it."""
 
-    correct: bool
+    faults: list[str]
     detections: list[Detection]
+
+    @property
+    def correct(self) -> bool:
+        return not self.faults
 
     def to_json(self) -> dict[str, Any]:
         found = [
@@ -44,31 +55,43 @@ class ImageScore(NamedTuple):
             }
             for d in self.detections
         ]
-        return {"score": float(self.correct), "detections": found}
+        reasons = {"reason": "\n".join(self.faults)} if self.faults else {}
+        return {"score": float(self.correct), "detections": found, **reasons}
+
+    def official(self, filename: str, metadata: Mapping[str, Any]) -> dict[str, Any]:
+        """The line of the official `results.jsonl`, which its `summary_scores.py` reads."""
+        details: dict[str, list[list[float]]] = {}
+        for seen in self.detections:
+            details.setdefault(seen.class_name, []).append([*seen.box, seen.score])
+        return {
+            "filename": filename, "tag": metadata["tag"], "prompt": metadata["prompt"],
+            "correct": self.correct, "reason": "\n".join(self.faults),
+            "metadata": json.dumps(metadata), "details": json.dumps(details),
+        }  # fmt: skip
 
 
 def read_prompts(path: Path) -> list[Prompt]:
     """Prompts of a file such as the official evaluation_metadata.jsonl; `ValueError` if it has another form."""
-    prompts = []
-    for entry in read_json_lines(path):
-        tag, include, text = (
-            require(entry, "tag", path),
-            require_list(entry, "include", path),
-            entry.get("prompt"),
-        )
-        exclude = require_list(entry, "exclude", path) if entry.get("exclude") else []
-        if tag not in TAGS:
-            raise ValueError(f"'{path}': tag must be one of {', '.join(TAGS)}, got {tag!r}")
-        if not isinstance(text, str) or not text.strip():
-            raise ValueError(f"'{path}': prompt must be a text, got {text!r}")
-        for index, clause in enumerate(include):
-            _check_clause(clause, range(index), path)
-        for clause in exclude:
-            _check_clause(clause, range(0), path)
-        prompts.append(Prompt(text, tag, include, exclude))
+    prompts = [parse_prompt(entry, path) for entry in read_json_lines(path)]
     if not prompts:
         raise ValueError(f"'{path}' holds no prompt")
     return prompts
+
+
+def parse_prompt(entry: Mapping[str, Any], path: Path) -> Prompt:
+    """One entry of the file `path`; `ValueError` if it has another form."""
+    tag, include = require(entry, "tag", path), require_list(entry, "include", path)
+    exclude = require_list(entry, "exclude", path) if entry.get("exclude") else []
+    text = entry.get("prompt")
+    if tag not in TAGS:
+        raise ValueError(f"'{path}': tag must be one of {', '.join(TAGS)}, got {tag!r}")
+    if not isinstance(text, str) or not text.strip():
+        raise ValueError(f"'{path}': prompt must be a text, got {text!r}")
+    for index, clause in enumerate(include):
+        _check_clause(clause, range(index), path)
+    for clause in exclude:
+        _check_clause(clause, range(0), path)
+    return Prompt(text, tag, include, exclude)
 
 
 def _check_clause(clause: Any, before: range, path: Path) -> None:
@@ -83,9 +106,75 @@ def _check_clause(clause: Any, before: range, path: Path) -> None:
     )
 
 
-def is_in_world(prompt: Prompt) -> bool:
-    """Whether the world's detector knows every class and colour that the prompt names."""
-    return not _unknown_names(prompt)
+class Judge(ABC):
+    """Finds objects in images and compares them with what was asked for. knows: whose classes it tells apart."""
+
+    knows: str
+    classes: tuple[str, ...]
+
+    @abstractmethod
+    def score(self, prompts: Sequence[Prompt], images: Sequence[Image.Image]) -> list[ImageScore]:
+        """Each image against its prompt."""
+
+
+class WorldJudge(Judge):
+    """The small world's detector."""
+
+    knows, classes = "the small world", CLASSES
+
+    def score(self, prompts: Sequence[Prompt], images: Sequence[Image.Image]) -> list[ImageScore]:
+        return score_images(prompts, images)
+
+
+class CocoJudge(Judge):
+    """GenEval's detector and its rules about which objects count; colours by CLIP, where a prompt names one."""
+
+    knows = "COCO"
+
+    def __init__(self, detector: CocoDetector, colors: ColorModel, options: DetectorOptions):
+        from ddit.eval.detectors import COCO_CLASSES
+
+        self.classes = COCO_CLASSES
+        self._detector, self._colors, self._options = detector, colors, options
+
+    def score(self, prompts: Sequence[Prompt], images: Sequence[Image.Image]) -> list[ImageScore]:
+        return [self._score(prompt, image) for prompt, image in zip(prompts, images, strict=True)]
+
+    def _score(self, prompt: Prompt, image: Image.Image) -> ImageScore:
+        from ddit.eval.detectors import keep_objects
+
+        options = self._options
+        threshold = options.counting_threshold if prompt.tag == "counting" else options.detector_threshold
+        kept = keep_objects(
+            self._detector.find(image, threshold=threshold),
+            threshold=threshold,
+            max_objects=options.max_objects,
+            max_overlap=options.max_overlap,
+        )
+        seen = self._with_colors(prompt, image, kept)
+        return ImageScore(find_faults(prompt, seen), seen)
+
+    def _with_colors(self, prompt: Prompt, image: Image.Image, kept: list[FoundObject]) -> list[Detection]:
+        """The objects as detections: those that a prompt's colours are compared with get theirs."""
+        wanted: dict[str, int] = {}
+        for clause in prompt.include:
+            if "color" in clause:
+                wanted[clause["class"]] = max(clause["count"], wanted.get(clause["class"], 0))
+        colors: dict[int, str] = {}
+        for name, count in wanted.items():
+            chosen = [one for one in kept if one.class_name == name][:count]
+            colors |= zip(map(id, chosen), self._colors.colors(image, chosen), strict=True)
+        return [Detection(one.class_name, colors.get(id(one)), one.box, one.score) for one in kept]
+
+
+def make_judge(options: DetectorOptions, device: torch.device | str = "cpu") -> Judge:
+    """The small world's, or what the options name; ValueError in one line if that cannot be loaded."""
+    if options.detector is None or options.detector == WORLD:
+        return WorldJudge()
+    from ddit.eval.detectors import CocoDetector, ColorModel
+
+    detector = CocoDetector.from_pretrained(options.detector, device)
+    return CocoJudge(detector, ColorModel.from_pretrained(options.color_model, device), options)
 
 
 class GenevalPrompts(NamedTuple):
@@ -95,31 +184,32 @@ class GenevalPrompts(NamedTuple):
     notes: tuple[str, ...] = ()
 
 
-def choose_prompts(path: Path, *, all_prompts: bool = False) -> GenevalPrompts:
-    """The prompts of a file that the world's detector can judge, or all of them.
+def choose_prompts(path: Path, judge: Judge, *, all_prompts: bool = False) -> GenevalPrompts:
+    """The prompts of a file that can be judged, or all of them.
 
     Raises:
         ValueError: if the file has another form, or holds no prompt that can be judged.
     """
     prompts = read_prompts(path)
-    known = [prompt for prompt in prompts if is_in_world(prompt)]
+    known = [prompt for prompt in prompts if not unknown_names(judge, prompt)]
     if len(known) == len(prompts):
         return GenevalPrompts(prompts)
-    names = dict.fromkeys(name for prompt in prompts for name in _unknown_names(prompt))
-    why = f"{len(prompts) - len(known):,} name what the small world lacks ({list_names(names)})"
+    names = dict.fromkeys(name for prompt in prompts for name in unknown_names(judge, prompt))
+    why = f"{len(prompts) - len(known):,} name what {judge.knows} lacks ({list_names(names)})"
     if all_prompts:
         note = f"{len(known):,} of {len(prompts):,} prompts are scored here; {why}"
         return GenevalPrompts(prompts, (note,))
-    hint = "--all-prompts generates images for all of them, for the official scorer"
+    hint = "--all-prompts generates images for all of them, and --detector names one of COCO's classes"
     if not known:
         raise ValueError(f"'{path}': no prompt can be scored here, {why}; {hint}")
     note = f"{len(known):,} of {len(prompts):,} prompts are used; {why} and are left out; {hint}"
     return GenevalPrompts(known, (note,))
 
 
-def _unknown_names(prompt: Prompt) -> list[str]:
+def unknown_names(judge: Judge, prompt: Prompt) -> list[str]:
+    """The classes and colours of a prompt that the judge does not know."""
     clauses = [*prompt.include, *prompt.exclude]
-    classes = [clause["class"] for clause in clauses if clause["class"] not in CLASSES]
+    classes = [clause["class"] for clause in clauses if clause["class"] not in judge.classes]
     return [*classes, *(c["color"] for c in clauses if c.get("color", COLORS[0]) not in COLORS)]
 
 
@@ -130,6 +220,11 @@ def write_metadata(folder: Path, index: int, prompt: Prompt) -> Path:
     metadata = json.dumps(prompt.to_json()) + "\n"
     (samples.parent / "metadata.jsonl").write_text(metadata, encoding="utf-8")
     return samples
+
+
+def write_results(path: Path, lines: Iterable[Mapping[str, Any]]) -> None:
+    """Writes the official `results.jsonl` (`ImageScore.official`)."""
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
 
 
 def sample_name(number: int) -> str:
@@ -149,13 +244,11 @@ def write_grid(folder: Path, index: int) -> None:
 
 
 def score_images(prompts: Sequence[Prompt], images: Sequence[Image.Image]) -> list[ImageScore]:
-    """Each image against its prompt; images of another size are resized to the world's first."""
+    """Each image against its prompt, by the world's detector; images of another size are resized to the world's."""
     size = WorldConfig().size
     pixels = [np.asarray(fit_image(image, size, size)) for image in images]
     found = detect(np.stack(pixels)) if pixels else []
-    return [
-        ImageScore(check_detections(prompt, seen), seen) for prompt, seen in zip(prompts, found, strict=True)
-    ]
+    return [ImageScore(find_faults(prompt, seen), seen) for prompt, seen in zip(prompts, found, strict=True)]
 
 
 def tally_categories(tags: Sequence[str], correct: Sequence[bool]) -> list[Figure]:

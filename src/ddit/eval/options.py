@@ -25,7 +25,7 @@ class EvalOptions:
     all_prompts: Annotated[
         bool,
         Field(
-            description="geneval: also generate for prompts beyond the small world, for the official script to score"
+            description="geneval: also generate for prompts that the detector cannot judge, for the official script"
         ),
     ] = False
     save_grids: Annotated[
@@ -38,3 +38,38 @@ class EvalOptions:
         int | None,
         Field(ge=1, description="side of images in pixels, generated and read [default: the model's]"),
     ] = None
+
+
+@strict
+class DetectorOptions:
+    """What finds objects and colours in GenEval's images; the thresholds are the official scorer's."""
+
+    detector: Annotated[
+        str | None,
+        Field(
+            description="geneval: what finds objects: a folder or hub id of transformers' Mask2Former for COCO, such "
+            "as facebook/mask2former-swin-small-coco-instance, or world, the small world's own [default: world]"
+        ),
+        Panel("GenEval's detector"),
+    ] = None
+    color_model: Annotated[
+        str, Field(description="folder or hub id of a CLIP, for colours"), Panel("GenEval's detector")
+    ] = "openai/clip-vit-large-patch14"
+    detector_threshold: Annotated[
+        float,
+        Field(ge=0, le=1, description="score above which an object counts"),
+        Panel("GenEval's detector"),
+    ] = 0.3
+    counting_threshold: Annotated[
+        float,
+        Field(ge=0, le=1, description="the same, where objects are counted"),
+        Panel("GenEval's detector"),
+    ] = 0.9
+    max_objects: Annotated[
+        int, Field(ge=1, description="objects of a class that count"), Panel("GenEval's detector")
+    ] = 16
+    max_overlap: Annotated[
+        float,
+        Field(ge=0, le=1, description="overlap of two objects of a class that count; 1 allows any"),
+        Panel("GenEval's detector"),
+    ] = 1.0

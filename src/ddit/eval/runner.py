@@ -14,6 +14,7 @@ from PIL import Image
 from ddit.devices import Ranks
 from ddit.eval import geneval
 from ddit.eval.captioning import read_captions, score_captions
+from ddit.eval.geneval import Judge
 from ddit.eval.items import Figure, Item, TaskItems, TaskScore, find_fault
 from ddit.eval.options import EvalOptions
 from ddit.eval.vqa import read_gqa, read_vizwiz, read_vqav2, score_gqa, score_vizwiz, score_vqav2
@@ -74,6 +75,14 @@ class _Answer(NamedTuple):
 
     text: str
     fault: str = ""
+
+
+class _Made(NamedTuple):
+    """An image's prediction; its score is None if the judge does not know what was asked for."""
+
+    line: dict[str, Any]
+    prompt: Prompt
+    score: geneval.ImageScore | None
 
 
 @dataclass(frozen=True)
@@ -171,35 +180,45 @@ class Runner:
             else self.pipeline.caption(images, **common)
         )
 
-    def geneval(self, asked: geneval.GenevalPrompts, folder: Path, final_folder: Path) -> Result:
-        """Images in GenEval's layout, scored by the world's detector if it knows what is asked for."""
+    def geneval(
+        self, asked: geneval.GenevalPrompts, judge: Judge, folder: Path, final_folder: Path
+    ) -> Result:
+        """Images in GenEval's layout, scored by the judge if it knows what is asked for."""
         prompts, num_samples = asked.prompts, self.options.num_samples
         mine = self.ranks.part(len(prompts))
         on_progress = self.start_task("geneval", len(mine) * num_samples)
         folders = {index: geneval.write_metadata(folder, index, prompts[index]) for index in mine}
-        lines = []
+        made: list[_Made] = []
         for batch in _batches(
             range(mine.start * num_samples, mine.stop * num_samples), self.options.batch_size
         ):
-            lines += self._generate(prompts, batch, folders)
+            made += self._generate(prompts, batch, folders, judge)
             on_progress(len(batch))
         if self.options.save_grids:
             for index in mine:
                 geneval.write_grid(folder, index)
-        lines = self.ranks.gather(lines)
+        made = self.ranks.gather(made)
+        lines = [one.line for one in made]
         known = [line for line in lines if "score" in line]
         notes = asked.notes
         if len(known) < len(lines):
             notes = (*notes, SCORER_NOTE.format(folder=final_folder))
         if not known:
             return Result([], lines, notes)
+        if self.ranks.is_first:
+            results = [
+                one.score.official(str(final_folder / one.line["image"]), one.prompt.to_json())
+                for one in made
+                if one.score is not None
+            ]
+            geneval.write_results(folder / geneval.RESULTS_FILE, results)
         tags, scores = [line["tag"] for line in known], [bool(line["score"]) for line in known]
         return Result(geneval.tally_categories(tags, scores), lines, notes)
 
     def _generate(
-        self, prompts: list[Prompt], batch: range, folders: dict[int, Path]
-    ) -> list[dict[str, Any]]:
-        """Saves a batch of images; gives their predictions."""
+        self, prompts: list[Prompt], batch: range, folders: dict[int, Path], judge: Judge
+    ) -> list[_Made]:
+        """Saves a batch of images, and judges those whose prompts the judge knows."""
         options, num_samples = self.options, self.options.num_samples
         asked = [prompts[k // num_samples] for k in batch]
         images = self.pipeline.generate(
@@ -209,16 +228,21 @@ class Runner:
             width=options.size,
             batch_size=len(batch),
         )
-        scores = geneval.score_images(asked, images)
-        lines = []
-        for k, prompt, image, score in zip(batch, asked, images, scores, strict=True):
+        known = [not geneval.unknown_names(judge, prompt) for prompt in asked]
+        judged = [
+            pair for pair, is_known in zip(zip(asked, images, strict=True), known, strict=True) if is_known
+        ]
+        scores = iter(judge.score([p for p, _ in judged], [image for _, image in judged]))
+        made = []
+        for k, prompt, image, is_known in zip(batch, asked, images, known, strict=True):
             index, number = divmod(k, num_samples)
             name = geneval.sample_name(number)
             image.save(folders[index] / name)
             line = {"image": f"{index:05d}/samples/{name}", "seed": options.seed + k}
-            found = score.to_json() if geneval.is_in_world(prompt) else {}
-            lines.append({**line, "tag": prompt.tag, "prompt": prompt.text, **found})
-        return lines
+            score = next(scores) if is_known else None
+            found = {} if score is None else score.to_json()
+            made.append(_Made({**line, "tag": prompt.tag, "prompt": prompt.text, **found}, prompt, score))
+        return made
 
 
 def _add_baseline(name: str, figures: Sequence[Figure], others: Sequence[Figure]) -> list[Figure]:

@@ -2,12 +2,14 @@
 
 Adapters sit on the attention and MLP linears of both streams. The parts that SD3 has no trained form of, the text head
 and the null image, are trained whole beside them; everything else is frozen. The folders are peft's own
-(`adapter_config.json`, `adapter_model.safetensors`), so that `peft.PeftModel.from_pretrained` reads them too.
+(`adapter_config.json`, `adapter_model.safetensors`), so that `peft.PeftModel.from_pretrained` reads them too; beside
+them, the image path's adapters alone are in diffusers' form for SD3 (`sd3_lora`).
 """
 
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,8 +18,9 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from ddit.files import SafetensorsFiles, check_names, read_json
+from ddit.files import SafetensorsFiles, check_names, list_names, read_json
 from ddit.model import DualDiT
+from ddit.model.sd3_lora import WEIGHTS_FILE, SD3Lora, diffusers_state, is_sd3_lora, read_sd3_lora
 
 if TYPE_CHECKING:
     from peft import LoraConfig
@@ -108,6 +111,9 @@ def save_adapters(
 ) -> None:
     """Writes the adapters and the parts trained whole to `folder`, without the model that they belong to.
 
+    Also writes those that SD3 has a counterpart of as `pytorch_lora_weights.safetensors`, which diffusers'
+    `load_lora_weights` reads.
+
     Args:
         base: name or folder of that model, noted in the file.
         state: other values under the names of `trained_names`, such as averaged or gathered ones.
@@ -136,6 +142,10 @@ def save_adapters(
         for name in names
     }
     save_file(stored, folder / f"{STEM}.safetensors", metadata={"format": "pt"})
+    about = {"r": config.r, "lora_alpha": config.lora_alpha, "target_modules": TARGETS}
+    plain = {name.removeprefix(_PREFIX): tensor for name, tensor in stored.items()}
+    tensors, header = diffusers_state(plain, transformer.config.depth - 1, about)
+    save_file(tensors, folder / WEIGHTS_FILE, metadata=header)
 
 
 def _dropout(layer: Any) -> float:
@@ -164,6 +174,40 @@ def load_adapters(transformer: DualDiT, folder: str | os.PathLike[str]) -> None:
     tensors = stored.read(stored.shapes, head.dtype, "cpu" if head.is_meta else head.device)
     state = {name: tensors[theirs] for theirs, name in own.items()}
     transformer.load_state_dict(state, strict=False, assign=head.is_meta)
+
+
+def find_sd3_lora(path: str | os.PathLike[str], transformer: nn.Module) -> SD3Lora | None:
+    """The changes of a LoRA file made for SD3, or of a folder with one; None if these are a D-DiT's own adapters.
+
+    Warns of what a D-DiT has no counterpart of.
+
+    Raises:
+        ValueError: in one line, as `read_sd3_lora`.
+    """
+    if not is_sd3_lora(Path(path)):
+        return None
+    found = read_sd3_lora(Path(path), {name: tuple(p.shape) for name, p in transformer.named_parameters()})
+    if found.left_out:
+        warnings.warn(
+            f"{found.source}: {len(found.left_out):,} modules are left out, since a D-DiT has none such: "
+            f"{list_names(found.left_out)}",
+            stacklevel=3,
+        )
+    return found
+
+
+def merge_stored(transformer: DualDiT, path: str | os.PathLike[str]) -> None:
+    """Adds what a folder of adapters or a LoRA file for SD3 holds to a model's weights, in place.
+
+    Raises:
+        ValueError: as `load_adapters` and `find_sd3_lora`.
+    """
+    lora = find_sd3_lora(path, transformer)
+    if lora is not None:
+        lora.merge_into(transformer)
+    else:
+        load_adapters(transformer, path)
+        merge_adapters(transformer)
 
 
 def stored_vocabulary(folder: Path) -> int:

@@ -9,7 +9,7 @@ import torch
 
 from ddit.devices import DTYPES, find_device, find_dtype
 from ddit.habits import guarded
-from ddit.model.adapters import load_adapters, merge_adapters
+from ddit.model.adapters import merge_stored
 from ddit.model.dual_dit import DualDiT
 from ddit.model.encoders import ImageCodec, TextCodec
 from ddit.model.folders import resolve
@@ -85,7 +85,8 @@ class ModelBundle:
             device: by default CUDA where there is one; also as device_map, and dtype as torch_dtype.
             dtype: of all parts; by default bfloat16 on CUDA, elsewhere float32 if that fits (`loading.fitting_dtype`).
             mask_embedding: file of a trained embedding of T5's mask token (`weights.load_mask_embedding`).
-            adapter: folder of LoRA adapters, merged into the transformer (`adapters.load_adapters`).
+            adapter: folder of LoRA adapters, or a LoRA file made for SD3 by diffusers or kohya's scripts, merged into
+                the transformer (`adapters.merge_stored`).
             int8: keeps the text encoder's matrices in 8 bit (`int8.quantize`), as one that was saved so is anyway.
             offload: keeps the text encoder and the autoencoder on the CPU, except while they are used: for a card that
                 cannot hold them beside the transformer.
@@ -113,8 +114,7 @@ class ModelBundle:
         if embedding is not None:
             parts.text_codec.set_mask_embedding(embedding)
         if adapter is not None:
-            load_adapters(parts.transformer, adapter)
-            merge_adapters(parts.transformer)
+            merge_stored(parts.transformer, adapter)
         for codec in (parts.image_codec, parts.text_codec):
             codec.offload_device = device if offload else None
         if offload_blocks:

@@ -14,10 +14,11 @@ from torch import Tensor
 
 from ddit.files import SafetensorsFiles, find_weights, link_file, read_json, set_row, write_folder_atomically
 from ddit.model import DualDiT, DualDiTConfig
-from ddit.model.adapters import load_adapters, merged_tensors, stored_vocabulary
+from ddit.model.adapters import find_sd3_lora, load_adapters, merged_tensors, stored_vocabulary
 from ddit.model.autoencoder import downsample_of
 from ddit.model.encoders import MASK_TOKEN, ImageCodec, TextCodec
 from ddit.model.folders import INT8_MARK, SETTINGS_FILE, settings_for, text_folders
+from ddit.model.sd3_lora import is_sd3_lora
 from ddit.model.t5 import SHARED, STEM, TIED, is_int8_folder, load_tokenizer, save_int8
 from ddit.model.weights import TRANSFORMER_STEM, save_transformer, stream_transformer
 from ddit.schema import to_data
@@ -124,7 +125,7 @@ def save_folder(
 
 
 def merge_adapter(base: Path, adapter: Path, out: Path, *, dtype: torch.dtype) -> None:
-    """Writes the model folder `base` with the adapters of `adapter` in its transformer's weights, to `out`.
+    """Writes the model folder `base` with the adapters of `adapter`, a D-DiT's or SD3's, in its weights, to `out`.
 
     The sums are float32, `dtype` is that of the transformer written. No more than a tensor of the base and a shard of
     the result are in memory (see `save_folder`).
@@ -132,14 +133,21 @@ def merge_adapter(base: Path, adapter: Path, out: Path, *, dtype: torch.dtype) -
     Raises:
         ValueError: in one line, if one of the folders does not hold what it should, or they do not fit.
     """
-    config, tensors = stream_transformer(base, vocab_size=stored_vocabulary(adapter))
+    encoders = EncoderFolders.find(base, base)
+    if is_sd3_lora(adapter):
+        vocab_size = max(load_tokenizer(encoders.tokenizer).get_vocab().values()) + 1
+    else:
+        vocab_size = stored_vocabulary(adapter)
+    config, tensors = stream_transformer(base, vocab_size=vocab_size)
     with torch.device("meta"):
         adapters = DualDiT(config)
-    load_adapters(adapters, adapter)
-    encoders = EncoderFolders.find(base, base)
+    lora = find_sd3_lora(adapter, adapters)
+    if lora is None:
+        load_adapters(adapters, adapter)
     downsample = downsample_of(read_json(encoders.vae / "config.json"))
     settings = settings_for(base, config.sample_size * downsample)
-    save_folder(out, config, merged_tensors(adapters, tensors), encoders, settings, dtype=dtype)
+    merged = merged_tensors(adapters, tensors) if lora is None else lora.merged(tensors)
+    save_folder(out, config, merged, encoders, settings, dtype=dtype)
 
 
 @contextlib.contextmanager

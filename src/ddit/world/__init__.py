@@ -8,7 +8,7 @@ from .captions import (
     make_caption,
     parse_caption,
 )
-from .geneval import TAGS, Detection, Prompt, check_detections, make_prompts
+from .geneval import TAGS, Detection, Prompt, check_detections, find_faults, make_prompts
 from .presets import (
     CLASSES,
     COLORS,
@@ -46,6 +46,7 @@ __all__ = [
     "caption_is_right",
     "check_detections",
     "enlarge",
+    "find_faults",
     "is_held_out",
     "list_captions",
     "list_vocabulary",

@@ -1,12 +1,13 @@
 """Prompts in GenEval's form, and GenEval's rule for what a detector found (Ghosh et al. 2023)."""
 
+import itertools
 import random
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from .captions import RELATIONS, phrase
-from .presets import HELD_OUT_CLASSES, HELD_OUT_COLORS, SPLITS, WorldConfig, is_held_out
+from .presets import COLORS, HELD_OUT_CLASSES, HELD_OUT_COLORS, SPLITS, WorldConfig, is_held_out
 from .scenes import Box, relative_position
 
 TAGS = ("single_object", "two_object", "counting", "colors", "position", "color_attr")
@@ -66,27 +67,56 @@ def make_prompts(
 
 
 def check_detections(prompt: Prompt, detections: list[Detection]) -> bool:
-    """Whether an image with these detections shows what was asked for.
+    """Whether an image with these detections shows what was asked for (`find_faults`)."""
+    return not find_faults(prompt, detections)
+
+
+def find_faults(prompt: Prompt, detections: list[Detection]) -> list[str]:
+    """What an image with these detections does not show as it was asked for, in the words of GenEval's results.
 
     Of each class the `count` most confident detections are taken. They must be that many, have the colour, and stand in
-    the relation to each of the other class; `exclude` forbids as many as its count, or more.
+    the relation to each of the other class, if that is as asked for itself; `exclude` forbids as many as its count, or
+    more.
     """
     by_class: dict[str, list[Detection]] = {}
     for detection in sorted(detections, key=lambda d: -d.score):
         by_class.setdefault(detection.class_name, []).append(detection)
-    chosen: list[list[Detection]] = []
+    faults: list[str] = []
+    matched: list[list[Detection] | None] = []
     for clause in prompt.include:
         found = by_class.get(clause["class"], [])[: clause["count"]]
-        if len(found) < clause["count"]:
-            return False
-        if "color" in clause and any(d.color != clause["color"] for d in found):
-            return False
-        if "position" in clause:
-            relation, other = clause["position"]
-            if any(relation not in relative_position(a.box, b.box) for a in found for b in chosen[other]):
-                return False
-        chosen.append(found)
-    return all(len(by_class.get(banned["class"], [])) < banned["count"] for banned in prompt.exclude)
+        fault = _clause_fault(clause, found, matched)
+        matched.append(None if fault else found)
+        faults += [fault] if fault else []
+    for banned in prompt.exclude:
+        number = len(by_class.get(banned["class"], []))
+        if number >= banned["count"]:
+            faults.append(f"expected {banned['class']}<{banned['count']}, found {number}")
+    return faults
+
+
+def _clause_fault(
+    clause: dict[str, Any], found: list[Detection], matched: list[list[Detection] | None]
+) -> str:
+    """What is wrong with the detections of a clause; "" if nothing. matched: those of the clauses before."""
+    name, count = clause["class"], clause["count"]
+    if len(found) < count:
+        return f"expected {name}>={count}, found {len(found)}"
+    if "color" in clause:
+        colors, wanted = [d.color for d in found], clause["color"]
+        if colors.count(wanted) < count:
+            seen = ", ".join(f"{colors.count(color)} {color}" for color in COLORS if color in colors)
+            return f"expected {wanted} {name}>={count}, found {colors.count(wanted)} {wanted}; and {seen}"
+    if "position" in clause:
+        relation, index = clause["position"]
+        others = matched[index]
+        if others is None:
+            return f"no target for {name} to be {relation}"
+        for a, b in itertools.product(found, others):
+            relations = relative_position(a.box, b.box)
+            if relation not in relations:
+                return f"expected {name} {relation} target, found {' and '.join(sorted(relations))} target"
+    return ""
 
 
 def _names_held_out(names: list[str], colors: list[str]) -> bool:
