@@ -21,6 +21,8 @@ from ddit.model import vocabulary
 from ddit.model.autoencoder import DiagonalGaussian, PatchAutoencoder, downsample_of
 from ddit.model.offload import offload_blocks, visiting
 from ddit.model.t5 import load_encoder, load_tokenizer, save_encoder
+from ddit.model.t5_blocks import T5Blocks
+from ddit.model.text_blocks import BlockText
 
 if TYPE_CHECKING:
     from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
@@ -313,6 +315,11 @@ class TextCodec:
                 seen = torch.arange(input_ids.shape[1], device=self.device) < lengths.to(self.device)[:, None]
             encoded = self.encoder(input_ids=input_ids.to(self.device), attention_mask=seen)
             return encoded.last_hidden_state
+
+    def block_states(self, ids: Tensor, text: BlockText) -> Tensor:
+        """As `states`, of sequences (B, S) of texts in blocks, whose tokens lie and see each other by `text`."""
+        with self.on_device(), torch.set_grad_enabled(self._trains_mask and torch.is_grad_enabled()):
+            return T5Blocks(self.encoder).states(ids.to(self.device), text)
 
     @contextlib.contextmanager
     def embed_mask_as(self, vector: Tensor) -> Iterator[None]:

@@ -187,15 +187,14 @@ def start_weights(config: DualDiTConfig, init: str | None, seed: int) -> DualDiT
         model.init_weights(torch.Generator().manual_seed(seed))
         return model
     folder = resolve(init)
+    switches = {name: getattr(config, name) for name in ("image_attends_text", "text_block_size")}
     if is_sd3_folder(folder):
         model = from_sd3(
-            folder, vocab_size=config.vocab_size, image_attends_text=config.image_attends_text,
-            generator=torch.Generator().manual_seed(seed), dtype=torch.float32,
+            folder, vocab_size=config.vocab_size, generator=torch.Generator().manual_seed(seed),
+            dtype=torch.float32, **switches,
         ).transformer  # fmt: skip
     else:
-        model = load_transformer(
-            folder / "transformer", dtype=torch.float32, image_attends_text=config.image_attends_text
-        )
+        model = load_transformer(folder / "transformer", dtype=torch.float32, **switches)
     if model.config != config:
         found, wanted = dataclasses.asdict(model.config), dataclasses.asdict(config)
         differing = [
