@@ -12,7 +12,7 @@ from torch import Tensor
 from ddit.diffusion.blocks import sample_blocks
 from ddit.inference.block_cache import BlockCache
 from ddit.inference.callables import ImageContext
-from ddit.model.text_blocks import clean_and_noisy, one_copy, text_blocks
+from ddit.model.text_blocks import one_copy
 from ddit.pipeline import Pipeline
 from ddit.settings import ORDERS
 

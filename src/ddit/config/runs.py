@@ -215,8 +215,17 @@ class DualRun:
 
     def __post_init__(self) -> None:
         block, weight = self.objective.alignment_block, self.objective.alignment_weight
+        if self.model.text_block_size and self.parallel.text_encoder == "sharded":
+            raise ValueError(
+                "parallel.text_encoder=sharded does not go with model.text_block_size: take whole, int8 or offloaded"
+            )
         if weight > 0 and block >= self.model.depth:
             raise ValueError(f"objective.alignment_block {block} is not below model.depth {self.model.depth}")
+
+    @property
+    def i2t_tokens(self) -> int:
+        """Tokens of an i2t text as a step reads it: twice its own in blocks, clean and noisy."""
+        return self.data.i2t_length * (2 if self.model.text_block_size else 1)
 
 
 @strict

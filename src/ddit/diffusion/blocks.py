@@ -1,8 +1,8 @@
 """Texts written in blocks, left to right, each by masked diffusion behind the finished ones (arXiv 2503.09573).
 
-    log p(x) >= sum over blocks b of E_t [ (1/t) sum over masked i of block b of log p(x_i | x_b at t, clean blocks < b) ]
+    log p(x) >= sum over blocks b of E_t [ (1/t) sum over masked i of b of log p(x_i | x_b at t, clean blocks < b) ]
 
-each block with a time of its own. One block of all tokens is `masked`'s process, blocks of one token are autoregression.
+each block with a time of its own. One block of all tokens is `masked`'s process, blocks of one are autoregression.
 Nothing here knows a model, see `masked.LogitsFn`; that a block's logits depend on no later one is the model's matter.
 """
 

@@ -94,13 +94,14 @@ def mask_tokens(
 ) -> Tensor:
     """q(x_t | x_0): masks each position of `answer_mask` (B, L) with probability (1 - eps) t.
 
+    t: (B,), or (B, L) where positions have times of their own.
     uniform: (B, L), by which it is decided; drawn from `generator` unless given.
     """
     if uniform is None:
         draw_on = generator.device if generator else input_ids.device
         uniform = torch.rand(input_ids.shape, generator=generator, device=draw_on)
     u = uniform.to(input_ids.device)
-    return torch.where((u < (1 - MASK_EPS) * t[:, None]) & answer_mask, mask_token_id, input_ids)
+    return torch.where((u < (1 - MASK_EPS) * _by_position(t)) & answer_mask, mask_token_id, input_ids)
 
 
 def subs_log_probs(logits: Tensor, mask_token_id: int, banned_ids: Sequence[int] = ()) -> Tensor:
@@ -127,24 +128,30 @@ def masked_loss(
     Args:
         input_ids: (B, L), clean, with its padding of end-of-text tokens.
         answer_mask: (B, L) bool, the positions that are masked and scored; the rest stays visible.
-        t, noisy_ids: drawn from `generator` unless given.
+        t, noisy_ids: drawn from `generator` unless given. Times (B,), or (B, L) of texts in blocks (`blocks`).
     """
     if t is None:
         t = sample_t(len(input_ids), generator=generator, device=input_ids.device)
     if noisy_ids is None:
         noisy_ids = mask_tokens(input_ids, answer_mask, t, mask_token_id=mask_token_id, generator=generator)
     nll = masked_token_nll(logits_fn, input_ids, noisy_ids, answer_mask, mask_token_id=mask_token_id)
-    return nll_weights(answer_mask, t, cfg) * nll.sum(1)
+    return (nll_weights(answer_mask, t, cfg) * nll).sum(1)
 
 
 def nll_weights(answer_mask: Tensor, t: Tensor, cfg: MaskedConfig) -> Tensor:
-    """What a sample's -log p of its masked positions are multiplied with: (B, L), (B,) -> (B,) in float32."""
-    weight = 1 / t.float()
+    """What -log p of a masked position is multiplied with: (B, L), (B,) -> (B, 1), or (B, L), (B, L) -> (B, L), in
+    float32."""
+    weight = 1 / _by_position(t).float()
     if cfg.max_weight is not None:
         weight = weight.clamp(max=cfg.max_weight)
     if cfg.normalizer == "all":
         return weight / answer_mask.shape[1]
-    return weight / answer_mask.sum(1).clamp(min=1)
+    return weight / answer_mask.sum(1, keepdim=True).clamp(min=1)
+
+
+def _by_position(t: Tensor) -> Tensor:
+    """Times (B,) as (B, 1); those of positions (B, L) as they are."""
+    return t if t.dim() == 2 else t[:, None]
 
 
 def masked_token_nll(

@@ -34,9 +34,11 @@ class BlockCache:
         self._order = self.blocks.argsort(dim=1, stable=True)  # block after block
         self._ends = self.blocks[0].bincount().cumsum(0).tolist()
         self._encoder, self._kvs = T5Blocks(codec.encoder), list[ImageKV]()
-        self._place = torch.arange(len(answer_mask), device=answer_mask.device)  # of each sample in what is kept
+        self._place = torch.arange(
+            len(answer_mask), device=answer_mask.device
+        )  # of each sample in what is kept
         self._count = len(answer_mask)
-        # Of what the next step computes, in `_order`: from the first that is not kept, by the block at work, to its end.
+        # Of what the next step computes, in `_order`: from the first that is not kept, by the block at work.
         self._first = self._start = self._end = 0
         self._asked, self._states = torch.empty(0), torch.empty(0)
 

@@ -52,7 +52,10 @@ class TextGenerator:
         sizes, num_steps, block_size = lengths, options.num_steps, self.transformer.config.text_block_size
         if block_size:  # samples whose blocks begin together
             counts = prompt.answer_mask.sum(1).tolist()
-            sizes, num_steps = list(zip(lengths, counts, strict=True)), num_steps * -(-max(counts) // block_size)
+            sizes, num_steps = (
+                list(zip(lengths, counts, strict=True)),
+                num_steps * -(-max(counts) // block_size),
+            )
         filled = prompt.input_ids.clone()
         with codec.on_device():  # once for all steps
             for rows, step in groups(sizes, options.batch_size, num_steps, on_step):

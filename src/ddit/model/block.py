@@ -39,6 +39,10 @@ ImageKV = list[BlockKV]
 """A `BlockKV` a block."""
 
 
+Mask = Tensor | None
+"""bool, which tokens each one sees; None: all."""
+
+
 class Tokens(NamedTuple):
     """Samples that go through a block together: their images are of one size, their texts of one length.
 
@@ -50,7 +54,7 @@ class Tokens(NamedTuple):
     text: Tensor
     cond: Tensor
     num_t2i: int | None
-    mask: Tensor | None = None
+    mask: Mask = None
 
 
 class JointBlock(nn.Module):
@@ -99,31 +103,59 @@ class JointBlock(nn.Module):
     # The same computation under four names: the compiler keeps graphs by function, for all blocks together.
 
     def draw(
-        self, image: Tensor, text: Tensor, cond: Tensor, n: int, mask: Tensor | None = None, *, keep: bool = False
+        self,
+        image: Tensor,
+        text: Tensor,
+        cond: Tensor,
+        n: int,
+        mask: Tensor | None = None,
+        *,
+        keep: bool = False,
     ):
         """t2i samples: (B, N, D), (B, L, D), (B, D) -> the next image and text tokens."""
         return self._step(image, text, cond, n, mask, keep)
 
     def read(
-        self, image: Tensor, text: Tensor, cond: Tensor, n: int, mask: Tensor | None = None, *, keep: bool = False
+        self,
+        image: Tensor,
+        text: Tensor,
+        cond: Tensor,
+        n: int,
+        mask: Tensor | None = None,
+        *,
+        keep: bool = False,
     ):
         """i2t samples, as `draw`."""
         return self._step(image, text, cond, n, mask, keep)
 
     def joint(
-        self, image: Tensor, text: Tensor, cond: Tensor, n: int | None, mask: Tensor | None = None, *, keep: bool = False
+        self,
+        image: Tensor,
+        text: Tensor,
+        cond: Tensor,
+        n: int | None,
+        mask: Tensor | None = None,
+        *,
+        keep: bool = False,
     ):
         """Samples of both kinds, as `draw`."""
         return self._step(image, text, cond, n, mask, keep)
 
     def last(
-        self, image: Tensor, text: Tensor, cond: Tensor, n: int | None, mask: Tensor | None = None, *, keep: bool = False
+        self,
+        image: Tensor,
+        text: Tensor,
+        cond: Tensor,
+        n: int | None,
+        mask: Tensor | None = None,
+        *,
+        keep: bool = False,
     ):
         """The last block, of whatever samples: (n, N, D), (B - n, L, D)."""
         return self._step(image, text, cond, n, mask, keep)
 
     def _step(
-        self, image: Tensor, text: Tensor, cond: Tensor, n: int | None, mask: Tensor | None, keep: bool
+        self, image: Tensor, text: Tensor, cond: Tensor, n: int | None, mask: Mask, keep: bool
     ) -> tuple[Tensor, Tensor, BlockKV | None]:
         num_image = image.shape[1]
         image_mod, text_mod = self.norm1(cond), self.norm1_context(cond)
@@ -173,7 +205,7 @@ class JointBlock(nn.Module):
         return image, BlockKV(k, v, self.norm1_context(cond))
 
     def text_step(
-        self, text: Tensor, kv: BlockKV, rows: Tensor | None = None, mask: Tensor | None = None
+        self, text: Tensor, kv: BlockKV, rows: Tensor | None = None, mask: Mask = None
     ) -> tuple[Tensor, Tensor, Tensor]:
         """The text stream alone, against kept keys and values: (b, L, D) -> the next (b, L, D), its keys and values.
 

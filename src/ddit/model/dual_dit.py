@@ -164,8 +164,8 @@ class DualDiT(nn.Module):
             features_after: index of the block whose image tokens are returned as well.
             keep_image: return the image side's keys and values as well, for `text_logits`; all samples are i2t. They
                 are those of this text: for another it is an approximation, unless `image_attends_text` is False.
-            sees: (B, L, L) bool, of texts in blocks: which text tokens each text token sees (`text_blocks`); all samples
-                are i2t. None: all.
+            sees: (B, L, L) bool, which text tokens each text token sees, of texts in blocks (`text_blocks`); all
+                samples are i2t. None: all.
 
         Raises:
             ValueError: on latents whose size the patch size or the position table does not fit, or on a null

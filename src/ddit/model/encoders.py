@@ -319,6 +319,8 @@ class TextCodec:
     def block_states(self, ids: Tensor, text: BlockText) -> Tensor:
         """As `states`, of sequences (B, S) of texts in blocks, whose tokens lie and see each other by `text`."""
         with self.on_device(), torch.set_grad_enabled(self._trains_mask and torch.is_grad_enabled()):
+            sees = None if text.sees is None else text.sees.to(self.device)
+            text = BlockText(text.positions.to(self.device), sees)
             return T5Blocks(self.encoder).states(ids.to(self.device), text)
 
     @contextlib.contextmanager

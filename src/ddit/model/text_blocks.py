@@ -30,7 +30,12 @@ def text_blocks(answer_mask: Tensor, block_size: int) -> Tensor:
     return blocks[:1] if (blocks == blocks[:1]).all() else blocks
 
 
-def of_rows(x: Tensor, rows: Tensor | None) -> Tensor:
+def last_answer(answer_mask: Tensor) -> Tensor:
+    """The last answer of conversations, (B, L) bool -> (B, L) bool: in blocks, the earlier turns are given."""
+    return answer_mask & ((~answer_mask).flip(1).cumsum(1).flip(1) == 0)
+
+
+def of_rows(x: Tensor, rows: Tensor | slice | None) -> Tensor:
     """What belongs to the texts `rows`, of something for all texts or the same for each."""
     return x if rows is None or len(x) == 1 else x[rows]
 

@@ -18,7 +18,7 @@ from ddit.model.adapters import add_adapters
 from ddit.model.encoders import TextCodec
 from ddit.model.folders import is_sd3_folder, resolve
 from ddit.model.weights import from_sd3, load_transformer
-from ddit.train.batch import Batch
+from ddit.train.batch import Batch, text_of
 from ddit.train.objective import AlignmentHead, Losses, Pair, step_losses
 from ddit.train.parallel import make_mesh, shard_blocks
 from ddit.train.timing import StepTimer
@@ -71,6 +71,12 @@ class Learner(nn.Module):
             )
             return t2i_states, i2t_states
         ids = None if batch.t2i is None else batch.t2i.prompt_ids
+        block_size = self.transformer.config.text_block_size
+        if block_size and batch.i2t is not None:
+            trains = self.mask_embedding is not None
+            with codec.embed_mask_as(self.mask_embedding) if trains else nullcontext():
+                i2t_states = codec.block_states(*text_of(batch.i2t, block_size))
+            return None if ids is None else codec.states(ids), i2t_states
         noisy_ids = None if batch.i2t is None else batch.i2t.noisy_ids
         if self.mask_embedding is not None and noisy_ids is not None:
             with codec.embed_mask_as(self.mask_embedding):
