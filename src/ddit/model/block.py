@@ -103,27 +103,13 @@ class JointBlock(nn.Module):
     # The same computation under four names: the compiler keeps graphs by function, for all blocks together.
 
     def draw(
-        self,
-        image: Tensor,
-        text: Tensor,
-        cond: Tensor,
-        n: int,
-        mask: Tensor | None = None,
-        *,
-        keep: bool = False,
+        self, image: Tensor, text: Tensor, cond: Tensor, n: int, mask: Mask = None, *, keep: bool = False
     ):
         """t2i samples: (B, N, D), (B, L, D), (B, D) -> the next image and text tokens."""
         return self._step(image, text, cond, n, mask, keep)
 
     def read(
-        self,
-        image: Tensor,
-        text: Tensor,
-        cond: Tensor,
-        n: int,
-        mask: Tensor | None = None,
-        *,
-        keep: bool = False,
+        self, image: Tensor, text: Tensor, cond: Tensor, n: int, mask: Mask = None, *, keep: bool = False
     ):
         """i2t samples, as `draw`."""
         return self._step(image, text, cond, n, mask, keep)
@@ -134,7 +120,7 @@ class JointBlock(nn.Module):
         text: Tensor,
         cond: Tensor,
         n: int | None,
-        mask: Tensor | None = None,
+        mask: Mask = None,
         *,
         keep: bool = False,
     ):
@@ -147,7 +133,7 @@ class JointBlock(nn.Module):
         text: Tensor,
         cond: Tensor,
         n: int | None,
-        mask: Tensor | None = None,
+        mask: Mask = None,
         *,
         keep: bool = False,
     ):
