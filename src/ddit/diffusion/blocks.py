@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from ddit.diffusion.masked import LogitsFn, OnStep, TextSample, TextState, sample_text, time_of_uniform
+from ddit.diffusion.masked import LogitsFn, OnStep, TextSample, TextSampler, TextState, time_of_uniform
 from ddit.settings import UnmaskingRule
 
 OnBlock = Callable[[int, Tensor], None]
@@ -55,47 +55,40 @@ def sample_blocks(
         on_step: called after every step, of all blocks; those not begun yet are masked.
         on_block: called before every block.
     """
-    answer_mask = (blocks > 0).expand_as(input_ids)
     blocks, num_blocks = blocks.expand_as(input_ids), int(blocks.max())
-    ids, confidence = torch.where(answer_mask, mask_token_id, input_ids), (~answer_mask).float()
-    steps = torch.zeros(len(ids), dtype=torch.long)
-    rows = torch.arange(len(ids), device=ids.device)  # that go on
-
-    def report(done: int) -> None:
-        if on_step is not None:
-            on_step(done, num_blocks * num_steps, TextState(ids.clone(), answer_mask, confidence.clone()))
-
+    sampler = TextSampler(
+        logits_fn,
+        input_ids,
+        blocks > 0,
+        mask_token_id,
+        eos_token_id,
+        banned_ids,
+        rule or UnmaskingRule(),
+        generators,
+    )
+    total, goes_on = num_blocks * num_steps, torch.ones(len(blocks), dtype=torch.bool, device=blocks.device)
     for block in range(1, num_blocks + 1):
-        in_block = blocks[rows] == block
         if on_block is not None:
-            on_block(block, rows)
-
-        def watch(done: int, _: int, state: TextState, block: int = block, rows: Tensor = rows) -> None:
-            ids[rows], confidence[rows] = state.ids, state.confidence * (blocks[rows] <= block)
-            if done < num_steps or block < num_blocks:
-                report((block - 1) * num_steps + done)
-
-        sample = sample_text(
-            lambda noisy_ids, is_masked, some, rows=rows: logits_fn(noisy_ids, is_masked, rows[some]),
-            ids[rows],
-            in_block,
-            num_steps=num_steps,
-            mask_token_id=mask_token_id,
-            eos_token_id=eos_token_id,
-            banned_ids=banned_ids,
-            rule=rule,
-            generators=None if generators is None else [generators[row] for row in rows.tolist()],
-            on_step=None if on_step is None else watch,
-        )
-        ids[rows], steps[rows.cpu()] = sample.ids, steps[rows.cpu()] + sample.num_steps
+            on_block(block, goes_on.nonzero()[:, 0])
+        is_open = goes_on[:, None] & (blocks == block)
+        sampler.open(is_open)
+        sampler.run(num_steps, _counted(on_step, (block - 1) * num_steps, total))
         if eos_token_id is not None:
-            is_over = ((sample.ids == eos_token_id) & in_block).any(1)
-            rest = is_over[:, None] & (blocks[rows] > block)
-            ids[rows], confidence[rows] = (
-                torch.where(rest, value, x[rows]) for value, x in ((eos_token_id, ids), (1.0, confidence))
-            )
-            rows = rows[~is_over]
-        if not len(rows):
+            is_over = ((sampler.ids == eos_token_id) & is_open).any(1)
+            sampler.end(is_over[:, None] & (blocks > block))
+            goes_on &= ~is_over
+        if not goes_on.any() and block < num_blocks:
+            if on_step is not None:
+                on_step(total, total, sampler.state)
             break
-    report(num_blocks * num_steps)
-    return TextSample(ids, steps)
+    return TextSample(sampler.ids, sampler.num_steps)
+
+
+def _counted(on_step: OnStep | None, before: int, total: int) -> OnStep | None:
+    """Counts the steps of one block among those of all."""
+
+    def step(done: int, _: int, state: TextState) -> None:
+        if on_step is not None:
+            on_step(before + done, total, state)
+
+    return step
