@@ -10,17 +10,18 @@ from tiny_models import randomize, tiny_pipeline
 from torch import Tensor
 
 from ddit.diffusion.blocks import sample_blocks
+from ddit.diffusion.masked import subs_log_probs
 from ddit.inference.block_cache import BlockCache
 from ddit.inference.callables import ImageContext
-from ddit.model.text_blocks import one_copy
+from ddit.model.text_blocks import one_copy, text_blocks
 from ddit.pipeline import Pipeline
 from ddit.settings import ORDERS
 
 QUESTIONS = ["is there a cat?", "what color is the dog?", "how many?", "is there a cat?", "what is there"]
 
 
-def block_pipeline(block_size: int = 3) -> Pipeline:
-    return tiny_pipeline(image_attends_text=False, text_block_size=block_size)
+def block_pipeline(block_size: int = 3, text_input: str = "encoder") -> Pipeline:
+    return tiny_pipeline(image_attends_text=False, text_block_size=block_size, text_input=text_input)
 
 
 def noise_images(count: int) -> list[Image.Image]:
@@ -32,11 +33,11 @@ def uncached(pipeline: Pipeline, context: ImageContext, blocks: Tensor):
     """Logits by both streams and the whole text encoder, in every step."""
 
     def logits(noisy_ids: Tensor, is_masked: Tensor, rows: Tensor) -> Tensor:
-        text = one_copy(blocks[rows])
+        text, model = one_copy(blocks[rows]), pipeline.transformer
         latents = None if context.latents is None else context.latents[context.index[rows]]
-        return pipeline.transformer(
-            latents, torch.zeros(len(rows)), pipeline.text_codec.block_states(noisy_ids, text),
-            num_t2i=0, logit_mask=is_masked, sees=text.sees,
+        states = pipeline.text_codec.i2t_states(noisy_ids, text, model.config.text_input)
+        return model(
+            latents, torch.zeros(len(rows)), states, num_t2i=0, logit_mask=is_masked, sees=text.sees
         ).logits  # fmt: skip
 
     return logits
@@ -49,10 +50,11 @@ ANSWERS = {
 }
 
 
+@pytest.mark.parametrize("text_input", ["encoder", "embeddings"])
 @pytest.mark.parametrize("answers", ANSWERS.values(), ids=ANSWERS)
 @torch.inference_mode()
-def test_the_logits_of_every_step_are_those_of_a_pass_over_everything(answers) -> None:
-    pipeline = block_pipeline()
+def test_the_logits_of_every_step_are_those_of_a_pass_over_everything(answers, text_input: str) -> None:
+    pipeline = block_pipeline(text_input=text_input)
     codec, model = pipeline.text_codec, pipeline.transformer
     randomize(model, 3, scale=0.15)
     latents = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -84,9 +86,10 @@ FAST: dict[str, Any] = {
 }  # fmt: skip
 
 
+@pytest.mark.parametrize("text_input", ["encoder", "embeddings"])
 @pytest.mark.parametrize("options", [{"length": 8}, {"length": None}, {"length": 50, "num_steps": 2}])
-def test_a_batch_is_the_single_calls(options: dict) -> None:
-    pipeline, options = block_pipeline(), FAST | options
+def test_a_batch_is_the_single_calls(options: dict, text_input: str) -> None:
+    pipeline, options = block_pipeline(text_input=text_input), FAST | options
     images = [noise_images(3)[i] for i in (0, 1, 0, 2, 1)]
     batch = pipeline.answer(images, QUESTIONS, seed=5, **options)
     singles = [pipeline.answer(images[i], QUESTIONS[i], seed=5 + i, **options)[0] for i in range(5)]
@@ -94,9 +97,11 @@ def test_a_batch_is_the_single_calls(options: dict) -> None:
     assert len(set(batch)) > 1
 
 
+@pytest.mark.parametrize("text_input", ["encoder", "embeddings"])
 @pytest.mark.parametrize("order", ORDERS)
-def test_one_block_of_everything_is_the_model_without_blocks(order) -> None:
-    whole, plain = block_pipeline(100), tiny_pipeline(image_attends_text=False)
+def test_one_block_of_everything_is_the_model_without_blocks(order, text_input: str) -> None:
+    whole = block_pipeline(100, text_input)
+    plain = tiny_pipeline(image_attends_text=False, text_input=text_input)
     texts = []
     for pipeline in (whole, plain):
         pipeline.settings.prompt_style["caption_prefix"] = ""  # a prompt does not see the answer in blocks
@@ -111,3 +116,34 @@ def test_infilling_and_texts_without_an_image() -> None:
     singles = zip(noise_images(2), texts, strict=True)
     assert filled == [pipeline.infill(image, text, seed=i)[0] for i, (image, text) in enumerate(singles)]
     assert pipeline.caption(None)
+
+
+def test_with_embeddings_no_step_runs_the_text_encoder(monkeypatch: pytest.MonkeyPatch) -> None:
+    pipeline, plain = block_pipeline(text_input="embeddings"), tiny_pipeline(text_input="embeddings")
+    for one in (pipeline, plain):
+        monkeypatch.setattr(one.text_codec.encoder.encoder, "block", None)
+        assert one.caption(noise_images(2), text_refresh=2)
+        assert one.score(noise_images(1), "a red dog")[0].log_prob < 0
+
+
+def test_texts_are_scored_block_by_block() -> None:
+    """The score of a short text is exact: the sum of its blocks' bounds, of log-likelihoods behind clean blocks."""
+    pipeline = block_pipeline(2)
+    codec, style = pipeline.text_codec, pipeline.style
+    given, text = codec.token_ids(style.caption_prefix), codec.token_ids("a red dog")
+    ids = torch.tensor([[*given, *text, codec.eos_token_id]])
+    blocks = text_blocks(torch.arange(ids.shape[1])[None] >= len(given), 2)
+    predict = uncached(pipeline, ImageContext(None, None, torch.zeros(1, dtype=torch.long)), blocks)
+    expected = 0.0
+    for block in (1, 2):
+        first, second = (blocks[0] == block).nonzero()[:, 0].tolist()
+        for order in ((first, second), (second, first)):
+            noisy = torch.where(blocks >= block, codec.mask_token_id, ids)
+            for position in order:
+                is_masked = torch.arange(ids.shape[1])[None] == position
+                log_probs = subs_log_probs(predict(noisy, is_masked, torch.tensor([0])), codec.mask_token_id)
+                expected += 0.5 * log_probs[0, ids[0, position]].item()
+                noisy[0, position] = ids[0, position]
+    (score,) = pipeline.score(None, "a red dog")
+    assert score.standard_error == 0
+    assert score.log_prob == pytest.approx(expected, abs=1e-4)

@@ -13,6 +13,7 @@ from ddit.config.runs import DualRun, ObjectiveConfig
 from ddit.diffusion.blocks import block_times
 from ddit.diffusion.masked import MaskedConfig, mask_tokens, nll_weights
 from ddit.model import DualDiT, DualDiTConfig
+from ddit.model.config import TextInput
 from ddit.model.text_blocks import last_answer, one_copy, text_blocks
 from ddit.pipeline import Pipeline
 from ddit.train.batch import Batch, I2TBatch, Images, text_of
@@ -28,8 +29,8 @@ CONFIG = DualDiTConfig(
 OBJECTIVE = ObjectiveConfig(lambda_text=1.0)
 
 
-def make_model(block_size: int) -> DualDiT:
-    model = DualDiT(replace(CONFIG, text_block_size=block_size))
+def make_model(block_size: int, text_input: TextInput = "encoder") -> DualDiT:
+    model = DualDiT(replace(CONFIG, text_block_size=block_size, text_input=text_input))
     randomize(model, 1, scale=0.15)
     return model
 
@@ -64,9 +65,9 @@ def by_passes(model: DualDiT, i2t: I2TBatch, latents: Tensor, block_size: int) -
         now = torch.where(blocks == block, i2t.noisy_ids, i2t.input_ids)
         now = torch.where(blocks > block, 7, now)  # whatever comes later
         is_masked, text = (now == MASK) & i2t.answer_mask, one_copy(blocks)
+        states = CODEC.i2t_states(now, text, model.config.text_input)
         out = model(
-            latents, torch.zeros(COUNT), CODEC.block_states(now, text), num_t2i=0, logit_mask=is_masked,
-            sees=text.sees,
+            latents, torch.zeros(COUNT), states, num_t2i=0, logit_mask=is_masked, sees=text.sees
         )  # fmt: skip
         out.logits[:, MASK] = -torch.inf
         nll = -out.logits.log_softmax(-1).gather(1, i2t.input_ids[is_masked][:, None])[:, 0]
@@ -74,12 +75,13 @@ def by_passes(model: DualDiT, i2t: I2TBatch, latents: Tensor, block_size: int) -
     return total / COUNT
 
 
+@pytest.mark.parametrize("text_input", ["encoder", "embeddings"])
 @pytest.mark.parametrize("num_given", [[1] * COUNT, [0, 1, 2, 3, 5]], ids=["captions", "questions"])
 @pytest.mark.parametrize("block_size", [1, 2, 3])
 def test_one_pass_over_two_copies_has_the_loss_and_gradients_of_a_pass_a_block(
-    block_size: int, num_given: list[int]
+    block_size: int, num_given: list[int], text_input: TextInput
 ) -> None:
-    model, (batch, latents) = make_model(block_size), make_batch(block_size, num_given)
+    model, (batch, latents) = make_model(block_size, text_input), make_batch(block_size, num_given)
     assert batch.i2t is not None
     found = Learner(OBJECTIVE, model)(batch, (None, latents), CODEC).total
     expected = by_passes(model, batch.i2t, latents, block_size)
@@ -121,8 +123,9 @@ def test_null_images_among_others_and_states_ahead_of_the_step_change_nothing() 
     torch.testing.assert_close(found, torch.stack(apart).sum(), atol=1e-5, rtol=1e-5)
 
 
-def test_the_mask_tokens_embedding_learns_through_both_copies() -> None:
-    model, (batch, latents) = make_model(2), make_batch(2, [1] * COUNT)
+@pytest.mark.parametrize("text_input", ["encoder", "embeddings"])
+def test_the_mask_tokens_embedding_learns_through_both_copies(text_input: TextInput) -> None:
+    model, (batch, latents) = make_model(2, text_input), make_batch(2, [1] * COUNT)
     row = CODEC.encoder.get_input_embeddings().weight[MASK].detach().clone()
     learner = Learner(OBJECTIVE, model, mask_embedding=row)
     loss = learner(batch, (None, latents), CODEC).total

@@ -18,6 +18,7 @@ from torch import Tensor
 from ddit.diffusion.flow import VelocityFn
 from ddit.diffusion.masked import LogitsFn
 from ddit.model.block import BlockKV, ImageKV
+from ddit.model.config import TextInput
 from ddit.model.dual_dit import DualDiT
 from ddit.model.encoders import TextCodec
 from ddit.model.t5_cache import T5Cache
@@ -121,12 +122,21 @@ class Refresh:
 
 
 class TextStates:
-    """A `StatesFn`: states of noisy texts. Asked twice in one step, as by guidance, it computes them once."""
+    """A `StatesFn`: states of noisy texts. Asked twice in one step, as by guidance, it computes them once.
+
+    blocks: (B or 1, L), of texts in blocks that are given whole. text_input: the model's.
+    """
 
     def __init__(
-        self, codec: TextCodec, refresh: Refresh | None = None, *, blocks: Tensor | None = None
+        self,
+        codec: TextCodec,
+        refresh: Refresh | None = None,
+        *,
+        blocks: Tensor | None = None,
+        text_input: TextInput = "encoder",
     ) -> None:
         self.codec, self.refresh, self.blocks = codec, refresh, blocks
+        self.text_input: TextInput = text_input
         self._cache = None if refresh is None else T5Cache(codec.encoder, len(refresh.blocks))
         self._asked, self._states = torch.empty(0), torch.empty(0)
 
@@ -134,10 +144,9 @@ class TextStates:
     def __call__(self, noisy_ids: Tensor, is_masked: Tensor, rows: Tensor) -> Tensor:
         if self._asked is not noisy_ids:
             self._asked = noisy_ids
-            if self.blocks is not None:
-                self._states = self.codec.block_states(noisy_ids, one_copy(of_rows(self.blocks, rows)))
-            elif self.refresh is None or self._cache is None:
-                self._states = self.codec.states(noisy_ids)
+            if self.refresh is None or self._cache is None or self.text_input == "embeddings":
+                text = None if self.blocks is None else one_copy(of_rows(self.blocks, rows))
+                self._states = self.codec.i2t_states(noisy_ids, text, self.text_input)
             else:
                 with self.codec.on_device():
                     self._states = self._cache.states(noisy_ids, rows, self.refresh.due(is_masked, rows))

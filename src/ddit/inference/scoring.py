@@ -271,7 +271,9 @@ class Scorer:
         states_fn, blocks = self._states, None
         if self._block_size:
             blocks = text_blocks(units >= 0, self._block_size)
-            states_fn = TextStates(self.text_codec, blocks=blocks)
+            states_fn = TextStates(
+                self.text_codec, blocks=blocks, text_input=self.transformer.config.text_input
+            )
         return set_log_probs(
             logits_fn(self.transformer, states_fn, context, blocks=blocks),
             ids,
@@ -284,7 +286,7 @@ class Scorer:
     def _states(self, noisy_ids: Tensor, is_masked: Tensor, rows: Tensor) -> Tensor:
         """States of masked texts (b, L), each encoded once however many images it is about."""
         distinct, which = torch.unique(noisy_ids, dim=0, return_inverse=True)
-        return self.text_codec.states(distinct)[which]
+        return self.text_codec.i2t_states(distinct, None, self.transformer.config.text_input)[which]
 
     @property
     def _block_size(self) -> int:

@@ -89,7 +89,8 @@ class TextGenerator:
         def refresh(every: int) -> Refresh | None:
             return None if every == 1 else Refresh(every, blocks)
 
-        states_fn = TextStates(self.text_codec, refresh(sampling.text_refresh))
+        text_input = self.transformer.config.text_input
+        states_fn = TextStates(self.text_codec, refresh(sampling.text_refresh), text_input=text_input)
 
         def about(context: ImageContext) -> LogitsFn:
             return logits_fn(self.transformer, states_fn, context, refresh(sampling.image_refresh))

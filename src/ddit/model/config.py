@@ -7,6 +7,10 @@ from pydantic import Field, NonNegativeInt
 from ddit.schema import strict
 from ddit.settings import PositiveInt
 
+TextInput = Literal["encoder", "embeddings"]
+SWITCHES = ("image_attends_text", "text_block_size", "text_input")
+"""Fields to which no weight belongs: a trained model is converted by a short training with another value."""
+
 
 @strict
 class DualDiTConfig:
@@ -29,6 +33,8 @@ class DualDiTConfig:
         text_block_size: 0 is the paper. k: in i2t, an answer is written in blocks of k tokens, left to right. A token
             sees the image, what is given, and the blocks up to its own, so that finished blocks are computed once and
             cached exactly (`text_blocks`). Needs `image_attends_text=False`.
+        text_input: what the text stream is fed in i2t: "encoder" is the paper, the text encoder's states; "embeddings"
+            are those of its table, with their positions, so that no step runs the encoder.
     """
 
     in_channels: PositiveInt = 16
@@ -44,6 +50,7 @@ class DualDiTConfig:
     dual_attention_layers: Annotated[tuple[int, ...], Field(strict=False)] = ()
     image_attends_text: bool = True
     text_block_size: NonNegativeInt = 0
+    text_input: TextInput = "encoder"
 
     def __post_init__(self) -> None:
         if self.hidden_size % self.num_heads:

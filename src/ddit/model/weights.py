@@ -19,6 +19,7 @@ from torch import Tensor
 
 from ddit.files import SafetensorsFiles, check_names, list_names, read_json, write_tensors
 from ddit.model import DualDiT, DualDiTConfig
+from ddit.model.config import SWITCHES
 from ddit.model.folders import is_sd3_folder
 
 TRANSFORMER_STEM = "diffusion_pytorch_model"
@@ -35,10 +36,9 @@ CONFIG_NAMES = {
     "pos_embed_max_size": "pos_embed_max_size",
     "qk_norm": "qk_norm",
     "dual_attention_layers": "dual_attention_layers",
-    "image_attends_text": "image_attends_text",
-    "text_block_size": "text_block_size",
+    **{name: name for name in SWITCHES},
 }
-OPTIONAL_KEYS = {"qk_norm", "dual_attention_layers", "image_attends_text", "text_block_size"}
+OPTIONAL_KEYS = {"qk_norm", "dual_attention_layers", *SWITCHES}
 CHECKED_KEYS = {"attention_head_dim", "caption_projection_dim", "out_channels"}
 DROPPED_KEYS = {"pooled_projection_dim"}  # SD3's CLIP conditioning, which D-DiT does without
 
@@ -97,8 +97,7 @@ def load_transformer(
     """A `DualDiT` from a diffusers-style `transformer/` folder, in the stored dtype unless told otherwise.
 
     Args:
-        switches: `image_attends_text` or `text_block_size` in place of the stored ones: the start of a conversion, for
-            no weight belongs to them.
+        switches: fields of `config.SWITCHES` in place of the stored ones: the start of a conversion.
 
     Raises:
         ValueError: one line; the configuration or the tensors do not fit, and the first of them are named.
@@ -249,7 +248,7 @@ def from_sd3(
         folder: the pipeline's folder, with `transformer/` in it.
         vocab_size: rows of the text head.
         generator: of the new weights, on the CPU.
-        switches: `image_attends_text` and `text_block_size`, to which no weight belongs.
+        switches: fields of `config.SWITCHES`.
 
     Raises:
         ValueError: if the folder's configuration or tensors are not SD3's.

@@ -329,7 +329,8 @@ class HeldOut:
         device, blocks = context.index.device, None
         if model.config.text_block_size:
             blocks = text_blocks(answer, model.config.text_block_size).to(device)
-        logits_of = logits_fn(model, TextStates(self.codec, blocks=blocks), context, blocks=blocks)
+        states_fn = TextStates(self.codec, blocks=blocks, text_input=model.config.text_input)
+        logits_of = logits_fn(model, states_fn, context, blocks=blocks)
         logits = logits_of(torch.where(answer, mask_id, ids), answer.to(device), context.index)
         predicted = masked.subs_log_probs(logits, mask_id).float().cpu()  # (selected, V)
         nll, is_wrong = torch.zeros(ids.shape), torch.zeros_like(answer)

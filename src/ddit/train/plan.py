@@ -192,7 +192,7 @@ def _candidates(cfg: DualRun, machine: Machine) -> Iterator[DualRun]:
     """Settled configurations, the one expected to be fastest first."""
     parallel, is_gpu = cfg.parallel, machine.memory > 0
     sizes = _micro_batches(cfg, machine.num_gpus, MOST_AT_ONCE if is_gpu else FEW_AT_ONCE)
-    shards = machine.num_gpus > 1 and cfg.lora.rank == 0 and not cfg.model.text_block_size
+    shards = machine.num_gpus > 1 and cfg.lora.rank == 0 and not cfg.reaches_into_text_encoder
     if not is_gpu or machine.memory >= WHOLE_TEXT_ENCODER:
         places = ["whole", *(["sharded"] if shards else ["int8"]), "offloaded"]
     else:
