@@ -110,7 +110,7 @@ def test_null_images_among_others_and_states_ahead_of_the_step_change_nothing() 
     batch, latents = make_batch(2, [0, 1, 2, 3, 5], is_null=null)
     i2t = batch.i2t
     assert i2t is not None
-    ahead = batch._replace(i2t=i2t._replace(states=CODEC.block_states(*text_of(i2t, 2))))
+    ahead = batch._replace(i2t=i2t._replace(states=CODEC.i2t_states(*text_of(i2t, 2))))
     learner = Learner(OBJECTIVE, model)
     found, again = (learner(part, (None, latents), CODEC).total for part in (batch, ahead))
     assert torch.equal(found, again)
@@ -132,6 +132,7 @@ def test_the_mask_tokens_embedding_learns_through_both_copies(text_input: TextIn
     torch.testing.assert_close(loss, Learner(OBJECTIVE, model)(batch, (None, latents), CODEC).total)
     loss.backward()
     assert learner.mask_embedding is not None
+    assert learner.mask_embedding.grad is not None
     assert learner.mask_embedding.grad.abs().max() > 0
 
 

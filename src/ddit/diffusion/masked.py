@@ -375,6 +375,7 @@ class TextSampler:
 
     def end(self, positions: Tensor) -> None:
         """Fills these, (B, L) bool, with the end-of-text token."""
+        assert self.eos_token_id is not None
         self.ids = torch.where(positions, self.eos_token_id, self.ids)
         self.confidence = torch.where(positions, 1.0, self.confidence)
 

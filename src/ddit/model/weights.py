@@ -74,8 +74,14 @@ def config_from_dict(
 
 
 def config_to_dict(config: DualDiTConfig) -> dict[str, Any]:
-    """Our configuration under diffusers' names, the inverse of `config_from_dict`."""
+    """Our configuration under diffusers' names, the inverse of `config_from_dict`.
+
+    Switches of texts in blocks are left out where they are as in the paper.
+    """
     values = {name: getattr(config, field) for field, name in CONFIG_NAMES.items()}
+    for name in ("text_block_size", "text_input"):
+        if values[name] == getattr(DualDiTConfig, name):
+            del values[name]
     values["dual_attention_layers"] = list(config.dual_attention_layers)
     values["attention_head_dim"] = config.hidden_size // config.num_heads
     values["caption_projection_dim"] = config.hidden_size

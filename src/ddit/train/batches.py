@@ -241,8 +241,8 @@ class StepData(Dataset[list[Batch]]):
                 rng = sample_rng(self.seed, step, position)
                 sample = read_sample(half.sources[place.source], place.index, rng, i2t=half.stream == I2T)
                 if half.stream == I2T and self.block_size and len(sample.turns) > 1:
-                    # In blocks one answer of a conversation is trained, behind the earlier turns.
-                    sample = sample._replace(turns=sample.turns[: 1 + int(rng.integers(len(sample.turns)))])
+                    # In blocks one answer of a conversation is trained, behind the earlier turns (`last_answer`).
+                    sample = sample._replace(turns=sample.turns[: rng.randint(1, len(sample.turns))])
                 return self._make_row(half, sample, shape)
             except CorruptSample as corrupt_sample:
                 error = corrupt_sample
