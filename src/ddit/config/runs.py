@@ -215,8 +215,23 @@ class DualRun:
 
     def __post_init__(self) -> None:
         block, weight = self.objective.alignment_block, self.objective.alignment_weight
+        if self.reaches_into_text_encoder and self.parallel.text_encoder == "sharded":
+            raise ValueError(
+                "parallel.text_encoder=sharded does not go with model.text_block_size and text_input=embeddings: take "
+                "whole, int8 or offloaded"
+            )
         if weight > 0 and block >= self.model.depth:
             raise ValueError(f"objective.alignment_block {block} is not below model.depth {self.model.depth}")
+
+    @property
+    def reaches_into_text_encoder(self) -> bool:
+        """Whether layers or the table of the text encoder are used by themselves, which shards do not allow."""
+        return self.model.text_block_size > 0 or self.model.text_input == "embeddings"
+
+    @property
+    def i2t_tokens(self) -> int:
+        """Tokens of an i2t text as a step reads it: twice its own in blocks, clean and noisy."""
+        return self.data.i2t_length * (2 if self.model.text_block_size else 1)
 
 
 @strict

@@ -13,14 +13,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast, T5EncoderModel
 from transformers.utils import logging as transformers_logging
 
 from ddit.model import vocabulary
 from ddit.model.autoencoder import DiagonalGaussian, PatchAutoencoder, downsample_of
+from ddit.model.config import TextInput
+from ddit.model.embeddings import position_sinusoids
 from ddit.model.offload import offload_blocks, visiting
 from ddit.model.t5 import load_encoder, load_tokenizer, save_encoder
+from ddit.model.t5_blocks import T5Blocks
+from ddit.model.text_blocks import BlockText
 
 if TYPE_CHECKING:
     from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
@@ -313,6 +318,32 @@ class TextCodec:
                 seen = torch.arange(input_ids.shape[1], device=self.device) < lengths.to(self.device)[:, None]
             encoded = self.encoder(input_ids=input_ids.to(self.device), attention_mask=seen)
             return encoded.last_hidden_state
+
+    def embeddings(self, ids: Tensor, positions: Tensor) -> Tensor:
+        """Embeddings (B, S, D) of ids (B, S) at their positions (B or 1, S), of the size that states have.
+
+        A token's embedding is brought to a mean square of 1, and the sinusoids of its position are added.
+        """
+        with self.on_device(), torch.set_grad_enabled(self._trains_mask and torch.is_grad_enabled()):
+            embedded = self.encoder.encoder.embed_tokens(ids.to(self.device))
+            sinusoids = position_sinusoids(positions.to(self.device), self.width)
+            return F.rms_norm(embedded, (self.width,), eps=1e-6) + sinusoids.to(embedded.dtype)
+
+    def i2t_states(
+        self, ids: Tensor, text: BlockText | None = None, text_input: TextInput = "encoder"
+    ) -> Tensor:
+        """What a model's text stream is fed of i2t texts, (B, S, D); `text`: of texts in blocks."""
+        if text_input == "embeddings":
+            positions = torch.arange(ids.shape[1])[None] if text is None else text.positions
+            return self.embeddings(ids, positions)
+        return self.states(ids) if text is None else self.block_states(ids, text)
+
+    def block_states(self, ids: Tensor, text: BlockText) -> Tensor:
+        """As `states`, of sequences (B, S) of texts in blocks, whose tokens lie and see each other by `text`."""
+        with self.on_device(), torch.set_grad_enabled(self._trains_mask and torch.is_grad_enabled()):
+            sees = None if text.sees is None else text.sees.to(self.device)
+            text = BlockText(text.positions.to(self.device), sees)
+            return T5Blocks(self.encoder).states(ids.to(self.device), text)
 
     @contextlib.contextmanager
     def embed_mask_as(self, vector: Tensor) -> Iterator[None]:

@@ -99,7 +99,7 @@ class Trainer:
         parallel, steps = self.cfg.parallel, self.timer.waiting(steps)
         if parallel.text_encoder != "offloaded":
             return steps
-        return self._encoding(encode_ahead(steps, self.codec, parallel.encode_ahead))
+        return self._encoding(encode_ahead(steps, self.codec, parallel.encode_ahead, self.cfg.model))
 
     def _encoding(self, steps: Iterator[tuple[int, list[Batch]]]) -> Iterator[tuple[int, list[Batch]]]:
         while True:

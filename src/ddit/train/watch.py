@@ -55,7 +55,7 @@ class Watch:
         chunk = settled(cfg.micro_batch_size) or max(1, cfg.global_batch_size // trainer.ranks.size)
         return HeldOut(
             samples, trainer.images, trainer.codec, trainer.ranks,
-            chunk=chunk, i2t_fraction=cfg.objective.i2t_fraction,
+            chunk=chunk, i2t_fraction=cfg.objective.i2t_fraction, block_size=cfg.model.text_block_size,
         )  # fmt: skip
 
     def _open_log(self) -> RunLog:
