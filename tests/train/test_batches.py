@@ -20,7 +20,7 @@ from ddit.devices import Ranks
 from ddit.diffusion.flow import shifted
 from ddit.model import DualDiTConfig
 from ddit.model.text_blocks import text_blocks
-from ddit.settings import FlowConfig
+from ddit.settings import FlowConfig, MaskedConfig
 from ddit.train import precompute as making
 from ddit.train.batch import Batch, I2TBatch, T2IBatch
 from ddit.train.batches import ImageFacts, StepData
@@ -151,6 +151,15 @@ def test_captions_are_dropped_as_often_as_asked_and_noise_is_normal() -> None:
     t = torch.cat([batch["t"] for batch in batches])
     assert abs(t.logit(eps=1e-3).mean()) < 0.15
     assert abs(t.logit(eps=1e-3).std() - 1) < 0.1
+
+
+def test_a_share_of_the_texts_is_masked_throughout() -> None:
+    objective = ObjectiveConfig(i2t_fraction=0.5, text=MaskedConfig(all_masked_share=0.75))
+    (batch,) = steps(config(objective=objective))[0]
+    assert batch.i2t is not None
+    assert (batch.i2t.t == 1).sum() == 6  # of 8
+    hidden = (batch.i2t.noisy_ids == CODEC.mask_token_id) | ~batch.i2t.answer_mask
+    assert hidden[batch.i2t.t == 1].float().mean() > 0.95  # t = 1 leaves one token in a thousand
 
 
 def test_settings_that_do_not_fit_are_named() -> None:

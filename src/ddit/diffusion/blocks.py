@@ -18,14 +18,14 @@ OnBlock = Callable[[int, Tensor], None]
 """Called before the first step of a block with its number and the samples (b,) that take part."""
 
 
-def block_times(u: Tensor, blocks: Tensor) -> Tensor:
-    """Times (B, L) of blocks (B, L), of numbers (B,) that are uniform (or stratified) in [0, 1).
+def block_times(u: Tensor, blocks: Tensor, all_masked_share: float = 0.0) -> Tensor:
+    """Times (B, L) of blocks (B, L), of numbers (B,) that are uniform (or stratified) in [0, 1); 1 for a share of them.
 
     A sample's blocks have times spread evenly over [0, 1); the sum of their losses is as the sum at independent times,
     with less noise.
     """
     num_blocks = blocks.amax(1, keepdim=True).clamp(min=1)
-    return time_of_uniform(u[:, None] + (blocks - 1) / num_blocks)
+    return time_of_uniform(u[:, None] + (blocks - 1) / num_blocks, all_masked_share)
 
 
 def sample_blocks(

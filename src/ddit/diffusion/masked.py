@@ -78,9 +78,10 @@ def sample_t(
     return time_of_uniform((torch.arange(offset, offset + batch_size, device=device) + u.to(device)) / total)
 
 
-def time_of_uniform(u: Tensor) -> Tensor:
-    """Times in [eps, 1) of numbers (B,) that are uniform (or stratified) in [0, 1)."""
-    return MASK_EPS + (1 - MASK_EPS) * (u % 1)
+def time_of_uniform(u: Tensor, all_masked_share: float = 0.0) -> Tensor:
+    """Times of numbers (B,) that are uniform (or stratified) in [0, 1): in [eps, 1), and 1 for a share of them."""
+    rest, u = 1 - all_masked_share, u % 1
+    return torch.where(u < rest, MASK_EPS + (1 - MASK_EPS) * u / rest, 1.0)
 
 
 def mask_tokens(

@@ -215,10 +215,11 @@ class StepData(Dataset[list[Batch]]):
         uniform = np.stack([rng.random(self.data.i2t_length, np.float32) for rng in made.rngs])
         input_ids = torch.stack([row.input_ids for row in made.rows])
         answer_mask = torch.stack([row.answer_mask for row in made.rows if row.answer_mask is not None])
-        t = masked.time_of_uniform(u).float()
+        all_masked = self.objective.text.all_masked_share
+        t = masked.time_of_uniform(u, all_masked).float()
         if self.block_size:
             answer_mask = last_answer(answer_mask)
-            t = block_times(u, text_blocks(answer_mask, self.block_size)).float()
+            t = block_times(u, text_blocks(answer_mask, self.block_size), all_masked).float()
         noisy_ids = masked.mask_tokens(
             input_ids,
             answer_mask,
