@@ -3,6 +3,7 @@
 import json
 import random
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -154,6 +155,24 @@ def test_both_networks_are_trained_on_files(
     assert texts.unknown_words("ein Bild xylophon") == ["xylophon"]
     for run in (vae, text):
         assert from_json(to_json(run)) == run
+
+
+def test_the_text_encoder_learns_in_bfloat16_what_it_learns_in_float32(
+    sources: tuple[JsonData, LlavaData], tmp_path: Path
+) -> None:
+    def held_out(dtype: Literal["float32", "bfloat16"]) -> float:
+        run = TextEncoderRun(
+            str(tmp_path / dtype), sources, num_pieces=512, hidden_size=24, depth=1, num_heads=2, mlp_size=32,
+            batch_size=8, max_steps=30, num_held_out=6, warmup_steps=1, lr=1e-2, compute_dtype=dtype,
+        )  # fmt: skip
+        log = train_text_encoder(run) / "log.jsonl"
+        return [line for line in map(json.loads, log.read_text().splitlines()) if "held_out" in line][-1][
+            "held_out"
+        ]
+
+    losses = {"float32": held_out("float32"), "bfloat16": held_out("bfloat16")}
+    assert losses["bfloat16"] != losses["float32"]
+    assert losses["bfloat16"] == pytest.approx(losses["float32"], rel=0.05)
 
 
 @pytest.mark.parametrize("stage", ["vae", "text"])

@@ -291,6 +291,7 @@ class TextEncoderRun:
         hidden_size, depth, num_heads, mlp_size: of the encoder.
         visible_weight: of the loss at visible positions, beside that at masked ones.
         padding_weight: of the loss at padding.
+        compute_dtype: of products over float32 weights; "auto" is bfloat16 where the CPU is quick at it.
     """
 
     out: str
@@ -312,6 +313,7 @@ class TextEncoderRun:
     visible_weight: float = 1.0
     num_held_out: PositiveInt = 512
     seed: NonNegativeInt = 0
+    compute_dtype: Literal["auto", "float32", "bfloat16"] = "float32"
 
     def __post_init__(self) -> None:
         _check_sources(self)

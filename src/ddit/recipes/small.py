@@ -299,6 +299,7 @@ def _text_encoder_run(
         mlp_size=7 * numbers.text_size // 3 // 8 * 8,
         text_length=chain.text_length,
         max_steps=_rounded(min(4000, 1000 * hours), least=200),
+        compute_dtype="auto",
     )
 
 

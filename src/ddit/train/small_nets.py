@@ -17,6 +17,7 @@ from ddit.config.runs import (
     save_config,
 )
 from ddit.data.sampler import batch_indices
+from ddit.devices import compute_dtype
 from ddit.model.autoencoder import PatchAutoencoder, autoencoder_loss, choose_channels
 from ddit.model.encoders import ImageCodec, TextCodec
 from ddit.model.small_text import build_tokenizer, tiny_t5, train_tokenizer
@@ -176,19 +177,21 @@ def train_text_encoder(cfg: TextEncoderRun) -> Path:
         [{"params": others}, {"params": biases}], weight_decay=0.0, betas=(0.9, 0.98)
     )
     schedule = OptimizerConfig(warmup_steps=cfg.warmup_steps, schedule="cosine")
+    dtype = compute_dtype(cfg.compute_dtype, codec.device)
     with RunLog(out, cfg.max_steps, unit="step") as log:
         for step in range(cfg.max_steps):
             lr = cfg.lr * lr_factor(step, cfg.max_steps, schedule)
             optimizer.param_groups[0]["lr"], optimizer.param_groups[1]["lr"] = lr, lr * BIAS_LR_FACTOR
             ids = texts.batch(codec, cfg.text_length, seed=cfg.seed, step=step, size=cfg.batch_size)
             generator = torch.Generator().manual_seed(step)
-            loss = masked_modelling_loss(
-                codec,
-                ids,
-                padding_weight=cfg.padding_weight,
-                visible_weight=cfg.visible_weight,
-                generator=generator,
-            )
+            with torch.autocast("cpu", dtype, enabled=dtype == torch.bfloat16):
+                loss = masked_modelling_loss(
+                    codec,
+                    ids,
+                    padding_weight=cfg.padding_weight,
+                    visible_weight=cfg.visible_weight,
+                    generator=generator,
+                )
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             torch.nn.utils.clip_grad_norm_(parameters, 1.0)
