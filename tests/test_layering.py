@@ -21,7 +21,7 @@ LAYERS = (
     "inference data recipes",
     "pipeline",
     "train eval serve",
-    "doctor",
+    "doctor fit",
     "commands",
     "cli",
     "__main__",

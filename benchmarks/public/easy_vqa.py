@@ -1,4 +1,4 @@
-"""easy-VQA by `ddit fit`: `python benchmarks/public/easy_vqa.py COPY OUT`.
+"""easy-VQA by `ddit fit`: `python -m benchmarks.public.easy_vqa COPY OUT`.
 
 COPY is the folder `easy_vqa/data` of PyPI's `easy-vqa` 1.0 (MIT), with `train/` and `test/`. Trains on the author's
 training part, answers all questions of his test part, and prints the accuracy, also by the questions' first words.
@@ -7,9 +7,10 @@ training part, answers all questions of his test part, and prints the accuracy, 
 from __future__ import annotations
 
 import json
+import random
 from pathlib import Path
 
-from benchmarks.public.common import Question, answer, fit, parse, print_rows, write_questions
+from benchmarks.public.common import Question, ask, fit, parse, print_rows
 
 
 def read_questions(part: Path) -> list[Question]:
@@ -20,13 +21,10 @@ def read_questions(part: Path) -> list[Question]:
 
 def main() -> None:
     args, rest = parse(__doc__, hours=0.75, size=64)
-    files = {
-        part: write_questions(args.out / "files", part, read_questions(args.copy / part)) for part in ("train", "test")
-    }
-    questions, annotations = map(str, files["train"])
-    options = ["--annotations", annotations, "--images", str(args.copy / "train" / "images")]
-    model = fit(args, [], ["--questions", questions, *options], rest)
-    found = answer(model, files["test"], args.copy / "test" / "images", args.limit)
+    model = fit(args, str(args.copy / "train" / "questions.json"), rest)
+    asked = read_questions(args.copy / "test")
+    chosen = random.Random(0).sample(asked, min(args.limit, len(asked)))
+    found = ask(model, chosen, args.copy / "test" / "images")
     print_rows("easy-VQA", args.seed, found.section.figures)
 
 

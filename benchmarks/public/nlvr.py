@@ -1,12 +1,12 @@
-"""NLVR by `ddit fit`, is a sentence true of an image: `python benchmarks/public/nlvr.py COPY OUT`.
+"""NLVR by `ddit fit`, is a sentence true of an image: `python -m benchmarks.public.nlvr COPY OUT`.
 
 COPY is the folder `nlvr` of github.com/lil-lab/nlvr (CC-BY-4.0): `train/`, `dev/`, `test/` and `hidden/`, each with its
-JSON and its images. A sentence is asked as a question, the answer is "true" or "false". Trains on the files of --train,
-and prints of every other split its accuracy ("precision") and consistency by the official rule, and writes OUT/SPLIT.csv
-as the official `metrics_images.py` reads it.
+JSON and its images. A sentence is asked as a question, the answer is "true" or "false". Trains on the files of --train.
+Of every other split it prints accuracy ("precision") and consistency by the official rule, and it writes OUT/SPLIT.csv,
+which the official `metrics_images.py` reads.
 
-The images, three boxes of 100 pixels in a row of 400, are not square, and a fit cuts squares: the boxes are put into two
-rows, once, as files in OUT/images.
+The images, three boxes of 100 pixels in a row of 400, are not square, and a fit cuts squares: the boxes are put into
+two rows, once, as files in OUT/images.
 """
 
 from __future__ import annotations
@@ -18,8 +18,9 @@ from typing import Any, NamedTuple
 
 from PIL import Image
 
-from benchmarks.public.common import Question, answer, fit, parse, print_rows, write_questions
+from benchmarks.public.common import Question, ask, fit, parse, print_rows, write_questions
 from ddit.eval.items import Figure
+from ddit.fit.reading import answer_score
 
 NUM_ORDERS = 6
 """Images of an example: its boxes in every order."""
@@ -115,15 +116,19 @@ def write_images(copy: Path, folder: Path, examples: Sequence[Example]) -> None:
 def evaluate(model: Path, out: Path, examples: Sequence[Example]) -> list[Figure]:
     """Figures of a split; what the model says is in OUT/SPLIT.csv."""
     split = examples[0].split
-    found = answer(model, write_questions(out / "files", split, questions_of(examples)), out / "images", 10**9)
-    said = dict(zip(((one.name, one.question) for one in found.asked), found.answers, strict=True))
-    predictions = {name: said[name, one.sentence] for one in examples for name in one.images}
-    lines = [f"{name},{'true' if text.lower().strip(' .') == 'true' else 'false'}" for name, text in predictions.items()]
-    (out / f"{split}.csv").write_text("\n".join(lines) + "\n")
-    scores = score(dict(line.split(",") for line in lines), examples)
+    asked = questions_of(examples)
+    answers = ask(model, asked, out / "images").answers
+    said = {
+        one.image: "true" if answer_score(text, ["true"]) else "false"
+        for one, text in zip(asked, answers, strict=True)
+    }
+    (out / f"{split}.csv").write_text("".join(f"{name},{text}\n" for name, text in said.items()))
+    scores = score(said, examples)
     share = sum(one.label == "true" for one in examples) / len(examples)
     return [
-        Figure(f"{split}: accuracy", scores.precision, scores.num_images, {"majority": max(share, 1 - share)}),
+        Figure(
+            f"{split}: accuracy", scores.precision, scores.num_images, {"majority": max(share, 1 - share)}
+        ),
         Figure(f"{split}: consistency", scores.consistency, scores.num_sentences),
     ]
 
@@ -141,9 +146,7 @@ def main() -> None:
         if (args.copy / split / f"{split}.json").is_file() and split not in {path.stem for path in paths}
     ]
     write_images(args.copy, args.out / "images", [*trained, *(one for split in judged for one in split)])
-    questions, annotations = map(str, write_questions(args.out / "files", "train", questions_of(trained)))
-    options = ["--questions", questions, "--annotations", annotations, "--images", str(args.out / "images")]
-    model = fit(args, [], options, rest)
+    model = fit(args, write_questions(args.out / "questions.json", questions_of(trained)), rest)
     print_rows("NLVR", args.seed, [figure for split in judged for figure in evaluate(model, args.out, split)])
 
 

@@ -174,7 +174,8 @@ class LlavaData(AnySource):
 
 @strict
 class QuestionsData(AnySource):
-    """Questions and answers in the form of VQAv2: a file of questions and one of annotations.
+    """Questions and answers in the form of VQAv2: a file of questions and one of annotations ("" if the file of
+    questions holds the answers, as VizWiz's, or is a list of [question, answer, image]).
 
     `image_pattern` makes a file name of an `image_id`. The training target is one of the human answers, chosen by its
     share among them. `unanswerable`: questions may have no answer (VizWiz), and the prompt says so.

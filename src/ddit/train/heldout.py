@@ -2,7 +2,7 @@
 
 import contextlib
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import Any, NamedTuple, Self
 
@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ddit import prompts
 from ddit.config.data import DataConfig
+from ddit.config.runs import ObjectiveConfig
 from ddit.data.mixture import HalfBatches
 from ddit.data.sampler import sample_rng
 from ddit.data.samples import CorruptSample, Source, Turn, read_sample
@@ -350,6 +351,18 @@ class HeldOut:
         ]
         found = [(nll * is_word).sum(1), is_word.sum(1), ~is_wrong.any(1), torch.tensor(bounds)]
         return torch.stack([*found, texts.units.counts[rows]], dim=1)
+
+
+def held_out_loss(figures: Mapping[str, float], objective: ObjectiveConfig) -> float | None:
+    """What training minimises, of held-out figures: image loss and text bounds a token, weighted as they are there.
+
+    None where there is neither.
+    """
+    share = objective.i2t_fraction
+    texts = [value for name, value in figures.items() if name.endswith("_nelbo_token")]
+    found = [(1 - share) * figures["flow_loss"]] if "flow_loss" in figures else []
+    found += [share * objective.lambda_text * sum(texts) / len(texts)] if texts else []
+    return sum(found) if found else None
 
 
 def mean_with_interval(name: str, values: Tensor) -> dict[str, float]:
