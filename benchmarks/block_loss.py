@@ -95,7 +95,7 @@ class Setting:
         targets = torch.cat([targets, targets], dim=1) if both_copies else targets[:, : ids.shape[1]]
         assert text.sees is not None
         hidden = self.model(
-            self.latents[rows], torch.zeros(len(ids)), self.codec.block_states(ids, text), num_t2i=0,
+            self.latents[rows], torch.zeros(len(ids)), self.codec.i2t_states(ids, text), num_t2i=0,
             logit_mask=scored, text_hidden=True, sees=text.sees.expand(len(ids), -1, -1),
         ).text_hidden  # fmt: skip
         head, mask = self.model.text_proj_out, self.codec.mask_token_id
