@@ -5,8 +5,8 @@
 `all blocks`: a clean and a noisy copy of each text in one pass, which has the loss of every block. `one block`: a block
 is drawn for each sample, its noise behind the clean text, weighted by the number of blocks. Both have one mean. What
 counts is the variance of the gradient times the seconds of a step: the time that a loss takes to bring the noise of a
-gradient to a given size. mini's weights, trained for a while on texts of 128 tokens about scenes of the small world;
-seconds of one thread. Prints the table of block_loss.md.
+gradient to a given size. A model of width 64, trained for a while on texts of 128 tokens about scenes of the small
+world; seconds of one thread. Prints the table of block_loss.md.
 """
 
 import argparse
@@ -28,6 +28,7 @@ from ddit.train.cross_entropy import weighted_nll
 from ddit.world import PRESETS, list_captions, make_scene, render
 
 LENGTH = 128
+SIZE = {"hidden_size": 64, "depth": 3, "num_heads": 2}
 Data = tuple[Tensor, Tensor]
 
 
@@ -49,9 +50,9 @@ class Setting:
 
     def __init__(self, block_size: int, num_samples: int) -> None:
         self.pipeline = Pipeline.from_pretrained()
-        config = replace(self.pipeline.transformer.config, text_block_size=block_size)
-        self.model, self.codec = DualDiT(config), self.pipeline.text_codec
-        self.model.load_state_dict(self.pipeline.transformer.state_dict())
+        own, self.codec = self.pipeline.transformer.config, self.pipeline.text_codec
+        self.model = DualDiT(replace(own, **SIZE, text_block_size=block_size, text_input="embeddings"))
+        self.model.init_weights()
         self.latents, self.ids = make_data(self.pipeline, num_samples)
         self.answer = torch.arange(LENGTH).expand(num_samples, -1) > 0
         self.blocks = text_blocks(self.answer, block_size)
@@ -95,8 +96,8 @@ class Setting:
         targets = torch.cat([targets, targets], dim=1) if both_copies else targets[:, : ids.shape[1]]
         assert text.sees is not None
         hidden = self.model(
-            self.latents[rows], torch.zeros(len(ids)), self.codec.block_states(ids, text), num_t2i=0,
-            logit_mask=scored, text_hidden=True, sees=text.sees.expand(len(ids), -1, -1),
+            self.latents[rows], torch.zeros(len(ids)), self.codec.i2t_states(ids, text, "embeddings"),
+            num_t2i=0, logit_mask=scored, text_hidden=True, sees=text.sees.expand(len(ids), -1, -1),
         ).text_hidden  # fmt: skip
         head, mask = self.model.text_proj_out, self.codec.mask_token_id
         return weighted_nll(hidden, head.weight, head.bias, targets[scored], weights[scored], ruled_out=mask)
@@ -106,7 +107,7 @@ Loss = Callable[[Tensor], Tensor]
 
 
 def train(setting: Setting, loss: Loss, num_steps: int, batch_size: int) -> None:
-    optimizer = torch.optim.AdamW(setting.model.parameters(), lr=5e-4)
+    optimizer = torch.optim.AdamW(setting.model.parameters(), lr=2e-3)
     for _ in range(num_steps):
         optimizer.zero_grad()
         loss(torch.randint(len(setting.ids), (batch_size,))).backward()

@@ -77,10 +77,10 @@ class BlockCache:
         if self._asked is not noisy_ids:
             positions = of_rows(self._order, rows)[:, self._first : self._end]
             ids, keep = noisy_ids.gather(1, positions.expand(len(rows), -1)), self._start - self._first
+            text = BlockText(positions, _sees(ids.shape[1], keep, rows) if keep else None)
             if self._model.config.text_input == "embeddings":
-                states = self._codec.embeddings(ids, positions)
+                states = self._codec.i2t_states(ids, text, "embeddings")
             else:
-                text = BlockText(positions, _sees(ids.shape[1], keep, rows) if keep else None)
                 states = self._encoder.states(ids, text, self._some(rows), keep)
             self._states = states.to(self._dtype)
             self._asked, self._first = noisy_ids, self._start

@@ -319,31 +319,25 @@ class TextCodec:
             encoded = self.encoder(input_ids=input_ids.to(self.device), attention_mask=seen)
             return encoded.last_hidden_state
 
-    def embeddings(self, ids: Tensor, positions: Tensor) -> Tensor:
-        """Embeddings (B, S, D) of ids (B, S) at their positions (B or 1, S), of the size that states have.
-
-        A token's embedding is brought to a mean square of 1, and the sinusoids of its position are added.
-        """
-        with self.on_device(), torch.set_grad_enabled(self._trains_mask and torch.is_grad_enabled()):
-            embedded = self.encoder.encoder.embed_tokens(ids.to(self.device))
-            sinusoids = position_sinusoids(positions.to(self.device), self.width)
-            return F.rms_norm(embedded, (self.width,), eps=1e-6) + sinusoids.to(embedded.dtype)
-
     def i2t_states(
         self, ids: Tensor, text: BlockText | None = None, text_input: TextInput = "encoder"
     ) -> Tensor:
-        """What a model's text stream is fed of i2t texts, (B, S, D); `text`: of texts in blocks."""
-        if text_input == "embeddings":
-            positions = torch.arange(ids.shape[1])[None] if text is None else text.positions
-            return self.embeddings(ids, positions)
-        return self.states(ids) if text is None else self.block_states(ids, text)
+        """What a model's text stream is fed of i2t texts, ids (B, S) -> (B, S, D).
 
-    def block_states(self, ids: Tensor, text: BlockText) -> Tensor:
-        """As `states`, of sequences (B, S) of texts in blocks, whose tokens lie and see each other by `text`."""
+        text: how the tokens of texts in blocks lie and see each other.
+        text_input: "encoder": states. "embeddings": a token's embedding, brought to a mean square of 1 as states about
+            have it, and the sinusoids of its position.
+        """
+        if text is None and text_input == "encoder":
+            return self.states(ids)
         with self.on_device(), torch.set_grad_enabled(self._trains_mask and torch.is_grad_enabled()):
-            sees = None if text.sees is None else text.sees.to(self.device)
-            text = BlockText(text.positions.to(self.device), sees)
-            return T5Blocks(self.encoder).states(ids.to(self.device), text)
+            ids = ids.to(self.device)
+            if text_input == "encoder":
+                assert text is not None
+                return T5Blocks(self.encoder).states(ids, text.to(self.device))
+            embedded = F.rms_norm(self.encoder.encoder.embed_tokens(ids), (self.width,), eps=1e-6)
+            positions = torch.arange(ids.shape[1])[None] if text is None else text.positions
+            return embedded + position_sinusoids(positions.to(self.device), self.width).to(embedded.dtype)
 
     @contextlib.contextmanager
     def embed_mask_as(self, vector: Tensor) -> Iterator[None]:

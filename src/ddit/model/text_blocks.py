@@ -23,6 +23,9 @@ class BlockText(NamedTuple):
     positions: Tensor
     sees: Tensor | None
 
+    def to(self, device: torch.device) -> "BlockText":
+        return BlockText(self.positions.to(device), None if self.sees is None else self.sees.to(device))
+
 
 def text_blocks(answer_mask: Tensor, block_size: int) -> Tensor:
     """The block of each token of texts, (B, L) bool -> (B, L): 0 where it is given, then k answer tokens each."""
