@@ -28,7 +28,7 @@ from ddit.eval.wide_world import (
 from ddit.pipeline import Pipeline
 from ddit.world import Prompt
 from ddit.world.wide import WIDE_PRESETS, Part, make_prompts, make_scene
-from ddit.world.wide.negatives import draw_ground
+from ddit.world.wide.scenes import draw_ground
 from ddit.world.wide.sprites import make_sprite
 
 HERE = Path(__file__).parent
@@ -38,7 +38,10 @@ PARTS: tuple[Part, ...] = ("seen", "held_out")
 
 def draw_prompt(prompt: Prompt, rng: random.Random) -> Image.Image:
     """An image that shows what is asked for, composed of sprites."""
-    canvas = Image.fromarray(draw_ground(make_scene(WIDE, "test", rng.randrange(1000)).ground, 64))
+    colors = {clause.get("color") for clause in prompt.include}
+    while (ground := make_scene(WIDE, "test", rng.randrange(1000)).ground).kind in colors:
+        pass
+    canvas = Image.fromarray(draw_ground(ground, 64))
     spots = [(2, 2), (34, 2), (2, 34), (34, 34)]
     rng.shuffle(spots)
     for clause in prompt.include:

@@ -14,6 +14,9 @@ from ddit.world import PRESETS, SPLITS, WorldConfig, make_scene, render
 from ddit.world.detector import DetectorNet, detect, load_detector, scene_is_right
 from ddit.world.train_detector import train_detector, train_wide_detector
 from ddit.world.wide import WIDE_CLASSES
+from ddit.world.wide.train_check import collect_proposals, train_check
+
+_NUM_CHECK_IMAGES = 30_000
 
 
 def measure_accuracy(
@@ -35,6 +38,9 @@ def main() -> None:
     parser.add_argument(
         "--start", type=Path, help="with --wide: a detector to be trained on, by another seed"
     )
+    parser.add_argument(
+        "--check", type=Path, help="with --wide: a detector; trains the second net that checks it"
+    )
     parser.add_argument("--lr", type=float, default=3e-3)
     parser.add_argument("--width", type=int, help="[default: 64, wide 80]")
     parser.add_argument("--num-steps", type=int, help="[default: 4000, wide 9000]")
@@ -44,6 +50,12 @@ def main() -> None:
     torch.set_num_threads(args.num_threads)
     sizes = {"width": args.width, "num_steps": args.num_steps}
     sizes = {name: value for name, value in sizes.items() if value is not None}
+    if args.check:
+        first = load_detector(args.check, classes=WIDE_CLASSES)
+        proposals = collect_proposals(first, _NUM_CHECK_IMAGES, seed=args.seed)
+        print(f"{len(proposals.views):,} proposals, {proposals.is_true.mean():.1%} true", flush=True)
+        train_check(proposals, seed=args.seed, lr=args.lr, **sizes).save(args.out)
+        return
     if args.wide:
         start = load_detector(args.start, classes=WIDE_CLASSES) if args.start else None
         net = train_wide_detector(

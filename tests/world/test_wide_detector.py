@@ -1,37 +1,41 @@
 from importlib.resources import files
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from benchmarks.detector import SEED, count_right
-from ddit.world.detector import detect, load_detector
+from benchmarks.detector import SEED, count_right, load_nets
+from ddit.world.detector import DetectorNet
 from ddit.world.train_detector import detection_loss, train_wide_detector
 from ddit.world.wide import WIDE_CLASSES, WIDE_PRESETS
+from ddit.world.wide.checked import CheckNet, detect_checked, load_check
 from ddit.world.wide.negatives import NEGATIVES, Negative, make_negative, training_image
+from ddit.world.wide.train_check import collect_proposals, train_check
 
 CONFIGS = [WIDE_PRESETS["wide"]]
 
 
 @pytest.mark.parametrize("name", WIDE_PRESETS)
 def test_the_detector_is_right_on_unseen_scenes(name: str) -> None:
-    net = load_detector(classes=WIDE_CLASSES)
-    assert count_right(net, name, "test", 80, 0.5) >= 0.93 * 80
+    assert count_right(load_nets(), name, "test", 80, 0.5) >= 0.93 * 80
 
 
 def test_the_detector_is_right_on_held_out_pairs() -> None:
-    assert count_right(load_detector(classes=WIDE_CLASSES), "wide", "heldout", 80, 0.5) >= 0.93 * 80
+    assert count_right(load_nets(), "wide", "heldout", 80, 0.5) >= 0.93 * 80
 
 
 @pytest.mark.parametrize("kind", NEGATIVES)
 def test_hardly_anything_is_found_where_nothing_is(kind: Negative) -> None:
     images = np.stack([make_negative(kind, i, seed=SEED + 1) for i in range(80)])
-    found = detect(images, net=load_detector(classes=WIDE_CLASSES), threshold=0.5)
+    found = detect_checked(images, threshold=0.5)
     assert sum(map(bool, found)) <= 0.1 * 80
 
 
 def test_the_detector_is_at_most_3_mb() -> None:
-    assert len(files("ddit.world.wide").joinpath("detector.safetensors").read_bytes()) <= 3_000_000
+    folder = files("ddit.world.wide")
+    sizes = [len(folder.joinpath(f"{n}.safetensors").read_bytes()) for n in ("detector", "check")]
+    assert sum(sizes) <= 3_000_000
 
 
 @pytest.mark.parametrize("kind", NEGATIVES)
@@ -55,3 +59,20 @@ def test_a_batch_without_objects_has_a_loss_and_training_repeats() -> None:
     assert torch.equal(*weights)
     out = nets[0](torch.zeros(2, 3, 64, 64))
     assert detection_loss(out, [(), ()], nets[0].classes).item() > 0
+
+
+def test_the_second_net_is_trained_on_proposals_and_survives_a_file(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    first = DetectorNet(8, WIDE_CLASSES)
+    assert first.heads.bias is not None
+    torch.nn.init.zeros_(first.heads.bias)  # proposes something everywhere
+    proposals = collect_proposals(first.eval(), 2, seed=1, batch_size=2)
+    assert proposals.views.shape[1:] == (32, 32, 3)
+    proposals.is_true[:3] = True
+    nets = [train_check(proposals, width=8, num_steps=2, batch_size=8) for _ in range(2)]
+    assert all(torch.equal(a, b) for a, b in zip(nets[0].parameters(), nets[1].parameters(), strict=True))
+    nets[0].save(tmp_path / "check.safetensors")
+    loaded = load_check(tmp_path / "check.safetensors")
+    assert isinstance(loaded, CheckNet)
+    views = torch.rand(3, 15, 32, 32)
+    torch.testing.assert_close(loaded(views), nets[0](views).detach(), atol=1e-2, rtol=1e-2)

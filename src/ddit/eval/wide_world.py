@@ -19,9 +19,7 @@ from ddit.eval.items import Figure
 from ddit.eval.vqa import normalize_answer
 from ddit.images import fit_image
 from ddit.world import Prompt, check_detections
-from ddit.world.detector import detect, load_detector
 from ddit.world.wide import (
-    WIDE_CLASSES,
     WIDE_PRESETS,
     WIDE_TAGS,
     DescriptionScore,
@@ -34,6 +32,7 @@ from ddit.world.wide import (
     render,
     score_description,
 )
+from ddit.world.wide.checked import detect_checked
 from ddit.world.wide.official import BENCHMARKS, make_official_question
 from ddit.world.wide.presets import GRID
 
@@ -133,8 +132,7 @@ def score_images(prompts: Sequence[Prompt], images: Sequence[Image.Image]) -> li
     if not images:
         return []
     pixels = np.stack([np.asarray(fit_image(image, GRID, GRID)) for image in images])
-    net = load_detector(classes=WIDE_CLASSES)
-    found = detect(pixels, net=net, threshold=DETECTOR_THRESHOLD)
+    found = detect_checked(pixels, threshold=DETECTOR_THRESHOLD)
     return [ImageScore(check_detections(p, seen), seen) for p, seen in zip(prompts, found, strict=True)]
 
 

@@ -131,9 +131,17 @@ def to_tensor(images: np.ndarray) -> Tensor:
 
 @torch.no_grad()
 def detect(
-    images: np.ndarray, *, net: DetectorNet | None = None, threshold: float = 0.3, batch_size: int = 64
+    images: np.ndarray,
+    *,
+    net: DetectorNet | None = None,
+    threshold: float = 0.3,
+    batch_size: int = 64,
+    keep_all: bool = False,
 ) -> list[list[Detection]]:
-    """The objects in each image, the most confident first; images are uint8 (B, H, W, 3)."""
+    """The objects in each image, the most confident first; images are uint8 (B, H, W, 3).
+
+    `keep_all`: also those that cover the place of a more confident one.
+    """
     net = net or load_detector()
     found: list[list[Detection]] = []
     for start in range(0, len(images), batch_size):
@@ -148,7 +156,7 @@ def detect(
             box = (x - half_width, y - half_height, x + half_width, y + half_height)
             color = PALETTE[int(out.color[b, :, row, column].argmax())]
             peaks[b].append(Detection(net.classes[c], color, box, float(heat[b, c, row, column])))
-        found += [_suppress(p) for p in peaks]
+        found += peaks if keep_all else [_suppress(p) for p in peaks]
     return found
 
 

@@ -86,7 +86,7 @@ class WideConfig:
     max_overlap: Annotated[float, Field(ge=0, lt=0.5)] = 0.06
     """Largest share of the smaller of two boxes that both cover."""
     half_hidden: Annotated[float, Field(ge=0, le=1)] = 0.0
-    """Share of scenes of two or more objects in which one covers .35 to .55 of another's box."""
+    """Share of scenes of two or more objects in which one covers .35 to .55 of another's box, of at least 22 pixels."""
     natural: Annotated[float, Field(ge=0, le=1)] = 0.5
     """Share of sprites in their artist's colours, among those that allow it."""
     twins: Annotated[float, Field(ge=0, le=1)] = 0.1

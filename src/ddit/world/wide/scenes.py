@@ -25,6 +25,8 @@ from .sprites import make_sprite, measure_extent, natural_color
 
 NUM_TEXTURES = 24
 _HIDDEN = (0.35, 0.55)
+_LEAST_HIDDEN = 22
+"""In 64ths of the side: half of a smaller sprite is too little to tell what it is."""
 _ATTEMPTS = 150
 
 RGB = tuple[int, int, int]
@@ -261,9 +263,12 @@ def _place(
     total = 0
     for look in looks:
         is_last = len(objects) == len(looks) - 1
-        hidden = rng.randrange(len(objects)) if is_last and hides else -1
+        hidden = 0 if is_last and hides else -1
+        least = (
+            max(config.min_size, min(_LEAST_HIDDEN, largest)) if hides and not objects else config.min_size
+        )
         for _ in range(_ATTEMPTS):
-            size = _draw_size(config.min_size, largest, rng)
+            size = _draw_size(least, largest, rng)
             left, top = int(rng.random() * (GRID - size + 1)), int(rng.random() * (GRID - size + 1))
             if is_last and (total + left + top + size) % len(SPLITS) != mark:
                 continue
