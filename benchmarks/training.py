@@ -29,6 +29,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from ddit.config.data import DataConfig
 from ddit.config.runs import DualRun, ObjectiveConfig, OptimizerConfig
 from ddit.diffusion import masked
+from ddit.model.block import Mask
 from ddit.model.dual_dit import DualDiT, DualDiTConfig, JointBlock
 from ddit.model.encoders import TextCodec
 from ddit.settings import FlowConfig
@@ -286,8 +287,10 @@ def turn_off(switches: tuple[str, ...], transformer: DualDiT) -> None:
         block = cast(JointBlock, transformer.transformer_blocks[-1])
         whole = block.last
 
-        def last(image: Tensor, text: Tensor, cond: Tensor, n: int | None, *, keep: bool = False):
-            image, text, kv = whole(image, text, cond, None, keep=keep)
+        def last(
+            image: Tensor, text: Tensor, cond: Tensor, n: int | None, mask: Mask = None, *, keep: bool = False
+        ):
+            image, text, kv = whole(image, text, cond, None, mask, keep=keep)
             return image[:n], text[n:], kv
 
         block.last = last
