@@ -115,7 +115,7 @@ def train_check(
 
 
 def vary(views: Tensor, rng: np.random.Generator) -> Tensor:
-    """Views (B, 15, 32, 32), of which each eighth is mirrored and has its colours swapped, in image and sprites alike."""
+    """Views (B, 15, 32, 32), each eighth mirrored and its colours swapped at random, in image and sprites alike."""
     parts = []
     for part in views.chunk(8):
         if rng.random() < 0.5:
