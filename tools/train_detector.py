@@ -14,9 +14,8 @@ from ddit.world import PRESETS, SPLITS, WorldConfig, make_scene, render
 from ddit.world.detector import DetectorNet, detect, load_detector, scene_is_right
 from ddit.world.train_detector import train_detector, train_wide_detector
 from ddit.world.wide import WIDE_CLASSES
+from ddit.world.wide.checked import load_check
 from ddit.world.wide.train_check import collect_proposals, train_check
-
-_NUM_CHECK_IMAGES = 30_000
 
 
 def measure_accuracy(
@@ -36,11 +35,12 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--wide", action="store_true", help="the wide world's")
     parser.add_argument(
-        "--start", type=Path, help="with --wide: a detector to be trained on, by another seed"
+        "--start", type=Path, help="with --wide or --check: a net to be trained on, by another seed"
     )
     parser.add_argument(
         "--check", type=Path, help="with --wide: a detector; trains the second net that checks it"
     )
+    parser.add_argument("--num-images", type=int, default=30_000, help="with --check")
     parser.add_argument("--lr", type=float, default=3e-3)
     parser.add_argument("--width", type=int, help="[default: 64, wide 80]")
     parser.add_argument("--num-steps", type=int, help="[default: 4000, wide 9000]")
@@ -52,9 +52,10 @@ def main() -> None:
     sizes = {name: value for name, value in sizes.items() if value is not None}
     if args.check:
         first = load_detector(args.check, classes=WIDE_CLASSES)
-        proposals = collect_proposals(first, _NUM_CHECK_IMAGES, seed=args.seed)
+        proposals = collect_proposals(first, args.num_images, seed=args.seed)
         print(f"{len(proposals.views):,} proposals, {proposals.is_true.mean():.1%} true", flush=True)
-        train_check(proposals, seed=args.seed, lr=args.lr, **sizes).save(args.out)
+        check = load_check(args.start) if args.start else None
+        train_check(proposals, seed=args.seed, lr=args.lr, start=check, **sizes).save(args.out)
         return
     if args.wide:
         start = load_detector(args.start, classes=WIDE_CLASSES) if args.start else None

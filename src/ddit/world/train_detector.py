@@ -172,4 +172,5 @@ def _targets(
             cells.append((b, row, column))
             boxes.append((x - column, y - row, (right - left) / BOX_UNIT, (bottom - top) / BOX_UNIT))
             colors.append(PALETTE.index(item.color))
-    return torch.from_numpy(heat), torch.tensor(cells).T, torch.tensor(boxes), torch.tensor(colors)
+    places = torch.tensor(cells, dtype=torch.long).reshape(-1, 3).T
+    return torch.from_numpy(heat), places, torch.tensor(boxes), torch.tensor(colors)

@@ -24,14 +24,13 @@ _SHOWN = (0.2, 0.5)
 
 
 def make_negative(kind: Negative, index: int, *, seed: int = 0, size: int = GRID) -> np.ndarray:
-    """An image that shows no object: noise, or one to three decoys of a kind on a ground; uint8 (size, size, 3)."""
+    """An image that shows no object: noise, or one decoy on a ground; uint8 (size, size, 3)."""
     rng = random.Random(f"negative/{seed}/{kind}/{index}")
     if kind == "noise":
         return draw_noise(rng, size)
     scene = make_scene(WideConfig(size=size), "detector", rng.randrange(1 << 30), seed=seed)
     image = draw_ground(scene.ground, size)
-    kinds: list[Negative] = [kind] * rng.choice((1, 1, 2, 3))
-    return add_decoys(image, [], rng, kinds)
+    return add_decoys(image, [], rng, [kind])
 
 
 def add_decoys(

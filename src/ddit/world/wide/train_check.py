@@ -7,9 +7,11 @@ from typing import NamedTuple
 import numpy as np
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 from ...devices import multiplies_bfloat16
 from ..detector import PALETTE, DetectorNet, detect, iou, to_tensor
+from ..presets import STYLES
 from ..train_detector import augment
 from .checked import CheckNet, to_input, view
 from .negatives import NEGATIVES, make_negative, training_image
@@ -17,6 +19,8 @@ from .presets import WIDE_CLASSES, WIDE_PRESETS
 
 _NEGATIVE_SHARE, _CHANGED_SHARE = 0.45, 0.4
 """Of the images."""
+_NEGATIVE_WEIGHTS = (1, 3, 3, 3, 1, 0.5)
+"""Of the kinds of negatives; chimeras, two-tone sprites and silhouettes are the hard ones."""
 _LEAST_HEAT = 0.1
 _TRUE_SHARE = 3 / 8
 """Of a batch."""
@@ -40,7 +44,8 @@ def collect_proposals(net: DetectorNet, num_images: int, *, seed: int = 0, batch
         for index in range(start, start + batch_size):
             rng = random.Random(f"check/{seed}/{index}")
             if rng.random() < _NEGATIVE_SHARE:
-                images.append(make_negative(rng.choice(NEGATIVES), index, seed=1000 + seed))
+                kind = rng.choices(NEGATIVES, _NEGATIVE_WEIGHTS)[0]
+                images.append(make_negative(kind, index, seed=1000 + seed))
                 objects.append(())
             else:
                 image, shown = training_image(configs, index, seed=1000 + seed)
@@ -71,11 +76,15 @@ def train_check(
     batch_size: int = 128,
     lr: float = 3e-3,
     log_every: int = 200,
+    start: CheckNet | None = None,
 ) -> CheckNet:
-    """Trains on the proposals; a pure function of its arguments."""
+    """Trains on the proposals, mirrored and with other colours; a pure function of its arguments.
+
+    With `start` that net is trained on.
+    """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        net = CheckNet(width)
+        net = CheckNet(width) if start is None else start.requires_grad_()
     net.train()
     net.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     optimizer = torch.optim.AdamW(net.parameters(), lr=lr, weight_decay=0.02)
@@ -86,7 +95,10 @@ def train_check(
     for step in range(num_steps):
         chosen = np.concatenate([rng.choice(right, num_right), rng.choice(wrong, batch_size - num_right)])
         looks = [(WIDE_CLASSES[a], PALETTE[b]) for a, b in proposals.looks[chosen]]
-        views = to_input(proposals.views[chosen], looks).contiguous(memory_format=torch.channels_last)
+        order = rng.permutation(batch_size)
+        chosen, looks = chosen[order], [looks[i] for i in order]
+        views = vary(to_input(proposals.views[chosen], looks), rng)
+        views = views.contiguous(memory_format=torch.channels_last)
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=quick):
             logits = net(views)
         is_true = torch.from_numpy(proposals.is_true[chosen]).float()
@@ -100,3 +112,19 @@ def train_check(
             print(f"step {step + 1} loss {total / log_every:.4f}", file=sys.stderr, flush=True)
             total = 0.0
     return net.eval()
+
+
+def vary(views: Tensor, rng: np.random.Generator) -> Tensor:
+    """Views (B, 15, 32, 32), each eighth mirrored and its colours swapped at random, in image and sprites alike."""
+    parts = []
+    for part in views.chunk(8):
+        if rng.random() < 0.5:
+            part = part.flip(3)
+        if rng.random() < 0.3:
+            part = part.flip(2)
+        if rng.random() < 0.6:
+            swapped = rng.permutation(3)
+            channels = [*swapped, *(3 + 4 * style + c for style in range(len(STYLES)) for c in (*swapped, 3))]
+            part = part[:, channels]
+        parts.append(part)
+    return torch.cat(parts)
