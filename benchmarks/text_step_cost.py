@@ -15,7 +15,10 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import T5Config, T5EncoderModel
 
 from ddit.model import DualDiT, DualDiTConfig
+from ddit.model.dual_dit import ImageKV
+from ddit.model.t5_blocks import T5Blocks
 from ddit.model.t5_cache import T5Cache
+from ddit.model.text_blocks import BlockText
 
 MODEL = DualDiTConfig()
 T5_XXL = T5Config(
@@ -24,6 +27,8 @@ T5_XXL = T5Config(
 DOWNSAMPLE, TOLERANCE = 8, 1e-3
 NUM_NEW = 4
 """Tokens filled since the last step, where the text encoder runs at these alone."""
+BLOCK, TOKENS_A_STEP = 16, 4
+"""Of texts in blocks."""
 
 PLANS = (
     ("answer, published", 17, 128, False, False),
@@ -97,6 +102,7 @@ def check_formulas(
     cached = counted(lambda: isolated.text_logits(states, kv))
     check(f"cached step, {size}", text_stream(MODEL, num_image, length), cached)
     check(f"T5, {length} tokens", text_encoder(T5_XXL, length), counted(lambda: encoder(input_ids=ids)))
+    check_block(isolated, encoder, kv, num_image, length)
     kept = T5Cache(encoder, 1)
     kept._make_room(length, ids)
     new, row = (
@@ -105,6 +111,42 @@ def check_formulas(
     )
     some = counted(lambda: kept._run(ids, row, new))
     check(f"T5 at {NUM_NEW} of {length} tokens", text_encoder(T5_XXL, length, NUM_NEW), some)
+
+
+def check_block(isolated: DualDiT, encoder: T5EncoderModel, kv: ImageKV, num_image: int, length: int) -> None:
+    """The last block of a text of `length` tokens, the others being kept: its first step, and one after it."""
+    before, texts = length - 2 * BLOCK, T5Blocks(encoder)
+
+    def tokens(count: int) -> tuple[torch.Tensor, BlockText]:
+        ids = torch.empty(1, count, dtype=torch.long, device="meta")
+        return ids, BlockText(ids, torch.empty(1, count, count, dtype=torch.bool, device="meta"))
+
+    def step(count: int, keep: int) -> None:
+        ids, text = tokens(count)
+        states = texts.states(ids, text, keep=keep)
+        isolated.text_logits(states, kv, keep=keep)
+
+    counted(lambda: step(before, before))
+    first, later = counted(lambda: step(2 * BLOCK, BLOCK)), counted(lambda: step(BLOCK, 0))
+    expected = [block_step(num_image, before, 2 * BLOCK), block_step(num_image, before + BLOCK, BLOCK)]
+    check(f"first step of a block after {before} tokens", expected[0], first)
+    check(f"step of a block after {before + BLOCK} tokens", expected[1], later)
+
+
+def block_step(num_image: int, num_kept: int, num_new: int, *, with_encoder: bool = True) -> float:
+    """A step at `num_new` tokens behind `num_kept` of the text, whose keys and values are kept."""
+    encoder = text_encoder(T5_XXL, num_kept + num_new, num_new) if with_encoder else 0.0
+    return text_stream(MODEL, num_image + num_kept, num_new) + encoder
+
+
+def block_text(num_image: int, length: int, steps: int, *, with_encoder: bool = True) -> float:
+    """A text of `length` tokens in blocks, each in so many steps; its image."""
+    cost = image_stream(MODEL, num_image, 0)
+    for start in range(0, length, BLOCK):
+        finished = min(BLOCK, start)
+        cost += block_step(num_image, start - finished, finished + BLOCK, with_encoder=with_encoder)
+        cost += (steps - 1) * block_step(num_image, start, BLOCK, with_encoder=with_encoder)
+    return cost
 
 
 def main() -> None:
@@ -132,6 +174,7 @@ def main() -> None:
                 + " | ".join(f"{x:.1f}x" for x in gains) + " |"
             )  # fmt: skip
     print_plans()
+    print_blocks()
 
 
 def print_plans() -> None:
@@ -146,6 +189,40 @@ def print_plans() -> None:
         cost += text_encoder(T5_XXL, length) + (steps - 1) * later
         published = cost if "published" in what else published
         print(f"| {what} | {steps} | {length} | {cost / 1e12:.1f} | {published / cost:.1f}x |")
+
+
+def print_blocks() -> None:
+    print(
+        "\n| pixels | text tokens | how | steps | TFLOP a step | TFLOP a text | gain |\n|---|---|---|---|---|---|---|"
+    )
+    for pixels in (256, 512):
+        num_image = (pixels // DOWNSAMPLE // MODEL.patch_size) ** 2
+        for length in (128, 256):
+            whole = image_stream(MODEL, num_image, length) + text_stream(MODEL, num_image, length)
+            whole += text_encoder(T5_XXL, length)
+            cached = text_stream(MODEL, num_image, length) + text_encoder(T5_XXL, length)
+            image, steps = image_stream(MODEL, num_image, 0), length // TOKENS_A_STEP
+            ways = [
+                ("published", length + 1, (length + 1) * whole),
+                (f"{TOKENS_A_STEP} tokens a step", steps, steps * whole),
+                ("image kept", steps, image + steps * cached),
+                (
+                    f"blocks of {BLOCK}, all kept",
+                    steps,
+                    block_text(num_image, length, BLOCK // TOKENS_A_STEP),
+                ),
+                (
+                    "without T5",
+                    steps,
+                    block_text(num_image, length, BLOCK // TOKENS_A_STEP, with_encoder=False),
+                ),
+            ]
+            for how, count, cost in ways:
+                gain = ways[0][2] / cost
+                print(
+                    f"| {pixels} | {length} | {how} | {count} | {cost / count / 1e12:.3f} | {cost / 1e12:.1f} |"
+                    f" {gain:.0f}x |"
+                )
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ LAYERS = (
     "pipeline",
     "hub",
     "train eval serve diffusers_pipeline",
-    "doctor",
+    "doctor fit",
     "commands",
     "cli",
     "__main__",

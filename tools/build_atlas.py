@@ -11,6 +11,7 @@ import io
 import json
 import subprocess
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -70,21 +71,21 @@ def _visible(alpha: int) -> int:
     return 255 if alpha > 24 else 0
 
 
-def fit(image: Image.Image) -> np.ndarray:
+def fit(image: Image.Image, side: int = TILE) -> np.ndarray:
     """The icon cropped to what is visible, scaled to the tile less one pixel a side, and centred."""
     image = image.crop(image.getchannel("A").point(_visible).getbbox())
-    scale = (TILE - 2) / max(image.size)
-    size = [max(2, 2 * round(side * scale / 2)) for side in image.size]
+    scale = (side - 2) / max(image.size)
+    size = [max(2, 2 * round(length * scale / 2)) for length in image.size]
     small = image.convert("RGBa").resize((size[0], size[1]), Image.Resampling.LANCZOS).convert("RGBA")
-    tile = Image.new("RGBA", (TILE, TILE))
-    tile.paste(small, ((TILE - size[0]) // 2, (TILE - size[1]) // 2))
+    tile = Image.new("RGBA", (side, side))
+    tile.paste(small, ((side - size[0]) // 2, (side - size[1]) // 2))
     return np.asarray(tile)
 
 
-def main(folder: Path) -> None:
-    out = Path(__file__).parents[1] / "src/ddit/world"
+def draw(folder: Path, icons: Mapping[str, str], names: Sequence[str], side: int = TILE) -> list[np.ndarray]:
+    """The tiles of the named icons, one style after the other."""
     packages = {s: json.loads((folder / p / "icons.json").read_text()) for s, p in PACKAGES.items()}
-    documents = [svg(packages[style], ICONS.get(name, name)) for style in STYLES for name in CLASSES]
+    documents = [svg(packages[style], icons.get(name, name)) for style in STYLES for name in names]
     done = subprocess.run(
         ["node", "-e", RENDER],
         input=json.dumps(documents),
@@ -93,7 +94,12 @@ def main(folder: Path) -> None:
         check=True,
         cwd=folder,
     )
-    tiles = [fit(Image.open(io.BytesIO(base64.b64decode(png)))) for png in json.loads(done.stdout)]
+    return [fit(Image.open(io.BytesIO(base64.b64decode(png))), side) for png in json.loads(done.stdout)]
+
+
+def main(folder: Path) -> None:
+    out = Path(__file__).parents[1] / "src/ddit/world"
+    tiles = draw(folder, ICONS, CLASSES)
     rows = [
         np.concatenate(tiles[r * len(CLASSES) : (r + 1) * len(CLASSES)], axis=1) for r in range(len(STYLES))
     ]

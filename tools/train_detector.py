@@ -1,6 +1,7 @@
 """Trains the small world's detector, which scores generated images: `python tools/train_detector.py OUT`.
 
-The package's own, src/ddit/world/detector.safetensors, takes a quarter of an hour of one core.
+The package's own take one core a quarter of an hour (src/ddit/world/detector.safetensors) and half an hour
+(`--wide`: src/ddit/world/wide/detector.safetensors, which benchmarks/detector.py measures).
 """
 
 import argparse
@@ -10,8 +11,12 @@ import numpy as np
 import torch
 
 from ddit.world import PRESETS, SPLITS, WorldConfig, make_scene, render
-from ddit.world.detector import DetectorNet, detect, scene_is_right
-from ddit.world.train_detector import train_detector
+from ddit.world.detector import DetectorNet, detect, load_detector, scene_is_right
+from ddit.world.train_detector import train_detector, train_wide_detector
+from ddit.world.wide import WIDE_CLASSES
+from ddit.world.wide.train_check import collect_proposals, train_check
+
+_NUM_CHECK_IMAGES = 30_000
 
 
 def measure_accuracy(
@@ -29,16 +34,38 @@ def main() -> None:
     parser.add_argument("--presets", nargs="+", default=list(PRESETS), choices=list(PRESETS))
     parser.add_argument("--split", default="detector", choices=SPLITS)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--width", type=int, default=64)
-    parser.add_argument("--num-steps", type=int, default=4000)
+    parser.add_argument("--wide", action="store_true", help="the wide world's")
+    parser.add_argument(
+        "--start", type=Path, help="with --wide: a detector to be trained on, by another seed"
+    )
+    parser.add_argument(
+        "--check", type=Path, help="with --wide: a detector; trains the second net that checks it"
+    )
+    parser.add_argument("--lr", type=float, default=3e-3)
+    parser.add_argument("--width", type=int, help="[default: 64, wide 80]")
+    parser.add_argument("--num-steps", type=int, help="[default: 4000, wide 9000]")
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--num-threads", type=int, default=1)
     args = parser.parse_args()
     torch.set_num_threads(args.num_threads)
+    sizes = {"width": args.width, "num_steps": args.num_steps}
+    sizes = {name: value for name, value in sizes.items() if value is not None}
+    if args.check:
+        first = load_detector(args.check, classes=WIDE_CLASSES)
+        proposals = collect_proposals(first, _NUM_CHECK_IMAGES, seed=args.seed)
+        print(f"{len(proposals.views):,} proposals, {proposals.is_true.mean():.1%} true", flush=True)
+        train_check(proposals, seed=args.seed, lr=args.lr, **sizes).save(args.out)
+        return
+    if args.wide:
+        start = load_detector(args.start, classes=WIDE_CLASSES) if args.start else None
+        net = train_wide_detector(
+            seed=args.seed, batch_size=args.batch_size, lr=args.lr, start=start, **sizes
+        )
+        net.save(args.out)
+        return
     configs = [PRESETS[name] for name in args.presets]
     net = train_detector(
-        configs, seed=args.seed, width=args.width, num_steps=args.num_steps, batch_size=args.batch_size,
-        split=args.split,
+        configs, seed=args.seed, batch_size=args.batch_size, lr=args.lr, split=args.split, **sizes
     )  # fmt: skip
     net.save(args.out)
     for name, config in zip(args.presets, configs, strict=True):

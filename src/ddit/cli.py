@@ -57,6 +57,10 @@ VERBS = {
         "doctor",
         "Check what this machine can do, and print a report.",
     ),
+    "fit": Verb(MODELS, "fit", "fit", "Train a model on images and texts of your own, or go on with it."),
+    "report": Verb(
+        MODELS, "fit", "report", "Measure a model that `ddit fit` has made again, and write its card."
+    ),
     "train": Verb(MODELS, "train", "train", "Run a training RECIPE, or resume it."),
     "export": Verb(MODELS, "export", "export", "Make a model folder of a training run's checkpoint."),
     "merge": Verb(MODELS, "train", "merge", "Merge LoRA adapters into a model's weights."),

@@ -80,6 +80,14 @@ class MaskedConfig:
         Field(description="divide a sample's loss by all positions, as published, or by those of its answer"),
     ] = "all"
     max_weight: Annotated[float | None, Field(gt=0, description="upper bound of the 1/t weight")] = None
+    all_masked_share: Annotated[
+        float,
+        Field(
+            ge=0,
+            le=1,
+            description="share of the samples whose text is masked throughout (t = 1): quickest for short answers",
+        ),
+    ] = 0.0
 
 
 # --- sampling of images ---

@@ -64,6 +64,7 @@ def completed(shell: str, line: str) -> list[str]:
         ("ddit train mini-stage2", "mini-stage2"),
         ("ddit eval vqa", "vqav2"),
         ("ddit world w --preset gr", "grid"),
+        ("ddit world w --preset wide-h", "wide-half-hidden"),
         ("ddit eval --split hel", "heldout"),
         ("ddit data pre", "precompute"),
     ],

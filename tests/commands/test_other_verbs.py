@@ -38,6 +38,13 @@ def test_world(run: Run, tmp_path: Path):
     assert (tmp_path / "again" / "scenes.jsonl").read_bytes() == first
 
 
+def test_the_wide_world_is_written_as_scenes_alone(run: Run, tmp_path: Path):
+    assert run("world", tmp_path / "wide", "--num", 2, "--preset", "wide").code == 0
+    assert sorted(p.name for p in (tmp_path / "wide").iterdir()) == ["0000.png", "0001.png", "scenes.jsonl"]
+    fault = run("world", tmp_path / "tar", "--num", 2, "--preset", "wide", "--form", "tar").fault
+    assert fault.startswith("the preset wide is written as scenes in PNG alone")
+
+
 def test_verify(run: Run):
     result = run("verify", REFERENCE, "--atol", 5e-5)
     assert result.code == 0

@@ -97,7 +97,7 @@ def test_entries_of_a_list_are_changed_by_index_and_lists_as_a_whole(joint: Dual
         ('data.t2i=[{"path": "x"}]', "missing key 'data.t2i.0.kind'; known: world, json, tar"),
         (
             'data.t2i=[{"kind": "jsn"}]',
-            "data.t2i.0.kind is 'jsn'; known: world, json, tar, llava, questions, huggingface, folders, text; "
+            "data.t2i.0.kind is 'jsn'; known: world, json, tar, llava, questions, huggingface, folders, text, wide; "
             "did you mean json?",
         ),
         ('data.t2i=[{"kind": "tar", "path": 3}]', "data.t2i.0.path must be a text, got 3"),

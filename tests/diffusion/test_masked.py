@@ -67,6 +67,18 @@ def test_an_oracle_has_no_loss() -> None:
     torch.testing.assert_close(loss, torch.zeros(3))
 
 
+@pytest.mark.parametrize("share", [0.0, 0.25, 1.0])
+def test_a_share_of_the_times_is_one_and_the_rest_is_uniform(share: float) -> None:
+    u = (torch.arange(1000, dtype=torch.float64) + 0.5) / 1000
+    t = masked.time_of_uniform(u, share)
+    assert (t == 1).double().mean() == pytest.approx(share)
+    rest = t[t < 1]
+    expected = 0.001 + 0.999 * (torch.arange(len(rest), dtype=torch.float64) + 0.5) / max(len(rest), 1)
+    torch.testing.assert_close(rest, expected)
+    if share == 0:
+        assert torch.equal(t, masked.time_of_uniform(u))
+
+
 @pytest.mark.parametrize(
     ("cfg", "expected"),
     [

@@ -145,6 +145,15 @@ def test_offloaded_blocks_are_on_the_device_one_at_a_time(
     assert most_copies["at once"] == 1
 
 
+def test_offloaded_blocks_write_texts_in_blocks(tmp_path: Path, most_copies: dict[str, int]) -> None:
+    tiny_pipeline(image_attends_text=False, text_block_size=3).save_pretrained(tmp_path / "model")
+    whole, pipeline = (
+        Pipeline.from_pretrained(tmp_path / "model", offload_blocks=offloaded) for offloaded in (False, True)
+    )
+    assert pipeline.caption(None, length=10) == whole.caption(None, length=10)
+    assert most_copies["at once"] == 1
+
+
 def test_offloaded_blocks_keep_their_weights_and_stay_where_they_are(tmp_path: Path) -> None:
     tiny_pipeline().save_pretrained(tmp_path / "model")
     whole = Pipeline.from_pretrained(tmp_path / "model")

@@ -19,7 +19,8 @@ from ddit.data.world_files import WorldScenes, write_world
 from ddit.devices import Ranks
 from ddit.diffusion.flow import shifted
 from ddit.model import DualDiTConfig
-from ddit.settings import FlowConfig
+from ddit.model.text_blocks import text_blocks
+from ddit.settings import FlowConfig, MaskedConfig
 from ddit.train import precompute as making
 from ddit.train.batch import Batch, I2TBatch, T2IBatch
 from ddit.train.batches import ImageFacts, StepData
@@ -104,6 +105,29 @@ def test_a_batch_is_what_its_docstrings_say() -> None:
     assert all(text.startswith("Q: is there a dog A:") for text in texts)
 
 
+def test_in_blocks_each_has_its_time_and_a_conversation_has_one_answer() -> None:
+    model = replace(MODEL, image_attends_text=False, text_block_size=4)
+    data, num_turns = steps(replace(config(), model=model)), Counter()
+    for step in range(4):
+        i2t = flat(data[step][0].i2t)
+        ids, answer, t = i2t["input_ids"], i2t["answer_mask"], i2t["t"]
+        blocks = text_blocks(answer, 4).expand_as(ids)
+        assert t.shape == ids.shape
+        first = (blocks == 1) & (blocks.roll(1, 1) == 0)
+        assert (t[first].sort().values * 8).floor().tolist() == list(range(8))  # one in each slice
+        for row_ids, row_answer, row_blocks, row_t in zip(ids, answer, blocks, t, strict=True):
+            start = int(row_answer.nonzero()[0])
+            assert row_answer[start:].all()
+            prompt, said = CODEC.tokenizer.decode(row_ids[:start]), CODEC.decode(row_ids[start:])
+            assert len(said.split()) == 1
+            num_turns[prompt.count("A:")] += 1
+            times = [row_t[row_blocks == block].unique() for block in range(1, int(row_blocks.max()) + 1)]
+            assert all(len(time) == 1 for time in times)
+            gaps = torch.cat(times).sort().values.diff()
+            torch.testing.assert_close(gaps, torch.full_like(gaps, 1 / len(times)), atol=2e-3, rtol=0)
+    assert set(num_turns) == {1, 2}
+
+
 def test_null_images_are_blank_and_marked() -> None:
     data, seen = steps(config()), Counter()
     for step in range(30):
@@ -127,6 +151,15 @@ def test_captions_are_dropped_as_often_as_asked_and_noise_is_normal() -> None:
     t = torch.cat([batch["t"] for batch in batches])
     assert abs(t.logit(eps=1e-3).mean()) < 0.15
     assert abs(t.logit(eps=1e-3).std() - 1) < 0.1
+
+
+def test_a_share_of_the_texts_is_masked_throughout() -> None:
+    objective = ObjectiveConfig(i2t_fraction=0.5, text=MaskedConfig(all_masked_share=0.75))
+    (batch,) = steps(config(objective=objective))[0]
+    assert batch.i2t is not None
+    assert (batch.i2t.t == 1).sum() == 6  # of 8
+    hidden = (batch.i2t.noisy_ids == CODEC.mask_token_id) | ~batch.i2t.answer_mask
+    assert hidden[batch.i2t.t == 1].float().mean() > 0.95  # t = 1 leaves one token in a thousand
 
 
 def test_settings_that_do_not_fit_are_named() -> None:

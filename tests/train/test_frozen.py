@@ -17,7 +17,7 @@ def test_states_ahead_are_those_of_the_step(plain: DualRun, num_ahead: int) -> N
     trainer = make_trainer(replace(plain, micro_batch_size=4))
     codec, seen = trainer.codec, []
     loader = step_loader(trainer.data, 0, 3, 0)
-    for step, batches in encode_ahead(loader, codec, num_ahead):
+    for step, batches in encode_ahead(loader, codec, num_ahead, trainer.cfg.model):
         seen.append(step)
         assert len(batches) == 2
         for batch, expected in zip(batches, trainer.data[step], strict=True):
@@ -37,7 +37,7 @@ def test_a_text_that_occurs_often_is_encoded_once(plain: DualRun, monkeypatch: p
     trainer, encoded = make_trainer(replace(plain, objective=images_only)), []
     states = trainer.codec.states
     monkeypatch.setattr(trainer.codec, "states", lambda ids: encoded.append(len(ids)) or states(ids))
-    for _, (batch,) in encode_ahead(step_loader(trainer.data, 0, 4, 0), trainer.codec, 4):
+    for _, (batch,) in encode_ahead(step_loader(trainer.data, 0, 4, 0), trainer.codec, 4, trainer.cfg.model):
         assert batch.i2t is None
         assert batch.t2i is not None
         assert batch.t2i.states is not None

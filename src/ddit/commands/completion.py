@@ -27,6 +27,14 @@ def presets(incomplete: str) -> list[str]:
     return among(*PRESETS)(incomplete)
 
 
+def all_presets(incomplete: str) -> list[str]:
+    """Presets of the small world and of the wide world."""
+    from ddit.world import PRESETS
+    from ddit.world.wide import WIDE_PRESETS
+
+    return among(*PRESETS, *WIDE_PRESETS)(incomplete)
+
+
 def splits(incomplete: str) -> list[str]:
     """Splits of the small world."""
     from ddit.world import SPLITS

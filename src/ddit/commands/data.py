@@ -244,7 +244,10 @@ def world(
     ] = "scenes",
     preset: Annotated[
         str,
-        typer.Option(help="how hard: fixed-1, fixed, fixed-3, grid, free", autocompletion=completion.presets),
+        typer.Option(
+            help="how hard: fixed-1 ... free; of the wide world: wide-1, wide, wide-half-hidden, wide-128",
+            autocompletion=completion.all_presets,
+        ),
     ] = "fixed",
     split: Annotated[
         str,
@@ -266,23 +269,46 @@ def world(
     ] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Write scenes of the small world as files.
+    """Write scenes of the small world, or of the wide world, as files.
 
-    As a reference, or as training files of a common form; prints the path that `ddit data check` takes.
+    As a reference, or as training files of a common form; prints the path that `ddit data check` takes. The wide world
+    has the form scenes alone, and is trained on without files.
 
     Examples:
         ddit world scenes --num 8 --preset grid
+        ddit world scenes --num 8 --preset wide
         ddit world train --form tar --num 1000 --jpeg
     """
+    path = _write_world(folder, form, preset, split, num, seed, upscale, jpeg)
+    print_result(as_json, str(path), path=str(path), num=num)
+
+
+def _write_world(
+    folder: Path, form: str, preset: str, split: str, num: int, seed: int, upscale: int, jpeg: bool
+) -> Path:
+    from ddit.data.wide_files import write_wide_world
     from ddit.data.world_files import FORMS, WorldScenes, write_world
     from ddit.world import PRESETS, SPLITS
+    from ddit.world.wide import WIDE_PRESETS
 
-    check_choice("preset", preset, PRESETS)
+    check_choice("preset", preset, {**PRESETS, **WIDE_PRESETS})
     check_choice("split", split, SPLITS)
     check_choice("form", form, FORMS)
+    is_wide = preset in WIDE_PRESETS
+    if is_wide and (form != "scenes" or upscale != 1 or jpeg):
+        raise ValueError(
+            f"the preset {preset} is written as scenes in PNG alone, without --form, --upscale and --jpeg"
+        )
     check_writable(folder)
-    scenes = WorldScenes(PRESETS[preset], split, num, seed=seed, upscale=upscale, jpeg=jpeg)
     with progress_bar("rendering", "scene") as advance:
         count = itertools.count(1)
-        path = write_world(folder, scenes, form, on_scene=lambda: advance(next(count), num))
-    print_result(as_json, str(path), path=str(path), num=num)
+
+        def on_scene() -> None:
+            advance(next(count), num)
+
+        if is_wide:
+            path = write_wide_world(folder, WIDE_PRESETS[preset], split, num, seed=seed, on_scene=on_scene)
+        else:
+            scenes = WorldScenes(PRESETS[preset], split, num, seed=seed, upscale=upscale, jpeg=jpeg)
+            path = write_world(folder, scenes, form, on_scene=on_scene)
+    return path

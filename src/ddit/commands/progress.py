@@ -21,6 +21,12 @@ def hide_progress() -> None:
     _is_hidden = True
 
 
+def print_line(line: str) -> None:
+    """Prints a line on stderr, but not with --quiet."""
+    if not _is_hidden:
+        print(line, file=sys.stderr, flush=True)
+
+
 def print_note(message: str) -> None:
     """Tells a person something on stderr: on a terminal alone, and not with --quiet."""
     if not _is_hidden and sys.stderr.isatty():

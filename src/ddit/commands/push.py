@@ -44,22 +44,28 @@ def push(
         ddit push runs/mine/sd3-medium-stage3/export me/my-d-dit --license apache-2.0 --results runs/eval
         ddit push merged me/my-d-dit --private --dry-run
     """
-    from ddit.hub import parse_datasets
+    from ddit.hub import CARD_FILE, parse_datasets, push_folder
 
     datasets = parse_datasets(dataset or [])
     if not (folder / "model_index.json").is_file():
         raise ValueError(f"'{folder}' is not a model folder: it has no model_index.json")
-    from ddit.eval.report import model_hash
-    from ddit.hub import (
-        CARD_FILE,
-        card_header,
-        check_results,
-        push_folder,
-        read_results,
-        run_facts,
-        write_card,
-        write_results,
+    _describe(folder, repo_id, license, base_model, results, datasets)
+    typer.echo(
+        folder / CARD_FILE if dry_run else push_folder(folder, repo_id, private=private, message=message)
     )
+
+
+def _describe(
+    folder: Path,
+    repo_id: str,
+    license: str | None,
+    base_model: str | None,
+    results: Path | None,
+    datasets: dict[str, str],
+) -> None:
+    """Writes the card, and the figures in the leaderboards' form, into the folder."""
+    from ddit.eval.report import model_hash
+    from ddit.hub import card_header, check_results, read_results, run_facts, write_card, write_results
     from ddit.model.info import inspect_model
 
     digest, info = model_hash(folder), inspect_model(folder)
@@ -76,6 +82,3 @@ def push(
         repo_id, license=license, base_model=base_model, datasets=list(datasets.values()), results=found
     )
     write_card(folder, repo_id, header, facts=facts, results=found)
-    typer.echo(
-        folder / CARD_FILE if dry_run else push_folder(folder, repo_id, private=private, message=message)
-    )

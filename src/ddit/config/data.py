@@ -8,6 +8,7 @@ from pydantic import Field, NonNegativeInt, PositiveFloat
 from ddit.schema import strict
 from ddit.settings import PositiveInt
 from ddit.world.presets import WorldConfig
+from ddit.world.wide.presets import WideConfig
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Share = Annotated[float, Field(gt=0, lt=1)]
@@ -41,6 +42,34 @@ class WorldData(AnySource):
     num_scenes: PositiveInt = 100_000
     seed: NonNegativeInt = 0
     question_fraction: Fraction = 0.0
+
+
+@strict
+class WideData(AnySource):
+    """Scenes of the wide world, rendered on the fly (or read from `latents`), with texts in many wordings.
+
+    `wordings` "seen" leaves out the wordings that are held out, and "held_out" has these alone. Of the i2t samples so
+    many are questions, detailed descriptions, conversations and small talk; the rest are captions. Of
+    the prompts `detailed_prompt_fraction` are detailed descriptions.
+    """
+
+    world: WideConfig = field(default_factory=WideConfig)
+    kind: Literal["wide"] = "wide"
+    split: str = "train"
+    num_scenes: PositiveInt = 1_000_000
+    seed: NonNegativeInt = 0
+    wordings: Literal["seen", "held_out", "all"] = "seen"
+    question_fraction: Fraction = 0.4
+    detailed_fraction: Fraction = 0.25
+    conversation_fraction: Fraction = 0.2
+    small_talk_fraction: Fraction = 0.01
+    detailed_prompt_fraction: Fraction = 0.1
+
+    def __post_init__(self) -> None:
+        names = ("question_fraction", "detailed_fraction", "conversation_fraction", "small_talk_fraction")
+        total = sum(getattr(self, name) for name in names)
+        if total > 1 + 1e-9:
+            raise ValueError(f"{', '.join(names)} must not add up to more than 1, got {total:g}")
 
 
 @strict
@@ -145,7 +174,8 @@ class LlavaData(AnySource):
 
 @strict
 class QuestionsData(AnySource):
-    """Questions and answers in the form of VQAv2: a file of questions and one of annotations.
+    """Questions and answers in the form of VQAv2: a file of questions and one of annotations ("" if the file of
+    questions holds the answers, as VizWiz's, or is a list of [question, answer, image]).
 
     `image_pattern` makes a file name of an `image_id`. The training target is one of the human answers, chosen by its
     share among them. `unanswerable`: questions may have no answer (VizWiz), and the prompt says so.
@@ -177,7 +207,15 @@ class HuggingFaceData(AnySource):
 
 
 SourceConfig = Annotated[
-    WorldData | JsonData | TarData | LlavaData | QuestionsData | HuggingFaceData | FoldersData | TextData,
+    WorldData
+    | JsonData
+    | TarData
+    | LlavaData
+    | QuestionsData
+    | HuggingFaceData
+    | FoldersData
+    | TextData
+    | WideData,
     Field(discriminator="kind"),
 ]
 """Every path and folder of images may be a URL (s3://, hf://, https://), see `ddit.data.sources.remote`; but no

@@ -98,6 +98,8 @@ def list_keys(data: Any, prefix: str = "") -> list[str]:
 
 # --- keys without effect ---
 
+_WIDE_TEXTS = ("detailed_fraction", "conversation_fraction", "small_talk_fraction")
+
 
 def never_read(config: Any) -> dict[str, str]:
     """Keys that a run with these settings does not read, each with the reason; a key stands for all below it."""
@@ -121,8 +123,11 @@ def _unread_of_small_nets(config: AutoencoderRun | TextEncoderRun) -> Iterator[t
             yield f"{key}.weight", "there is a single source"
         yield f"{key}.latents", "the small networks are trained on images and texts"
         yield from _unread_of_source(source, key)
-        if source.kind == "world" and isinstance(config, AutoencoderRun):
+        if source.kind in ("world", "wide") and isinstance(config, AutoencoderRun):
             yield f"{key}.question_fraction", "the autoencoder reads no text"
+        if source.kind == "wide" and isinstance(config, AutoencoderRun):
+            for name in ("wordings", *_WIDE_TEXTS, "detailed_prompt_fraction"):
+                yield f"{key}.{name}", "the autoencoder reads no text"
     if isinstance(config, TextEncoderRun) and config.num_pieces is None:
         yield "num_tokenizer_texts", "num_pieces is null"
 
@@ -183,8 +188,11 @@ def _unread_of_data(config: DualRun) -> Iterator[tuple[str, str]]:
         if len(getattr(config.data, name)) == 1:
             yield f"{key}.weight", f"data.{name} has a single source"
         yield from _unread_of_source(source, key)
-        if source.kind in ("world", "folders") and name == "t2i" and has_captions_only:
-            yield f"data.t2i.{index}.question_fraction", "of the sources in data.t2i only captions are used"
+        if source.kind in ("world", "wide", "folders") and name == "t2i" and has_captions_only:
+            for text in ("question_fraction", *(_WIDE_TEXTS if source.kind == "wide" else ())):
+                yield f"data.t2i.{index}.{text}", "of the sources in data.t2i only captions are used"
+        if source.kind == "wide" and name == "i2t":
+            yield f"{key}.detailed_prompt_fraction", "prompts are of the sources in data.t2i"
 
 
 def _unread_of_source(source: Any, key: str) -> Iterator[tuple[str, str]]:

@@ -141,6 +141,8 @@ class ReportConfig:
         num_grid: images of a sample grid, and rows of its table.
         grid_sampling: how the images of a sample grid are sampled.
         checkpoint_steps: a checkpoint after every so many steps; None: after every `checkpoint_minutes`.
+        keep_best: a model folder `export_best` of the averaged weights whose held-out loss was the least so far, of all
+            evaluations; `best.json` says which.
         export_steps: a model folder `export-STEP` of the averaged weights, with a checkpoint, after every so many
             steps; None: at the end of the run alone.
         tensorboard: event files too, where TensorBoard is installed.
@@ -162,6 +164,7 @@ class ReportConfig:
     checkpoint_minutes: NonNegativeFloat = 10.0
     checkpoint_steps: PositiveInt | None = None
     keep_checkpoints: PositiveInt = 2
+    keep_best: bool = False
     export_steps: PositiveInt | None = None
     tensorboard: bool = True
     wandb_project: str | None = None
@@ -189,6 +192,8 @@ class DualRun:
         train_mask_embedding: the mask token's embedding row is trained too, and nothing else of the text encoder.
         compute_dtype: of products and activations over float32 weights; "auto" is bfloat16, or float32 on a CPU
             without fast bfloat16 products.
+        max_seconds: of training, evaluations and checkpoints, after which the run ends as at `max_steps`; the schedule
+            of the learning rate follows whichever share is the larger. None: steps alone count.
         non_finite: a loss or gradient that is not finite stops the run before the step, or skips the step (at most
             `max_skipped` in a row).
     """
@@ -210,6 +215,7 @@ class DualRun:
     global_batch_size: PositiveInt = 256
     micro_batch_size: PositiveInt | Literal["auto"] | None = None
     max_steps: PositiveInt = 60_000
+    max_seconds: PositiveFloat | None = None
     seed: NonNegativeInt = 0
     compute_dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     non_finite: Literal["stop", "skip"] = "stop"
@@ -217,8 +223,23 @@ class DualRun:
 
     def __post_init__(self) -> None:
         block, weight = self.objective.alignment_block, self.objective.alignment_weight
+        if self.reaches_into_text_encoder and self.parallel.text_encoder == "sharded":
+            raise ValueError(
+                "parallel.text_encoder=sharded does not go with model.text_block_size and text_input=embeddings: take "
+                "whole, int8 or offloaded"
+            )
         if weight > 0 and block >= self.model.depth:
             raise ValueError(f"objective.alignment_block {block} is not below model.depth {self.model.depth}")
+
+    @property
+    def reaches_into_text_encoder(self) -> bool:
+        """Whether layers or the table of the text encoder are used by themselves, which shards do not allow."""
+        return self.model.text_block_size > 0 or self.model.text_input == "embeddings"
+
+    @property
+    def i2t_tokens(self) -> int:
+        """Tokens of an i2t text as a step reads it: twice its own in blocks, clean and noisy."""
+        return self.data.i2t_length * (2 if self.model.text_block_size else 1)
 
 
 @strict
@@ -232,6 +253,7 @@ class AutoencoderRun:
         crop_size: pixels a side of a part of each image that is trained on (the autoencoder is convolutional); None:
             the whole.
         downsample: pixels a latent along a side.
+        max_seconds: as of `DualRun`.
         target_psnr: dB of held-out reconstructions that are enough; the run says whether it came to them, and how many
             channels would. None: no target.
     """
@@ -250,6 +272,7 @@ class AutoencoderRun:
     num_held_out: PositiveInt = 256
     batch_size: PositiveInt = 32
     max_steps: PositiveInt = 3000
+    max_seconds: PositiveFloat | None = None
     lr: PositiveFloat = 2e-3
     warmup_steps: NonNegativeInt = 50
     seed: NonNegativeInt = 0
@@ -275,9 +298,13 @@ class TextEncoderRun:
         num_pieces: tokens of a tokenizer of pieces of words, learnt from the texts. None: one of the small world's
             whole words.
         num_tokenizer_texts: samples at most that the tokenizer is learnt from.
+        init: folder of a tokenizer and an encoder to go on with, of whose weights the embeddings from token
+            `first_trained` on are trained, and no others; the sizes below are then its own.
         hidden_size, depth, num_heads, mlp_size: of the encoder.
         visible_weight: of the loss at visible positions, beside that at masked ones.
         padding_weight: of the loss at padding.
+        compute_dtype: of products over float32 weights; "auto" is bfloat16 where the CPU is quick at it.
+        max_seconds: as of `DualRun`.
     """
 
     out: str
@@ -286,6 +313,8 @@ class TextEncoderRun:
     kind: Literal["text_encoder"] = "text_encoder"
     num_pieces: Annotated[int, Field(ge=512, le=8192)] | None = None
     num_tokenizer_texts: PositiveInt = 50_000
+    init: str | None = None
+    first_trained: NonNegativeInt = 0
     hidden_size: PositiveInt = 192
     depth: PositiveInt = 4
     num_heads: PositiveInt = 6
@@ -293,12 +322,14 @@ class TextEncoderRun:
     text_length: PositiveInt = 24
     batch_size: PositiveInt = 64
     max_steps: PositiveInt = 1500
+    max_seconds: PositiveFloat | None = None
     lr: PositiveFloat = 2e-3
     warmup_steps: NonNegativeInt = 100
     padding_weight: float = 0.05
     visible_weight: float = 1.0
     num_held_out: PositiveInt = 512
     seed: NonNegativeInt = 0
+    compute_dtype: Literal["auto", "float32", "bfloat16"] = "float32"
 
     def __post_init__(self) -> None:
         _check_sources(self)
@@ -306,7 +337,11 @@ class TextEncoderRun:
             raise ValueError(
                 f"hidden_size {self.hidden_size} is not a multiple of num_heads {self.num_heads}"
             )
-        if self.num_pieces is None and any(source.kind != "world" for source in self.sources):
+        if (
+            self.num_pieces is None
+            and self.init is None
+            and any(source.kind != "world" for source in self.sources)
+        ):
             raise ValueError("num_pieces is null, which is for sources of the small world alone")
 
 
@@ -334,7 +369,9 @@ class LatentsRun:
 
     `image_size` and `num_buckets` are those of the run that is to read them, and `bucket_unit` its autoencoder's
     downsampling times its patch size. `teacher` is a file of weights, whose features are pooled to `feature_side` a
-    side.
+    side. Of each image there are `num_views` (`ddit.data.views`), which training draws from; every second one is
+    mirrored if `mirror` says so. With `by_image` an image that several samples share (as questions do) is
+    encoded once.
     """
 
     out: str
@@ -346,6 +383,9 @@ class LatentsRun:
     image_size: PositiveInt = 64
     num_buckets: PositiveInt = 1
     bucket_unit: PositiveInt = 16
+    num_views: PositiveInt = 1
+    mirror: bool = True
+    by_image: bool = False
     shard_size: PositiveInt = 1000
     batch_size: PositiveInt = 100
     compute_dtype: Literal["auto", "float32", "bfloat16"] = "auto"

@@ -28,6 +28,7 @@ from ddit.config.data import SourceConfig
 from ddit.data.buckets import Shape
 from ddit.data.parts import PartSource
 from ddit.data.samples import CorruptSample, Latents, Sample, Source, SourceError
+from ddit.data.views import is_mirrored_view, names_a_side
 from ddit.files import write_atomically
 
 NO_IMAGE, CORRUPT = -1, -2
@@ -37,7 +38,8 @@ _NUM_FOR_STATISTICS = 2000
 _TEXT_KEYS = {
     "weight", "latents", "question_fraction", "caption_key", "original_key", "original_share", "question_key",
     "answer_key", "annotations", "unanswerable", "templates", "question_templates", "text_key",
-    "part", "held_out_share",
+    "part", "held_out_share", "wordings", "detailed_fraction", "conversation_fraction", "small_talk_fraction",
+    "detailed_prompt_fraction",
 }  # fmt: skip
 """Settings of a source that change its texts or choose samples: the latents of its images stay good."""
 _NOT_IN_0_1 = {"image_key": "image"}
@@ -48,8 +50,9 @@ _NOT_IN_0_1 = {"image_key": "image"}
 class LatentsInfo:
     """What a folder of latents was made from and how it is laid out: `latents.json`.
 
-    `shapes` are the images' heights and widths in pixels by bucket, `autoencoder` its fingerprint (see
-    `encoders.ImageCodec`).
+    With `by_image` the samples are the source's distinct images, in order of their digests. Sample i has `num_views`
+    entries from i * `num_views` on, and `shard_size` counts entries. `shapes` are the images' heights and widths in
+    pixels by bucket, `autoencoder` its fingerprint (see `encoders.ImageCodec`).
     """
 
     source: dict[str, Any]
@@ -63,10 +66,17 @@ class LatentsInfo:
     autoencoder: str
     teacher: str | None = None
     features_shape: list[int] | None = None
+    num_views: int = 1
+    mirror: bool = False
+    by_image: bool = False
+
+    @property
+    def num_entries(self) -> int:
+        return self.num_samples * self.num_views
 
     @property
     def num_shards(self) -> int:
-        return -(-self.num_samples // self.shard_size)
+        return -(-self.num_entries // self.shard_size)
 
     def write(self, folder: Path) -> None:
         """Creates the folder, or finds one of the same description; another one is a `ValueError`."""
@@ -74,7 +84,7 @@ class LatentsInfo:
         path = folder / _DESCRIPTION
         text = json.dumps(dataclasses.asdict(self), indent=2) + "\n"
         if path.exists():
-            if json.loads(path.read_text()) != json.loads(text):
+            if dataclasses.asdict(self.read(folder)) != dataclasses.asdict(self):
                 raise ValueError(
                     f"{folder} holds latents made with other settings: remove it or choose another folder"
                 )
@@ -182,13 +192,13 @@ class LatentFolder:
             self._shards.popitem(last=False)
         return shard
 
-    def get(self, index: int) -> Latents | None:
-        """Latents of sample `index` in float16, features as they were saved; None: it has no image.
+    def get(self, index: int, view: int = 0) -> Latents | None:
+        """Latents of a view of sample `index` in float16, features as they were saved; None: it has no image.
 
         Raises:
             CorruptSample: if its image could not be read when the latents were made.
         """
-        number, place = divmod(index, self.info.shard_size)
+        number, place = divmod(index * self.info.num_views + view, self.info.shard_size)
         shard = self._shard(number)
         bucket, row = shard.buckets[place], shard.rows[place]
         if bucket == CORRUPT:
@@ -222,6 +232,7 @@ class LatentFolder:
         """Width and height of the cached images in pixels, (len, 2); (0, 0): no image."""
         shapes = np.array([*[(width, height) for height, width in self.info.shapes], (0, 0)])
         buckets = np.concatenate([self._shard(number).buckets for number in range(self.info.num_shards)])
+        buckets = buckets[:: self.info.num_views]
         return shapes[np.where(buckets == CORRUPT, 0, buckets)]  # -1 is the last entry: no image
 
 
@@ -249,14 +260,20 @@ class CachedSource:
                 f"{key} is {made.get(key)!r} there and {wanted.get(key)!r} here"
             )
         whole = source.source if isinstance(source, PartSource) else source
-        if len(whole) != len(latents):
+        images = np.unique(whole.digests(), return_inverse=True)[1] if info.by_image else None
+        num = len(whole) if images is None else int(images.max(initial=-1)) + 1
+        if num != len(latents):
+            what = "samples" if images is None else "images"
             raise ValueError(
-                f"the latents in {latents.folder} are of {len(latents)} samples, but the source has {len(whole)}"
+                f"the latents in {latents.folder} are of {len(latents)} {what}, but the source has {num}"
             )
         if with_features and info.features_shape is None:
             raise ValueError(f"{latents.folder} holds no teacher's features, which the alignment loss needs")
         self.source, self.latents, self.with_features = source, latents, with_features
-        self._places = source.indices if isinstance(source, PartSource) else None  # of samples in the latents
+        places = source.indices if isinstance(source, PartSource) else None
+        if images is not None:
+            places = images if places is None else images[places]
+        self._places = places  # of samples in the latents
 
     def __len__(self) -> int:
         return len(self.source)
@@ -269,13 +286,20 @@ class CachedSource:
 
     def sample(self, index: int, rng: random.Random, *, i2t: bool, with_image: bool = True) -> Sample:
         place = index if self._places is None else int(self._places[index])
-        latents = self.latents.get(place) if with_image else None
         sample = self.source.sample(index, rng, i2t=i2t, with_image=False)
+        latents = self.latents.get(place, self._view(sample, rng)) if with_image else None
         if latents is not None:
             stored = latents.features if self.with_features else None
             features = None if stored is None else self.latents.standardize(stored)
             latents = latents._replace(features=features)
         return sample._replace(image=latents)
+
+    def _view(self, sample: Sample, rng: random.Random) -> int:
+        """Any of the image's views; with a text that tells left from right, none that is mirrored."""
+        info = self.latents.info
+        view = rng.randrange(info.num_views) if info.num_views > 1 else 0
+        is_mirrored = info.mirror and is_mirrored_view(view)
+        return view - 1 if is_mirrored and names_a_side(sample) else view
 
     def sizes(self) -> np.ndarray:
         sizes = self.latents.sizes()

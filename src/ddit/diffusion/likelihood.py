@@ -58,11 +58,16 @@ class MaskSets:
         return total, math.sqrt(variance)
 
 
-def mask_sets(num_units: int, num_samples: int, generator: torch.Generator) -> MaskSets:
+def mask_sets(
+    num_units: int, num_samples: int, generator: torch.Generator, *, block_size: int = 0
+) -> MaskSets:
     """All 2^n - 1 sets if they are at most num_samples, else so many, drawn.
 
     Each size m of 1..n is a stratum, with about as many sets as every other; a stratum with fewer has all of its own,
     and none is drawn twice. If there are more sizes than half of num_samples, neighbouring ones share a stratum.
+
+    block_size: of texts in blocks (`blocks`) of so many units. The bound is the sum of the blocks' own, which share
+        num_samples, at least two each; a set masks units of one block, and the blocks before it are clean.
 
     Raises:
         ValueError: if num_samples is less than 2, which has no standard error.
@@ -70,6 +75,10 @@ def mask_sets(num_units: int, num_samples: int, generator: torch.Generator) -> M
     assert num_units >= 1
     if num_samples < 2:
         raise ValueError(f"num_samples must be at least 2, got {num_samples}")
+    if 0 < block_size < num_units:
+        sizes = [min(block_size, num_units - start) for start in range(0, num_units, block_size)]
+        share = max(2, num_samples // len(sizes))
+        return _side_by_side([mask_sets(size, share, generator) for size in sizes])
     num_strata = min(num_units, num_samples // 2)
     edges = [1 + num_units * h // num_strata for h in range(num_strata + 1)]
     strata = [range(low, high) for low, high in itertools.pairwise(edges)]
@@ -131,6 +140,16 @@ def set_log_probs(
     return -masked_token_nll(
         logits_fn, input_ids, noisy_ids, is_masked & is_scored, mask_token_id=mask_token_id
     ).sum(1)
+
+
+def _side_by_side(blocks: list[MaskSets]) -> MaskSets:
+    """The sets of blocks that follow each other in a text, whose bounds add up."""
+    return MaskSets(
+        torch.block_diag(*(sets.is_masked for sets in blocks)).bool(),
+        torch.cat([sets.scale for sets in blocks]),
+        tuple(count for sets in blocks for count in sets.counts),
+        tuple(share for sets in blocks for share in sets.unseen),
+    )
 
 
 def _shared_out(total: int, capacities: list[float]) -> list[int]:

@@ -78,9 +78,10 @@ def sample_t(
     return time_of_uniform((torch.arange(offset, offset + batch_size, device=device) + u.to(device)) / total)
 
 
-def time_of_uniform(u: Tensor) -> Tensor:
-    """Times in [eps, 1) of numbers (B,) that are uniform (or stratified) in [0, 1)."""
-    return MASK_EPS + (1 - MASK_EPS) * (u % 1)
+def time_of_uniform(u: Tensor, all_masked_share: float = 0.0) -> Tensor:
+    """Times of numbers (B,) that are uniform (or stratified) in [0, 1): in [eps, 1), and 1 for a share of them."""
+    rest, u = 1 - all_masked_share, u % 1
+    return torch.where(u < rest, MASK_EPS + (1 - MASK_EPS) * u / rest, 1.0)
 
 
 def mask_tokens(
@@ -94,13 +95,14 @@ def mask_tokens(
 ) -> Tensor:
     """q(x_t | x_0): masks each position of `answer_mask` (B, L) with probability (1 - eps) t.
 
+    t: (B,), or (B, L) where positions have times of their own.
     uniform: (B, L), by which it is decided; drawn from `generator` unless given.
     """
     if uniform is None:
         draw_on = generator.device if generator else input_ids.device
         uniform = torch.rand(input_ids.shape, generator=generator, device=draw_on)
     u = uniform.to(input_ids.device)
-    return torch.where((u < (1 - MASK_EPS) * t[:, None]) & answer_mask, mask_token_id, input_ids)
+    return torch.where((u < (1 - MASK_EPS) * _by_position(t)) & answer_mask, mask_token_id, input_ids)
 
 
 def subs_log_probs(logits: Tensor, mask_token_id: int, banned_ids: Sequence[int] = ()) -> Tensor:
@@ -127,24 +129,30 @@ def masked_loss(
     Args:
         input_ids: (B, L), clean, with its padding of end-of-text tokens.
         answer_mask: (B, L) bool, the positions that are masked and scored; the rest stays visible.
-        t, noisy_ids: drawn from `generator` unless given.
+        t, noisy_ids: drawn from `generator` unless given. Times (B,), or (B, L) of texts in blocks (`blocks`).
     """
     if t is None:
         t = sample_t(len(input_ids), generator=generator, device=input_ids.device)
     if noisy_ids is None:
         noisy_ids = mask_tokens(input_ids, answer_mask, t, mask_token_id=mask_token_id, generator=generator)
     nll = masked_token_nll(logits_fn, input_ids, noisy_ids, answer_mask, mask_token_id=mask_token_id)
-    return nll_weights(answer_mask, t, cfg) * nll.sum(1)
+    return (nll_weights(answer_mask, t, cfg) * nll).sum(1)
 
 
 def nll_weights(answer_mask: Tensor, t: Tensor, cfg: MaskedConfig) -> Tensor:
-    """What a sample's -log p of its masked positions are multiplied with: (B, L), (B,) -> (B,) in float32."""
-    weight = 1 / t.float()
+    """What -log p of a masked position is multiplied with: (B, L), (B,) -> (B, 1), or (B, L), (B, L) -> (B, L), in
+    float32."""
+    weight = 1 / _by_position(t).float()
     if cfg.max_weight is not None:
         weight = weight.clamp(max=cfg.max_weight)
     if cfg.normalizer == "all":
         return weight / answer_mask.shape[1]
-    return weight / answer_mask.sum(1).clamp(min=1)
+    return weight / answer_mask.sum(1, keepdim=True).clamp(min=1)
+
+
+def _by_position(t: Tensor) -> Tensor:
+    """Times (B,) as (B, 1); those of positions (B, L) as they are."""
+    return t if t.dim() == 2 else t[:, None]
 
 
 def masked_token_nll(
@@ -220,7 +228,7 @@ def sample_text(
     """
     if num_steps < 1:
         raise ValueError(f"num_steps must be at least 1, got {num_steps}")
-    sampler = _TextSampler(
+    sampler = TextSampler(
         logits_fn,
         input_ids,
         answer_mask,
@@ -248,8 +256,8 @@ class _Choices(NamedTuple):
     best_probs: Tensor
 
 
-class _TextSampler:
-    """State of `sample_text`."""
+class TextSampler:
+    """State of `sample_text`, which fills the positions that are open: all of the answer, or a part of it at a time."""
 
     def __init__(
         self,
@@ -268,7 +276,12 @@ class _TextSampler:
         self.ids = torch.where(answer_mask, mask_token_id, input_ids)
         self.confidence = (~answer_mask).float()  # (B, L)
         self.num_steps = torch.zeros(len(input_ids), dtype=torch.long)
-        self.blocks = answer_blocks(answer_mask, rule.block_size)  # (B, L)
+        self.open(answer_mask)
+
+    def open(self, positions: Tensor) -> None:
+        """The next `run` fills these, (B, L) bool."""
+        self.is_open = positions
+        self.blocks = answer_blocks(positions, self.rule.block_size)  # (B, L)
 
     def run(self, num_steps: int, on_step: OnStep | None) -> None:
         hits = self._hitting_steps(num_steps) if self.rule.order == "random" else None
@@ -287,7 +300,7 @@ class _TextSampler:
         return TextState(self.ids.clone(), self.answer_mask, self.confidence.clone())
 
     def _is_masked(self) -> Tensor:
-        return (self.ids == self.mask_token_id) & self.answer_mask  # (B, L)
+        return (self.ids == self.mask_token_id) & self.is_open  # (B, L)
 
     def _step(self, steps_left: int, hits: Tensor | None, num_steps: int) -> None:
         is_masked = self._is_masked()
@@ -356,12 +369,16 @@ class _TextSampler:
             return
         is_masked = self._is_masked()
         # Not an end that is given, as after an earlier turn.
-        is_end = (self.ids == self.eos_token_id) & self.answer_mask
+        is_end = (self.ids == self.eos_token_id) & self.is_open
         ended_before = is_end.cumsum(1) > 0
         masked_before = (is_masked & ~ended_before).any(1)
-        fill = is_masked & ended_before & ~masked_before[:, None]
-        self.ids = torch.where(fill, self.eos_token_id, self.ids)
-        self.confidence = torch.where(fill, 1.0, self.confidence)
+        self.end(is_masked & ended_before & ~masked_before[:, None])
+
+    def end(self, positions: Tensor) -> None:
+        """Fills these, (B, L) bool, with the end-of-text token."""
+        assert self.eos_token_id is not None
+        self.ids = torch.where(positions, self.eos_token_id, self.ids)
+        self.confidence = torch.where(positions, 1.0, self.confidence)
 
     def _hitting_steps(self, num_steps: int) -> Tensor:
         """The step of ancestral sampling that fills each position, (B, L) in 0..N; N is the argmax at the end.
@@ -371,8 +388,8 @@ class _TextSampler:
         beforehand here, so that steps which fill nothing are left out (first hitting, Zheng et al., arXiv 2409.02908).
         """
         u = torch.zeros(self.ids.shape, dtype=torch.float64, device=self.ids.device)
-        for row, mask in enumerate(self.answer_mask):
+        for row, mask in enumerate(self.is_open):
             u[row, mask] = self._uniform(row, int(mask.sum()), torch.float64)
-        num_blocks = torch.where(self.answer_mask, self.blocks, 0).amax(1)[:, None] + 1  # (B, 1)
+        num_blocks = torch.where(self.is_open, self.blocks, 0).amax(1)[:, None] + 1  # (B, 1)
         u = (num_blocks - 1 - self.blocks + u) / num_blocks
         return ((1 - u) / (1 - FINAL_TIME) * num_steps).long().clamp(0, num_steps)

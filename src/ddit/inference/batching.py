@@ -99,13 +99,13 @@ def parts(
 
 
 def groups(
-    lengths: Sequence[int], batch_size: int, num_steps: int, on_step: StepCallback | None
+    sizes: Sequence[Any], batch_size: int, num_steps: int, on_step: StepCallback | None
 ) -> Iterator[tuple[list[int], BatchCallback | None]]:
-    """Samples of equal length, at most batch_size of them, each with a callback that counts the steps of all groups."""
+    """Samples of equal size, at most batch_size of them, each with a callback that counts the steps of all groups."""
     _check_batch_size(batch_size)
     found: list[list[int]] = []
-    for row in sorted(range(len(lengths)), key=lengths.__getitem__):
-        if not found or len(found[-1]) == batch_size or lengths[found[-1][0]] != lengths[row]:
+    for row in sorted(range(len(sizes)), key=sizes.__getitem__):
+        if not found or len(found[-1]) == batch_size or sizes[found[-1][0]] != sizes[row]:
             found.append([])
         found[-1].append(row)
     for index, rows in enumerate(found):
@@ -191,7 +191,7 @@ def _counted(
     if not callable(on_step):
         raise TypeError(f"on_step must be a function that takes a Step, got {on_step!r}")
 
-    def step(done: int, _: int, state: Any) -> None:
-        on_step(Step(index * num_steps + done, num_parts * num_steps, rows, state))
+    def step(done: int, total: int, state: Any) -> None:
+        on_step(Step(index * num_steps + done * num_steps // total, num_parts * num_steps, rows, state))
 
     return step

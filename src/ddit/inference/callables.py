@@ -12,14 +12,17 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ddit.diffusion.flow import VelocityFn
 from ddit.diffusion.masked import LogitsFn
 from ddit.model.block import BlockKV, ImageKV
+from ddit.model.config import TextInput
 from ddit.model.dual_dit import DualDiT
 from ddit.model.encoders import TextCodec
 from ddit.model.t5_cache import T5Cache
+from ddit.model.text_blocks import of_rows, one_copy
 
 StatesFn = Callable[[Tensor, Tensor, Tensor], Tensor]
 """The text encoder's states (b, L, D_text) of (noisy_ids, is_masked, rows), as a `LogitsFn` is called."""
@@ -77,16 +80,22 @@ def null_image_kv(model: DualDiT) -> ImageKV | None:
 
 
 def logits_fn(
-    model: DualDiT, states_fn: StatesFn, images: ImageContext, refresh: "Refresh | None" = None
+    model: DualDiT,
+    states_fn: StatesFn,
+    images: ImageContext,
+    refresh: "Refresh | None" = None,
+    *,
+    blocks: Tensor | None = None,
 ) -> LogitsFn:
     """Logits of partly masked texts about images.
 
     refresh: when the image side is computed again, for models whose image side sees the text; None: in every step.
+    blocks: (B or 1, L), of texts in blocks that are given whole (`text_blocks.one_copy`); `states_fn` knows them too.
     """
     if images.kv is not None:
-        return _cached_logits(model, states_fn, images.kv, images.index)
+        return _cached_logits(model, states_fn, images.kv, images.index, blocks)
     # What is kept of images has one size for all: where some are null, nothing is.
-    return _JointLogits(model, states_fn, images, refresh if images.null_rows is None else None)
+    return _JointLogits(model, states_fn, images, refresh if images.null_rows is None else None, blocks)
 
 
 class Refresh:
@@ -113,10 +122,21 @@ class Refresh:
 
 
 class TextStates:
-    """A `StatesFn`: states of noisy texts. Asked twice in one step, as by guidance, it computes them once."""
+    """A `StatesFn`: states of noisy texts. Asked twice in one step, as by guidance, it computes them once.
 
-    def __init__(self, codec: TextCodec, refresh: Refresh | None = None) -> None:
-        self.codec, self.refresh = codec, refresh
+    blocks: (B or 1, L), of texts in blocks that are given whole. text_input: the model's.
+    """
+
+    def __init__(
+        self,
+        codec: TextCodec,
+        refresh: Refresh | None = None,
+        *,
+        blocks: Tensor | None = None,
+        text_input: TextInput = "encoder",
+    ) -> None:
+        self.codec, self.refresh, self.blocks = codec, refresh, blocks
+        self.text_input: TextInput = text_input
         self._cache = None if refresh is None else T5Cache(codec.encoder, len(refresh.blocks))
         self._asked, self._states = torch.empty(0), torch.empty(0)
 
@@ -124,30 +144,47 @@ class TextStates:
     def __call__(self, noisy_ids: Tensor, is_masked: Tensor, rows: Tensor) -> Tensor:
         if self._asked is not noisy_ids:
             self._asked = noisy_ids
-            if self.refresh is None or self._cache is None:
-                self._states = self.codec.states(noisy_ids)
+            if self.refresh is None or self._cache is None or self.text_input == "embeddings":
+                text = None if self.blocks is None else one_copy(of_rows(self.blocks, rows))
+                self._states = self.codec.i2t_states(noisy_ids, text, self.text_input)
             else:
                 with self.codec.on_device():
                     self._states = self._cache.states(noisy_ids, rows, self.refresh.due(is_masked, rows))
         return self._states
 
 
-def _cached_logits(model: DualDiT, states_fn: StatesFn, kv: ImageKV, index: Tensor) -> LogitsFn:
+def _cached_logits(
+    model: DualDiT, states_fn: StatesFn, kv: ImageKV, index: Tensor, blocks: Tensor | None
+) -> LogitsFn:
     """Against keys and values that are kept: a step is the text stream alone."""
 
     def logits(noisy_ids: Tensor, is_masked: Tensor, rows: Tensor) -> Tensor:
-        return model.text_logits(states_fn(noisy_ids, is_masked, rows), kv, is_masked, rows=index[rows])
+        mask, states = _sees(blocks, rows), states_fn(noisy_ids, is_masked, rows)
+        if mask is not None:
+            mask = F.pad(mask, (kv[0].k.shape[2], 0), value=True)[:, None]
+        return model.text_logits(states, kv, is_masked, rows=index[rows], mask=mask)
 
     return logits
+
+
+def _sees(blocks: Tensor | None, rows: Tensor) -> Tensor | None:
+    """Which text tokens each one sees, (b, L, L) bool; None: all."""
+    return None if blocks is None else one_copy(of_rows(blocks, rows).expand(len(rows), -1)).sees
 
 
 class _JointLogits:
     """By both streams; `refresh` keeps the image side's keys and values between the steps in which it is due."""
 
     def __init__(
-        self, model: DualDiT, states_fn: StatesFn, images: ImageContext, refresh: Refresh | None
+        self,
+        model: DualDiT,
+        states_fn: StatesFn,
+        images: ImageContext,
+        refresh: Refresh | None,
+        blocks: Tensor | None,
     ) -> None:
         self.model, self.states_fn, self.images, self.refresh = model, states_fn, images, refresh
+        self.blocks = blocks
         self.dtype = next(model.parameters()).dtype
         self._kv: ImageKV = []  # of all samples, (B, heads, N, E)
 
@@ -172,8 +209,9 @@ class _JointLogits:
         nulls = None if images.null_rows is None else images.null_rows[rows]
         t = torch.zeros(len(rows), device=states.device)
         out = self.model(
-            latents, t, states, num_t2i=0, logit_mask=is_masked, null_rows=nulls, keep_image=keep
-        )
+            latents, t, states, num_t2i=0, logit_mask=is_masked, null_rows=nulls, keep_image=keep,
+            sees=_sees(self.blocks, rows),
+        )  # fmt: skip
         if keep:
             self._keep(out.image_kv, rows)
         return out.logits

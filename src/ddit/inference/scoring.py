@@ -12,10 +12,11 @@ from torch import Tensor
 
 from ddit.diffusion.likelihood import MaskSets, mask_sets, set_log_probs
 from ddit.inference.batching import Step, StepCallback
-from ddit.inference.callables import ImageContext, logits_fn, null_context, null_image_kv
+from ddit.inference.callables import ImageContext, TextStates, logits_fn, null_context, null_image_kv
 from ddit.inference.image_cache import FittedImage, ImageCache
 from ddit.model.dual_dit import DualDiT, ImageKV
 from ddit.model.encoders import ImageCodec, TextCodec
+from ddit.model.text_blocks import text_blocks
 from ddit.prompts import GivenText, PromptStyle, given_text
 from ddit.settings import ModelSettings, ScoreOptions
 
@@ -224,7 +225,7 @@ class Scorer:
             count, begin = len(text.text) + 1, len(text.prompt)
             if count not in sets:
                 generator = torch.Generator().manual_seed(seed)
-                sets[count] = mask_sets(count, num_samples, generator)
+                sets[count] = mask_sets(count, num_samples, generator, block_size=self._block_size)
             ids = torch.full((text.length,), self.text_codec.eos_token_id)
             ids[: begin + count - 1] = torch.tensor([*text.prompt, *text.text])
             positions = torch.arange(text.length)
@@ -267,8 +268,14 @@ class Scorer:
             torch.stack(parts).to(device) for parts in zip(*[row[:3] for row in rows], strict=True)
         )
         is_masked = torch.nn.utils.rnn.pad_sequence(sets, batch_first=True).to(device)
+        states_fn, blocks = self._states, None
+        if self._block_size:
+            blocks = text_blocks(units >= 0, self._block_size)
+            states_fn = TextStates(
+                self.text_codec, blocks=blocks, text_input=self.transformer.config.text_input
+            )
         return set_log_probs(
-            logits_fn(self.transformer, self._states, context),
+            logits_fn(self.transformer, states_fn, context, blocks=blocks),
             ids,
             units,
             is_scored,
@@ -279,7 +286,11 @@ class Scorer:
     def _states(self, noisy_ids: Tensor, is_masked: Tensor, rows: Tensor) -> Tensor:
         """States of masked texts (b, L), each encoded once however many images it is about."""
         distinct, which = torch.unique(noisy_ids, dim=0, return_inverse=True)
-        return self.text_codec.states(distinct)[which]
+        return self.text_codec.i2t_states(distinct, None, self.transformer.config.text_input)[which]
+
+    @property
+    def _block_size(self) -> int:
+        return self.transformer.config.text_block_size
 
     @cached_property
     def _null_kv(self) -> ImageKV | None:

@@ -1,5 +1,7 @@
 """Joint attention's projections and product; shape legend in `ddit.model.dual_dit`."""
 
+import math
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -38,15 +40,18 @@ class Attention(nn.Module):
         return self.norm_added_q(q), self.norm_added_k(k), v
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
     """Scaled dot-product attention over heads: (B, heads, S, E) -> (B, S, D).
 
-    Never masked, so that CUDA may take its flash kernel: samples of other sizes are attended to apart.
+    mask: bool, True where a query sees a key, broadcast to (B, heads, S, keys). None but for texts in blocks, so that
+        CUDA may take its flash kernel: samples of other sizes are attended to apart.
     """
     if len(q) == 0:  # the compiler fails on the softmax of no samples
         return q.transpose(1, 2).flatten(2)
     if q.device.type == "cpu" and k.shape[2] <= MAX_PLAIN_ATTENTION:
         # The backward pass of torch's fused CPU kernel takes thirty times as long on short sequences.
         scores = (q @ k.mT).float().mul(q.shape[-1] ** -0.5)  # (B, heads, S, S)
+        if mask is not None:
+            scores = scores.masked_fill(~mask, -math.inf)
         return (scores.softmax(-1).to(v.dtype) @ v).transpose(1, 2).flatten(2)
-    return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2).flatten(2)

@@ -22,27 +22,39 @@ class BlockKV(NamedTuple):
     v: Tensor
     text_mod: tuple[Tensor, ...]
 
-    def of(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """Keys and values of some images, (b, heads, N, E); of a single one without a copy."""
+    def of(self, rows: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Keys and values of some images, (b, heads, N, E); of all (None), or of a single one, without a copy."""
+        if rows is None:
+            return self.k, self.v
         if len(self.k) == 1:
             return self.k.expand(len(rows), -1, -1, -1), self.v.expand(len(rows), -1, -1, -1)
         return self.k[rows], self.v[rows]
+
+    def extended(self, k: Tensor, v: Tensor) -> "BlockKV":
+        """With keys and values of more tokens, (B, heads, S, E)."""
+        return self._replace(k=torch.cat([self.k, k], dim=2), v=torch.cat([self.v, v], dim=2))
 
 
 ImageKV = list[BlockKV]
 """A `BlockKV` a block."""
 
 
+Mask = Tensor | None
+"""bool, which tokens each one sees; None: all."""
+
+
 class Tokens(NamedTuple):
     """Samples that go through a block together: their images are of one size, their texts of one length.
 
     image: (B, N, D). text: (B, L, D). cond: (B, D). num_t2i: n; None asks for both streams of every sample.
+    mask: (B, 1, L, N + L) bool, which image and text tokens each text token sees, of i2t samples alone; None: all.
     """
 
     image: Tensor
     text: Tensor
     cond: Tensor
     num_t2i: int | None
+    mask: Mask = None
 
 
 class JointBlock(nn.Module):
@@ -90,24 +102,46 @@ class JointBlock(nn.Module):
 
     # The same computation under four names: the compiler keeps graphs by function, for all blocks together.
 
-    def draw(self, image: Tensor, text: Tensor, cond: Tensor, n: int, *, keep: bool = False):
+    def draw(
+        self, image: Tensor, text: Tensor, cond: Tensor, n: int, mask: Mask = None, *, keep: bool = False
+    ):
         """t2i samples: (B, N, D), (B, L, D), (B, D) -> the next image and text tokens."""
-        return self._step(image, text, cond, n, keep)
+        return self._step(image, text, cond, n, mask, keep)
 
-    def read(self, image: Tensor, text: Tensor, cond: Tensor, n: int, *, keep: bool = False):
+    def read(
+        self, image: Tensor, text: Tensor, cond: Tensor, n: int, mask: Mask = None, *, keep: bool = False
+    ):
         """i2t samples, as `draw`."""
-        return self._step(image, text, cond, n, keep)
+        return self._step(image, text, cond, n, mask, keep)
 
-    def joint(self, image: Tensor, text: Tensor, cond: Tensor, n: int | None, *, keep: bool = False):
+    def joint(
+        self,
+        image: Tensor,
+        text: Tensor,
+        cond: Tensor,
+        n: int | None,
+        mask: Mask = None,
+        *,
+        keep: bool = False,
+    ):
         """Samples of both kinds, as `draw`."""
-        return self._step(image, text, cond, n, keep)
+        return self._step(image, text, cond, n, mask, keep)
 
-    def last(self, image: Tensor, text: Tensor, cond: Tensor, n: int | None, *, keep: bool = False):
+    def last(
+        self,
+        image: Tensor,
+        text: Tensor,
+        cond: Tensor,
+        n: int | None,
+        mask: Mask = None,
+        *,
+        keep: bool = False,
+    ):
         """The last block, of whatever samples: (n, N, D), (B - n, L, D)."""
-        return self._step(image, text, cond, n, keep)
+        return self._step(image, text, cond, n, mask, keep)
 
     def _step(
-        self, image: Tensor, text: Tensor, cond: Tensor, n: int | None, keep: bool
+        self, image: Tensor, text: Tensor, cond: Tensor, n: int | None, mask: Mask, keep: bool
     ) -> tuple[Tensor, Tensor, BlockKV | None]:
         num_image = image.shape[1]
         image_mod, text_mod = self.norm1(cond), self.norm1_context(cond)
@@ -122,7 +156,7 @@ class JointBlock(nn.Module):
         elif self.is_last:
             t2i, i2t = slice(n), slice(n, None)
             image_attended = attend(q_image[t2i], k[t2i], v[t2i])
-            text_attended = attend(q_text[i2t], k[i2t], v[i2t])
+            text_attended = attend(q_text[i2t], k[i2t], v[i2t], mask)
             image, image_mod = image[t2i], tuple(part[t2i] for part in image_mod)
             text, text_mod = text[i2t], tuple(part[i2t] for part in text_mod)
         else:
@@ -133,7 +167,7 @@ class JointBlock(nn.Module):
                     attend(q_image[i2t], k_image[i2t], v_image[i2t]),
                 ]
             )
-            text_attended = attend(q_text, k, v)
+            text_attended = attend(q_text, k, v, mask)
         image = self._finish_image(image, image_attended, image_mod)
         return image, self._finish_text(text, text_attended, text_mod), kv
 
@@ -156,9 +190,15 @@ class JointBlock(nn.Module):
             image = self._finish_image(image, attend(q, k, v), mod)
         return image, BlockKV(k, v, self.norm1_context(cond))
 
-    def text_step(self, text: Tensor, kv: BlockKV, rows: Tensor) -> Tensor:
-        """The text stream alone, against kept keys and values of the images `rows`: (b, L, D) -> (b, L, D)."""
-        mod, (k_image, v_image) = kv.text_mod, kv.of(rows)
+    def text_step(
+        self, text: Tensor, kv: BlockKV, rows: Tensor | None = None, mask: Mask = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """The text stream alone, against kept keys and values: (b, L, D) -> the next (b, L, D), its keys and values.
+
+        rows: (b,), which of those kept each text is about; None: the i-th about the i-th.
+        mask: bool, which kept and own tokens each text token sees, broadcast to (b, 1, L, kept + L); None: all.
+        """
+        mod, (k_kept, v_kept) = kv.text_mod, kv.of(rows)
         q, k, v = self.attn.project_text(modulate(text, mod[0], mod[1]))
-        k, v = torch.cat([k_image, k], dim=2), torch.cat([v_image, v], dim=2)
-        return self._finish_text(text, attend(q, k, v), mod)
+        attended = attend(q, torch.cat([k_kept, k], dim=2), torch.cat([v_kept, v], dim=2), mask)
+        return self._finish_text(text, attended, mod), k, v

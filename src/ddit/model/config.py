@@ -2,10 +2,14 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, NonNegativeInt
 
 from ddit.schema import strict
 from ddit.settings import PositiveInt
+
+TextInput = Literal["encoder", "embeddings"]
+SWITCHES = ("image_attends_text", "text_block_size", "text_input")
+"""Fields to which no weight belongs: a trained model is converted by a short training with another value."""
 
 
 @strict
@@ -26,6 +30,11 @@ class DualDiTConfig:
         dual_attention_layers: blocks with a second attention of the image stream to itself (SD3.5-medium).
         image_attends_text: True is the paper. False: in i2t, image tokens see image tokens only, so that the image
             side can be computed once and cached exactly.
+        text_block_size: 0 is the paper. k: in i2t, an answer is written in blocks of k tokens, left to right. A token
+            sees the image, what is given, and the blocks up to its own, so that finished blocks are computed once and
+            cached exactly (`text_blocks`). Needs `image_attends_text=False`.
+        text_input: what the text stream is fed in i2t: "encoder" is the paper, the text encoder's states; "embeddings"
+            are those of its table, with their positions, so that no step runs the encoder.
     """
 
     in_channels: PositiveInt = 16
@@ -40,6 +49,8 @@ class DualDiTConfig:
     qk_norm: Literal["rms_norm"] | None = None
     dual_attention_layers: Annotated[tuple[int, ...], Field(strict=False)] = ()
     image_attends_text: bool = True
+    text_block_size: NonNegativeInt = 0
+    text_input: TextInput = "encoder"
 
     def __post_init__(self) -> None:
         if self.hidden_size % self.num_heads:
@@ -50,3 +61,8 @@ class DualDiTConfig:
             raise ValueError(f"hidden_size {self.hidden_size} is not a multiple of 4 (position embedding)")
         if any(not 0 <= layer < self.depth for layer in self.dual_attention_layers):
             raise ValueError(f"dual_attention_layers {self.dual_attention_layers} exceed depth {self.depth}")
+        if self.text_block_size and self.image_attends_text:
+            raise ValueError(
+                f"text_block_size {self.text_block_size} needs image_attends_text=False: an image side that sees the "
+                "whole text shows every block the later ones"
+            )

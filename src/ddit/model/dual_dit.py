@@ -50,13 +50,17 @@ class DualOutput(NamedTuple):
 
 
 class Part(NamedTuple):
-    """Samples whose images are of one size and whose texts are of one length; see `DualDiT.forward`."""
+    """Samples whose images are of one size and whose texts are of one length; see `DualDiT.forward`.
+
+    sees: which of the text's own tokens each of them sees.
+    """
 
     latents: Tensor | None
     t: Tensor
     text_states: Tensor
     num_t2i: int | None = 0
     logit_mask: Tensor | None = None
+    sees: Tensor | None = None
 
 
 class DualDiT(nn.Module):
@@ -144,6 +148,7 @@ class DualDiT(nn.Module):
         text_hidden: bool = False,
         features_after: int | None = None,
         keep_image: bool = False,
+        sees: Tensor | None = None,
     ) -> DualOutput:
         """Velocity of the t2i samples and logits of the i2t samples.
 
@@ -159,14 +164,16 @@ class DualDiT(nn.Module):
             features_after: index of the block whose image tokens are returned as well.
             keep_image: return the image side's keys and values as well, for `text_logits`; all samples are i2t. They
                 are those of this text: for another it is an approximation, unless `image_attends_text` is False.
+            sees: (B, L, L) bool, which text tokens each text token sees, of texts in blocks (`text_blocks`); all
+                samples are i2t. None: all.
 
         Raises:
             ValueError: on latents whose size the patch size or the position table does not fit, or on a null
                 image of a t2i sample, or on `num_t2i=None` with `image_attends_text=False`, or on what does not go with
-                `null_rows`.
+                `null_rows` or with `sees`.
         """
         n = 0 if latents is None and num_t2i is None else num_t2i
-        part = Part(latents, t, text_states, n, logit_mask)
+        part = Part(latents, t, text_states, n, logit_mask, sees)
         if latents is None or null_rows is None or not null_rows.any():
             (output,) = self.forward_parts([part], features_after=features_after, keep_image=keep_image)
         else:
@@ -211,22 +218,29 @@ class DualDiT(nn.Module):
             raise ValueError(f"the null image is of i2t samples only, but num_t2i is {n}")
         if n is None and not self.config.image_attends_text:
             raise ValueError("image_attends_text=False needs num_t2i: which samples are t2i, which are i2t")
+        if part.sees is not None and (n != 0 or self.config.image_attends_text):
+            raise ValueError("a text is in blocks in i2t alone, and only with image_attends_text=False")
         if part.latents is None:
             image = self.null_image_embd.expand(len(part.text_states), -1, -1)
         else:
             image = self.pos_embed(part.latents)
-        return Tokens(image, self.context_embedder(part.text_states), self.time_text_embed(part.t), n)
+        mask = None if part.sees is None else F.pad(part.sees, (image.shape[1], 0), value=True)[:, None]
+        return Tokens(image, self.context_embedder(part.text_states), self.time_text_embed(part.t), n, mask)
 
     def _forward_with_null_rows(self, part: Part, null_rows: Tensor) -> DualOutput:
         """A batch where some i2t samples have the null image: these are a part of their own, of eight tokens."""
-        latents, t, states, n, logit_mask = part
+        latents, t, states, n, logit_mask, sees = part
         if n is None or null_rows[:n].any():
             raise ValueError(f"the null image is of i2t samples only, but num_t2i is {n}")
         assert latents is not None
         with_image, null = (~null_rows).nonzero()[:, 0], null_rows.nonzero()[:, 0]
-        parts = [Part(None, t[null], states[null], 0)]
+
+        def of(rows: Tensor, shown: Tensor | None, n: int) -> Part:
+            return Part(shown, t[rows], states[rows], n, sees=None if sees is None else sees[rows])
+
+        parts = [of(null, None, 0)]
         if len(with_image):
-            parts.insert(0, Part(latents[with_image], t[with_image], states[with_image], n))
+            parts.insert(0, of(with_image, latents[with_image], n))
         outputs = self.forward_parts(parts)
         hidden = torch.cat([output.text_hidden for output in outputs if output.text_hidden is not None])
         hidden = hidden[torch.cat([with_image[n:], null]).argsort()]  # (B - n, L, D), in the batch's order
@@ -268,17 +282,23 @@ class DualDiT(nn.Module):
         logit_mask: Tensor | None = None,
         *,
         rows: Tensor | None = None,
+        mask: Tensor | None = None,
+        keep: int = 0,
     ) -> Tensor:
         """Logits of the text stream alone against kept keys and values: (b, L, V), or (selected, V).
 
         rows: (b,), which of the images in `kv` each text is about; by default the i-th about the i-th.
+        mask: bool, which kept and own tokens each text token sees, broadcast to (b, 1, L, kept + L); by default all.
+        keep: the keys and values of so many text tokens, the first ones, are added to those in `kv`, in place; one of a
+            text each, and no `rows`.
         """
-        rows = torch.arange(len(text_states), device=text_states.device) if rows is None else rows
         text = self.context_embedder(text_states)
         if self._marks_steps:
             torch.compiler.cudagraph_mark_step_begin()
-        for block, of_block in zip(self._blocks(), kv, strict=True):
-            text = block.text_step(text, of_block, rows)
+        for index, block in enumerate(self._blocks()):
+            text, k, v = block.text_step(text, kv[index], rows, mask)
+            if keep:
+                kv[index] = kv[index].extended(k[:, :, :keep], v[:, :, :keep])
         return self.text_proj_out(self._text_hidden(text, logit_mask))
 
 

@@ -67,6 +67,14 @@ def sincos_positions(dim: int, table_size: int, base_size: int) -> Tensor:
     return torch.cat([columns, rows], dim=-1).reshape(1, table_size**2, dim).float()
 
 
+def position_sinusoids(positions: Tensor, dim: int) -> Tensor:
+    """Sines and cosines of positions (B, S) in a text of any length: (B, S, dim) in float32."""
+    half = dim // 2
+    frequencies = 10000.0 ** (-torch.arange(half, device=positions.device) / half)
+    angles = positions.float()[..., None] * frequencies
+    return F.pad(torch.cat([angles.sin(), angles.cos()], dim=-1), (0, dim - 2 * half))
+
+
 class PatchEmbed(nn.Module):
     """Latents to image tokens, plus the central crop of a sin-cos position table."""
 

@@ -13,14 +13,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast, T5EncoderModel
 from transformers.utils import logging as transformers_logging
 
 from ddit.model import vocabulary
 from ddit.model.autoencoder import DiagonalGaussian, PatchAutoencoder, downsample_of
+from ddit.model.config import TextInput
+from ddit.model.embeddings import position_sinusoids
 from ddit.model.offload import offload_blocks, visiting
 from ddit.model.t5 import load_encoder, load_tokenizer, save_encoder
+from ddit.model.t5_blocks import T5Blocks
+from ddit.model.text_blocks import BlockText
 
 if TYPE_CHECKING:
     from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
@@ -313,6 +318,26 @@ class TextCodec:
                 seen = torch.arange(input_ids.shape[1], device=self.device) < lengths.to(self.device)[:, None]
             encoded = self.encoder(input_ids=input_ids.to(self.device), attention_mask=seen)
             return encoded.last_hidden_state
+
+    def i2t_states(
+        self, ids: Tensor, text: BlockText | None = None, text_input: TextInput = "encoder"
+    ) -> Tensor:
+        """What a model's text stream is fed of i2t texts, ids (B, S) -> (B, S, D).
+
+        text: how the tokens of texts in blocks lie and see each other.
+        text_input: "encoder": states. "embeddings": a token's embedding, brought to a mean square of 1 as states about
+            have it, and the sinusoids of its position.
+        """
+        if text is None and text_input == "encoder":
+            return self.states(ids)
+        with self.on_device(), torch.set_grad_enabled(self._trains_mask and torch.is_grad_enabled()):
+            ids = ids.to(self.device)
+            if text_input == "encoder":
+                assert text is not None
+                return T5Blocks(self.encoder).states(ids, text.to(self.device))
+            embedded = F.rms_norm(self.encoder.encoder.embed_tokens(ids), (self.width,), eps=1e-6)
+            positions = torch.arange(ids.shape[1])[None] if text is None else text.positions
+            return embedded + position_sinusoids(positions.to(self.device), self.width).to(embedded.dtype)
 
     @contextlib.contextmanager
     def embed_mask_as(self, vector: Tensor) -> Iterator[None]:

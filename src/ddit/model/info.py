@@ -309,7 +309,10 @@ def to_text(info: ModelInfo) -> str:
         "vocabulary": f"{sizes.vocabulary:,} tokens, {config.vocab_size:,} rows in the text head",
         "t2i": f"{image.sampler}, {image.num_steps} steps, guidance {image.guidance_scale:g}, shift {image.shift:g}",
         "i2t": f"order {rule.order}, temperature {rule.temperature:g}, {steps}",
-        "image side": f"{cached}",
+        "image side": cached,
+        "written": f"in blocks of {size} tokens, finished ones kept"
+        if (size := config.text_block_size)
+        else "as a whole",
     }
     lines = [f"{name:<13} {value}" for name, value in facts.items()]
     lines += ["", f"{'part':<13} {'parameters':>14} {'stored as':>10} {'on disk':>10}"]

@@ -52,7 +52,7 @@ def build_tokenizer(words: Iterable[str]) -> PreTrainedTokenizerFast:
     tokenizer.decoder = decoders.Sequence(
         [*(decoders.Replace(piece, text) for piece, text in shown.items()), decoders.Metaspace()]
     )
-    return _with_special_tokens(tokenizer)
+    return with_special_tokens(tokenizer)
 
 
 def train_tokenizer(texts: Iterable[str], num_pieces: int) -> PreTrainedTokenizerFast:
@@ -110,7 +110,7 @@ def train_tokenizer(texts: Iterable[str], num_pieces: int) -> PreTrainedTokenize
         ]
     )
     known = [word for word, _ in counts.most_common(MAX_KNOWN_WORDS)]
-    return _with_special_tokens(tokenizer, **{KNOWN_WORDS: sorted(known)})
+    return with_special_tokens(tokenizer, **{KNOWN_WORDS: sorted(known)})
 
 
 def _split_into_words(tokenizer: Tokenizer) -> None:
@@ -138,7 +138,7 @@ def _capitals() -> list[str]:
     return [letter for letter in letters if letter.isupper() and letter.lower().upper() == letter]
 
 
-def _with_special_tokens(tokenizer: Tokenizer, **settings: Any) -> PreTrainedTokenizerFast:
+def with_special_tokens(tokenizer: Tokenizer, **settings: Any) -> PreTrainedTokenizerFast:
     """T5's conventions; `settings` are kept in the tokenizer's folder."""
     tokenizer.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
     return PreTrainedTokenizerFast(

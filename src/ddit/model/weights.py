@@ -19,6 +19,7 @@ from torch import Tensor
 
 from ddit.files import SafetensorsFiles, check_names, list_names, read_json, write_tensors
 from ddit.model import DualDiT, DualDiTConfig
+from ddit.model.config import SWITCHES
 from ddit.model.folders import is_sd3_folder
 
 TRANSFORMER_STEM = "diffusion_pytorch_model"
@@ -35,9 +36,9 @@ CONFIG_NAMES = {
     "pos_embed_max_size": "pos_embed_max_size",
     "qk_norm": "qk_norm",
     "dual_attention_layers": "dual_attention_layers",
-    "image_attends_text": "image_attends_text",
+    **{name: name for name in SWITCHES},
 }
-OPTIONAL_KEYS = {"qk_norm", "dual_attention_layers", "image_attends_text"}
+OPTIONAL_KEYS = {"qk_norm", "dual_attention_layers", *SWITCHES}
 CHECKED_KEYS = {"attention_head_dim", "caption_projection_dim", "out_channels"}
 DROPPED_KEYS = {"pooled_projection_dim"}  # SD3's CLIP conditioning, which D-DiT does without
 
@@ -73,8 +74,14 @@ def config_from_dict(
 
 
 def config_to_dict(config: DualDiTConfig) -> dict[str, Any]:
-    """Our configuration under diffusers' names, the inverse of `config_from_dict`."""
+    """Our configuration under diffusers' names, the inverse of `config_from_dict`.
+
+    Switches of texts in blocks are left out where they are as in the paper.
+    """
     values = {name: getattr(config, field) for field, name in CONFIG_NAMES.items()}
+    for name in ("text_block_size", "text_input"):
+        if values[name] == getattr(DualDiTConfig, name):
+            del values[name]
     values["dual_attention_layers"] = list(config.dual_attention_layers)
     values["attention_head_dim"] = config.hidden_size // config.num_heads
     values["caption_projection_dim"] = config.hidden_size
@@ -91,28 +98,27 @@ def load_transformer(
     *,
     dtype: torch.dtype | None = None,
     device: torch.device | str = "cpu",
-    image_attends_text: bool | None = None,
+    **switches: Any,
 ) -> DualDiT:
     """A `DualDiT` from a diffusers-style `transformer/` folder, in the stored dtype unless told otherwise.
 
     Args:
-        image_attends_text: in place of the stored setting, to which no weight belongs: the start of a conversion.
+        switches: fields of `config.SWITCHES` in place of the stored ones: the start of a conversion.
 
     Raises:
         ValueError: one line; the configuration or the tensors do not fit, and the first of them are named.
     """
-    model, stored = _empty_transformer(Path(folder), dtype, image_attends_text)
+    model, stored = _empty_transformer(Path(folder), dtype, **switches)
     model.load_state_dict(stored.read(stored.shapes, dtype, device), assign=True)
     return model
 
 
 def _empty_transformer(
-    folder: Path, dtype: torch.dtype | None, image_attends_text: bool | None
+    folder: Path, dtype: torch.dtype | None, **switches: Any
 ) -> tuple[DualDiT, SafetensorsFiles]:
     """The model on the meta device, and its tensors, which fit it."""
     config = config_from_dict(read_json(folder / "config.json"), f"'{folder / 'config.json'}'")
-    if image_attends_text is not None:
-        config = replace(config, image_attends_text=image_attends_text)
+    config = replace(config, **switches)
     with torch.device("meta"):
         model = DualDiT(config)
     stored = SafetensorsFiles(folder, TRANSFORMER_STEM, dtype)
@@ -162,12 +168,12 @@ def stream_transformer(
     folder = Path(folder)
     if is_sd3_folder(folder):
         assert vocab_size is not None
-        plan = _plan_sd3(folder / "transformer", vocab_size, True, None)
+        plan = _plan_sd3(folder / "transformer", vocab_size, None)
         generator = torch.Generator().manual_seed(seed)
         tensors = _sd3_tensors(plan, lambda name: next(plan.stored.stream([name]))[1], generator, names)
         return StreamedTransformer(plan.config, tensors)
     folder = folder / "transformer"
-    model, stored = _empty_transformer(folder, None, None)
+    model, stored = _empty_transformer(folder, None)
     wanted = [name for name in model.state_dict() if names is None or name in names]
     return StreamedTransformer(model.config, stored.stream(wanted))
 
@@ -231,10 +237,10 @@ def from_sd3(
     folder: str | os.PathLike[str],
     *,
     vocab_size: int,
-    image_attends_text: bool = True,
     generator: torch.Generator | None = None,
     dtype: torch.dtype | None = None,
     device: torch.device | str = "cpu",
+    **switches: Any,
 ) -> SD3Start:
     """Starts a D-DiT from the transformer of an SD3 or SD3.5 diffusers folder.
 
@@ -248,11 +254,12 @@ def from_sd3(
         folder: the pipeline's folder, with `transformer/` in it.
         vocab_size: rows of the text head.
         generator: of the new weights, on the CPU.
+        switches: fields of `config.SWITCHES`.
 
     Raises:
         ValueError: if the folder's configuration or tensors are not SD3's.
     """
-    plan = _plan_sd3(Path(folder) / "transformer", vocab_size, image_attends_text, dtype)
+    plan = _plan_sd3(Path(folder) / "transformer", vocab_size, dtype, **switches)
     stored = plan.stored.read(plan.theirs.values(), dtype, device)
     tensors = {n: t.to(device) for n, t in _sd3_tensors(plan, stored.__getitem__, generator)}
     with torch.device("meta"):
@@ -273,10 +280,10 @@ class _SD3Plan(NamedTuple):
     new: dict[str, tuple[int, ...]]
 
 
-def _plan_sd3(folder: Path, vocab_size: int, image_attends_text: bool, dtype: torch.dtype | None) -> _SD3Plan:
+def _plan_sd3(folder: Path, vocab_size: int, dtype: torch.dtype | None, **switches: Any) -> _SD3Plan:
     source = f"'{folder}'"
     values = read_json(folder / "config.json")
-    config = config_from_dict(values, source, vocab_size=vocab_size, image_attends_text=image_attends_text)
+    config = config_from_dict(values, source, vocab_size=vocab_size, **switches)
     with torch.device("meta"):
         shapes = _shapes(DualDiT(config))
     stored = SafetensorsFiles(folder, TRANSFORMER_STEM, dtype)

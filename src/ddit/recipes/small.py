@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from ddit.config.data import DataConfig, HuggingFaceData, LlavaData, QuestionsData, SourceConfig
+from ddit.config.data import DataConfig, HuggingFaceData, LlavaData, QuestionsData, SourceConfig, TextData
 from ddit.config.runs import (
     AutoencoderRun,
     DualRun,
@@ -225,7 +225,7 @@ def small(
     if not hours > 0:
         raise ValueError(f"hours must be above 0, got {hours}")
     image_size = image_size or numbers.image_size
-    channels, pixels = (latent_channels, downsample) if vae is None else _sizes_of_vae(vae)
+    channels, pixels = (latent_channels, downsample) if vae is None else sizes_of_vae(vae)
     text_dim, vocab_size = (
         (numbers.text_size, numbers.num_pieces) if text is None else _sizes_of_text_encoder(text)
     )
@@ -246,15 +246,21 @@ def small(
         sample_size=image_size // pixels,
         pos_embed_max_size=2 * image_size // unit,
     )
+    with_images = [source for source in sources if not isinstance(source, TextData)]
+    if not with_images:
+        raise ValueError("the sources are text alone: there is no image to learn from")
+    folders = {id(source): f"latents_{number}" for number, source in enumerate(with_images)}
     cached = tuple(
-        replace(source, latents=str(root / f"{size}-latents_{number}"))
-        for number, source in enumerate(sources)
+        replace(source, latents=str(root / f"{size}-{folders[id(source)]}"))
+        if id(source) in folders
+        else source
+        for source in sources
     )
     chain = Chain(
         root=root,
         name=size,
         model=model,
-        t2i=tuple(source for source in cached if _has_captions(source)),
+        t2i=tuple(source for source in cached if has_captions(source)),
         i2t=cached,
         held_out=tuple(held_out),
         image_size=image_size,
@@ -265,11 +271,11 @@ def small(
     )
     runs: list[RunConfig] = []
     if vae is None:
-        own = _autoencoder_run(chain, sources, hours)
+        own = _autoencoder_run(chain, with_images, hours)
         runs.append(replace(own, downsample=downsample, latent_channels=channels, target_psnr=target_psnr))
     if text is None:
         runs.append(_text_encoder_run(chain, sources, numbers, hours))
-    runs += [latents_run(chain, source, name=f"latents_{number}") for number, source in enumerate(sources)]
+    runs += [latents_run(chain, source, name=folders[id(source)]) for source in with_images]
     return [*runs, *_transformer_runs(chain, hours, flops or numbers.flops)]
 
 
@@ -277,7 +283,7 @@ def _autoencoder_run(chain: Chain, sources: Sequence[SourceConfig], hours: float
     return AutoencoderRun(
         out=chain.out("vae"),
         sources=tuple(sources),
-        held_out=chain.held_out,
+        held_out=tuple(source for source in chain.held_out if not isinstance(source, TextData)),
         image_size=chain.image_size,
         crop_size=None if chain.image_size <= 64 else 64,
         num_images=12_000,
@@ -299,6 +305,7 @@ def _text_encoder_run(
         mlp_size=7 * numbers.text_size // 3 // 8 * 8,
         text_length=chain.text_length,
         max_steps=_rounded(min(4000, 1000 * hours), least=200),
+        compute_dtype="auto",
     )
 
 
@@ -365,14 +372,14 @@ def _rounded(steps: float, *, least: int) -> int:
     return max(least, int(steps))
 
 
-def _has_captions(source: SourceConfig) -> bool:
-    """Whether images can be drawn from its texts: questions and conversations are no prompts."""
+def has_captions(source: SourceConfig) -> bool:
+    """Whether images can be drawn from its texts: questions, conversations and text alone are no prompts."""
     if isinstance(source, HuggingFaceData):
         return source.caption_key is not None
-    return not isinstance(source, LlavaData | QuestionsData)
+    return not isinstance(source, LlavaData | QuestionsData | TextData)
 
 
-def _sizes_of_vae(name: str) -> tuple[int, int]:
+def sizes_of_vae(name: str) -> tuple[int, int]:
     """Channels and downsampling of a frozen autoencoder."""
     from ddit.model.autoencoder import downsample_of  # which imports torch
 

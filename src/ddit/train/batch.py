@@ -13,6 +13,7 @@ from ddit.data.buckets import Shape
 from ddit.data.samples import CorruptSample, Latents, Sample
 from ddit.images import fit_image
 from ddit.model.encoders import TextCodec
+from ddit.model.text_blocks import BlockText, clean_and_noisy, text_blocks
 from ddit.prompts import MINI, PUBLISHED, PromptStyle
 
 Value = TypeVar("Value")
@@ -53,9 +54,9 @@ class T2IBatch(NamedTuple):
 
 
 class I2TBatch(NamedTuple):
-    """Image to text. input_ids, noisy_ids: (n, L); answer_mask: (n, L) bool; t: (n,).
+    """Image to text. input_ids, noisy_ids: (n, L); answer_mask: (n, L) bool; t: (n,), or (n, L) of texts in blocks.
 
-    states: (n, L, D), of `noisy_ids`, where they are there ahead of the step.
+    states: (n, L, D), of `noisy_ids`, where they are there ahead of the step; (n, 2 L, D), of `text_of`, in blocks.
     """
 
     images: Images
@@ -64,6 +65,14 @@ class I2TBatch(NamedTuple):
     noisy_ids: Tensor
     t: Tensor
     states: Tensor | None = None
+
+
+def text_of(i2t: I2TBatch, block_size: int) -> tuple[Tensor, BlockText | None]:
+    """What the text encoder reads: the noisy ids (n, L), or those of texts in blocks behind the clean ids, (n, 2 L)."""
+    if not block_size:
+        return i2t.noisy_ids, None
+    layout = clean_and_noisy(text_blocks(i2t.answer_mask, block_size))
+    return torch.cat([i2t.input_ids, i2t.noisy_ids], dim=1), layout
 
 
 class Batch(NamedTuple):

@@ -20,8 +20,10 @@ from ddit.data.samples import CorruptSample, Sample, Source, read_sample
 from ddit.data.sources import find_left_out, open_source
 from ddit.devices import Ranks
 from ddit.diffusion import flow, masked
+from ddit.diffusion.blocks import block_times
 from ddit.model import DualDiTConfig
 from ddit.model.encoders import ImageCodec, TextCodec
+from ddit.model.text_blocks import last_answer, text_blocks
 from ddit.train.batch import (
     STYLES,
     Batch,
@@ -123,7 +125,7 @@ class StepData(Dataset[list[Batch]]):
         open_with: Opener = open_source,
     ) -> None:
         self.seed, self.data, self.objective = cfg.seed, cfg.data, cfg.objective
-        self.facts, self.style = facts, STYLES[cfg.prompts]
+        self.facts, self.style, self.block_size = facts, STYLES[cfg.prompts], cfg.model.text_block_size
         self.codec = codec.without_encoder()
         self.num_i2t = round(cfg.global_batch_size * cfg.objective.i2t_fraction)
         self.num_t2i = cfg.global_batch_size - self.num_i2t
@@ -209,10 +211,15 @@ class StepData(Dataset[list[Batch]]):
         # late ones, which have the most masked tokens.
         slices = np.random.default_rng([self.seed, step]).permutation(self.num_i2t)[half.mine]
         u = torch.tensor([rng.random() for rng in made.rngs], dtype=torch.float64)
-        t = masked.time_of_uniform((torch.from_numpy(slices) + u) / self.num_i2t).float()
+        u = (torch.from_numpy(slices) + u) / self.num_i2t
         uniform = np.stack([rng.random(self.data.i2t_length, np.float32) for rng in made.rngs])
         input_ids = torch.stack([row.input_ids for row in made.rows])
         answer_mask = torch.stack([row.answer_mask for row in made.rows if row.answer_mask is not None])
+        all_masked = self.objective.text.all_masked_share
+        t = masked.time_of_uniform(u, all_masked).float()
+        if self.block_size:
+            answer_mask = last_answer(answer_mask)
+            t = block_times(u, text_blocks(answer_mask, self.block_size), all_masked).float()
         noisy_ids = masked.mask_tokens(
             input_ids,
             answer_mask,
@@ -234,6 +241,9 @@ class StepData(Dataset[list[Batch]]):
             try:
                 rng = sample_rng(self.seed, step, position)
                 sample = read_sample(half.sources[place.source], place.index, rng, i2t=half.stream == I2T)
+                if half.stream == I2T and self.block_size and len(sample.turns) > 1:
+                    # In blocks one answer of a conversation is trained, behind the earlier turns (`last_answer`).
+                    sample = sample._replace(turns=sample.turns[: rng.randint(1, len(sample.turns))])
                 return self._make_row(half, sample, shape)
             except CorruptSample as corrupt_sample:
                 error = corrupt_sample

@@ -79,7 +79,7 @@ def run_flops(cfg: DualRun, downsample: int) -> float:
         num_i2t=num_i2t,
         latent_size=cfg.data.image_size // downsample,
         t2i_length=cfg.data.t2i_length,
-        i2t_length=cfg.data.i2t_length,
+        i2t_length=cfg.i2t_tokens,
         num_masked=cfg.data.i2t_length // 2,
     )
 

@@ -14,7 +14,7 @@ from ddit.model import DualDiTConfig
 from ddit.model.encoders import ImageCodec, TextCodec
 from ddit.model.folders import resolve
 from ddit.model.loading import load_image_codec, load_text_codec
-from ddit.train.batch import Batch, Images
+from ddit.train.batch import Batch, Images, text_of
 from ddit.train.parallel import make_mesh, shard_frozen
 
 _TEXTS_AT_ONCE = 64
@@ -79,7 +79,7 @@ def shard_text_encoder(codec: TextCodec, cfg: ParallelConfig, ranks: Ranks, *, h
 
 
 def encode_ahead(
-    steps: Iterator[tuple[int, list[Batch]]], codec: TextCodec, num_steps: int
+    steps: Iterator[tuple[int, list[Batch]]], codec: TextCodec, num_steps: int, model: DualDiTConfig
 ) -> Iterator[tuple[int, list[Batch]]]:
     """The same steps with the states of their texts, computed `num_steps` steps at a time and kept in main memory.
 
@@ -89,7 +89,13 @@ def encode_ahead(
     while group := list(itertools.islice(steps, num_steps)):
         batches = [batch for _, micro_batches in group for batch in micro_batches]
         t2i = iter(_states([batch.t2i.prompt_ids for batch in batches if batch.t2i is not None], codec))
-        i2t = iter(_states([batch.i2t.noisy_ids for batch in batches if batch.i2t is not None], codec))
+        read = [batch.i2t for batch in batches if batch.i2t is not None]
+        if model.text_block_size or model.text_input == "embeddings":
+            texts = (text_of(part, model.text_block_size) for part in read)
+            with codec.on_device():
+                i2t = iter([codec.i2t_states(*text, model.text_input).cpu() for text in texts])
+        else:
+            i2t = iter(_states([part.noisy_ids for part in read], codec))
         for step, micro_batches in group:
             yield (
                 step,

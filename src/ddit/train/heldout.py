@@ -2,7 +2,7 @@
 
 import contextlib
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import Any, NamedTuple, Self
 
@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ddit import prompts
 from ddit.config.data import DataConfig
+from ddit.config.runs import ObjectiveConfig
 from ddit.data.mixture import HalfBatches
 from ddit.data.sampler import sample_rng
 from ddit.data.samples import CorruptSample, Source, Turn, read_sample
@@ -21,6 +22,7 @@ from ddit.diffusion.likelihood import MaskSets, TextUnits, mask_sets, set_log_pr
 from ddit.inference.callables import ImageContext, TextStates, logits_fn, velocity_fn
 from ddit.model import DualDiT
 from ddit.model.encoders import ImageCodec, TextCodec
+from ddit.model.text_blocks import last_answer, text_blocks
 from ddit.prompts import PromptStyle, TokenizedPrompt
 from ddit.train.batch import Images, Row, caption_ids, conversation_ids, fit_sample_image, stack_images
 from ddit.train.batches import I2T, ImageFacts, Opener, all_cached, open_sources
@@ -158,8 +160,8 @@ class _Part(NamedTuple):
 class _Texts(NamedTuple):
     """Texts of one kind, (n, L), with the masks of their likelihood bounds: always the same.
 
-    there: (n,) bool. sets: of each text, at most `NUM_MASKS`. is_masked: (n, NUM_MASKS, units) bool, the sets; a text
-    with fewer has its first one again.
+    there: (n,) bool. sets: of each text, at most `NUM_MASKS`, or two a block. is_masked: (n, most sets, units) bool; a
+    text with fewer has its first one again.
     """
 
     texts: TokenizedPrompt
@@ -169,14 +171,18 @@ class _Texts(NamedTuple):
     is_masked: Tensor
 
     @classmethod
-    def of(cls, texts: TokenizedPrompt, there: Tensor, eos_token_id: int) -> Self:
+    def of(cls, texts: TokenizedPrompt, there: Tensor, eos_token_id: int, block_size: int) -> Self:
+        if block_size:
+            texts = texts._replace(answer_mask=last_answer(texts.answer_mask))
         units = text_units(*texts, eos_token_id)
         # What is not there, or has no answer, is never measured.
         sizes, there = units.counts.clamp(min=1).tolist(), there & (units.counts > 0)
         sets = [
-            mask_sets(size, NUM_MASKS, torch.Generator().manual_seed(row)) for row, size in enumerate(sizes)
+            mask_sets(size, NUM_MASKS, torch.Generator().manual_seed(row), block_size=block_size)
+            for row, size in enumerate(sizes)
         ]
-        is_masked = torch.zeros(len(sets), NUM_MASKS, max(sizes), dtype=torch.bool)
+        most = max(len(own.is_masked) for own in sets)
+        is_masked = torch.zeros(len(sets), most, max(sizes), dtype=torch.bool)
         for row, (size, own) in enumerate(zip(sizes, sets, strict=True)):
             is_masked[row, :, :size] = own.is_masked[0]
             is_masked[row, : len(own.is_masked), :size] = own.is_masked
@@ -200,15 +206,16 @@ class HeldOut:
         *,
         chunk: int,
         i2t_fraction: float,
+        block_size: int = 0,
     ) -> None:
         self.samples, self.images, self.codec, self.ranks = samples, images, codec, ranks
         self.chunk, self.i2t_fraction = chunk, i2t_fraction
         self.captions = [text for text in samples.captions if text is not None]
         eos = codec.eos_token_id
         self._texts = {
-            "question": _Texts.of(samples.turn_texts, samples.has_question, eos),
-            "caption": _Texts.of(samples.caption_texts, samples.has_caption, eos),
-            "text": _Texts.of(samples.turn_texts, samples.is_text, eos),
+            "question": _Texts.of(samples.turn_texts, samples.has_question, eos, block_size),
+            "caption": _Texts.of(samples.caption_texts, samples.has_caption, eos, block_size),
+            "text": _Texts.of(samples.turn_texts, samples.is_text, eos, block_size),
         }
 
     def measure(self, model: DualDiT) -> dict[str, float]:
@@ -320,8 +327,11 @@ class HeldOut:
         mask_id, eos = self.codec.mask_token_id, self.codec.eos_token_id
         ids, answer = texts.texts.input_ids[rows], texts.texts.answer_mask[rows]
         context = self.image_context(rows)
-        logits_of = logits_fn(model, TextStates(self.codec), context)
-        device = context.index.device
+        device, blocks = context.index.device, None
+        if model.config.text_block_size:
+            blocks = text_blocks(answer, model.config.text_block_size).to(device)
+        states_fn = TextStates(self.codec, blocks=blocks, text_input=model.config.text_input)
+        logits_of = logits_fn(model, states_fn, context, blocks=blocks)
         logits = logits_of(torch.where(answer, mask_id, ids), answer.to(device), context.index)
         predicted = masked.subs_log_probs(logits, mask_id).float().cpu()  # (selected, V)
         nll, is_wrong = torch.zeros(ids.shape), torch.zeros_like(answer)
@@ -341,6 +351,18 @@ class HeldOut:
         ]
         found = [(nll * is_word).sum(1), is_word.sum(1), ~is_wrong.any(1), torch.tensor(bounds)]
         return torch.stack([*found, texts.units.counts[rows]], dim=1)
+
+
+def held_out_loss(figures: Mapping[str, float], objective: ObjectiveConfig) -> float | None:
+    """What training minimises, of held-out figures: image loss and text bounds a token, weighted as they are there.
+
+    None where there is neither.
+    """
+    share = objective.i2t_fraction
+    texts = [value for name, value in figures.items() if name.endswith("_nelbo_token")]
+    found = [(1 - share) * figures["flow_loss"]] if "flow_loss" in figures else []
+    found += [share * objective.lambda_text * sum(texts) / len(texts)] if texts else []
+    return sum(found) if found else None
 
 
 def mean_with_interval(name: str, values: Tensor) -> dict[str, float]:

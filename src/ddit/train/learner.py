@@ -15,10 +15,11 @@ from ddit.config.runs import DualRun, ObjectiveConfig, settled
 from ddit.devices import Ranks, compute_dtype
 from ddit.model import DualDiT, DualDiTConfig
 from ddit.model.adapters import add_adapters
+from ddit.model.config import SWITCHES
 from ddit.model.encoders import TextCodec
 from ddit.model.folders import is_sd3_folder, resolve
 from ddit.model.weights import from_sd3, load_transformer
-from ddit.train.batch import Batch
+from ddit.train.batch import Batch, text_of
 from ddit.train.objective import AlignmentHead, Losses, Pair, step_losses
 from ddit.train.parallel import make_mesh, shard_blocks
 from ddit.train.timing import StepTimer
@@ -71,11 +72,13 @@ class Learner(nn.Module):
             )
             return t2i_states, i2t_states
         ids = None if batch.t2i is None else batch.t2i.prompt_ids
-        noisy_ids = None if batch.i2t is None else batch.i2t.noisy_ids
-        if self.mask_embedding is not None and noisy_ids is not None:
-            with codec.embed_mask_as(self.mask_embedding):
-                i2t_states = codec.states(noisy_ids)
+        config, embedding = self.transformer.config, self.mask_embedding
+        is_apart = config.text_block_size > 0 or config.text_input == "embeddings" or embedding is not None
+        if batch.i2t is not None and is_apart:
+            with nullcontext() if embedding is None else codec.embed_mask_as(embedding):
+                i2t_states = codec.i2t_states(*text_of(batch.i2t, config.text_block_size), config.text_input)
             return None if ids is None else codec.states(ids), i2t_states
+        noisy_ids = None if batch.i2t is None else batch.i2t.noisy_ids
         if ids is not None and noisy_ids is not None and _num_fillers(ids, noisy_ids) <= MAX_FILLERS:
             return _states_of_both(ids, noisy_ids, codec)
         t2i_states, i2t_states = (None if i is None else codec.states(i) for i in (ids, noisy_ids))
@@ -187,15 +190,14 @@ def start_weights(config: DualDiTConfig, init: str | None, seed: int) -> DualDiT
         model.init_weights(torch.Generator().manual_seed(seed))
         return model
     folder = resolve(init)
+    switches = {name: getattr(config, name) for name in SWITCHES}
     if is_sd3_folder(folder):
         model = from_sd3(
-            folder, vocab_size=config.vocab_size, image_attends_text=config.image_attends_text,
-            generator=torch.Generator().manual_seed(seed), dtype=torch.float32,
+            folder, vocab_size=config.vocab_size, generator=torch.Generator().manual_seed(seed),
+            dtype=torch.float32, **switches,
         ).transformer  # fmt: skip
     else:
-        model = load_transformer(
-            folder / "transformer", dtype=torch.float32, image_attends_text=config.image_attends_text
-        )
+        model = load_transformer(folder / "transformer", dtype=torch.float32, **switches)
     if model.config != config:
         found, wanted = dataclasses.asdict(model.config), dataclasses.asdict(config)
         differing = [

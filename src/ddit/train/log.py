@@ -38,7 +38,7 @@ class RunLog:
     A run that is resumed after `start` steps first drops the lines of later steps, which will be written again.
 
     Args:
-        total: units of the whole run; `unit` names them.
+        total: units of the whole run, None if its time is what ends it; `unit` names them.
         report: switches TensorBoard, Weights & Biases and trackio on; None: none of them.
         flops_per_unit, peak_flops: work of one of the units that `pairs_per_second` counts, and what all devices
             together can do a second; with both, events with that rate get the model FLOP utilisation, `mfu`.
@@ -51,7 +51,7 @@ class RunLog:
     def __init__(
         self,
         out: Path,
-        total: int,
+        total: int | None,
         *,
         unit: str,
         start: int = 0,
@@ -112,7 +112,7 @@ class RunLog:
             first = dict(list(shown.items())[:5])
             self._bar.set_postfix(first, refresh=False)
             if self._bar.disable:
-                step, total = values.get("step", "?"), self._bar.total
+                step, total = values.get("step", "?"), self._bar.total or "?"
                 line = ", ".join(f"{key}={value}" for key, value in first.items())
                 print(f"{self._bar_name}: {step}/{total} {line}", file=sys.stderr, flush=True)
             self._knows_any |= bool(known)

@@ -18,14 +18,15 @@ from ddit.train.trainer import Trainer
 from ddit.train.watch import Watch
 
 _FREE_TO_CHANGE = ("out", "vae", "text", "init", "max_steps", "micro_batch_size", "report.", "parallel.")
-_FREE_TO_CHANGE += ("data.num_workers", "data.held_out", "non_finite", "max_skipped")
+_FREE_TO_CHANGE += ("data.num_workers", "data.held_out", "non_finite", "max_skipped", "max_seconds")
 """Keys that may differ when a run is resumed; any other difference is printed."""
 _STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 """SIGUSR1 is what SLURM is asked to send ahead of a job's end."""
 
 
 def train(cfg: DualRun, *, stop_at: int | None = None) -> Path:
-    """Starts or resumes the run in `cfg.out`, until `max_steps`; leaves `export/` and `export_raw/` there.
+    """Starts or resumes the run in `cfg.out`, until its steps or its seconds are used; leaves `export/` and
+    `export_raw/` there.
 
     On SIGTERM, SIGINT or SIGUSR1 it saves a checkpoint and raises `Stopped`. `stop_at` ends after that many steps as
     if there were no more.
@@ -48,7 +49,7 @@ def train(cfg: DualRun, *, stop_at: int | None = None) -> Path:
     batches_of_steps = step_loader(trainer.data, trainer.step, last, cfg.data.num_workers)
     with _stop_requests() as requests, closing(watch), closing_workers(batches_of_steps) as loader:
         steps = trainer.with_states(loader)
-        while trainer.step < last and not stopped:
+        while trainer.step < last and not (stopped or trainer.is_over):
             watch.before_step()
             _, batches = next(steps)
             result = trainer.train_step(batches, stop=bool(requests), save=watch.wants_checkpoint())

@@ -115,7 +115,7 @@ def build_on_meta(config: DualDiTConfig, lora: LoraConfig | None = None) -> Dual
 def saved_bytes(cfg: DualRun, micro_batch_size: int, downsample: int = 8) -> tuple[int, int]:
     """Bytes kept for the backward pass of one joint block, and of its two inputs, at a micro-batch's shapes."""
     tokens = (cfg.data.image_size // (downsample * cfg.model.patch_size)) ** 2
-    length = max(cfg.data.t2i_length, cfg.data.i2t_length)
+    length = max(cfg.data.t2i_length, cfg.i2t_tokens)
     return _saved_bytes(cfg.model, compute_dtype(cfg.compute_dtype, GPU), micro_batch_size, tokens, length)
 
 
@@ -159,7 +159,7 @@ def text_encoder_bytes(cfg: DualRun, encoders: Encoders, shards: int, micro_batc
     if cfg.train_mask_embedding:
         num_i2t = max(1, round(micro_batch_size * cfg.objective.i2t_fraction))
         with torch.device("meta"):
-            shape = (num_i2t, cfg.data.i2t_length, encoders.t5["d_model"])
+            shape = (num_i2t, cfg.i2t_tokens, encoders.t5["d_model"])
             states = torch.empty(shape, dtype=torch.bfloat16, requires_grad=True)
         of_layer = _saved_for_backward(encoder, lambda: layer(states))
         recomputed = settled(cfg.parallel.checkpoint_activations)

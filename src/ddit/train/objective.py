@@ -9,8 +9,9 @@ from torch import Tensor, nn
 from ddit.config.runs import ObjectiveConfig
 from ddit.diffusion import flow, masked
 from ddit.model.dual_dit import DualDiT, Part
+from ddit.model.text_blocks import of_rows
 from ddit.settings import MaskedConfig
-from ddit.train.batch import Batch, I2TBatch, T2IBatch
+from ddit.train.batch import Batch, I2TBatch, T2IBatch, text_of
 from ddit.train.cross_entropy import weighted_nll
 
 Pair = tuple[Tensor | None, Tensor | None]
@@ -46,7 +47,8 @@ def step_losses(
             forward.
         latents: clean latents (n, C, h, w) of the t2i and the i2t half, in float32; None for a half that `batch` does
             not have, or for an i2t half whose images are all null.
-        states: text states (n, L, D_text) of `prompt_ids` and of `noisy_ids`.
+        states: text states (n, L, D_text) of `prompt_ids` and of `noisy_ids`; of texts in blocks (n, 2 L, D_text), of
+            `text_of`.
         alignment_head: given where `cfg.alignment_weight` is above 0.
     """
     t2i, i2t = batch.t2i, batch.i2t
@@ -54,7 +56,8 @@ def step_losses(
     if t2i is not None:
         parts.append(_t2i_part(t2i, latents[0], states[0]))
     if i2t is not None:
-        i2t, i2t_parts = _i2t_parts(i2t, latents[1], states[1], mask_token_id)
+        block_size = transformer.config.text_block_size
+        i2t, i2t_parts = _i2t_parts(i2t, latents[1], states[1], mask_token_id, block_size)
         parts = _joined(parts, i2t_parts)
     dtype = next(transformer.parameters()).dtype
     outputs = transformer.forward_parts(
@@ -90,7 +93,7 @@ def _t2i_part(t2i: T2IBatch, latents: Tensor | None, states: Tensor | None) -> P
 
 
 def _i2t_parts(
-    i2t: I2TBatch, latents: Tensor | None, states: Tensor | None, mask_token_id: int
+    i2t: I2TBatch, latents: Tensor | None, states: Tensor | None, mask_token_id: int, block_size: int
 ) -> tuple[I2TBatch, list[Part]]:
     """The half with its null images last, and its parts: samples with an image, then those without."""
     assert states is not None
@@ -104,17 +107,21 @@ def _i2t_parts(
             input_ids=i2t.input_ids[order], answer_mask=i2t.answer_mask[order],
             noisy_ids=i2t.noisy_ids[order], t=i2t.t[order],
         )  # fmt: skip
-    t, is_masked = torch.zeros_like(i2t.t), _is_masked(i2t, mask_token_id)
+    t, is_masked = torch.zeros(len(states), device=states.device), _is_masked(i2t, mask_token_id)
+    _, text = text_of(i2t, block_size)
+    if text is not None:
+        is_masked = F.pad(is_masked, (is_masked.shape[1], 0))  # of the noisy copy
     parts = []
     for of_part, rows in ((latents, slice(num_images)), (None, slice(num_images, None))):
         if len(t[rows]):
-            parts.append(Part(of_part, t[rows], states[rows], 0, is_masked[rows]))
+            sees = None if text is None or text.sees is None else of_rows(text.sees, rows)
+            parts.append(Part(of_part, t[rows], states[rows], 0, is_masked[rows], sees))
     return i2t, parts
 
 
 def _joined(t2i: list[Part], i2t: list[Part]) -> list[Part]:
     """All parts, those of both kinds as one where their sizes agree: half as many products, each twice as large."""
-    if not t2i or not _fit(t2i[0], i2t[0]):
+    if not t2i or i2t[0].sees is not None or not _fit(t2i[0], i2t[0]):
         return t2i + i2t
     one, other = t2i[0], i2t[0]
     assert one.latents is not None
@@ -158,7 +165,7 @@ def text_loss(
     """
     is_masked = _is_masked(i2t, mask_token_id)
     weights = masked.nll_weights(i2t.answer_mask, i2t.t, cfg) / len(i2t.t)
-    token_weights = weights[:, None].expand_as(is_masked)[is_masked]
+    token_weights = weights.expand_as(is_masked)[is_masked]
     return weighted_nll(
         hidden, head.weight, head.bias, i2t.input_ids[is_masked], token_weights, ruled_out=mask_token_id
     )

@@ -13,8 +13,15 @@ from ddit.train.muon import Muon
 from ddit.train.parallel import local
 
 
-def lr_factor(step: float, max_steps: int, cfg: OptimizerConfig) -> float:
-    """The factor on the learning rates in step `step` (counted from 0) of `max_steps`."""
+def lr_factor(step: float, max_steps: int, cfg: OptimizerConfig, *, time_share: float = 0.0) -> float:
+    """The factor on the learning rates in step `step` (counted from 0) of `max_steps`.
+
+    time_share: of the run's time that is over; where that is further than its steps, the schedule follows it. The
+        warm-up counts steps alone.
+    """
+    if time_share * max_steps > step:
+        warmup = min((step + 1) / max(cfg.warmup_steps, 1), 1.0)
+        return min(warmup, lr_factor(max(time_share * max_steps, cfg.warmup_steps), max_steps, cfg))
     if step < cfg.warmup_steps:
         return (step + 1) / cfg.warmup_steps
     if cfg.schedule == "constant":

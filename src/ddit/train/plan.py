@@ -145,7 +145,7 @@ def step_cost(cfg: DualRun, encoders: Encoders) -> float:
         cfg, encoders.image.downsample
     )
     num_i2t = round(cfg.global_batch_size * cfg.objective.i2t_fraction)
-    tokens = (cfg.global_batch_size - num_i2t) * cfg.data.t2i_length + num_i2t * cfg.data.i2t_length
+    tokens = (cfg.global_batch_size - num_i2t) * cfg.data.t2i_length + num_i2t * cfg.i2t_tokens
     layers = sum(p.numel() for block in encoders.text_model.encoder.block for p in block.parameters())
     pixels = 0 if has_latents(cfg) else cfg.global_batch_size * cfg.data.image_size**2
     return forward + 2 * layers * tokens + 4.1e6 * (encoders.image.width / 128) ** 2 * pixels
@@ -192,7 +192,7 @@ def _candidates(cfg: DualRun, machine: Machine) -> Iterator[DualRun]:
     """Settled configurations, the one expected to be fastest first."""
     parallel, is_gpu = cfg.parallel, machine.memory > 0
     sizes = _micro_batches(cfg, machine.num_gpus, MOST_AT_ONCE if is_gpu else FEW_AT_ONCE)
-    shards = machine.num_gpus > 1 and cfg.lora.rank == 0
+    shards = machine.num_gpus > 1 and cfg.lora.rank == 0 and not cfg.reaches_into_text_encoder
     if not is_gpu or machine.memory >= WHOLE_TEXT_ENCODER:
         places = ["whole", *(["sharded"] if shards else ["int8"]), "offloaded"]
     else:

@@ -1,6 +1,5 @@
 """Latents of a whole source (and a teacher's features of it), made once and shared by several processes."""
 
-import contextlib
 import os
 import random
 import sys
@@ -13,6 +12,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
@@ -21,6 +21,7 @@ from ddit.data.buckets import Shape, assign_buckets, bucket_shapes
 from ddit.data.latents import CORRUPT, NO_IMAGE, LatentsInfo, describe_source, write_shard
 from ddit.data.samples import CorruptSample, Latents, Sample, Source, read_sample
 from ddit.data.sources import open_source
+from ddit.data.views import make_view
 from ddit.devices import Ranks, find_dtype
 from ddit.model.folders import resolve
 from ddit.model.loading import load_image_codec
@@ -28,6 +29,7 @@ from ddit.train.batch import fit_sample_image
 from ddit.train.loader import closing_workers, make_ahead
 from ddit.world.detector import DetectorNet, load_detector
 
+_MOST_TRIED = 8  # samples of one image, of which some may have no usable text
 _WORTH_PROCESSES = 2000  # samples; starting a process takes as long as reading some hundreds
 
 
@@ -93,7 +95,8 @@ def precompute(cfg: LatentsRun, ranks: Ranks, *, num_workers: int | None = None)
     out = Path(cfg.out)
     source = open_source(replace(cfg.source, part="all"))  # any part of it can use these latents
     encoder = _Encoder(cfg, ranks.device)
-    info = _describe(cfg, len(source), encoder)
+    owners = _owners(source) if cfg.by_image else None
+    info = _describe(cfg, len(source) if owners is None else len(owners), encoder)
     info.write(out)
     if ranks.is_first:
         save_config(cfg, out)
@@ -101,7 +104,7 @@ def precompute(cfg: LatentsRun, ranks: Ranks, *, num_workers: int | None = None)
     if num_workers is None:
         share = (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
         num_workers = min(share - 1, 8) if len(shards) * cfg.shard_size >= _WORTH_PROCESSES else 0
-    images = _Images(source, info, shards, cfg.batch_size)
+    images = _Images(source, info, shards, cfg.batch_size, owners)
     making = make_ahead(images.__getitem__, range(len(images)), num_workers)
     bar = tqdm(
         total=len(shards),
@@ -136,18 +139,40 @@ def _describe(cfg: LatentsRun, num_samples: int, encoder: _Encoder) -> LatentsIn
         autoencoder=codec.fingerprint(),
         teacher=cfg.teacher,
         features_shape=encoder.features_shape(),
+        num_views=cfg.num_views,
+        mirror=cfg.mirror and cfg.num_views > 1,
+        by_image=cfg.by_image,
     )
+
+
+def _owners(source: Source) -> list[np.ndarray]:
+    """Of each distinct image, in order of their digests, the first few samples that have it."""
+    digests = source.digests()
+    order = np.argsort(digests, kind="stable")
+    starts = np.flatnonzero(np.diff(digests[order], prepend=digests[order[:1]] + np.uint64(1)))
+    return [part[:_MOST_TRIED] for part in np.split(order, starts[1:])]
 
 
 class _Images:
     """Item i is a chunk of consecutive samples of one shard; `places` tells which."""
 
-    def __init__(self, source: Source, info: LatentsInfo, shards: list[int], chunk_size: int) -> None:
-        self.source, self.shapes = source, info.shapes
+    def __init__(
+        self,
+        source: Source,
+        info: LatentsInfo,
+        shards: list[int],
+        chunk_size: int,
+        owners: list[np.ndarray] | None = None,
+    ) -> None:
+        self.owners = owners
+        self.source, self.info, self.shapes = source, info, info.shapes
+        self._last: tuple[int, Sample] | None = None  # of whose views one follows another
         self.buckets = assign_buckets(source.sizes(), info.shapes) if len(info.shapes) > 1 else None
+        if self.buckets is not None and owners is not None:
+            self.buckets = self.buckets[[own[0] for own in owners]]
         self.places: list[tuple[int, range]] = []
         for shard in shards:
-            end = min((shard + 1) * info.shard_size, info.num_samples)
+            end = min((shard + 1) * info.shard_size, info.num_entries)
             for first in range(shard * info.shard_size, end, chunk_size):
                 self.places.append((shard, range(first, min(first + chunk_size, end))))
 
@@ -158,10 +183,11 @@ class _Images:
         buckets: list[int] = []
         pixels: dict[int, list[Tensor]] = {}
         corrupt: dict[int, str] = {}
-        for place, index in enumerate(self.places[number][1]):
+        for place, entry in enumerate(self.places[number][1]):
+            index, view = divmod(entry, self.info.num_views)
             bucket = 0 if self.buckets is None else int(self.buckets[index])
             try:
-                made = _pixels(self._sample(index), self.shapes[bucket])
+                made = self._view(index, view, self.shapes[bucket])
                 if made is None:
                     bucket = NO_IMAGE
                 else:
@@ -172,20 +198,27 @@ class _Images:
             buckets.append(bucket)
         return _Chunk(buckets, {bucket: torch.stack(rows) for bucket, rows in pixels.items()}, corrupt)
 
+    def _view(self, index: int, view: int, shape: Shape) -> Tensor | None:
+        """A view of a sample's image, (3, H, W); None if it has none."""
+        if self._last is None or self._last[0] != index:
+            self._last = index, self._sample(index)
+        image = self._last[1].image
+        if view > 0 and isinstance(image, Image.Image):
+            image = make_view(image, *shape, view=view, mirror=self.info.mirror, seed=index)
+        made = fit_sample_image(image, shape)
+        assert not isinstance(made, Latents), "a source gives images, or none"
+        return made
+
     def _sample(self, index: int) -> Sample:
-        """The sample in whichever way it can be used: some have no caption, some no text to read."""
-        try:
-            return read_sample(self.source, index, random.Random(0), i2t=True)
-        except CorruptSample as error:
-            with contextlib.suppress(CorruptSample):
-                return read_sample(self.source, index, random.Random(0), i2t=False)
-            raise error
-
-
-def _pixels(sample: Sample, shape: Shape) -> Tensor | None:
-    pixels = fit_sample_image(sample.image, shape)
-    assert not isinstance(pixels, Latents), "a source gives images, or none"
-    return pixels
+        """A sample with this image, in whichever way it can be used: some have no caption, some no text to read."""
+        fault = CorruptSample("no sample", "")
+        for owner in (index,) if self.owners is None else self.owners[index].tolist():
+            for i2t in (True, False):
+                try:
+                    return read_sample(self.source, owner, random.Random(0), i2t=i2t)
+                except CorruptSample as error:
+                    fault = error if i2t else fault
+        raise fault
 
 
 def _encode_shards(

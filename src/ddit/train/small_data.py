@@ -5,8 +5,8 @@ from __future__ import annotations
 import contextlib
 import random
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -20,52 +20,24 @@ from ddit.prompts import PromptStyle
 from ddit.train.batch import caption_ids, conversation_ids, fit_sample_image
 
 _ATTEMPTS = 100
-_EVERY = 20
-"""One sample in so many is set aside where no source is named for it."""
-
-
-class _Part:
-    """Some samples of a source, by their indices."""
-
-    def __init__(self, source: Source, indices: Callable[[int], int], size: int) -> None:
-        self.source, self.indices, self.size = source, indices, size
-
-    def __len__(self) -> int:
-        return self.size
-
-    def sample(self, index: int, rng: random.Random, *, i2t: bool, with_image: bool = True) -> Sample:
-        return self.source.sample(self.indices(index), rng, i2t=i2t, with_image=with_image)
-
-    def sizes(self) -> np.ndarray:
-        return self.source.sizes()[[self.indices(index) for index in range(len(self))]]
-
-    def name(self, index: int) -> str:
-        return self.source.name(self.indices(index))
 
 
 def open_parts(
     sources: Sequence[SourceConfig], held_out: Sequence[SourceConfig]
 ) -> tuple[list[Weighted], list[Weighted]]:
-    """The sources to train on, and those to be judged by: `held_out`, or each twentieth sample of `sources`.
+    """The sources to train on, and those to be judged by: `held_out`, or the held-out part of `sources`.
 
     Raises:
-        ValueError: in one line, for a source that cannot be read, or one of less than two samples to divide.
+        ValueError: in one line, for a source that cannot be read, or that is too small to divide.
     """
-    opened = [(open_source(cfg), cfg.weight) for cfg in sources]
     if held_out:
-        return opened, [(open_source(cfg), cfg.weight) for cfg in held_out]
-    trained: list[Weighted] = []
-    judged: list[Weighted] = []
-    for source, weight in opened:
-        if len(source) < 2:
-            raise ValueError(f"{source.name(0)} is the only sample of its source: none can be set aside")
-        num_held = -(-len(source) // _EVERY)
-        judged.append((_Part(source, lambda index: index * _EVERY, num_held), weight))
-        others = _Part(
-            source, lambda index: index + index // (_EVERY - 1) + 1, len(source) - num_held
-        )  # 1 to 19, 21 to 39, ...
-        trained.append((others, weight))
-    return trained, judged
+        return _open(sources), _open(held_out)
+    trained, judged = ([replace(cfg, part=part) for cfg in sources] for part in ("train", "held_out"))
+    return _open(trained), _open(judged)
+
+
+def _open(sources: Sequence[SourceConfig]) -> list[Weighted]:
+    return [(open_source(cfg), cfg.weight) for cfg in sources]
 
 
 # --- images ---

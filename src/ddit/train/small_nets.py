@@ -1,6 +1,9 @@
 """Training of the small networks: patch autoencoder, tiny text encoder, the world's teacher of the alignment loss."""
 
 import math
+import sys
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -17,8 +20,11 @@ from ddit.config.runs import (
     save_config,
 )
 from ddit.data.sampler import batch_indices
+from ddit.devices import compute_dtype
 from ddit.model.autoencoder import PatchAutoencoder, autoencoder_loss, choose_channels
 from ddit.model.encoders import ImageCodec, TextCodec
+from ddit.model.folders import resolve
+from ddit.model.loading import load_text_codec
 from ddit.model.small_text import build_tokenizer, tiny_t5, train_tokenizer
 from ddit.prompts import MINI
 from ddit.train.log import RunLog
@@ -29,6 +35,18 @@ from ddit.world.train_detector import train_detector
 
 BIAS_LR_FACTOR = 10.0
 """Position biases grow from near zero to several units; at the other weights' rate that takes most of the training."""
+
+
+def _steps(cfg: AutoencoderRun | TextEncoderRun) -> Iterator[tuple[int, float, bool]]:
+    """The steps of a run until its end: number, factor on the learning rate (a cosine), and whether it is the last."""
+    schedule = OptimizerConfig(warmup_steps=cfg.warmup_steps, schedule="cosine")
+    start = time.monotonic()
+    for step in range(cfg.max_steps):
+        share = 0.0 if cfg.max_seconds is None else (time.monotonic() - start) / cfg.max_seconds
+        is_last = step + 1 == cfg.max_steps or share >= 1
+        yield step, lr_factor(step, cfg.max_steps, schedule, time_share=min(share, 1.0)), is_last
+        if is_last:
+            return
 
 
 # --- the autoencoder ---
@@ -53,12 +71,11 @@ def train_autoencoder(cfg: AutoencoderRun) -> Path:
     some = _to_floats(pixels[: cfg.num_pca_images])
     model.init_from_pca(some)
     optimizer = torch.optim.AdamW(model.parameters(), lr=cfg.lr, weight_decay=0.0)
-    schedule = OptimizerConfig(warmup_steps=cfg.warmup_steps, schedule="cosine")
     reached = _held_out_psnr(model, held_out)
     with RunLog(out, cfg.max_steps, unit="step") as log:
         log.event(step=0, psnr=reached)
-        for step in range(cfg.max_steps):
-            optimizer.param_groups[0]["lr"] = cfg.lr * lr_factor(step, cfg.max_steps, schedule)
+        for step, factor, is_last in _steps(cfg):
+            optimizer.param_groups[0]["lr"] = cfg.lr * factor
             indices = batch_indices(len(pixels), cfg.batch_size, seed=cfg.seed, step=step)
             generator = torch.Generator().manual_seed(step)
             loss = autoencoder_loss(model, _to_floats(pixels[indices]), generator=generator).mean()
@@ -67,15 +84,17 @@ def train_autoencoder(cfg: AutoencoderRun) -> Path:
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
             log.advance()
-            if (step + 1) % 200 == 0 or step + 1 == cfg.max_steps:
+            if (step + 1) % 200 == 0 or is_last:
                 reached = _held_out_psnr(model, held_out)
                 log.event(step=step + 1, loss=loss.item(), psnr=reached)
     model.fit_normalization(_to_floats(pixels[:2000]))
     codec = ImageCodec(model)
     std = codec.encode(held_out).std(dim=(0, 2, 3))
-    print(f"held-out PSNR {reached:.2f} dB, latent std {[round(s, 3) for s in std.tolist()]}")
+    print(
+        f"held-out PSNR {reached:.2f} dB, latent std {[round(s, 3) for s in std.tolist()]}", file=sys.stderr
+    )
     if cfg.target_psnr is not None:
-        print(_beside_target(reached, cfg.target_psnr, some, cfg))
+        print(_beside_target(reached, cfg.target_psnr, some, cfg), file=sys.stderr)
     codec.save_pretrained(out / "export" / "vae")
     return out
 
@@ -121,6 +140,13 @@ def _prepare(encoder: T5EncoderModel) -> None:
         bias[bucket, head] += 4.0
 
 
+def _train_rows(encoder: T5EncoderModel, first: int) -> None:
+    """Lets the embeddings of the tokens from `first` on be trained, and no other weight."""
+    weight = encoder.get_input_embeddings().weight.requires_grad_(True)
+    is_new = (torch.arange(len(weight)) >= first)[:, None]
+    weight.register_hook(lambda gradient: gradient * is_new)
+
+
 def masked_modelling_loss(
     codec: TextCodec,
     ids: Tensor,
@@ -150,6 +176,8 @@ def masked_modelling_loss(
 
 def _make_codec(cfg: TextEncoderRun, texts: Texts) -> TextCodec:
     """The tokenizer, whole words of the world or pieces learnt from the texts, and an encoder to be trained."""
+    if cfg.init is not None:
+        return load_text_codec(resolve(cfg.init))
     if cfg.num_pieces is None:
         tokenizer = build_tokenizer([*list_vocabulary(), *MINI.words])
     else:
@@ -166,35 +194,40 @@ def train_text_encoder(cfg: TextEncoderRun) -> Path:
     save_config(cfg, out)
     texts, held_out = (Texts(part, MINI) for part in open_parts(cfg.sources, cfg.held_out))
     codec = _make_codec(cfg, texts)
-    codec.encoder.train().requires_grad_(True)
-    _prepare(codec.encoder)
+    codec.encoder.train().requires_grad_(cfg.init is None)
+    if cfg.init is None:
+        _prepare(codec.encoder)
+    else:
+        _train_rows(codec.encoder, cfg.first_trained)
     held_out_ids = held_out.batch(codec, cfg.text_length, seed=1, step=0, size=cfg.num_held_out)
-    parameters = list(codec.encoder.parameters())
-    biases = [p for name, p in codec.encoder.named_parameters() if "relative_attention_bias" in name]
-    others = [p for name, p in codec.encoder.named_parameters() if "relative_attention_bias" not in name]
+    trained = {name: p for name, p in codec.encoder.named_parameters() if p.requires_grad}
+    parameters = list(trained.values())
+    biases = [p for name, p in trained.items() if "relative_attention_bias" in name]
+    others = [p for name, p in trained.items() if "relative_attention_bias" not in name]
     optimizer = torch.optim.AdamW(
         [{"params": others}, {"params": biases}], weight_decay=0.0, betas=(0.9, 0.98)
     )
-    schedule = OptimizerConfig(warmup_steps=cfg.warmup_steps, schedule="cosine")
+    dtype = compute_dtype(cfg.compute_dtype, codec.device)
     with RunLog(out, cfg.max_steps, unit="step") as log:
-        for step in range(cfg.max_steps):
-            lr = cfg.lr * lr_factor(step, cfg.max_steps, schedule)
+        for step, factor, is_last in _steps(cfg):
+            lr = cfg.lr * factor
             optimizer.param_groups[0]["lr"], optimizer.param_groups[1]["lr"] = lr, lr * BIAS_LR_FACTOR
             ids = texts.batch(codec, cfg.text_length, seed=cfg.seed, step=step, size=cfg.batch_size)
             generator = torch.Generator().manual_seed(step)
-            loss = masked_modelling_loss(
-                codec,
-                ids,
-                padding_weight=cfg.padding_weight,
-                visible_weight=cfg.visible_weight,
-                generator=generator,
-            )
+            with torch.autocast("cpu", dtype, enabled=dtype == torch.bfloat16):
+                loss = masked_modelling_loss(
+                    codec,
+                    ids,
+                    padding_weight=cfg.padding_weight,
+                    visible_weight=cfg.visible_weight,
+                    generator=generator,
+                )
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             torch.nn.utils.clip_grad_norm_(parameters, 1.0)
             optimizer.step()
             log.advance()
-            if (step + 1) % 100 == 0 or step + 1 == cfg.max_steps:
+            if (step + 1) % 100 == 0 or is_last:
                 with torch.no_grad():
                     generator = torch.Generator().manual_seed(0)
                     held = masked_modelling_loss(

@@ -2,6 +2,7 @@
 
 import math
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -76,6 +77,8 @@ class Trainer:
         self.timer = StepTimer(ranks.device)
         self.skipped = self.skipped_in_row = 0
         self.saved_at: int | None = None  # the step of the last checkpoint
+        self.seconds = 0.0  # of the run, as all ranks saw them at the last step
+        self._started = time.monotonic()
         self.corrupt = CorruptCounter(cfg.data.max_corrupt_share)
         self.images, self.codec = load_encoders(cfg, ranks.device)
         self.data = StepData(cfg, self.codec, ImageFacts.of(self.images), ranks)
@@ -99,7 +102,7 @@ class Trainer:
         parallel, steps = self.cfg.parallel, self.timer.waiting(steps)
         if parallel.text_encoder != "offloaded":
             return steps
-        return self._encoding(encode_ahead(steps, self.codec, parallel.encode_ahead))
+        return self._encoding(encode_ahead(steps, self.codec, parallel.encode_ahead, self.cfg.model))
 
     def _encoding(self, steps: Iterator[tuple[int, list[Batch]]]) -> Iterator[tuple[int, list[Batch]]]:
         while True:
@@ -130,7 +133,8 @@ class Trainer:
             norm = total_norm(gradients)
         num_corrupt = sum(sum(batch.corrupt.values()) for batch in batches)
         num_cut = sum(batch.num_cut for batch in batches)
-        figures = [*losses.values(), *map(float, (num_cut, num_corrupt, stop, save))]
+        seconds = time.monotonic() - self._started
+        figures = [*losses.values(), *map(float, (seconds, num_cut, num_corrupt, stop, save))]
         with self.timer.part("exchange"):
             shared = self.ranks.mean(figures)
         values = dict(zip(losses, shared, strict=False)) | {"grad_norm": norm}
@@ -144,6 +148,7 @@ class Trainer:
             with self.timer.part("optimizer"):
                 self._update(gradients, norm)
             self.skipped_in_row = 0
+        self.seconds = shared[-5]
         self._drop_gradients()
         self.step += 1
         self.timer.end_step()
@@ -177,10 +182,22 @@ class Trainer:
         scale_gradients(gradients, cfg.optimizer.max_grad_norm, norm)
         if cfg.optimizer.weights == "bfloat16":  # replicas of a shard must be rounded alike
             torch.manual_seed(rounding_seed(cfg, self.ranks, self.step))
-        set_lr(self.optimizers, cfg.optimizer, lr_factor(self.step, cfg.max_steps, cfg.optimizer))
+        set_lr(self.optimizers, cfg.optimizer, self.lr_factor(self.step))
         for optimizer in self.optimizers.values():
             optimizer.step()
         self.ema.update(self.trained, self.step)
+
+    def lr_factor(self, step: int) -> float:
+        """The factor on the learning rates in a step that is made now."""
+        cfg = self.cfg
+        share = 0.0 if cfg.max_seconds is None else self.seconds / cfg.max_seconds
+        return lr_factor(step, cfg.max_steps, cfg.optimizer, time_share=min(share, 1.0))
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the run has made all its steps, or used its time."""
+        cfg = self.cfg
+        return self.step >= cfg.max_steps or (cfg.max_seconds is not None and self.seconds >= cfg.max_seconds)
 
     def _drop_gradients(self) -> None:
         for parameter in self.trained.values():
@@ -223,6 +240,7 @@ class Trainer:
             "corrupt": self.corrupt.causes,
             "skipped": self.skipped,
             "skipped_in_row": self.skipped_in_row,
+            "seconds": self.ranks.share(time.monotonic() - self._started),
             "num_ranks": self.ranks.size,
         }
         keep = self.cfg.report.keep_checkpoints
@@ -246,6 +264,8 @@ class Trainer:
         stored = checkpoint.description
         self.step, self.skipped = checkpoint.step, stored["skipped"]
         self.saved_at = self.step
+        self.seconds = stored.get("seconds", 0.0)
+        self._started = time.monotonic() - self.seconds
         self.skipped_in_row = stored["skipped_in_row"]
         corrupt = stored["corrupt"] if "corrupt" in stored else stored["broken"]  # the key of version 0.1
         self.corrupt.num_samples, self.corrupt.causes = stored["num_samples"], dict(corrupt)

@@ -4,23 +4,26 @@ All ranks take part in figures and samples, since the model is sharded; the firs
 """
 
 import dataclasses
+import json
+import math
 import sys
 import time
 
 from ddit.config.runs import save_config, settled
 from ddit.devices import compute_dtype
+from ddit.files import read_json, write_atomically
 from ddit.train.batch import STYLES
 from ddit.train.batches import ImageFacts
 from ddit.train.export import settings_of
 from ddit.train.flops import peak_flops, run_flops
-from ddit.train.heldout import HeldOut, held_out_samples
+from ddit.train.heldout import HeldOut, held_out_loss, held_out_samples
 from ddit.train.log import RunLog
-from ddit.train.optim import lr_factor
 from ddit.train.sample_grid import generate_images, sample_texts, save_grid, save_table
 from ddit.train.timing import Profiler
 from ddit.train.trainer import StepResult, Trainer
 
 SAMPLES_FOLDER = "samples"
+BEST_FOLDER, BEST_FILE = "export_best", "best.json"
 
 
 class Watch:
@@ -55,7 +58,7 @@ class Watch:
         chunk = settled(cfg.micro_batch_size) or max(1, cfg.global_batch_size // trainer.ranks.size)
         return HeldOut(
             samples, trainer.images, trainer.codec, trainer.ranks,
-            chunk=chunk, i2t_fraction=cfg.objective.i2t_fraction,
+            chunk=chunk, i2t_fraction=cfg.objective.i2t_fraction, block_size=cfg.model.text_block_size,
         )  # fmt: skip
 
     def _open_log(self) -> RunLog:
@@ -64,7 +67,7 @@ class Watch:
         peak = peak_flops(trainer.ranks.device, dtype, override=cfg.report.peak_tflops)
         return RunLog(
             trainer.out,
-            cfg.max_steps,
+            cfg.max_steps if cfg.max_seconds is None else None,
             unit="step",
             start=trainer.step,
             report=cfg.report,
@@ -112,6 +115,7 @@ class Watch:
             figures = self.trainer.evaluate(self.held_out.measure)
             if self.log is not None:
                 self.log.event(step=step, **figures)
+            self._keep_best(figures)
             self._restart_clock()
         if step % report.grid_every == 0:
             self._save_samples()
@@ -134,7 +138,7 @@ class Watch:
         trainer, cfg = self.trainer, self.cfg
         mean = {name: value / self.count for name, value in self.sums.items()}
         rate = self.timed * cfg.global_batch_size / max(time.monotonic() - self.start, 1e-9)
-        lr = cfg.optimizer.lr * lr_factor(trainer.step - 1, cfg.max_steps, cfg.optimizer)
+        lr = cfg.optimizer.lr * trainer.lr_factor(trainer.step - 1)
         parts = trainer.timer.summary()
         self.sums, self.count = {}, 0
         self._restart_clock()
@@ -190,11 +194,27 @@ class Watch:
     def finish(self) -> None:
         """The last figures and samples, if the run came to its end."""
         trainer = self.trainer
-        if trainer.step == self.cfg.max_steps:
+        if trainer.is_over:
             figures = {} if self.held_out is None else trainer.evaluate(self.held_out.measure)
             if self.log is not None:
                 self.log.event(step=trainer.step, **figures, final=1)
+            self._keep_best(figures)
             self._save_samples()
+
+    def _keep_best(self, figures: dict[str, float]) -> None:
+        """Exports these averaged weights if none before them had a smaller held-out loss."""
+        loss = held_out_loss(figures, self.cfg.objective) if self.cfg.report.keep_best else None
+        if loss is None:
+            return
+        path, trainer = self.trainer.out / BEST_FILE, self.trainer
+        least = trainer.ranks.share(read_json(path)["loss"] if path.is_file() else math.inf)
+        if loss < least:
+            trainer.export({BEST_FOLDER: True})
+            if self.is_first:
+                with write_atomically(path) as part:
+                    part.write_text(
+                        json.dumps({"step": trainer.step, "loss": loss, "figures": figures}, indent=2)
+                    )
 
     def close(self) -> None:
         if self.profiler is not None:

@@ -21,6 +21,8 @@ from torch import Tensor, nn
 from .geneval import Detection
 from .presets import CLASSES, COLORS
 from .scenes import Box, Scene
+from .wide.presets import WIDE_CLASSES
+from .wide.scenes import WideScene
 
 CELL = 4
 BOX_UNIT = 16.0
@@ -55,9 +57,10 @@ def _down(inputs: int, outputs: int) -> nn.Sequential:
 class DetectorNet(nn.Module):
     """Images (B, 3, H, W) in [-1, 1] to heat maps, colours and boxes; H and W multiples of 8."""
 
-    def __init__(self, width: int = 64) -> None:
+    def __init__(self, width: int = 64, classes: Sequence[str] = CLASSES) -> None:
         super().__init__()
         self.width = width
+        self.classes = tuple(classes)
         self.stem = nn.Sequential(_down(3, width // 2), _down(width // 2, width))
         self.fine = nn.Sequential(_Residual(width), _Residual(width))
         self.coarse = nn.Sequential(
@@ -65,9 +68,9 @@ class DetectorNet(nn.Module):
         )
         self.lift = nn.Conv2d(width * 3 // 2, width, 1)
         self.merge = _Residual(width)
-        self.heads = nn.Conv2d(width, len(CLASSES) + len(PALETTE) + 4, 1)
+        self.heads = nn.Conv2d(width, len(self.classes) + len(PALETTE) + 4, 1)
         bias = torch.zeros(self.heads.out_channels)
-        bias[: len(CLASSES)] = -4.0  # few cells hold a centre
+        bias[: len(self.classes)] = -4.0  # few cells hold a centre
         self.heads.bias = nn.Parameter(bias)
 
     def features(self, images: Tensor) -> Tensor:
@@ -78,7 +81,7 @@ class DetectorNet(nn.Module):
 
     def forward(self, images: Tensor) -> DetectorOutput:
         out = self.heads(self.features(images)).float()
-        return DetectorOutput(*out.split([len(CLASSES), len(PALETTE), 4], dim=1))
+        return DetectorOutput(*out.split([len(self.classes), len(PALETTE), 4], dim=1))
 
     def save(self, path: Path) -> None:
         """Writes safetensors: convolutions in float16, statistics in float32."""
@@ -88,23 +91,23 @@ class DetectorNet(nn.Module):
             for name, value in self.state_dict().items()
             if not name.endswith("num_batches_tracked")
         }
-        about = {"width": self.width, "classes": CLASSES, "colors": COLORS}
+        about = {"width": self.width, "classes": self.classes, "colors": COLORS}
         save_file(tensors, path, metadata={"detector": json.dumps(about)})
 
 
-def load_detector(path: Path | None = None) -> DetectorNet:
-    """A trained detector, in evaluation mode: the package's own, or one that `DetectorNet.save` wrote.
+def load_detector(path: Path | None = None, *, classes: Sequence[str] = CLASSES) -> DetectorNet:
+    """A trained detector of `classes`, in evaluation mode: the package's own, or one that `DetectorNet.save` wrote.
 
-    The package's own is made by tools/train_detector.py.
+    The package has those of `CLASSES` and of `WIDE_CLASSES`, made by tools/train_detector.py.
     """
     if path is None:
-        return _packaged()
+        return _packaged(tuple(classes))
     with safe_open(path, framework="pt") as file:
         about = json.loads((file.metadata() or {}).get("detector", "{}"))
-        if about.get("classes") != list(CLASSES) or about.get("colors") != list(COLORS):
+        if about.get("classes") != list(classes) or about.get("colors") != list(COLORS):
             raise ValueError(f"{path} is no detector of this world's classes and colours")
         tensors = {name: file.get_tensor(name).float() for name in file.keys()}  # noqa: SIM118
-    net = DetectorNet(about["width"])
+    net = DetectorNet(about["width"], classes)
     keys = net.load_state_dict(tensors, strict=False)
     missing = [name for name in keys.missing_keys if not name.endswith("num_batches_tracked")]
     if missing or keys.unexpected_keys:
@@ -113,9 +116,10 @@ def load_detector(path: Path | None = None) -> DetectorNet:
 
 
 @cache
-def _packaged() -> DetectorNet:
-    with as_file(files("ddit.world") / "detector.safetensors") as path:
-        return load_detector(path)
+def _packaged(classes: tuple[str, ...]) -> DetectorNet:
+    folder = files("ddit.world") / "wide" if classes == WIDE_CLASSES else files("ddit.world")
+    with as_file(folder / "detector.safetensors") as path:
+        return load_detector(path, classes=classes)
 
 
 def to_tensor(images: np.ndarray) -> Tensor:
@@ -127,9 +131,17 @@ def to_tensor(images: np.ndarray) -> Tensor:
 
 @torch.no_grad()
 def detect(
-    images: np.ndarray, *, net: DetectorNet | None = None, threshold: float = 0.3, batch_size: int = 64
+    images: np.ndarray,
+    *,
+    net: DetectorNet | None = None,
+    threshold: float = 0.3,
+    batch_size: int = 64,
+    keep_all: bool = False,
 ) -> list[list[Detection]]:
-    """The objects in each image, the most confident first; images are uint8 (B, H, W, 3)."""
+    """The objects in each image, the most confident first; images are uint8 (B, H, W, 3).
+
+    `keep_all`: also those that cover the place of a more confident one.
+    """
     net = net or load_detector()
     found: list[list[Detection]] = []
     for start in range(0, len(images), batch_size):
@@ -143,8 +155,8 @@ def detect(
             half_width, half_height = width * BOX_UNIT / 2, height * BOX_UNIT / 2
             box = (x - half_width, y - half_height, x + half_width, y + half_height)
             color = PALETTE[int(out.color[b, :, row, column].argmax())]
-            peaks[b].append(Detection(CLASSES[c], color, box, float(heat[b, c, row, column])))
-        found += [_suppress(p) for p in peaks]
+            peaks[b].append(Detection(net.classes[c], color, box, float(heat[b, c, row, column])))
+        found += peaks if keep_all else [_suppress(p) for p in peaks]
     return found
 
 
@@ -165,7 +177,9 @@ def iou(a: Box, b: Box) -> float:
     return inside / max(areas - inside, 1e-6)
 
 
-def scene_is_right(scene: Scene, detections: Sequence[Detection], *, min_iou: float = 0.5) -> bool:
+def scene_is_right(
+    scene: Scene | WideScene, detections: Sequence[Detection], *, min_iou: float = 0.5
+) -> bool:
     """Whether the detections are the scene's objects exactly: number, classes, colours and places."""
     left = list(detections)
     for item in scene.objects:

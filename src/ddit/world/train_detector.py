@@ -2,7 +2,7 @@
 
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -12,7 +12,11 @@ from torch import Tensor
 from ..devices import multiplies_bfloat16
 from .detector import BOX_UNIT, CELL, PALETTE, DetectorNet, DetectorOutput, to_tensor
 from .presets import CLASSES, WorldConfig
-from .scenes import Scene, make_scene, render
+from .scenes import SceneObject, make_scene, render
+from .wide.negatives import training_image
+from .wide.presets import WIDE_CLASSES, WIDE_PRESETS
+
+Objects = Sequence[SceneObject]
 
 
 def train_detector(
@@ -31,31 +35,79 @@ def train_detector(
     With `split="train"` the net never sees a held-out pair: for a teacher of the image model, not for evaluation.
     """
     configs = [configs] if isinstance(configs, WorldConfig) else list(configs)
-    generator = torch.Generator().manual_seed(seed)
+
+    def draw(step: int) -> tuple[np.ndarray, list[Objects]]:
+        batch = range(step * batch_size, (step + 1) * batch_size)
+        scenes = [make_scene(configs[i % len(configs)], split, i, seed=seed) for i in batch]
+        return np.stack([render(s) for s in scenes]), [s.objects for s in scenes]
+
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         net = DetectorNet(width)
+    return fit_detector(net, draw, seed=seed, num_steps=num_steps, lr=lr, log_every=log_every)
+
+
+def train_wide_detector(
+    *,
+    seed: int = 0,
+    width: int = 80,
+    num_steps: int = 9000,
+    batch_size: int = 32,
+    lr: float = 3e-3,
+    log_every: int = 200,
+    start: DetectorNet | None = None,
+) -> DetectorNet:
+    """Trains on scenes of the wide world, and on decoys and noise: see `wide.negatives`.
+
+    With `start` that net is trained on; give another seed, for other images.
+    """
+    configs = [WIDE_PRESETS[name] for name in ("wide", "wide-half-hidden", "wide", "wide-1")]
+
+    def draw(step: int) -> tuple[np.ndarray, list[Objects]]:
+        first = step * batch_size
+        images, objects = zip(
+            *(training_image(configs, i, seed=seed) for i in range(first, first + batch_size)), strict=True
+        )
+        return np.stack(images), list(objects)
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        net = DetectorNet(width, WIDE_CLASSES) if start is None else start.requires_grad_()
+    return fit_detector(net, draw, seed=seed, num_steps=num_steps, lr=lr, log_every=log_every)
+
+
+def fit_detector(
+    net: DetectorNet,
+    draw: Callable[[int], tuple[np.ndarray, Sequence[Objects]]],
+    *,
+    seed: int,
+    num_steps: int,
+    lr: float,
+    log_every: int = 200,
+) -> DetectorNet:
+    """Trains on the images (uint8, B, H, W, 3) that `draw` gives for each step, with the objects that each shows."""
+    generator = torch.Generator().manual_seed(seed)
     net.train()
     net.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     optimizer = torch.optim.AdamW(net.parameters(), lr=lr, weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=num_steps, pct_start=0.1)
-    start, total = time.monotonic(), 0.0
+    start, total, seen = time.monotonic(), 0.0, 0
     quick = multiplies_bfloat16(torch.device("cpu"))
     for step in range(num_steps):
-        batch = range(step * batch_size, (step + 1) * batch_size)
-        scenes = [make_scene(configs[i % len(configs)], split, i, seed=seed) for i in batch]
-        images = augment(to_tensor(np.stack([render(s) for s in scenes])), generator)
+        pixels, objects = draw(step)
+        images = augment(to_tensor(pixels), generator)
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=quick):
             out = net(images.contiguous(memory_format=torch.channels_last))
-        loss = detection_loss(out, scenes)
+        loss = detection_loss(out, objects, net.classes)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(net.parameters(), 5.0)
         optimizer.step()
         schedule.step()
         total += loss.item()
+        seen += len(pixels)
         if (step + 1) % log_every == 0:
-            rate = (step + 1) * batch_size / (time.monotonic() - start)
+            rate = seen / (time.monotonic() - start)
             print(
                 f"step {step + 1} loss {total / log_every:.4f} {rate:.0f} images/s",
                 file=sys.stderr,
@@ -84,31 +136,37 @@ def augment(images: Tensor, generator: torch.Generator) -> Tensor:
     return (images * gain + shift + noise).clamp(-1, 1)
 
 
-def detection_loss(out: DetectorOutput, scenes: Sequence[Scene]) -> Tensor:
+def detection_loss(
+    out: DetectorOutput, objects: Sequence[Objects], classes: Sequence[str] = CLASSES
+) -> Tensor:
     """CenterNet's focal loss on the heat maps, cross-entropy of colours and L1 of boxes at the centres."""
-    heat, cells, boxes, colors = _targets(out.heat.shape, scenes)
+    heat, cells, boxes, colors = _targets(out.heat.shape, objects, classes)
     log_on, log_off = F.logsigmoid(out.heat), F.logsigmoid(-out.heat)
     on, off = log_on.exp(), log_off.exp()
     focal = torch.where(heat == 1, off**2 * log_on, (1 - heat) ** 4 * on**2 * log_off)
+    if not cells.numel():
+        return -focal.sum()
     at_box = out.box[cells[0], :, cells[1], cells[2]]
     at_color = out.color[cells[0], :, cells[1], cells[2]]
     count = cells.shape[1]
     return -focal.sum() / count + F.cross_entropy(at_color, colors) + F.l1_loss(at_box, boxes)
 
 
-def _targets(shape: torch.Size, scenes: Sequence[Scene]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _targets(
+    shape: torch.Size, objects: Sequence[Objects], classes: Sequence[str]
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Heat maps with a bump a centre; the centres' (batch, row, column), boxes and colours."""
     heat = np.zeros(tuple(shape), dtype=np.float32)
     rows, columns = np.arange(shape[2])[:, None], np.arange(shape[3])[None]
     cells, boxes, colors = [], [], []
-    for b, scene in enumerate(scenes):
-        for item in scene.objects:
+    for b, shown in enumerate(objects):
+        for item in shown:
             left, top, right, bottom = item.box
             x, y = item.x / CELL, item.y / CELL
             row, column = int(y), int(x)
             spread = 2 * max(0.6, item.size / CELL / 7) ** 2
             bump = np.exp(-((rows - row) ** 2 + (columns - column) ** 2) / spread)
-            plane = heat[b, CLASSES.index(item.class_name)]
+            plane = heat[b, classes.index(item.class_name)]
             np.maximum(plane, bump, out=plane)
             plane[row, column] = 1
             cells.append((b, row, column))

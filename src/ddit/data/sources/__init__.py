@@ -11,6 +11,7 @@ from ddit.config.data import (
     SourceConfig,
     TarData,
     TextData,
+    WideData,
     WorldData,
 )
 from ddit.data.parts import PartSource
@@ -23,6 +24,7 @@ from .llava import LlavaSource
 from .questions import QuestionsSource
 from .tar import TarSource
 from .text import TextSource
+from .wide import WideSource
 from .world import WorldSource
 
 __all__ = [
@@ -33,6 +35,7 @@ __all__ = [
     "QuestionsSource",
     "TarSource",
     "TextSource",
+    "WideSource",
     "WorldSource",
     "find_left_out",
     "open_source",
@@ -53,6 +56,8 @@ def _open_whole(cfg: SourceConfig) -> Source:
     match cfg:
         case WorldData():
             return WorldSource(cfg)
+        case WideData():
+            return WideSource(cfg)
         case JsonData():
             return JsonSource(cfg)
         case TarData():

@@ -1,6 +1,7 @@
 """The configuration of a source from its path alone, by what the file looks like."""
 
 import json
+import re
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,7 @@ from ddit.data.sources.coco import is_captions, open_captions, read_lists
 from ddit.data.sources.finding import files_below, find_file
 from ddit.data.sources.folders import find_image_folder, no_captions, scan_images
 from ddit.data.sources.parquet_files import SAVED_FILES, has_configs, split_files, split_names
+from ddit.data.sources.questions import locate_images
 from ddit.data.sources.records import LINES_SUFFIXES
 from ddit.data.sources.remote import RemotePath, is_url, open_file
 from ddit.data.sources.tar import COMPRESSED_SUFFIXES, SUFFIX
@@ -76,7 +78,8 @@ def guess_source(path: str, hints: Hints = Hints()) -> SourceConfig:
     if kind == "huggingface":
         values |= _columns(path, given.get("name"), str(given.get("split", HuggingFaceData.split)))
     values |= given
-    return parse(_AnySource, {key: value for key, value in values.items() if value is not None})
+    found = parse(_AnySource, {key: value for key, value in values.items() if value is not None})
+    return locate_images(found) if isinstance(found, QuestionsData) else found
 
 
 def _value(text: str) -> Any:
@@ -162,6 +165,8 @@ def _kind_of_json(path: Path, *, has_images: bool) -> str:
     """Objects are told apart by their keys, lists by those of the first entry that can be read."""
     with path.open(encoding="utf-8-sig", errors="replace") as file:
         start = file.read(_START).lstrip()
+    if re.match(r"\[\s*\[", start):
+        return QuestionsData.kind
     if start.startswith("{") and path.suffix.lower() not in LINES_SUFFIXES:
         if '"questions"' in start and '"kind"' not in start.partition('"questions"')[0]:
             return QuestionsData.kind

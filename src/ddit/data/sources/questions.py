@@ -1,10 +1,12 @@
-"""Questions and answers in the forms of VQAv2 (a file of questions, one of annotations) and VizWiz (one file)."""
+"""Questions and answers in the forms of VQAv2 (a file of questions, one of annotations), VizWiz (one file) and easy-VQA
+(a list of [question, answer, image])."""
 
 from __future__ import annotations
 
 import json
 import random
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +17,15 @@ from ddit.data.digests import digest_all
 from ddit.data.samples import CorruptSample, Sample, Turn
 from ddit.data.sources.finding import find_file, find_folder
 from ddit.data.sources.images import content_of, load_image, measure_all, measure_file
-from ddit.data.sources.remote import AnyPath
+from ddit.data.sources.remote import AnyPath, is_url
 from ddit.data.sources.sidecar import Arrays, cache_beside
 from ddit.data.sources.texts import refuse_t2i
+
+_PATTERNS = (
+    "{image_id}.png", "{image_id}.jpg", "{image_id:012d}.jpg", "COCO_val2014_{image_id:012d}.jpg",
+    "COCO_test2015_{image_id:012d}.jpg",
+)  # fmt: skip
+"""Usual names of images, which are tried where they are not said."""
 
 
 class QuestionsSource:
@@ -54,6 +62,10 @@ class QuestionsSource:
         turn = Turn(question.strip(), rng.choice(answers))
         image = load_image(self._find_image(image_id, name)) if with_image else None
         return Sample(image, None, (turn,), short_answers=True, unanswerable=self.cfg.unanswerable)
+
+    def answers(self, index: int) -> list[str]:
+        """All the people's answers to a question."""
+        return self._entry(index)[2]
 
     def sizes(self) -> np.ndarray:
         def measure(images: list[Any]) -> np.ndarray:
@@ -92,14 +104,42 @@ class QuestionsSource:
             return 0, 0
 
     def _find_image(self, image_id: Any, name: str) -> AnyPath:
-        """The image's file: named in full (VizWiz), or by its id."""
-        try:
-            if isinstance(image_id, list):
-                return self.images / image_id[0]
-            return self.images / self.cfg.image_pattern.format(image_id=image_id)
-        except (ValueError, TypeError, IndexError):
-            fault = f"{name}: no file name can be made of {image_id!r}"
-            raise CorruptSample("no image", fault) from None
+        file = _file_name(image_id, self.cfg.image_pattern)
+        if file is None:
+            raise CorruptSample("no image", f"{name}: no file name can be made of {image_id!r}")
+        return self.images / file
+
+
+def locate_images(cfg: QuestionsData) -> QuestionsData:
+    """With the folder and the pattern of the images' names, if those that are set do not lead to the first question's
+    image and other usual ones do."""
+    if is_url(cfg.questions):
+        return cfg
+    path, folder = find_file(cfg.questions), find_folder(cfg.images, cfg.questions)
+    asked = _list(_load(path), "questions", path)
+    if not asked or not isinstance(folder, Path):
+        return cfg
+    for images in (folder, folder / "images"):
+        for pattern in (cfg.image_pattern, *_PATTERNS):
+            file = _file_name(_image(asked[0]), pattern)
+            if file is not None and (images / file).is_file():
+                is_same = (images, pattern) == (folder, cfg.image_pattern)
+                return cfg if is_same else replace(cfg, images=str(images), image_pattern=pattern)
+    return cfg
+
+
+def _image(entry: dict[str, Any]) -> Any:
+    """[file name], or the image's id."""
+    return [entry["image"]] if entry.get("image") else entry.get("image_id")
+
+
+def _file_name(image: Any, pattern: str) -> str | None:
+    """The image's file: named in full (VizWiz), or by its id; None if no name can be made of it."""
+    try:
+        found = image[0] if isinstance(image, list) else pattern.format(image_id=image)
+    except (ValueError, TypeError, IndexError):
+        return None
+    return found if isinstance(found, str) else None
 
 
 def _check_pattern(pattern: str) -> None:
@@ -124,9 +164,8 @@ def _entries(path: Path, annotations: str) -> list[tuple[Any, Any, list[str]]]:
         answered = {_id(item): item.get("answers") for item in _list(found, "annotations", annotations)}
     entries = []
     for item in _list(asked, "questions", path):
-        image = [item["image"]] if item.get("image") else item.get("image_id")
         answers = answered.get(_id(item), item.get("answers"))
-        entries.append((image, item.get("question"), _answers(answers)))
+        entries.append((_image(item), item.get("question"), _answers(answers)))
     return entries
 
 
@@ -144,10 +183,21 @@ def _load(path: Path) -> Any:
 
 
 def _list(found: Any, key: str, path: str | Path) -> list[dict[str, Any]]:
-    entries = found.get(key) if isinstance(found, dict) else found
+    entries: Any = found.get(key) if isinstance(found, dict) else found
+    if isinstance(entries, list):
+        entries = [
+            _named(entry) if isinstance(entry, list) and len(entry) == 3 else entry for entry in entries
+        ]
     if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
         raise ValueError(f"'{path}' has no list of objects under {key!r}: give files in the form of VQAv2")
     return entries
+
+
+def _named(entry: list[Any]) -> dict[str, Any]:
+    """Of an entry [question, answer, image id or file]."""
+    question, answer, image = entry
+    key = "image" if isinstance(image, str) else "image_id"
+    return {"question": question, "answers": [answer], key: image}
 
 
 def _answers(found: Any) -> list[str]:

@@ -1,0 +1,79 @@
+"""Questions about a scene of the wide world: what `finders` find, in one of many wordings."""
+
+import random
+from typing import Any, NamedTuple
+
+from ..questions import UNANSWERABLE
+from .finders import FINDERS, Found
+from .scenes import WideScene
+from .wordings import SHORT_ANSWER, YES_OR_NO, Part, Wording, fill, pick, write_freely
+
+FILE = "questions.txt"
+WIDE_QUESTION_KINDS = tuple(FINDERS)
+_WEIGHTS = [weight for _, weight in FINDERS.values()]
+
+
+class Asked(NamedTuple):
+    """A question: its form, facts and answer; `wording` is the one that `text` came from."""
+
+    text: str
+    answer: str
+    kind: str
+    facts: dict[str, Any]
+    wording: Wording
+
+
+def make_question(
+    scene: WideScene,
+    rng: random.Random,
+    kind: str | None = None,
+    *,
+    part: Part = "seen",
+    official: bool = False,
+    plain: bool = False,
+) -> Asked | None:
+    """A question about a scene, of a given kind or of a random one that fits; None if the given kind does not fit.
+
+    part: which wordings it may have. official: the benchmarks' own sentences alone, where a kind has any. plain: as the
+    wording is written, without other marks, capitals or suffixes.
+    """
+    if kind is not None:
+        if kind not in FINDERS:
+            raise ValueError(f"kind must be one of {', '.join(FINDERS)}, got {kind!r}")
+        found = FINDERS[kind][0](scene, rng)
+        return None if found is None else ask(kind, found, rng, part=part, official=official, plain=plain)
+    while True:
+        chosen = rng.choices(WIDE_QUESTION_KINDS, _WEIGHTS)[0]
+        found = FINDERS[chosen][0](scene, rng)
+        if found is not None:
+            return ask(chosen, found, rng, part=part, official=official, plain=plain)
+
+
+def ask(
+    kind: str,
+    found: Found,
+    rng: random.Random,
+    *,
+    form: str = "",
+    part: Part = "seen",
+    official: bool = False,
+    plain: bool = False,
+    with_suffix: bool = True,
+) -> Asked:
+    """What was found, in a wording of its kind or of another `form`, perhaps with a benchmark's suffix."""
+    form = form or (rng.choice(("color", "place", "size")) if kind == UNANSWERABLE else kind)
+    wording = pick(FILE, form, part, rng, official=official)
+    text = fill(wording, found.slots, rng)
+    if not plain:
+        text = write_freely(text, rng)
+        text = _add_suffix(text, found.answer, rng) if with_suffix else text
+    return Asked(text, found.answer, kind, found.facts, wording)
+
+
+def _add_suffix(text: str, answer: str, rng: random.Random) -> str:
+    """The benchmarks' suffixes, now and then."""
+    chance = rng.random()
+    link = " " if text.endswith(("?", ".", "!")) and rng.random() < 0.5 else "\n"
+    if answer in ("yes", "no") and chance < 0.12:
+        return text + link + YES_OR_NO
+    return text + link + SHORT_ANSWER if chance < 0.24 else text

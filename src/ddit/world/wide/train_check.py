@@ -1,0 +1,102 @@
+"""Training of the detector's second net on what the first one proposes, right and wrong."""
+
+import random
+import sys
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from ...devices import multiplies_bfloat16
+from ..detector import PALETTE, DetectorNet, detect, iou, to_tensor
+from ..train_detector import augment
+from .checked import CheckNet, to_input, view
+from .negatives import NEGATIVES, make_negative, training_image
+from .presets import WIDE_CLASSES, WIDE_PRESETS
+
+_NEGATIVE_SHARE, _CHANGED_SHARE = 0.45, 0.4
+"""Of the images."""
+_LEAST_HEAT = 0.1
+_TRUE_SHARE = 3 / 8
+"""Of a batch."""
+
+
+class Proposals(NamedTuple):
+    """Views (N, 32, 32, 3) uint8, indices of class and colour (N, 2), and whether the object is there (N,)."""
+
+    views: np.ndarray
+    looks: np.ndarray
+    is_true: np.ndarray
+
+
+def collect_proposals(net: DetectorNet, num_images: int, *, seed: int = 0, batch_size: int = 64) -> Proposals:
+    """What the net finds in true scenes, scenes with decoys and negatives, some of them made to look generated."""
+    configs = [WIDE_PRESETS[name] for name in ("wide", "wide-half-hidden", "wide", "wide-1")]
+    generator = torch.Generator().manual_seed(seed)
+    views, looks, is_true = [], [], []
+    for start in range(0, num_images, batch_size):
+        images, objects = [], []
+        for index in range(start, start + batch_size):
+            rng = random.Random(f"check/{seed}/{index}")
+            if rng.random() < _NEGATIVE_SHARE:
+                images.append(make_negative(rng.choice(NEGATIVES), index, seed=1000 + seed))
+                objects.append(())
+            else:
+                image, shown = training_image(configs, index, seed=1000 + seed)
+                images.append(image)
+                objects.append(shown)
+        clean = np.stack(images)
+        changed = ((augment(to_tensor(clean), generator) + 1) * 127.5).round().to(torch.uint8)
+        is_changed = np.array(
+            [random.Random(f"changed/{seed}/{start + i}").random() < 0.5 for i in range(batch_size)]
+        )
+        pixels = np.where(is_changed[:, None, None, None], changed.permute(0, 2, 3, 1).numpy(), clean)
+        found = detect(pixels, net=net, threshold=_LEAST_HEAT, keep_all=True)
+        for image, proposed, shown in zip(pixels, found, objects, strict=True):
+            for one in proposed:
+                views.append(view(image, one))
+                looks.append((WIDE_CLASSES.index(one.class_name), PALETTE.index(one.color)))
+                same = [o for o in shown if (o.class_name, o.color) == (one.class_name, one.color)]
+                is_true.append(any(iou(o.box, one.box) > 0.45 for o in same))
+    return Proposals(np.stack(views), np.array(looks), np.array(is_true))
+
+
+def train_check(
+    proposals: Proposals,
+    *,
+    seed: int = 0,
+    width: int = 40,
+    num_steps: int = 5500,
+    batch_size: int = 128,
+    lr: float = 3e-3,
+    log_every: int = 200,
+) -> CheckNet:
+    """Trains on the proposals; a pure function of its arguments."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        net = CheckNet(width)
+    net.train()
+    net.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+    optimizer = torch.optim.AdamW(net.parameters(), lr=lr, weight_decay=0.02)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=num_steps, pct_start=0.1)
+    rng, quick, total = np.random.default_rng(seed), multiplies_bfloat16(torch.device("cpu")), 0.0
+    right, wrong = np.flatnonzero(proposals.is_true), np.flatnonzero(~proposals.is_true)
+    num_right = round(batch_size * _TRUE_SHARE)
+    for step in range(num_steps):
+        chosen = np.concatenate([rng.choice(right, num_right), rng.choice(wrong, batch_size - num_right)])
+        looks = [(WIDE_CLASSES[a], PALETTE[b]) for a, b in proposals.looks[chosen]]
+        views = to_input(proposals.views[chosen], looks).contiguous(memory_format=torch.channels_last)
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=quick):
+            logits = net(views)
+        is_true = torch.from_numpy(proposals.is_true[chosen]).float()
+        loss = F.binary_cross_entropy_with_logits(logits.float(), is_true)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+        total += loss.item()
+        if (step + 1) % log_every == 0:
+            print(f"step {step + 1} loss {total / log_every:.4f}", file=sys.stderr, flush=True)
+            total = 0.0
+    return net.eval()

@@ -1,0 +1,74 @@
+"""A model with more words: old ids and what they do stay, new words are known."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from ddit.model.encoders import TextCodec
+from ddit.model.folders import resolve
+from ddit.model.growing import add_words
+from ddit.model.loading import ModelParts, load_parts
+from ddit.model.saving import save_parts
+from ddit.model.small_text import tiny_t5, train_tokenizer
+from ddit.pipeline import Pipeline
+
+TEXTS = ["a photo of a purple zebra", "a purple car", "zebra!"]
+
+
+@pytest.fixture(scope="module")
+def mini() -> ModelParts:
+    return load_parts(resolve("mini"), dtype=torch.float32)
+
+
+def test_old_tokens_and_their_states_and_logits_stay(mini: ModelParts) -> None:
+    grown = add_words(mini, TEXTS)
+    before, after = mini.text_codec.tokenizer.get_vocab(), grown.text_codec.tokenizer.get_vocab()
+    assert {token: after[token] for token in before} == before
+    new = {token: number for token, number in after.items() if token not in before}
+    assert new == {"▁zebra": 96, "▁zebra!": 97}
+    assert grown.text_codec.mask_token_id == mini.text_codec.mask_token_id
+    ids = mini.text_codec.tokenize(["a photo of a red car"], 8)
+    assert torch.equal(grown.text_codec.tokenize(["a photo of a red car"], 8), ids)
+    states = mini.text_codec.states(ids)
+    assert torch.equal(grown.text_codec.states(ids), states)
+    latents = torch.zeros(1, 8, 16, 16)
+    with torch.no_grad():
+        old, more = (
+            parts.transformer(latents, torch.zeros(1), states, num_t2i=0).logits for parts in (mini, grown)
+        )
+    assert old is not None
+    assert more is not None
+    assert more.shape[-1] == 98
+    torch.testing.assert_close(more[..., :96], old)
+
+
+def test_a_grown_model_is_a_model_folder_that_knows_the_words(mini: ModelParts, tmp_path: Path) -> None:
+    grown = add_words(mini, TEXTS)
+    save_parts(
+        tmp_path / "grown", transformer=grown.transformer, image_codec=grown.image_codec, text_codec=grown.text_codec,
+        settings=grown.settings,
+    )  # fmt: skip
+    pipeline = Pipeline.from_pretrained(tmp_path / "grown")
+    assert pipeline.text_codec.unknown_words("a purple zebra and an okapi") == ["okapi"]
+    assert pipeline.text_codec.decode(pipeline.text_codec.token_ids("A purple zebra, a car?")) == (
+        "a purple zebra, a car?"
+    )
+    pipeline.generate("a purple zebra", num_steps=1)
+
+
+def test_without_new_words_it_is_the_same_model(mini: ModelParts) -> None:
+    assert add_words(mini, ["a photo of a red car"]) is mini
+
+
+def test_a_tokenizer_of_pieces_keeps_its_ids_and_knows_the_words(mini: ModelParts) -> None:
+    tokenizer = train_tokenizer(["ein rotes Auto", "ein blaues Auto"] * 4, 512)
+    codec = TextCodec(tokenizer, tiny_t5(512, d_model=32, num_layers=1, num_heads=1, d_ff=32))
+    assert codec.unknown_words("ein Xylophon") == ["Xylophon"]
+    grown = add_words(mini._replace(text_codec=codec), ["ein Xylophon"])
+    assert grown.transformer is mini.transformer
+    assert grown.text_codec.tokenizer.get_vocab() == tokenizer.get_vocab()
+    assert grown.text_codec.unknown_words("ein Xylophon") == []
+    assert grown.text_codec.decode(grown.text_codec.token_ids("Ein Xylophon 🎨")) == "Ein Xylophon 🎨"
