@@ -188,11 +188,9 @@ def evaluate(
         about = _about(model, pipeline, loading, detector_options) if ranks.is_first else {}
         if ranks.is_first and not as_json:
             _print_head(about, describe_decoding(pipeline.settings, options), options.seed)
+        given: dict[str, Any] = {"options": options, "judge": judge, "about": about, "ranks": ranks}
         remarks = []
-        for summary in run(
-            pipeline, chosen, eval_data, out, options=options, judge=judge, about=about, ranks=ranks,
-            start_task=start_task,
-        ):  # fmt: skip
+        for summary in run(pipeline, chosen, eval_data, out, **given, start_task=start_task):
             typer.echo("\n".join([json.dumps(summary.to_json())] if as_json else summary.rows()))
             remarks += summary.remarks()
         if remarks and not as_json:

@@ -18,7 +18,7 @@ from ddit.eval.intervals import wilson
 from ddit.eval.items import Figure
 from ddit.eval.vqa import normalize_answer
 from ddit.images import fit_image
-from ddit.world import Prompt, check_detections
+from ddit.world import Prompt, find_faults
 from ddit.world.wide import (
     WIDE_PRESETS,
     WIDE_TAGS,
@@ -133,7 +133,7 @@ def score_images(prompts: Sequence[Prompt], images: Sequence[Image.Image]) -> li
         return []
     pixels = np.stack([np.asarray(fit_image(image, GRID, GRID)) for image in images])
     found = detect_checked(pixels, threshold=DETECTOR_THRESHOLD)
-    return [ImageScore(check_detections(p, seen), seen) for p, seen in zip(prompts, found, strict=True)]
+    return [ImageScore(find_faults(p, seen), seen) for p, seen in zip(prompts, found, strict=True)]
 
 
 def tally_tags(prompts: Sequence[Prompt], correct: Sequence[bool]) -> list[Figure]:
