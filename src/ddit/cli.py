@@ -64,6 +64,7 @@ VERBS = {
     "train": Verb(MODELS, "train", "train", "Run a training RECIPE, or resume it."),
     "export": Verb(MODELS, "export", "export", "Make a model folder of a training run's checkpoint."),
     "merge": Verb(MODELS, "train", "merge", "Merge LoRA adapters into a model's weights."),
+    "push": Verb(MODELS, "push", "push", "Upload a model FOLDER to the hub, with a model card."),
     "data": Verb(DATA, "data", "data", "Check training data, and prepare it."),
     "world": Verb(DATA, "data", "world", "Write scenes of the small world as files."),
     "eval": Verb(DATA, "evaluate", "evaluate", "Run benchmarks and print their table."),

@@ -133,7 +133,7 @@ ATTRIBUTES: Mapping[str, str] = {
     "parameters": "it is transformer.parameters",
     "state_dict": "it is transformer.state_dict",
     "train": "ddit train RECIPE trains a model",
-    "push_to_hub": "save_pretrained(folder) writes a folder; upload it with huggingface_hub",
+    "push_to_hub": "save_pretrained(folder) writes a folder; ddit push FOLDER OWNER/NAME uploads it",
     # OpenAI
     "chat": "it is answer(images, questions); ddit serve has OpenAI's API",
     "images": "it is generate(prompts); ddit serve has OpenAI's API",

@@ -1,7 +1,11 @@
 """What a run leaves behind to be looked at, and that going on with a run leaves no step twice."""
 
 import json
+import os
+import sqlite3
+import subprocess
 import sys
+from contextlib import closing
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -119,3 +123,46 @@ def test_weights_and_biases_asked_for_but_missing_is_one_line(
     monkeypatch.setitem(sys.modules, "wandb", None)
     with pytest.raises(ValueError, match=r"report\.wandb_project is 'images': pip install wandb"):
         RunLog(tmp_path, 3, unit="step", report=ReportConfig(wandb_project="images"))
+
+
+@pytest.mark.slow
+def test_trackio_has_one_run_for_all_starts(
+    tmp_path: Path,
+) -> None:
+    pytest.importorskip("trackio")
+    # in a process of its own: the library reads where its files go when it is imported
+    code = (
+        "import sys\n"
+        "from pathlib import Path\n"
+        "from ddit.config.runs import ReportConfig\n"
+        "from ddit.train.log import RunLog\n"
+        "report = ReportConfig(tensorboard=False, trackio_project='images')\n"
+        "for start in (0, 2):\n"
+        "    with RunLog(Path('run'), 4, unit='step', start=start, report=report, config={'lr': 0.1}) as log:\n"
+        "        for step in (start + 1, start + 2):\n"
+        "            log.event(step=step, total=1.0 / step)\n"
+    )
+    environment = {**os.environ, "TRACKIO_DIR": str(tmp_path / "trackio"), "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    with closing(sqlite3.connect(tmp_path / "trackio" / "images.db")) as database:
+        rows = database.execute("select run_name, step, metrics from metrics order by step").fetchall()
+    assert [(step, json.loads(values)["total"]) for _, step, values in rows] == [
+        (n, 1.0 / n) for n in (1, 2, 3, 4)
+    ]
+    assert {name for name, _, _ in rows} == {f"run-{(tmp_path / 'run' / 'trackio_id').read_text()}"}
+
+
+def test_trackio_that_is_missing_is_said_before_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "trackio", None)
+    with pytest.raises(ValueError, match=r"report\.trackio_project is 'images': pip install trackio"):
+        RunLog(tmp_path, 3, unit="step", report=ReportConfig(trackio_project="images"))

@@ -185,16 +185,12 @@ def evaluate(
         judge = _judge(detector_options, chosen, loading.device or str(ranks.device))
         pipeline = load(model, replace(loading, device=loading.device or str(ranks.device)))
         pipeline.settings = pipeline.settings.with_defaults(changes)
-        about = _about(model, pipeline, loading) if ranks.is_first else {}
-        if detector_options.detector and "geneval" in chosen:
-            about["geneval_detector"] = asdict(detector_options)
+        about = _about(model, pipeline, loading, detector_options) if ranks.is_first else {}
         if ranks.is_first and not as_json:
             _print_head(about, describe_decoding(pipeline.settings, options), options.seed)
+        given: dict[str, Any] = {"options": options, "judge": judge, "about": about, "ranks": ranks}
         remarks = []
-        for summary in run(
-            pipeline, chosen, eval_data, out, options=options, judge=judge, about=about, ranks=ranks,
-            start_task=start_task,
-        ):  # fmt: skip
+        for summary in run(pipeline, chosen, eval_data, out, **given, start_task=start_task):
             typer.echo("\n".join([json.dumps(summary.to_json())] if as_json else summary.rows()))
             remarks += summary.remarks()
         if remarks and not as_json:
@@ -212,7 +208,9 @@ def _judge(options: DetectorOptions, tasks: list[str], device: str) -> "Judge | 
     return make_judge(options, device)
 
 
-def _about(model: str, pipeline: "Pipeline", loading: LoadOptions) -> dict[str, Any]:
+def _about(
+    model: str, pipeline: "Pipeline", loading: LoadOptions, detector: DetectorOptions
+) -> dict[str, Any]:
     import torch
 
     from ddit.eval.report import code_version, model_hash
@@ -228,6 +226,7 @@ def _about(model: str, pipeline: "Pipeline", loading: LoadOptions) -> dict[str, 
         "device": str(pipeline.device),
         "dtype": str(pipeline.dtype).removeprefix("torch."),
         **({"int8": True} if loading.int8 else {}),
+        **({} if detector.detector is None else {"geneval_detector": asdict(detector)}),
     }
 
 

@@ -147,6 +147,7 @@ class ReportConfig:
             steps; None: at the end of the run alone.
         tensorboard: event files too, where TensorBoard is installed.
         wandb_project: of Weights & Biases; None: not used.
+        trackio_project: of trackio, which keeps a run's figures on this machine; None: not used.
         profile_steps: the first rank traces the steps from the first number to before the second, with torch's
             profiler, into `trace-10-13.json.gz` for [10, 13].
         peak_tflops: of one device, which model FLOP utilisation is measured against; None: looked up or measured.
@@ -167,6 +168,7 @@ class ReportConfig:
     export_steps: PositiveInt | None = None
     tensorboard: bool = True
     wandb_project: str | None = None
+    trackio_project: str | None = None
     peak_tflops: PositiveFloat | None = None
     profile_steps: tuple[NonNegativeInt, NonNegativeInt] | None = None
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from ddit import __version__
 from ddit.fit.plan import Findings, FitPlan, Outcome
 from ddit.fit.section import Section
+from ddit.hub import card_header
 
 SAMPLES_FILE = "samples.png"
 
@@ -61,19 +62,10 @@ def _header(plan: FitPlan, *, generates: bool, answers: bool) -> str:
     tags = ["ddit", "diffusion", "image-to-text"]
     tags += ["text-to-image"] if generates else []
     tags += ["visual-question-answering"] if answers else []
-    base = (
-        [f"base_model: {plan.base}"]
-        if plan.base and "/" in plan.base and not Path(plan.base).exists()
-        else []
-    )
-    lines = [
-        "license: other # name the licence that your data allows, as license_name and license_link",
-        "library_name: ddit",
-        "pipeline_tag: any-to-any",
-        f"tags: [{', '.join(tags)}]",
-        *base,
-    ]
-    return "\n".join(["---", *lines, "---"])
+    is_hub_id = plan.base is not None and "/" in plan.base and not Path(plan.base).exists()
+    name, base = Path(plan.out).resolve().name, plan.base if is_hub_id else None
+    # the user names the licence that the data allow: ddit push --license
+    return f"---\n{card_header(name, license='other', base_model=base, tags=tags).to_yaml()}\n---"
 
 
 def _about(plan: FitPlan, num_parameters: int) -> str:

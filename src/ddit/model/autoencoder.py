@@ -121,6 +121,14 @@ class PatchAutoencoder(nn.Module):
         self.register_buffer("latent_mean", torch.zeros(latent_channels))
         self.register_buffer("latent_std", torch.ones(latent_channels))
 
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.decoder_linear.weight.dtype
+
+    @property
+    def device(self) -> torch.device:
+        return self.decoder_linear.weight.device
+
     def encode(self, pixels: Tensor) -> Encoded:
         """The latents' distribution for pixels (B, 3, H, W), as `.latent_dist` with `mode()` and `sample()`."""
         height, width = pixels.shape[-2:]

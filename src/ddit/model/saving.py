@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterable, Iterator
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,6 +24,14 @@ from ddit.model.t5 import SHARED, STEM, TIED, is_int8_folder, load_tokenizer, sa
 from ddit.model.weights import TRANSFORMER_STEM, save_transformer, stream_transformer
 from ddit.schema import to_data
 from ddit.settings import ModelSettings
+
+_PART_FILE = "ddit_part"
+_LOADED_BY_DIFFUSERS = '''"""diffusers runs this where it is told trust_remote_code=True; it needs the package ddit."""
+
+from ddit.diffusers_pipeline import {name}
+
+__all__ = ["{name}"]
+'''
 
 
 def save_parts(
@@ -198,15 +207,23 @@ def _write_settings(folder: Path, settings: ModelSettings) -> None:
         "num_train_timesteps": 1000,
         "shift": settings.image_sampling.shift,
     }
+    own = {"transformer": "DualDiTModel"}
+    own |= {"vae": "PatchAutoencoderModel"} if autoencoder == "PatchAutoencoder" else {}
+    is_int8 = is_int8_folder(folder / "text_encoder")
+    own |= {"text_encoder": "Int8TextEncoder"} if is_int8 else {}
     index = {
-        "_class_name": "DualDiffusionPipeline",
+        "_class_name": ["pipeline", "DualDiffusionPipeline"],
+        "_diffusers_version": version("diffusers"),
         "scheduler": ["diffusers", "FlowMatchEulerDiscreteScheduler"],
+        "settings": to_data(settings),
         "text_encoder": ["transformers", "T5EncoderModel"],
         "tokenizer": ["transformers", kind or "T5Tokenizer"],
-        "transformer": ["ddit.model", "DualDiT"],
-        "vae": ["ddit.model.autoencoder" if autoencoder == "PatchAutoencoder" else "diffusers", autoencoder],
-    }
-    mark = {INT8_MARK: "int8"} if is_int8_folder(folder / "text_encoder") else {}
+        "vae": ["diffusers", autoencoder],
+    } | {part: [_PART_FILE, name] for part, name in own.items()}
+    for part, name in {"": "DualDiffusionPipeline", **own}.items():
+        file = folder / part / f"{_PART_FILE if part else 'pipeline'}.py"
+        file.write_text(_LOADED_BY_DIFFUSERS.format(name=name))
+    mark = {INT8_MARK: "int8"} if is_int8 else {}
     for name, values in {
         "scheduler/scheduler_config.json": scheduler,
         SETTINGS_FILE: to_data(settings) | mark,

@@ -1,7 +1,9 @@
 """The log of a run: a progress bar on stderr and one JSON object a line in `log.jsonl`, always; TensorBoard where it is
-installed; Weights & Biases where it is configured.
+installed; Weights & Biases and trackio where they are configured.
 """
 
+import contextlib
+import importlib
 import json
 import os
 import sys
@@ -16,7 +18,9 @@ from tqdm import tqdm
 from ddit.config.runs import ReportConfig
 from ddit.files import write_atomically
 
-LOG_FILE, TENSORBOARD_FOLDER, WANDB_ID_FILE = "log.jsonl", "tensorboard", "wandb_id"
+LOG_FILE, TENSORBOARD_FOLDER = "log.jsonl", "tensorboard"
+TRACKERS = ("wandb", "trackio")
+"""Libraries that log a run to a project, that of `report.wandb_project` and so on; `wandb_id` is the run's identity."""
 _SHOWN = {"total": "loss", "image": "image", "text": "text", "pairs_per_second": "pairs/s", "mfu": "mfu"}
 
 
@@ -35,13 +39,13 @@ class RunLog:
 
     Args:
         total: units of the whole run, None if its time is what ends it; `unit` names them.
-        report: switches TensorBoard and Weights & Biases on; None: neither.
+        report: switches TensorBoard, Weights & Biases and trackio on; None: none of them.
         flops_per_unit, peak_flops: work of one of the units that `pairs_per_second` counts, and what all devices
             together can do a second; with both, events with that rate get the model FLOP utilisation, `mfu`.
-        config: shown by Weights & Biases.
+        config: shown by Weights & Biases and trackio.
 
     Raises:
-        ValueError: if Weights & Biases is configured and not installed.
+        ValueError: if one of these is configured and not installed.
     """
 
     def __init__(
@@ -140,9 +144,12 @@ def drop_later_lines(path: Path, step: int) -> float:
 
 
 def _open_sinks(out: Path, report: ReportConfig, start: int, config: Mapping[str, Any]) -> list[Sink]:
-    sinks: list[Sink] = []
-    if report.wandb_project is not None:
-        sinks.append(_WandbSink(out, report.wandb_project, config))
+    projects = {library: getattr(report, f"{library}_project") for library in TRACKERS}
+    sinks: list[Sink] = [
+        _ProjectSink(library, out, project, config)
+        for library, project in projects.items()
+        if project is not None
+    ]
     if report.tensorboard:
         try:
             sinks.append(_TensorBoardSink(out / TENSORBOARD_FOLDER, start))
@@ -168,26 +175,29 @@ class _TensorBoardSink:
         self._writer.close()
 
 
-class _WandbSink:
-    """A run of Weights & Biases under one identity, however often it is started."""
+class _ProjectSink:
+    """A run in a project of Weights & Biases or trackio, the same one however often it is started."""
 
-    def __init__(self, out: Path, project: str, config: Mapping[str, Any]) -> None:
+    def __init__(self, library: str, out: Path, project: str, config: Mapping[str, Any]) -> None:
         try:
-            import wandb  # pyright: ignore[reportMissingImports]  # nothing here needs it
+            tracker = importlib.import_module(library)
         except ImportError:
             raise ValueError(
-                f"report.wandb_project is {project!r}: pip install wandb, or leave it out"
+                f"report.{library}_project is {project!r}: pip install {library}, or leave it out"
             ) from None
-        identity = out / WANDB_ID_FILE
-        if not identity.is_file():
-            identity.write_text(os.urandom(4).hex())
-        self._run = wandb.init(
-            project=project, name=out.name, dir=str(out), id=identity.read_text().strip(), resume="allow",
-            config=dict(config),
-        )  # fmt: skip
+        file = out / f"{library}_id"
+        if not file.is_file():
+            file.write_text(os.urandom(4).hex())
+        identity = file.read_text().strip()
+        own: dict[str, Any] = {"name": out.name, "dir": str(out), "id": identity}
+        if library == "trackio":  # knows runs by their names
+            own = {"name": f"{out.name}-{identity}", "embed": False}
+        with contextlib.redirect_stdout(sys.stderr):  # both talk
+            self._run = tracker.init(project=project, resume="allow", config=dict(config), **own)
 
     def write(self, values: Mapping[str, float], step: int) -> None:
         self._run.log(dict(values), step=step)
 
     def close(self) -> None:
-        self._run.finish()
+        with contextlib.redirect_stdout(sys.stderr):
+            self._run.finish()
