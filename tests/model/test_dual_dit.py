@@ -28,6 +28,7 @@ VARIANTS = {
     "isolated-sd3.5": dataclasses.replace(
         CONFIG, qk_norm="rms_norm", dual_attention_layers=(0, 2), image_attends_text=False
     ),
+    "stem": dataclasses.replace(CONFIG, stem=(8, 16)),
 }
 
 
@@ -289,11 +290,22 @@ def test_latents_that_do_not_fit_are_refused(latents_size: tuple[int, int], mess
         ({"num_heads": 3}, "hidden_size 32 is not a multiple of num_heads 3"),
         ({"qk_norm": "layer"}, "qk_norm must be rms_norm, got 'layer'"),
         ({"dual_attention_layers": (3,)}, "exceed depth 3"),
+        ({"stem": (8, 8, 8)}, "patch_size 2 is not a multiple of 4, by which a stem of 3 stages"),
     ],
 )
 def test_impossible_configurations_are_refused(change: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         dataclasses.replace(CONFIG, **change)
+
+
+@pytest.mark.parametrize("stem", [(), (8,), (8, 16), (8, 16, 12)])
+def test_a_stem_leaves_the_number_of_tokens_and_sees_beyond_a_patch(stem: tuple[int, ...]) -> None:
+    model = make_model(dataclasses.replace(CONFIG, patch_size=4, stem=stem))
+    latents = torch.randn(1, 4, 16, 8, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    tokens = model.pos_embed(latents)
+    assert tokens.shape == (1, 8, 32)
+    (gradient,) = torch.autograd.grad(tokens[0, 0].sum(), latents)
+    assert (gradient[..., 4:] != 0).any() == bool(stem)
 
 
 def test_a_cache_needs_an_isolated_image_side() -> None:

@@ -107,6 +107,8 @@ def test_sd3_medium_covers_all_but_the_new_parts_at_full_size(
 def test_configuration_round_trip():
     config = replace(TINY, qk_norm="rms_norm", dual_attention_layers=(0,), image_attends_text=False)
     assert config_from_dict(config_to_dict(config)) == config
+    assert config_from_dict(config_to_dict(replace(config, stem=(8, 16)))).stem == (8, 16)
+    assert "stem" not in config_to_dict(config)  # which 0.1 could not read
 
 
 def test_published_configuration_with_the_keys_of_sd3():

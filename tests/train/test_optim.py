@@ -1,3 +1,4 @@
+import dataclasses
 import math
 
 import pytest
@@ -76,14 +77,27 @@ def test_muon_takes_the_steps_of_torchs_own() -> None:
         torch.testing.assert_close(p, q, rtol=1e-5, atol=1e-5)
 
 
-def test_muon_takes_the_matrices_of_attention_and_mlp_alone() -> None:
-    model = DualDiT(CONFIG)
+def test_a_kernel_takes_the_steps_of_its_matrix() -> None:
+    generator = torch.Generator().manual_seed(0)
+    kernel = nn.Parameter(torch.randn(6, 4, 3, 3, generator=generator))
+    matrix = nn.Parameter(kernel.detach().flatten(1).clone())
+    optimizers = Muon([kernel], lr=0.02), Muon([matrix], lr=0.02)
+    for _ in range(2):
+        kernel.grad = torch.randn(kernel.shape, generator=generator)
+        matrix.grad = kernel.grad.flatten(1)
+        for optimizer in optimizers:
+            optimizer.step()
+    assert torch.equal(kernel.flatten(1), matrix)
+
+
+def test_muon_takes_the_matrices_of_attention_and_mlp_and_the_kernels_of_the_stem() -> None:
+    model = DualDiT(dataclasses.replace(CONFIG, stem=(8, 16)))
     optimizers = build_optimizers(dict(model.named_parameters()), OptimizerConfig(name="muon"))
     names = {id(p): name for name, p in model.named_parameters()}
     taken = {names[id(p)] for group in optimizers["muon"].param_groups for p in group["params"]}
     rest = {names[id(p)] for group in optimizers["adamw"].param_groups for p in group["params"]}
-    assert len(taken) == 2 * 12
-    assert all(".attn." in name or ".ff" in name for name in taken)
+    assert len(taken) == 2 * 12 + 4
+    assert all(".attn." in name or ".ff" in name or ".conv.weight" in name for name in taken)
     assert taken | rest == set(names.values())
     assert not taken & rest
 

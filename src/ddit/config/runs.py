@@ -34,7 +34,7 @@ def settled(value: Value | Literal["auto"]) -> Value:
 class OptimizerConfig:
     """Optimiser and schedule; the defaults are the published ones (stage 1), but for `decay`.
 
-    `muon` takes the two-dimensional matrices of the transformer blocks (attention and MLP) with `muon_lr`;
+    `muon` takes the matrices of the transformer blocks (attention and MLP) and the stem's kernels with `muon_lr`;
     everything else, and everything under `adamw`, takes `lr`. The schedule scales both: warm-up, then `constant`,
     `linear` (constant, then down to `final_lr_fraction` over the last `decay_fraction` of the run) or `cosine`.
 

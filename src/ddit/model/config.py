@@ -35,6 +35,9 @@ class DualDiTConfig:
             cached exactly (`text_blocks`). Needs `image_attends_text=False`.
         text_input: what the text stream is fed in i2t: "encoder" is the paper, the text encoder's states; "embeddings"
             are those of its table, with their positions, so that no step runs the encoder.
+        stem: channels of the stages of a convolutional stem, whose tokens are added to the linear patches; between two
+            stages the side is halved, so that patch_size is a multiple of 2^(stages - 1). (): none, as in SD3. For
+            images of a few dozen pixels, where one token is a large part of what there is to see.
     """
 
     in_channels: PositiveInt = 16
@@ -51,6 +54,7 @@ class DualDiTConfig:
     image_attends_text: bool = True
     text_block_size: NonNegativeInt = 0
     text_input: TextInput = "encoder"
+    stem: Annotated[tuple[PositiveInt, ...], Field(strict=False)] = ()
 
     def __post_init__(self) -> None:
         if self.hidden_size % self.num_heads:
@@ -59,6 +63,11 @@ class DualDiTConfig:
             )
         if self.hidden_size % 4:
             raise ValueError(f"hidden_size {self.hidden_size} is not a multiple of 4 (position embedding)")
+        if self.stem and self.patch_size % 2 ** (len(self.stem) - 1):
+            raise ValueError(
+                f"patch_size {self.patch_size} is not a multiple of {2 ** (len(self.stem) - 1)}, by which a stem of "
+                f"{len(self.stem)} stages divides the side"
+            )
         if any(not 0 <= layer < self.depth for layer in self.dual_attention_layers):
             raise ValueError(f"dual_attention_layers {self.dual_attention_layers} exceed depth {self.depth}")
         if self.text_block_size and self.image_attends_text:

@@ -72,7 +72,12 @@ class DualDiT(nn.Module):
         self.gradient_checkpointing = self._marks_steps = False
         dim = config.hidden_size
         self.pos_embed = PatchEmbed(
-            dim, config.in_channels, config.patch_size, config.pos_embed_max_size, config.sample_size
+            dim,
+            config.in_channels,
+            config.patch_size,
+            config.pos_embed_max_size,
+            config.sample_size,
+            config.stem,
         )
         self.time_text_embed = TimeEmbed(dim)
         self.context_embedder = nn.Linear(config.text_dim, dim)

@@ -4,6 +4,7 @@ B batch, C H W latent channels, height, width, N image tokens, D hidden size.
 """
 
 import math
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -75,17 +76,52 @@ def position_sinusoids(positions: Tensor, dim: int) -> Tensor:
     return F.pad(torch.cat([angles.sin(), angles.cos()], dim=-1), (0, dim - 2 * half))
 
 
+class ConvLayer(nn.Module):
+    """A 3x3 convolution, normalised, through SiLU; added to its input where the widths agree."""
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(in_channels, out_channels, 3, padding=1)
+        self.norm = nn.GroupNorm(math.gcd(8, out_channels), out_channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.silu(self.norm(self.conv(x)))
+        return x + y if x.shape == y.shape else y
+
+
+def make_stem(in_channels: int, widths: Sequence[int], dim: int, patch_size: int) -> nn.Sequential:
+    """Two convolutions a width, the side halved between two widths, then patches: latents -> (B, D, rows, columns)."""
+    layers: list[nn.Module] = []
+    for index, width in enumerate(widths):
+        if index:
+            layers.append(nn.AvgPool2d(2))
+        layers += [ConvLayer(in_channels, width), ConvLayer(width, width)]
+        in_channels = width
+    rest = patch_size // 2 ** (len(widths) - 1)
+    return nn.Sequential(*layers, nn.Conv2d(in_channels, dim, rest, rest))
+
+
 class PatchEmbed(nn.Module):
-    """Latents to image tokens, plus the central crop of a sin-cos position table."""
+    """Latents to image tokens, plus the central crop of a sin-cos position table.
+
+    stem: widths of a convolutional stem, whose tokens are added to the linear ones; none, as in SD3.
+    """
 
     pos_embed: Tensor
 
     def __init__(
-        self, dim: int, in_channels: int, patch_size: int, table_size: int, sample_size: int
+        self,
+        dim: int,
+        in_channels: int,
+        patch_size: int,
+        table_size: int,
+        sample_size: int,
+        stem: Sequence[int] = (),
     ) -> None:
         super().__init__()
         self.patch_size, self.table_size = patch_size, table_size
         self.proj = nn.Conv2d(in_channels, dim, patch_size, patch_size)
+        self.stem = make_stem(in_channels, stem, dim, patch_size) if stem else None
         self.register_buffer("pos_embed", sincos_positions(dim, table_size, sample_size // patch_size))
 
     def forward(self, latents: Tensor) -> Tensor:
@@ -97,7 +133,10 @@ class PatchEmbed(nn.Module):
         rows, columns = height // self.patch_size, width // self.patch_size
         if max(rows, columns) > self.table_size:
             raise ValueError(f"{rows}x{columns} tokens exceed the position table of {self.table_size} a side")
-        tokens = self.proj(latents).flatten(2).transpose(1, 2)  # (B, N, D)
+        tokens = self.proj(latents)
+        if self.stem is not None:  # beside the patches, which alone keep every detail of what is to be drawn
+            tokens = tokens + self.stem(latents.contiguous(memory_format=torch.channels_last))
+        tokens = tokens.flatten(2).transpose(1, 2)  # (B, N, D)
         top, left = (self.table_size - rows) // 2, (self.table_size - columns) // 2
         table = self.pos_embed.view(self.table_size, self.table_size, -1)
         positions = table[top : top + rows, left : left + columns].reshape(1, rows * columns, -1)

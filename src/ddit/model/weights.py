@@ -37,8 +37,9 @@ CONFIG_NAMES = {
     "qk_norm": "qk_norm",
     "dual_attention_layers": "dual_attention_layers",
     **{name: name for name in SWITCHES},
+    "stem": "stem",
 }
-OPTIONAL_KEYS = {"qk_norm", "dual_attention_layers", *SWITCHES}
+OPTIONAL_KEYS = {"qk_norm", "dual_attention_layers", "stem", *SWITCHES}
 CHECKED_KEYS = {"attention_head_dim", "caption_projection_dim", "out_channels"}
 DROPPED_KEYS = {"pooled_projection_dim"}  # SD3's CLIP conditioning, which D-DiT does without
 
@@ -65,7 +66,8 @@ def config_from_dict(
         raise ValueError(f"{source}: missing key {list_names(missing)}")
     ours = {field: values[name] for field, name in CONFIG_NAMES.items() if name in values}
     ours["hidden_size"] = values["num_attention_heads"] * values["attention_head_dim"]
-    ours["dual_attention_layers"] = tuple(ours.get("dual_attention_layers") or ())
+    for name in ("dual_attention_layers", "stem"):
+        ours[name] = tuple(ours.get(name) or ())
     expectations = {"caption_projection_dim": ours["hidden_size"], "out_channels": ours["in_channels"]}
     for key, expected in expectations.items():
         if values.get(key) not in (None, expected):
@@ -76,13 +78,13 @@ def config_from_dict(
 def config_to_dict(config: DualDiTConfig) -> dict[str, Any]:
     """Our configuration under diffusers' names, the inverse of `config_from_dict`.
 
-    Switches of texts in blocks are left out where they are as in the paper.
+    What is of 0.2 is left out where it is as in the paper: earlier versions refuse what they do not know.
     """
     values = {name: getattr(config, field) for field, name in CONFIG_NAMES.items()}
-    for name in ("text_block_size", "text_input"):
+    for name in ("text_block_size", "text_input", "stem"):
         if values[name] == getattr(DualDiTConfig, name):
             del values[name]
-    values["dual_attention_layers"] = list(config.dual_attention_layers)
+    values = {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
     values["attention_head_dim"] = config.hidden_size // config.num_heads
     values["caption_projection_dim"] = config.hidden_size
     values["out_channels"] = config.in_channels

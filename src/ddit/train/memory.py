@@ -21,7 +21,7 @@ from ddit.model import DualDiT, DualDiTConfig
 from ddit.model import block as model_module
 from ddit.model.adapters import add_adapters
 from ddit.model.encoders import PIXELS_AT_ONCE
-from ddit.train.optim import is_block_matrix
+from ddit.train.optim import is_for_muon
 
 GIB = 2**30
 GPU = torch.device("cuda")
@@ -231,7 +231,7 @@ def _moment_bytes(cfg: DualRun, name: str, parameter: Tensor) -> float:
     """Bytes of the optimiser's state for each number of a parameter."""
     if cfg.optimizer.name == "adamw8bit" and parameter.ndim == 2:
         return 2.03
-    return 4 if cfg.optimizer.name == "muon" and is_block_matrix(name, parameter) else 8
+    return 4 if cfg.optimizer.name == "muon" and is_for_muon(name, parameter) else 8
 
 
 def has_latents(cfg: DualRun) -> bool:

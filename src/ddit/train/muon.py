@@ -38,7 +38,7 @@ def orthogonalize(matrix: Tensor, num_iterations: int, dtype: torch.dtype = torc
 class Muon(torch.optim.Optimizer):
     """w <- (1 - lr decay) w - lr max(1, m / n)^0.5 orthogonalize(g + momentum buffer), the buffer in float32.
 
-    Matrices may be sharded by rows (FSDP2), all over the same ranks.
+    Matrices may be sharded by rows (FSDP2), all over the same ranks. A kernel (m, i, h, w) is a matrix of n = i h w.
 
     dtype: of the products; by default bfloat16, as in torch's, where the device is quick at it, else float32.
     """
@@ -60,12 +60,13 @@ class Muon(torch.optim.Optimizer):
             for param in params:
                 gradient, buffer = local(param.grad), local(self._buffer(param))
                 buffer.lerp_(gradient, 1 - group["momentum"])
-                directions.append(gradient.lerp(buffer, group["momentum"]).bfloat16())  # Nesterov
+                directions.append(gradient.lerp(buffer, group["momentum"]).flatten(1).bfloat16())  # Nesterov
             for param, update in zip(params, self._orthogonalize_all(params, directions), strict=True):
-                scale = max(1.0, param.shape[0] / param.shape[1]) ** 0.5
+                rows, columns = _matrix_shape(param)
+                scale = max(1.0, rows / columns) ** 0.5
                 weight = local(param)
                 weight.mul_(1 - group["lr"] * group["weight_decay"])
-                weight.add_(update.to(weight.dtype), alpha=-group["lr"] * scale)
+                weight.add_(update.to(weight.dtype).view_as(weight), alpha=-group["lr"] * scale)
 
     def _buffer(self, param: Tensor) -> Tensor:
         state = self.state[param]
@@ -78,13 +79,17 @@ class Muon(torch.optim.Optimizer):
         group = _shard_group(params[0]) if params else None
         if group is None or group.size() == 1:
             return [self._orthogonalize(part) for part in parts]
-        shapes = [tuple(param.shape) for param in params]
+        shapes = [_matrix_shape(param) for param in params]
         wholes = _collect(parts, shapes, group)
         solved = [self._orthogonalize(whole) for whole in wholes]
         return _distribute(solved, shapes, group, parts[0])
 
     def _orthogonalize(self, matrix: Tensor) -> Tensor:
         return orthogonalize(matrix, self.num_iterations, self.dtype or compute_dtype("auto", matrix.device))
+
+
+def _matrix_shape(param: Tensor) -> tuple[int, int]:
+    return param.shape[0], param.numel() // param.shape[0]
 
 
 def _shard_group(param: Tensor) -> dist.ProcessGroup | None:
@@ -99,7 +104,7 @@ def _rows(num_rows: int, rank: int, size: int) -> slice:
 
 
 def _collect(
-    parts: Sequence[Tensor], shapes: Sequence[tuple[int, ...]], group: dist.ProcessGroup
+    parts: Sequence[Tensor], shapes: Sequence[tuple[int, int]], group: dist.ProcessGroup
 ) -> list[Tensor]:
     """Every rank's rows of the matrices that are this rank's to solve (each `size`-th), put together."""
     rank, size = group.rank(), group.size()
@@ -113,7 +118,7 @@ def _collect(
 
 
 def _distribute(
-    solved: Sequence[Tensor], shapes: Sequence[tuple[int, ...]], group: dist.ProcessGroup, like: Tensor
+    solved: Sequence[Tensor], shapes: Sequence[tuple[int, int]], group: dist.ProcessGroup, like: Tensor
 ) -> list[Tensor]:
     """The inverse of `_collect`: this rank's rows of every matrix, from the ranks that solved them."""
     rank, size = group.rank(), group.size()
@@ -131,7 +136,7 @@ def _distribute(
     return updates
 
 
-def _count(shape: tuple[int, ...], rank: int, size: int) -> int:
+def _count(shape: tuple[int, int], rank: int, size: int) -> int:
     rows = _rows(shape[0], rank, size)
     return (rows.stop - rows.start) * shape[1]
 

@@ -36,8 +36,10 @@ def lr_factor(step: float, max_steps: int, cfg: OptimizerConfig, *, time_share: 
     return cfg.final_lr_fraction + (1 - cfg.final_lr_fraction) * falling
 
 
-def is_block_matrix(name: str, parameter: Tensor) -> bool:
-    """Whether Muon takes this parameter: matrices of attention and MLP inside the blocks, not the modulation's."""
+def is_for_muon(name: str, parameter: Tensor) -> bool:
+    """Matrices of attention and MLP inside the blocks, not the modulation's, and the 3x3 kernels of the stem."""
+    if parameter.ndim == 4:
+        return ".stem." in name and ".conv." in name
     return parameter.ndim == 2 and "transformer_blocks." in name and ".norm" not in name
 
 
@@ -45,9 +47,9 @@ def build_optimizers(
     trained: Mapping[str, nn.Parameter], cfg: OptimizerConfig
 ) -> dict[str, torch.optim.Optimizer]:
     """The optimisers by name: "adamw", of float32 or 8-bit state, and for `cfg.name == "muon"` also "muon", which takes
-    the matrices of the blocks.
+    the matrices of the blocks and the kernels of the stem.
     """
-    matrices = [p for name, p in trained.items() if cfg.name == "muon" and is_block_matrix(name, p)]
+    matrices = [p for name, p in trained.items() if cfg.name == "muon" and is_for_muon(name, p)]
     taken = {id(p) for p in matrices}
     rest = {name: p for name, p in trained.items() if id(p) not in taken}
     # Biases, gains, the null image and the mask token have no scale to keep down.
