@@ -13,7 +13,7 @@ from diffusers import AutoencoderTiny
 from PIL import Image
 from text_models import published_codec
 
-from ddit.config.data import JsonData, LlavaData, QuestionsData, WorldData
+from ddit.config.data import FoldersData, JsonData, LlavaData, QuestionsData, WorldData
 from ddit.config.runs import (
     AutoencoderRun,
     DualRun,
@@ -26,7 +26,8 @@ from ddit.config.runs import (
 from ddit.model import DualDiT
 from ddit.pipeline import Pipeline
 from ddit.recipes import build
-from ddit.recipes.small import SMALL_SIZES, TRANSFORMER_SHARE, expected_hours, pair_flops, small
+from ddit.recipes.costs import expected_hours, pair_flops
+from ddit.recipes.small import SHORT_ANSWERS_SHARE, SMALL_SIZES, TRANSFORMER_SHARE, small
 from ddit.train.flops import run_flops
 from ddit.train.stages import run_stages
 from ddit.world import PRESETS
@@ -51,15 +52,17 @@ def test_each_stage_starts_from_the_one_before_it_and_survives_json(size: str) -
     assert all(from_json(to_json(run)) == run for run in runs)
 
 
-@pytest.mark.parametrize("size", SMALL_SIZES)
-def test_the_cost_is_that_of_the_counted_flops_and_fills_the_budget(size: str) -> None:
-    duals = dual_runs(small("runs", [CAPTIONS], size, hours=20.0))
+@pytest.mark.parametrize(("size", "stem"), [*((size, ()) for size in SMALL_SIZES), ("xs", (64, 128, 256))])
+def test_the_cost_is_that_of_the_counted_flops_and_fills_the_budget(size: str, stem: tuple[int, ...]) -> None:
+    duals = dual_runs(small("runs", [CAPTIONS], size, hours=20.0, stem=stem))
     for run in duals:
         downsample = run.data.image_size // run.model.sample_size
         assert pair_flops(run) == pytest.approx(run_flops(run, downsample) / run.global_batch_size, rel=0.03)
     hours = sum(expected_hours(run, SMALL_SIZES[size].flops) for run in duals)
     assert hours == pytest.approx(20 * TRANSFORMER_SHARE, rel=0.01)
-    quick = dual_runs(small("runs", [CAPTIONS], size, hours=20.0, flops=2 * SMALL_SIZES[size].flops))
+    quick = dual_runs(
+        small("runs", [CAPTIONS], size, hours=20.0, stem=stem, flops=2 * SMALL_SIZES[size].flops)
+    )
     assert quick[0].max_steps == pytest.approx(2 * duals[0].max_steps, rel=0.01)
 
 
@@ -80,6 +83,16 @@ def test_questions_are_no_prompts() -> None:
     joint, final = dual_runs(small("runs", [talk]))
     assert (joint.init, joint.objective.i2t_fraction, joint.data.t2i) == (None, 1.0, ())
     assert final.init == f"{joint.out}/export"
+
+
+def test_short_answers_are_mostly_masked_throughout() -> None:
+    """A mixture with longer texts is not, and what comes before the reading has no text loss."""
+    asked, named = QuestionsData("q.json", "a.json"), FoldersData("photos")
+    for sources, share in (
+        ([asked], SHORT_ANSWERS_SHARE), ([asked, named], SHORT_ANSWERS_SHARE), ([asked, CAPTIONS], 0.0)
+    ):  # fmt: skip
+        joint, final = dual_runs(small("runs", sources))[-2:]
+        assert [run.objective.text.all_masked_share for run in (joint, final)] == [share, share]
 
 
 def test_encoders_may_be_given(tmp_path: Path) -> None:

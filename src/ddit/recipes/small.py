@@ -11,7 +11,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from ddit.config.data import DataConfig, HuggingFaceData, LlavaData, QuestionsData, SourceConfig, TextData
+from ddit.config.data import (
+    DataConfig,
+    FoldersData,
+    HuggingFaceData,
+    LlavaData,
+    QuestionsData,
+    SourceConfig,
+    TextData,
+)
 from ddit.config.runs import (
     AutoencoderRun,
     DualRun,
@@ -27,6 +35,7 @@ from ddit.errors import near_misses
 from ddit.files import read_json
 from ddit.model.config import DualDiTConfig
 from ddit.model.folders import resolve, text_folders
+from ddit.recipes.costs import expected_rate
 from ddit.settings import FlowConfig, MaskedConfig
 
 
@@ -66,6 +75,8 @@ SMALL_SIZES = {
 SHARES = {"image": 0.45, "joint": 0.35, "final": 0.2}
 """Of the time of the transformer, which is TRANSFORMER_SHARE of the whole; the rest is for what comes before."""
 TRANSFORMER_SHARE = 0.85
+SHORT_ANSWERS_SHARE = 0.9
+"""Of the texts that are masked throughout, where all are answers of a word or two or the names of classes."""
 
 
 @dataclass(frozen=True)
@@ -190,6 +201,7 @@ def small(
     image_size: int | None = None,
     patch_size: int | None = None,
     text_length: int = 32,
+    stem: Sequence[int] = (),
     latent_channels: int = 8,
     downsample: Literal[2, 4, 8, 16] = 4,
     target_psnr: float | None = 26.0,
@@ -206,6 +218,7 @@ def small(
         image_size: pixels a side; a multiple of the autoencoder's downsampling times `patch_size`.
         patch_size: latents a side of an image token: the cost goes down with its square, and so does the detail.
         text_length: tokens of a caption, or of a question with its answer.
+        stem: widths of a convolutional stem, see `DualDiTConfig`.
         latent_channels, downsample, target_psnr: of the chain's own autoencoder, see `AutoencoderRun`.
         vae: folder or hub id of a diffusers AutoencoderKL or AutoencoderTiny instead.
         text: folder or hub id of a T5 with its tokenizer instead of the chain's own.
@@ -245,6 +258,7 @@ def small(
         vocab_size=vocab_size,
         sample_size=image_size // pixels,
         pos_embed_max_size=2 * image_size // unit,
+        stem=tuple(stem),
     )
     with_images = [source for source in sources if not isinstance(source, TextData)]
     if not with_images:
@@ -320,6 +334,9 @@ def _transformer_runs(chain: Chain, hours: float, flops: float) -> list[DualRun]
         seconds["joint"] += seconds.pop("image")
         joint = joint_run(chain, image_run(chain, max_steps=1), name="joint", max_steps=1)
         joint = replace(joint, init=None, objective=replace(joint.objective, i2t_fraction=1.0))
+    if all(isinstance(source, QuestionsData | FoldersData) for source in chain.i2t):
+        text = replace(joint.objective.text, all_masked_share=SHORT_ANSWERS_SHARE)
+        joint = replace(joint, objective=replace(joint.objective, text=text))
     runs += [joint, final_run(chain, joint, name="final", max_steps=1, seed=joint.seed + 1)]
     fitted: list[DualRun] = []
     for name, run in zip(seconds, runs, strict=True):
@@ -338,34 +355,6 @@ def _transformer_runs(chain: Chain, hours: float, flops: float) -> list[DualRun]
             )
         )
     return fitted
-
-
-def pair_flops(run: DualRun) -> float:
-    """FLOPs of training on one pair of image and text: the products of the transformer, forward and backward.
-
-    Without torch, and within a few percent of what `ddit.train.flops` counts.
-    """
-    model, width = run.model, run.model.hidden_size
-    image, text = (model.sample_size // model.patch_size) ** 2, run.data.t2i_length
-    tokens = image + text
-    block = 24 * width**2 * tokens + 4 * tokens**2 * width + 24 * width**2  # products, attention, modulation
-    ends = 4 * model.patch_size**2 * model.in_channels * width * image + 2 * model.text_dim * width * text
-    i2t = run.objective.i2t_fraction
-    unused = (
-        18 * width**2 * ((1 - i2t) * text + i2t * image)
-    )  # the last layer of the stream that has no target
-    logits = 2 * width * model.vocab_size * i2t * run.data.i2t_length / 2
-    return 3 * (model.depth * block - unused + ends + logits)
-
-
-def expected_rate(run: DualRun, flops: float) -> float:
-    """Pairs of image and text a second of training at `flops` FLOP/s."""
-    return flops / pair_flops(run)
-
-
-def expected_hours(run: DualRun, flops: float) -> float:
-    """Hours of a run's steps at `flops` FLOP/s."""
-    return run.max_steps * run.global_batch_size / expected_rate(run, flops) / 3600
 
 
 def _rounded(steps: float, *, least: int) -> int:
