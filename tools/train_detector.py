@@ -1,7 +1,7 @@
 """Trains the small world's detector, which scores generated images: `python tools/train_detector.py OUT`.
 
-The package's own, src/ddit/world/detector.safetensors, takes a quarter of an hour of one core. The wide world's two nets
-(src/ddit/world/wide/, measured by benchmarks/detector.py) take 45 minutes of one, in five steps:
+The package's own, src/ddit/world/detector.safetensors, takes a quarter of an hour of one core. The wide world's two
+nets (src/ddit/world/wide/, measured by benchmarks/detector.py) take 45 minutes of one, in five steps:
 
     --wide a; --wide --start a --seed 1 --lr 0.0015 --num-steps 3200 detector
     --check detector --seed 11 --num-images 30000 b
