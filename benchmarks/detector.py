@@ -97,7 +97,7 @@ def main() -> None:
         print(lines[-1], flush=True)
     lines += [
         "",
-        "| no object | images | something found | by the small world's detector |",
+        "| no object | images | something found | by its first net alone | by the small world's |",
         "|---|---|---|---|---|",
     ]
     for kind in NEGATIVES:
