@@ -1,7 +1,14 @@
 """Trains the small world's detector, which scores generated images: `python tools/train_detector.py OUT`.
 
-The package's own take one core a quarter of an hour (src/ddit/world/detector.safetensors) and half an hour
-(`--wide`: src/ddit/world/wide/detector.safetensors, which benchmarks/detector.py measures).
+The package's own, src/ddit/world/detector.safetensors, takes a quarter of an hour of one core. The wide world's two
+nets (src/ddit/world/wide/, measured by benchmarks/detector.py) take 45 minutes of one, in five steps:
+
+    --wide a; --wide --start a --seed 1 --lr 0.0015 --num-steps 3200 detector
+    --check detector --seed 11 --num-images 30000 b
+    --check detector --start b --seed 12 --num-images 28000 --num-steps 5500 --lr 0.0025 c
+    --check detector --start c --seed 13 --num-images 28000 --num-steps 4500 --lr 0.002 check
+
+(The packaged ones are from before a few changes of the negatives; these commands give other weights.)
 """
 
 import argparse
