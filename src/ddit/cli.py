@@ -58,15 +58,13 @@ VERBS = {
         "Check what this machine can do, and print a report.",
     ),
     "fit": Verb(MODELS, "fit", "fit", "Train a model on images and texts of your own, or go on with it."),
-    "report": Verb(
-        MODELS, "fit", "report", "Measure a model that `ddit fit` has made again, and write its card."
-    ),
+    "report": Verb(MODELS, "fit", "report", "Measure a fitted model again, and write its card."),
     "train": Verb(MODELS, "train", "train", "Run a training RECIPE, or resume it."),
     "export": Verb(MODELS, "export", "export", "Make a model folder of a training run's checkpoint."),
     "merge": Verb(MODELS, "train", "merge", "Merge LoRA adapters into a model's weights."),
     "push": Verb(MODELS, "push", "push", "Upload a model FOLDER to the hub, with a model card."),
     "data": Verb(DATA, "data", "data", "Check training data, and prepare it."),
-    "world": Verb(DATA, "data", "world", "Write scenes of the small world as files."),
+    "world": Verb(DATA, "data", "world", "Write scenes of the small world, or of the wide one, as files."),
     "eval": Verb(DATA, "evaluate", "evaluate", "Run benchmarks and print their table."),
     "score-images": Verb(DATA, "score_images", "score_images", "Score images that any model made."),
     "eval-data": Verb(DATA, "evaluate", "eval_data", "Write evaluation sets of the small world."),

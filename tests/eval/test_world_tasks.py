@@ -149,7 +149,8 @@ def worlds_of(value: object) -> list[WorldData]:
 @pytest.mark.parametrize("world", PRESETS)
 def test_recipes_train_on_the_training_split_and_are_watched_on_val(name: str, world: str) -> None:
     config = build(name, "runs", world=world)
-    watched = worlds_of(config.data.held_out) if isinstance(config, DualRun) else []
+    held_out = config.data.held_out if isinstance(config, DualRun) else getattr(config, "held_out", ())
+    watched = worlds_of(held_out)
     assert {source.split for source in watched} <= {"val"}
     trained = [source for source in worlds_of(config) if source not in watched]
     assert {source.split for source in trained} <= {"train"}

@@ -269,7 +269,7 @@ def world(
     ] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Write scenes of the small world, or of the wide world, as files.
+    """Write scenes of the small world, or of the wide one, as files.
 
     As a reference, or as training files of a common form; prints the path that `ddit data check` takes. The wide world
     has the form scenes alone, and is trained on without files.

@@ -76,7 +76,7 @@ def report(
         ),
     ] = None,
 ) -> None:
-    """Measure a model that `ddit fit` has made again, and write its card.
+    """Measure a fitted model again, and write its card.
 
     Prints the headlines. DIR/model gets README.md and samples.png, DIR gets report.json and images of held-out data.
 

@@ -298,6 +298,7 @@ class TextCodec:
 
     def unknown_words(self, text: str) -> list[str]:
         """The words of a text that the model cannot know, in order, each once; see `vocabulary.unknown_words`."""
+        _check_characters(text)
         return vocabulary.unknown_words(self.tokenizer, text)
 
     def similar_words(self, word: str) -> list[str]:
