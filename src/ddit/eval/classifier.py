@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ddit.devices import multiplies_bfloat16
+from ddit.world.detector import ResidualLayer
 
 NUM_FEATURES = 64
 MAX_SIDE = 64
@@ -23,22 +24,9 @@ _TIMED = 8  # steps by which the number of all is set
 _BATCH = 128
 
 
-class _Residual(nn.Module):
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.conv1 = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
-        self.norm1 = nn.BatchNorm2d(channels)
-        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
-        self.norm2 = nn.BatchNorm2d(channels)
-
-    def forward(self, x: Tensor) -> Tensor:
-        y = F.relu(self.norm1(self.conv1(x)))
-        return F.relu(x + self.norm2(self.conv2(y)))
-
-
 def _stage(inputs: int, outputs: int, stride: int) -> nn.Sequential:
     conv = nn.Conv2d(inputs, outputs, 3, stride=stride, padding=1, bias=False)
-    return nn.Sequential(conv, nn.BatchNorm2d(outputs), nn.ReLU(), _Residual(outputs))
+    return nn.Sequential(conv, nn.BatchNorm2d(outputs), nn.ReLU(), ResidualLayer(outputs))
 
 
 class ClassifierNet(nn.Module):

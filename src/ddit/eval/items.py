@@ -84,6 +84,11 @@ class Figure(NamedTuple):
             return None
         return wilson(self.value, self.num) if self.is_share else self.limits
 
+    def to_json(self) -> dict[str, Any]:
+        interval = None if self.interval is None else list(self.interval)
+        own = {"name": self.name, "value": self.value, "num": self.num, "interval": interval}
+        return {**own, "baselines": dict(self.baselines)}
+
 
 class TaskScore(NamedTuple):
     """Each item's score, in order, and the task's figures, the headline first; notes say by what other rule."""

@@ -71,16 +71,7 @@ class Summary:
         return faults
 
     def to_json(self) -> dict[str, Any]:
-        figures = [
-            {
-                "name": f.name,
-                "value": f.value,
-                "num": f.num,
-                "interval": None if f.interval is None else list(f.interval),
-                "baselines": dict(f.baselines),
-            }
-            for f in self.figures
-        ]
+        figures = [figure.to_json() for figure in self.figures]
         data = {"task": self.task, "num_samples": self.num_samples, "seconds": round(self.seconds, 2)}
         said = {"notes": list(self.notes), "num_corrupt": len(self.corrupt), "corrupt": dict(self.corrupt)}
         return {**data, "figures": figures, **said, **self.about}

@@ -30,7 +30,7 @@ UTILISATION = 0.3
 REPORT_SHARE, MOST_REPORT_SECONDS = 0.06, 1200.0
 SMALL_NET_SHARE = 0.07
 """Of the whole time, that autoencoder and text encoder each may take."""
-FEW_IMAGES = 1000
+FEW_IMAGES, FEW_HELD_OUT = 1000, 100
 MOST_VIEWS, MOST_ENTRIES = 16, 200_000
 VIEWS_SHARE, _VIEWS_A_SECOND = 0.05, 1000
 """Of the whole time, for making views, and how many a second are expected."""
@@ -320,7 +320,7 @@ def _warnings(plan: FitPlan, findings: Findings) -> list[str]:
     if small_classes:
         name, count = min(small_classes.items(), key=lambda item: item[1])
         found.append(f"{len(small_classes)} classes have less than 20 images, {name} the fewest ({count})")
-    if findings.num_held_out_images < 20:
+    if findings.num_held_out_images < FEW_HELD_OUT:
         found.append(
             f"figures on {findings.num_held_out_images} held-out images say little: give more images, or sources with "
             "--held-out"

@@ -28,7 +28,6 @@ REPORT_FILE, ANSWERS_FILE, NEAREST_FILE = "report.json", "answers.png", "nearest
 MAX_IMAGES, MAX_QUESTIONS = 2000, 4000
 """Held-out ones that are read; the time decides how many are used."""
 NUM_SHOWN = 16
-FEW_HELD_OUT, FEW_IN_CLASS = 100, 20
 
 
 @dataclass(frozen=True)
@@ -79,7 +78,7 @@ def write_report(
         sections.append(rank_classes(pipeline, shown, texts, clock.part(0.15)))
     judged = judge_images(pipeline, plan, shown, clock.part(0.95))
     found = [section for section in (*sections, *judged.sections) if section is not None]
-    warnings = (*plan.warnings, *find_warnings(findings, found))
+    warnings = (*plan.warnings, *find_warnings(found))
     files = [
         *_save_grids(out, model_folder, judged, answered),
         _save_json(out, plan, findings, outcome, found, warnings),
@@ -109,18 +108,9 @@ def class_captions(plan: FitPlan) -> dict[str, str]:
     }
 
 
-def find_warnings(findings: Findings, sections: Sequence[Section]) -> list[str]:
+def find_warnings(sections: Sequence[Section]) -> list[str]:
     """What the figures themselves say against the model, or against the figures."""
     found = []
-    num = findings.num_held_out_images
-    if num < FEW_HELD_OUT:
-        found.append(
-            f"{num} images are held out: the intervals of all figures are wide, and chance decides much."
-        )
-    small = [name for name, count in findings.classes.items() if count < FEW_IN_CLASS]
-    if small:
-        named = ", ".join(small[:10]) + (", ..." if len(small) > 10 else "")
-        found.append(f"{len(small)} classes have fewer than {FEW_IN_CLASS} images: {named}.")
     for section in sections:
         if not section.figures:
             continue

@@ -23,16 +23,7 @@ class Section:
     lines: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
-        figures = [
-            {
-                "name": figure.name,
-                "value": figure.value,
-                "num": figure.num,
-                "interval": None if figure.interval is None else list(figure.interval),
-                "beside": dict(figure.baselines),
-            }
-            for figure in self.figures
-        ]
+        figures = [figure.to_json() for figure in self.figures]
         return {"title": self.title, "figures": figures, "lines": list(self.lines)}
 
     def table(self) -> list[str]:

@@ -36,7 +36,9 @@ class DetectorOutput(NamedTuple):
     box: Tensor  # (B, 4, H/4, W/4): centre within the cell (cells), width and height (BOX_UNIT)
 
 
-class _Residual(nn.Module):
+class ResidualLayer(nn.Module):
+    """Two normalised 3x3 convolutions beside the identity: (B, channels, H, W) in and out."""
+
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
@@ -62,12 +64,12 @@ class DetectorNet(nn.Module):
         self.width = width
         self.classes = tuple(classes)
         self.stem = nn.Sequential(_down(3, width // 2), _down(width // 2, width))
-        self.fine = nn.Sequential(_Residual(width), _Residual(width))
+        self.fine = nn.Sequential(ResidualLayer(width), ResidualLayer(width))
         self.coarse = nn.Sequential(
-            _down(width, width * 3 // 2), *(_Residual(width * 3 // 2) for _ in range(2))
+            _down(width, width * 3 // 2), *(ResidualLayer(width * 3 // 2) for _ in range(2))
         )
         self.lift = nn.Conv2d(width * 3 // 2, width, 1)
-        self.merge = _Residual(width)
+        self.merge = ResidualLayer(width)
         self.heads = nn.Conv2d(width, len(self.classes) + len(PALETTE) + 4, 1)
         bias = torch.zeros(self.heads.out_channels)
         bias[: len(self.classes)] = -4.0  # few cells hold a centre

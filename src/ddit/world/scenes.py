@@ -2,7 +2,8 @@
 
 import hashlib
 import random
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -54,6 +55,11 @@ class Group:
     count: int
 
 
+def group_alike(objects: Iterable[tuple[str, str | None]]) -> tuple[Group, ...]:
+    """Objects, each a class and a colour, as groups in order of first appearance."""
+    return tuple(Group(name, color, count) for (name, color), count in Counter(objects).items())
+
+
 @dataclass(frozen=True)
 class Scene:
     """What one image shows, in full. `background` is the colour at the top and at the bottom (RGB)."""
@@ -69,10 +75,7 @@ class Scene:
     @property
     def groups(self) -> tuple[Group, ...]:
         """The objects by class and colour, in order of first appearance."""
-        counts: dict[tuple[str, str | None], int] = {}
-        for item in self.objects:
-            counts[item.class_name, item.color] = counts.get((item.class_name, item.color), 0) + 1
-        return tuple(Group(name, color, count) for (name, color), count in counts.items())
+        return group_alike((item.class_name, item.color) for item in self.objects)
 
     def to_json(self) -> dict[str, Any]:
         """The ground truth as plain data."""

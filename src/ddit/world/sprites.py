@@ -75,7 +75,12 @@ def has_natural_color(class_name: str, style: str) -> bool:
 @cache
 def measure_extent(class_name: str, style: str) -> tuple[float, float]:
     """Width and height of the visible part, as shares of the square tile in which it is centred."""
-    alpha = find_tile(class_name, style)[..., 3] > 24
+    return visible_share(find_tile(class_name, style))
+
+
+def visible_share(tile: np.ndarray) -> tuple[float, float]:
+    """Width and height of what is visible of a tile, RGBA uint8 (S, S, 4), as shares of S."""
+    alpha = tile[..., 3] > 24
     across, down = (np.flatnonzero(alpha.any(axis=axis)) for axis in (0, 1))
     return float(np.ptp(across) + 1) / len(alpha), float(np.ptp(down) + 1) / len(alpha)
 

@@ -112,7 +112,7 @@ def _kind_of(path: str, *, has_images: bool) -> str:
         return TarData.kind
     if not plain.is_file():
         raise ValueError(
-            f"'{path}' does not exist: give a file, a folder of .tar or .parquet files, or a pattern"
+            f"'{path}' does not exist: give a file, a pattern, or a folder of images, .tar or .parquet files"
         )
     if plain.suffix.lower() not in (".json", *LINES_SUFFIXES):
         raise ValueError(

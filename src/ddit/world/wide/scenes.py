@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from ..presets import SPLITS
-from ..scenes import Box, Group, SceneObject
+from ..scenes import Box, Group, SceneObject, group_alike
 from .presets import (
     GRID,
     TONES,
@@ -72,10 +72,7 @@ class WideScene:
     @property
     def groups(self) -> tuple[Group, ...]:
         """The objects by class and colour, in order of first appearance."""
-        counts: dict[tuple[str, str | None], int] = {}
-        for item in self.objects:
-            counts[item.class_name, item.color] = counts.get((item.class_name, item.color), 0) + 1
-        return tuple(Group(name, color, count) for (name, color), count in counts.items())
+        return group_alike((item.class_name, item.color) for item in self.objects)
 
     def to_json(self) -> dict[str, Any]:
         """The ground truth as plain data."""

@@ -7,7 +7,7 @@ from importlib.resources import files
 import numpy as np
 from PIL import Image
 
-from ..sprites import tint
+from ..sprites import tint, visible_share
 
 _HALF = 64
 
@@ -39,9 +39,7 @@ def natural_color(class_name: str, style: str) -> tuple[bool, str | None]:
 @cache
 def measure_extent(class_name: str, style: str) -> tuple[float, float]:
     """Width and height of the visible part, as shares of the square tile in which it is centred."""
-    alpha = find_tile(class_name, style)[..., 3] > 24
-    across, down = (np.flatnonzero(alpha.any(axis=axis)) for axis in (0, 1))
-    return float(np.ptp(across) + 1) / len(alpha), float(np.ptp(down) + 1) / len(alpha)
+    return visible_share(find_tile(class_name, style))
 
 
 @lru_cache(maxsize=16384)
