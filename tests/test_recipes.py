@@ -15,6 +15,7 @@ from ddit.model.small_text import build_tokenizer
 from ddit.prompts import MINI
 from ddit.recipes import SD3_STAGES, SIZES, build, list_recipes, list_stages, plan_runs
 from ddit.recipes.mini import VOCAB_SIZE
+from ddit.recipes.sd3 import PUBLISHED_TUNED
 from ddit.world import PRESETS, enlarge, list_vocabulary, make_scene, render
 
 
@@ -131,9 +132,22 @@ def test_the_conversion_changes_what_image_tokens_see_and_no_size():
     assert after.max_steps < before.max_steps
 
 
+@pytest.mark.parametrize("name", ["mini-blocks", "sd3-medium-blocks", "sd3.5-medium-blocks"])
+def test_the_conversion_to_blocks_changes_who_sees_what_and_no_size(name):
+    after, before = dual(name), dual("mini-isolated" if name == "mini-blocks" else f"{name[:-7]}-stage3")
+    blocks = replace(after.model, text_block_size=0)
+    assert replace(blocks, image_attends_text=True) == replace(before.model, image_attends_text=True)
+    assert after.model.text_block_size > 0
+    assert after.data.i2t_length % after.model.text_block_size == 0
+    assert after.data.t2i == before.data.t2i
+    assert after.init in (f"{before.out}/export", PUBLISHED_TUNED)
+    assert after.max_steps < before.max_steps
+    assert (after.vae, after.text) == (None, None)
+
+
 def test_an_unknown_name_is_answered_with_those_there_are():
     with pytest.raises(
-        ValueError, match=r"unknown recipe 'mini-imagee'; known: mini, tiny, sd3-medium-stage1"
+        ValueError, match=r"unknown recipe 'mini-imagee'; known: mini, tiny, wide, sd3-medium-stage1"
     ):
         build("mini-imagee", "runs")
     with pytest.raises(ValueError, match="unknown recipe 'sd3-medium-image'"):

@@ -52,16 +52,21 @@ def test_each_stage_starts_from_the_one_before_it_and_survives_json(size: str) -
     assert all(from_json(to_json(run)) == run for run in runs)
 
 
-@pytest.mark.parametrize(("size", "stem"), [*((size, ()) for size in SMALL_SIZES), ("xs", (64, 128, 256))])
-def test_the_cost_is_that_of_the_counted_flops_and_fills_the_budget(size: str, stem: tuple[int, ...]) -> None:
-    duals = dual_runs(small("runs", [CAPTIONS], size, hours=20.0, stem=stem))
+@pytest.mark.parametrize(
+    ("size", "widths"),
+    [*((size, {}) for size in SMALL_SIZES), ("xs", {"stem": (64, 128, 256), "refiner": 64})],
+)
+def test_the_cost_is_that_of_the_counted_flops_and_fills_the_budget(
+    size: str, widths: dict[str, Any]
+) -> None:
+    duals = dual_runs(small("runs", [CAPTIONS], size, hours=20.0, **widths))
     for run in duals:
         downsample = run.data.image_size // run.model.sample_size
         assert pair_flops(run) == pytest.approx(run_flops(run, downsample) / run.global_batch_size, rel=0.03)
     hours = sum(expected_hours(run, SMALL_SIZES[size].flops) for run in duals)
     assert hours == pytest.approx(20 * TRANSFORMER_SHARE, rel=0.01)
     quick = dual_runs(
-        small("runs", [CAPTIONS], size, hours=20.0, stem=stem, flops=2 * SMALL_SIZES[size].flops)
+        small("runs", [CAPTIONS], size, hours=20.0, **widths, flops=2 * SMALL_SIZES[size].flops)
     )
     assert quick[0].max_steps == pytest.approx(2 * duals[0].max_steps, rel=0.01)
 

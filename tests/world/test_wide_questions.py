@@ -20,7 +20,8 @@ from ddit.world.wide import (
 from ddit.world.wide.dialogues import SMALL_TALK
 from ddit.world.wide.finders import FINDERS
 from ddit.world.wide.questions import FILE, ask
-from ddit.world.wide.wordings import SHORT_ANSWER, YES_OR_NO, list_wordings
+from ddit.world.wide.speech import SHORT_ANSWER, YES_OR_NO
+from ddit.world.wide.wordings import list_wordings
 
 WIDE = WIDE_PRESETS["wide"]
 SCENES = [make_scene(WIDE, split, i) for split in ("test", "heldout") for i in range(130)]

@@ -30,7 +30,7 @@ from ddit.world.wide.descriptions import count_tokens
 
 WIDE = WIDE_PRESETS["wide"]
 SCENES = [make_scene(WIDE, split, i) for split in ("test", "heldout") for i in range(300)]
-HELD_OUT_PROMPTS = ["single: draw {a}", "single: generate {an_image} of {a}"]
+HELD_OUT_PROMPTS = ["single: generate {an_image} of {a}", "single: {an_image} that has {a} in it"]
 FILES = ("prompts.txt", "questions.txt", "descriptions.txt")
 
 

@@ -8,7 +8,14 @@ from ddit.world.wide import WIDE_CLASSES
 WORDS = ("zero", "one", "two", "three", "four", "five", "six")
 PLURALS = {
     "bus": "buses", "sheep": "sheep", "couch": "couches", "person": "people", "scissors": "pairs of scissors",
-    "wine glass": "wine glasses",
+    "wine glass": "wine glasses", "lorry": "lorries",
+}  # fmt: skip
+OTHER_NAMES = {
+    "plane": "airplane", "aeroplane": "airplane", "rucksack": "backpack", "bike": "bicycle", "automobile": "car",
+    "phone": "cell phone", "mobile phone": "cell phone", "smartphone": "cell phone", "sofa": "couch", "mug": "cup",
+    "doughnut": "donut", "purse": "handbag", "motorbike": "motorcycle", "human": "person", "plant": "potted plant",
+    "ball": "sports ball", "teddy": "teddy bear", "stoplight": "traffic light", "lorry": "truck", "television": "tv",
+    "tv set": "tv",
 }  # fmt: skip
 
 
@@ -113,5 +120,6 @@ def answer(scene: dict[str, Any], kind: str, facts: dict[str, Any]) -> str:
 def named_classes(text: str) -> set[str]:
     """The classes that a text names, the longest names first ("teddy bear" is no bear)."""
     forms = {PLURALS.get(n, n + "s"): n for n in WIDE_CLASSES} | {n: n for n in WIDE_CLASSES}
+    forms |= OTHER_NAMES | {PLURALS.get(other, other + "s"): name for other, name in OTHER_NAMES.items()}
     pattern = "|".join(re.escape(f) for f in sorted(forms, key=len, reverse=True))
     return {forms[found] for found in re.findall(rf"\b({pattern})\b", text.lower())}

@@ -1,8 +1,8 @@
 """Named runs: functions that return the configuration of one stage. Stages differ in numbers and data. Needs no torch.
 
-Three families. `sd3-medium` and `sd3.5-medium` are the paper's stages with its values. `mini` has them on the small
+Four families. `sd3-medium` and `sd3.5-medium` are the paper's stages with its values. `mini` has them on the small
 world: autoencoder and text encoder, the teacher, the pool of latents, then image-only training (SD3's part) and the
-stages proper. `tiny` is `mini` at a size that takes seconds a stage.
+stages proper. `tiny` is `mini` at a size that takes seconds a stage. `wide` is such a chain on the wide world.
 """
 
 from collections.abc import Sequence
@@ -13,13 +13,14 @@ from ddit.config.runs import RunConfig
 from ddit.errors import near_misses
 from ddit.recipes.mini import EXTRA_STAGES, MINI_STAGES, make_tiny
 from ddit.recipes.sd3 import SD3_STAGES, SIZES
+from ddit.recipes.wide import WIDE_STAGES
 from ddit.world import PRESETS
 
 
 def list_recipes() -> list[str]:
     """Every single stage, big sizes first."""
     big = [f"{size}-{stage}" for size in SIZES for stage in SD3_STAGES]
-    return [*big, *(f"mini-{stage}" for stage in MINI_STAGES)]
+    return [*big, *(f"mini-{stage}" for stage in MINI_STAGES), *(f"wide-{stage}" for stage in WIDE_STAGES)]
 
 
 def build(name: str, root: str | Path, *, world: str = "fixed") -> RunConfig:
@@ -32,9 +33,11 @@ def build(name: str, root: str | Path, *, world: str = "fixed") -> RunConfig:
         if stage != name and stage in SD3_STAGES:
             return SD3_STAGES[stage](Path(root), size)
     family, _, stage = name.partition("-")
+    if family == "wide" and stage in WIDE_STAGES:
+        return WIDE_STAGES[stage](Path(root))
     make = MINI_STAGES.get(stage)
     if family not in ("mini", "tiny") or make is None:
-        known = ["mini", "tiny", *list_recipes()]
+        known = ["mini", "tiny", "wide", *list_recipes()]
         near = near_misses(name, [*known, *(f"tiny-{stage}" for stage in MINI_STAGES)])
         raise ValueError(
             f"unknown recipe {name!r}; known: {', '.join(known)} (and tiny-... of each mini-...){near}"
@@ -60,7 +63,7 @@ def plan_runs(
 
 
 def list_stages(name: str) -> list[str]:
-    """The stages that `name` stands for: "mini" and "tiny" are whole chains, anything else is one stage."""
+    """The stages that `name` stands for: "mini", "tiny" and "wide" are whole chains, anything else is one stage."""
     if name in ("mini", "tiny"):
         return [f"{name}-{stage}" for stage in MINI_STAGES if stage not in EXTRA_STAGES]
-    return [name]
+    return [f"wide-{stage}" for stage in WIDE_STAGES] if name == "wide" else [name]

@@ -14,8 +14,8 @@ def pair_flops(run: DualRun) -> float:
     tokens = image + text
     block = 24 * width**2 * tokens + 4 * tokens**2 * width + 24 * width**2  # products, attention, modulation
     ends = 4 * model.patch_size**2 * model.in_channels * width * image + 2 * model.text_dim * width * text
-    ends += _stem_flops(model)
     i2t = run.objective.i2t_fraction
+    ends += _stem_flops(model) + (1 - i2t) * _refiner_flops(model)
     unused = (
         18 * width**2 * ((1 - i2t) * text + i2t * image)
     )  # the last layer of the stream that has no target
@@ -31,6 +31,12 @@ def _stem_flops(model: DualDiTConfig) -> int:
         flops += 18 * side**2 * width * (channels + width)  # two convolutions of 3x3
         channels = width
     return flops + (2 * side**2 * channels * model.hidden_size if model.stem else 0)
+
+
+def _refiner_flops(model: DualDiTConfig) -> int:
+    """FLOPs of the refiner and of the features that the tokens give it, for one image that is drawn, forward."""
+    width, channels = model.refiner, model.in_channels
+    return 2 * model.sample_size**2 * width * (model.hidden_size + 9 * (2 * channels + 2 * width))
 
 
 def expected_rate(run: DualRun, flops: float) -> float:

@@ -215,6 +215,19 @@ def mini_isolated(root: Path, world: WorldConfig) -> DualRun:
     )
 
 
+def mini_blocks(root: Path, world: WorldConfig) -> DualRun:
+    """Conversion: the isolated model tuned to write texts in blocks. Not part of the chain `mini`."""
+    isolated = mini_isolated(root, world)
+    return replace(
+        isolated,
+        out=str(root / "mini-blocks"),
+        init=f"{isolated.out}/export",
+        model=replace(isolated.model, text_block_size=4),
+        max_steps=1600,
+        seed=8,
+    )
+
+
 MINI_STAGES: dict[str, Callable[[Path, WorldConfig], RunConfig]] = {
     "vae": mini_vae,
     "text": mini_text,
@@ -228,8 +241,9 @@ MINI_STAGES: dict[str, Callable[[Path, WorldConfig], RunConfig]] = {
     "stage4": mini_stage4,
     "isolated": mini_isolated,
     "stage4_128": mini_stage4_128,
+    "blocks": mini_blocks,
 }
-EXTRA_STAGES = {"stage4_128"}
+EXTRA_STAGES = {"stage4_128", "blocks"}
 """Stages that are not part of the whole chain."""
 
 

@@ -168,6 +168,25 @@ def sd3_full(root: Path, size: Size) -> DualRun:
     )
 
 
+def sd3_blocks(root: Path, size: Size) -> DualRun:
+    """Conversion: a short tuning after which texts are written in blocks, of any length. Not in the paper.
+
+    Long captions and conversations in equal parts: the texts of stage 2 and stage 3.
+    """
+    stage3, stage2 = sd3_stage3(root, size), sd3_stage2_512(root, size)
+    captions = tuple(replace(source, weight=0.5) for source in stage2.data.i2t)
+    return replace(
+        stage3,
+        out=str(root / f"{size.name}-blocks"),
+        init=PUBLISHED_TUNED if size.name == "sd3-medium" else f"{stage3.out}/export",
+        model=replace(size.model, image_attends_text=False, text_block_size=16),
+        data=replace(stage3.data, i2t=(*stage3.data.i2t, *captions), i2t_length=stage2.data.i2t_length),
+        optimizer=replace(stage3.optimizer, warmup_steps=200),
+        max_steps=5_000,
+        seed=4,
+    )
+
+
 SD3_STAGES: dict[str, Callable[[Path, Size], DualRun]] = {
     "stage1": sd3_stage1,
     "stage2": sd3_stage2,
@@ -175,4 +194,5 @@ SD3_STAGES: dict[str, Callable[[Path, Size], DualRun]] = {
     "stage3": sd3_stage3,
     "lora": sd3_lora,
     "full": sd3_full,
+    "blocks": sd3_blocks,
 }

@@ -35,8 +35,8 @@ from ddit.errors import near_misses
 from ddit.files import read_json
 from ddit.model.config import DualDiTConfig
 from ddit.model.folders import resolve, text_folders
+from ddit.objectives import FlowConfig, MaskedConfig
 from ddit.recipes.costs import expected_rate
-from ddit.settings import FlowConfig, MaskedConfig
 
 
 class SmallSize(NamedTuple):
@@ -66,7 +66,7 @@ class SmallSize(NamedTuple):
 
 CPU_FLOPS, GPU_FLOPS = 1e11, 1.2e14
 SMALL_SIZES = {
-    "xs": SmallSize(192, 4, 3, 4, 512, 96, 2, 32, 64, 0.25, CPU_FLOPS),
+    "xs": SmallSize(192, 4, 3, 4, 512, 96, 2, 32, 128, 0.25, CPU_FLOPS),
     "s": SmallSize(256, 6, 4, 2, 2048, 192, 4, 64, 128, 3.0, CPU_FLOPS),
     "m": SmallSize(384, 8, 6, 2, 4096, 256, 4, 64, 128, 24.0, CPU_FLOPS),
     "l": SmallSize(640, 10, 10, 2, 8192, 512, 6, 128, 256, 12.0, GPU_FLOPS),
@@ -202,6 +202,7 @@ def small(
     patch_size: int | None = None,
     text_length: int = 32,
     stem: Sequence[int] = (),
+    refiner: int = 0,
     latent_channels: int = 8,
     downsample: Literal[2, 4, 8, 16] = 4,
     target_psnr: float | None = 26.0,
@@ -218,7 +219,7 @@ def small(
         image_size: pixels a side; a multiple of the autoencoder's downsampling times `patch_size`.
         patch_size: latents a side of an image token: the cost goes down with its square, and so does the detail.
         text_length: tokens of a caption, or of a question with its answer.
-        stem: widths of a convolutional stem, see `DualDiTConfig`.
+        stem, refiner: widths of convolutions before and behind the tokens, see `DualDiTConfig`.
         latent_channels, downsample, target_psnr: of the chain's own autoencoder, see `AutoencoderRun`.
         vae: folder or hub id of a diffusers AutoencoderKL or AutoencoderTiny instead.
         text: folder or hub id of a T5 with its tokenizer instead of the chain's own.
@@ -259,6 +260,7 @@ def small(
         sample_size=image_size // pixels,
         pos_embed_max_size=2 * image_size // unit,
         stem=tuple(stem),
+        refiner=refiner,
     )
     with_images = [source for source in sources if not isinstance(source, TextData)]
     if not with_images:

@@ -75,11 +75,17 @@ class DetectorNet(nn.Module):
         bias[: len(self.classes)] = -4.0  # few cells hold a centre
         self.heads.bias = nn.Parameter(bias)
 
+    def layers(self, images: Tensor) -> list[Tensor]:
+        """Features at four depths, the last of which the heads see: (B, channels, H/4, W/4), the third H/8, W/8."""
+        stem = self.stem(images)
+        fine = self.fine(stem)
+        coarse = self.coarse(fine)
+        lifted = F.interpolate(self.lift(coarse), scale_factor=2.0, mode="nearest")
+        return [stem, fine, coarse, self.merge(fine + lifted)]
+
     def features(self, images: Tensor) -> Tensor:
         """The last features before the heads: (B, width, H/4, W/4)."""
-        fine = self.fine(self.stem(images))
-        coarse = self.lift(self.coarse(fine))
-        return self.merge(fine + F.interpolate(coarse, scale_factor=2.0, mode="nearest"))
+        return self.layers(images)[-1]
 
     def forward(self, images: Tensor) -> DetectorOutput:
         out = self.heads(self.features(images)).float()
@@ -97,16 +103,17 @@ class DetectorNet(nn.Module):
         save_file(tensors, path, metadata={"detector": json.dumps(about)})
 
 
-def load_detector(path: Path | None = None, *, classes: Sequence[str] = CLASSES) -> DetectorNet:
+def load_detector(path: Path | None = None, *, classes: Sequence[str] | None = CLASSES) -> DetectorNet:
     """A trained detector of `classes`, in evaluation mode: the package's own, or one that `DetectorNet.save` wrote.
 
-    The package has those of `CLASSES` and of `WIDE_CLASSES`, made by tools/train_detector.py.
+    The package has those of `CLASSES` and of `WIDE_CLASSES`, made by tools/train_detector.py. None: a file's own.
     """
     if path is None:
-        return _packaged(tuple(classes))
+        return _packaged(tuple(classes or CLASSES))
     with safe_open(path, framework="pt") as file:
         about = json.loads((file.metadata() or {}).get("detector", "{}"))
-        if about.get("classes") != list(classes) or about.get("colors") != list(COLORS):
+        classes = about.get("classes", []) if classes is None else classes
+        if not classes or about.get("classes") != list(classes) or about.get("colors") != list(COLORS):
             raise ValueError(f"{path} is no detector of this world's classes and colours")
         tensors = {name: file.get_tensor(name).float() for name in file.keys()}  # noqa: SIM118
     net = DetectorNet(about["width"], classes)

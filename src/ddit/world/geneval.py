@@ -26,17 +26,20 @@ class Detection(NamedTuple):
 class Prompt:
     """A prompt and what its image must (`include`) and must not (`exclude`) show, in GenEval's form.
 
-    Entries are {"class", "count", "color"?, "position"?: [relation, index of the other in include]}.
+    Entries are {"class", "count", "color"?, "position"?: [relation, index of the other in include]}. Prompts of one
+    `section` have figures of their own.
     """
 
     text: str
     tag: str
     include: list[dict[str, Any]]
     exclude: list[dict[str, Any]] = field(default_factory=list)
+    section: str = ""
 
     def to_json(self) -> dict[str, Any]:
         data = {"tag": self.tag, "include": self.include, "prompt": self.text}
-        return {**data, "exclude": self.exclude} if self.exclude else data
+        more = {"exclude": self.exclude, "section": self.section}
+        return data | {key: value for key, value in more.items() if value}
 
 
 def make_prompts(

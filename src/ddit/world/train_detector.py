@@ -14,13 +14,15 @@ from .detector import BOX_UNIT, CELL, PALETTE, DetectorNet, DetectorOutput, to_t
 from .presets import CLASSES, WorldConfig
 from .scenes import SceneObject, make_scene, render
 from .wide.negatives import training_image
-from .wide.presets import WIDE_CLASSES, WIDE_PRESETS
+from .wide.presets import WIDE_CLASSES, WIDE_PRESETS, WideConfig
+from .wide.scenes import make_scene as make_wide_scene
+from .wide.scenes import render as render_wide
 
 Objects = Sequence[SceneObject]
 
 
 def train_detector(
-    configs: WorldConfig | Sequence[WorldConfig],
+    configs: WorldConfig | WideConfig | Sequence[WorldConfig],
     *,
     seed: int = 0,
     width: int = 64,
@@ -34,16 +36,24 @@ def train_detector(
 
     With `split="train"` the net never sees a held-out pair: for a teacher of the image model, not for evaluation.
     """
-    configs = [configs] if isinstance(configs, WorldConfig) else list(configs)
+    given = [configs] if isinstance(configs, WorldConfig | WideConfig) else list(configs)
+    classes = WIDE_CLASSES if isinstance(configs, WideConfig) else CLASSES
+
+    def show(config: WorldConfig | WideConfig, index: int) -> tuple[np.ndarray, Objects]:
+        if isinstance(config, WideConfig):
+            wide = make_wide_scene(config, split, index, seed=seed)
+            return render_wide(wide), wide.objects
+        scene = make_scene(config, split, index, seed=seed)
+        return render(scene), scene.objects
 
     def draw(step: int) -> tuple[np.ndarray, list[Objects]]:
         batch = range(step * batch_size, (step + 1) * batch_size)
-        scenes = [make_scene(configs[i % len(configs)], split, i, seed=seed) for i in batch]
-        return np.stack([render(s) for s in scenes]), [s.objects for s in scenes]
+        images, objects = zip(*(show(given[i % len(given)], i) for i in batch), strict=True)
+        return np.stack(images), list(objects)
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        net = DetectorNet(width)
+        net = DetectorNet(width, classes)
     return fit_detector(net, draw, seed=seed, num_steps=num_steps, lr=lr, log_every=log_every)
 
 

@@ -10,7 +10,8 @@ from .finders import Found, color, count, exists, place, size, style
 from .prompts import make_caption
 from .questions import FILE, Asked, ask, make_question
 from .scenes import WideScene
-from .wordings import Part, fill, pick, write_freely
+from .speech import write_freely
+from .wordings import Part, fill, pick
 
 MAX_TURNS = 6
 

@@ -24,13 +24,12 @@ from .facts import (
 )
 from .presets import is_held_out
 from .scenes import WideScene
+from .speech import say_at, say_relation
 from .words import (
     NUMBERS,
-    RELATION_WORDS,
     SIDES,
     SIZES,
     article,
-    at,
     find_relations,
     noun,
     phrase,
@@ -198,7 +197,7 @@ def _where(scene: WideScene, rng: random.Random) -> Found | None:
     there = {o.class_name for o in scene.objects if o is not item and relation in find_relations(o, item)}
     if len(there) != 1:
         return None
-    slots = {"x": noun(item.class_name), "rel": rng.choice(RELATION_WORDS[relation])}
+    slots = {"x": noun(item.class_name), "rel": say_relation(relation, rng)}
     return Found(slots, there.pop(), {"class": item.class_name, "relation": relation})
 
 
@@ -214,7 +213,7 @@ def _relation(scene: WideScene, rng: random.Random) -> Found | None:
     if rng.random() < 0.5:
         relation = rng.choice([OPPOSITE[relation], *(r for r in RELATIONS if r != relation)])
     slots = {**reference(a.class_name), **second(b.class_name)}
-    slots["rel"] = rng.choice(RELATION_WORDS[relation])
+    slots["rel"] = say_relation(relation, rng)
     facts = {"classes": [a.class_name, b.class_name], "relation": relation}
     return Found(slots, _yes(relation in real), facts)
 
@@ -247,7 +246,7 @@ def _side_check(scene: WideScene, rng: random.Random) -> Found | None:
     side = rng.choice(sides)
     if rng.random() < 0.5:
         side = {"left": "right", "right": "left", "top": "bottom", "bottom": "top"}[side]
-    slots = {**reference(item.class_name), "at": at(side)}
+    slots = {**reference(item.class_name), "at": say_at(side, rng)}
     return Found(slots, _yes(side in sides), {"class": item.class_name, "side": side})
 
 
@@ -259,7 +258,7 @@ def _at_side(scene: WideScene, rng: random.Random) -> Found | None:
     there = {o.class_name for o, own in zip(scene.objects, sides, strict=True) if side in own}
     if len(scene.objects) < 2 or not all(sides) or len(there) != 1:
         return None
-    return Found({"at": at(side)}, there.pop(), {"side": side})
+    return Found({"at": say_at(side, rng)}, there.pop(), {"side": side})
 
 
 def size(scene: WideScene, rng: random.Random, name: str = "") -> Found | None:

@@ -5,7 +5,8 @@ import random
 from .finders import FINDERS, Found
 from .questions import FILE, Asked
 from .scenes import WideScene
-from .wordings import SHORT_ANSWER, YES_OR_NO, fill, pick
+from .speech import SHORT_ANSWER, YES_OR_NO
+from .wordings import fill, pick
 
 BENCHMARKS = ("vqav2", "gqa", "pope", "mme")
 

@@ -8,10 +8,10 @@ from ..scenes import Group
 from .facts import count_classes, draw_absent, find_singles
 from .presets import is_held_out
 from .scenes import WideObject, WideScene
-from .wordings import Part, Wording, fill, pick, write_freely
+from .speech import say_at, say_relation, write_prompt
+from .wordings import Part, Wording, fill, pick
 from .words import (
     NUMBERS,
-    RELATION_WORDS,
     at,
     enumerate_words,
     find_relations,
@@ -47,7 +47,7 @@ def say(
     """Slots in a random wording of a form of prompts.txt; `plain`: without other marks and capitals."""
     wording = pick(FILE, form, part, rng, official=official)
     text = fill(wording, slots, rng)
-    return Written(text if plain else write_freely(text, rng), wording)
+    return Written(text if plain else write_prompt(text, rng), wording)
 
 
 def make_prompt(scene: WideScene, rng: random.Random, *, part: Part = "seen", plain: bool = False) -> Written:
@@ -157,7 +157,7 @@ def _relation(scene: WideScene, rng: random.Random, with_colors: bool) -> _Slots
     found = find_relations(*pair) if pair else set()
     if pair is None or len(found) != 1:
         return None
-    return {**pair_slots(*_groups(pair, with_colors)), "rel": rng.choice(RELATION_WORDS[found.pop()])}
+    return {**pair_slots(*_groups(pair, with_colors)), "rel": say_relation(found.pop(), rng)}
 
 
 def _sides(scene: WideScene, rng: random.Random, with_colors: bool) -> _Slots:
@@ -166,7 +166,8 @@ def _sides(scene: WideScene, rng: random.Random, with_colors: bool) -> _Slots:
     if pair is None or len(found) != 1:
         return None
     side = SIDE_OF_RELATION[found.pop()]
-    return {**pair_slots(*_groups(pair, with_colors)), **side_slots(side)}
+    slots = {"at": say_at(side, rng), "opposite": say_at(OPPOSITE_SIDE[side], rng)}
+    return {**pair_slots(*_groups(pair, with_colors)), **slots}
 
 
 def side_slots(side: str) -> dict[str, str]:
@@ -184,7 +185,7 @@ def _place(scene: WideScene, rng: random.Random, with_colors: bool) -> _Slots:
     slots = _single(scene, rng, with_colors)
     if slots is None or not place_is_clear(scene, scene.objects[0]):
         return None
-    return {**slots, "at": at(place_word(scene, scene.objects[0]))}
+    return {**slots, "at": say_at(place_word(scene, scene.objects[0]), rng)}
 
 
 def _negation(scene: WideScene, rng: random.Random, with_colors: bool) -> _Slots:

@@ -6,7 +6,8 @@ from typing import Any, NamedTuple
 from ..questions import UNANSWERABLE
 from .finders import FINDERS, Found
 from .scenes import WideScene
-from .wordings import SHORT_ANSWER, YES_OR_NO, Part, Wording, fill, pick, write_freely
+from .speech import write_question
+from .wordings import Part, Wording, fill, pick
 
 FILE = "questions.txt"
 WIDE_QUESTION_KINDS = tuple(FINDERS)
@@ -65,15 +66,5 @@ def ask(
     wording = pick(FILE, form, part, rng, official=official)
     text = fill(wording, found.slots, rng)
     if not plain:
-        text = write_freely(text, rng)
-        text = _add_suffix(text, found.answer, rng) if with_suffix else text
+        text = write_question(text, found.answer, rng, with_suffix=with_suffix)
     return Asked(text, found.answer, kind, found.facts, wording)
-
-
-def _add_suffix(text: str, answer: str, rng: random.Random) -> str:
-    """The benchmarks' suffixes, now and then."""
-    chance = rng.random()
-    link = " " if text.endswith(("?", ".", "!")) and rng.random() < 0.5 else "\n"
-    if answer in ("yes", "no") and chance < 0.12:
-        return text + link + YES_OR_NO
-    return text + link + SHORT_ANSWER if chance < 0.24 else text

@@ -118,6 +118,15 @@ def render(scene: WideScene) -> np.ndarray:
     return np.asarray(canvas)
 
 
+def render_transparent(scene: WideScene) -> np.ndarray:
+    """The image without its ground, RGBA: uint8 (size, size, 4)."""
+    canvas = Image.new("RGBA", (scene.config.size, scene.config.size))
+    for item in scene.objects:
+        sprite = make_sprite(item.class_name, item.style, item.color, item.size)
+        canvas.alpha_composite(sprite, (item.left, item.top))
+    return np.asarray(canvas)
+
+
 def draw_ground(ground: Ground, size: int) -> np.ndarray:
     """The background alone: uint8 (size, size, 3)."""
     canvas = np.empty((size, size, 3), np.uint8)

@@ -11,6 +11,7 @@ from ..presets import COLORS, STYLES
 from .descriptions import MULTICOLORED
 from .presets import GROUNDS, TONES, WIDE_CLASSES
 from .scenes import WideObject, WideScene
+from .speech import OTHER_RELATIONS, SYNONYMS, plural
 from .words import NUMBERS, PLACES, RELATION_WORDS, SIZES, find_relations, noun, place_is_right, size_is_right
 
 _MAX_MENTIONS = 8
@@ -88,14 +89,19 @@ def _words(texts: Sequence[str]) -> str:
 def _nouns() -> dict[str, tuple[str, bool]]:
     """Every noun with its class and whether it is a plural."""
     found = {noun(n, 2): (n, noun(n, 2) != n) for n in WIDE_CLASSES}
+    found |= {plural(word): (name, True) for name, own in SYNONYMS.items() for word in own}
+    found |= {word: (name, False) for name, own in SYNONYMS.items() for word in own}
     return (
         found | {name: (name, False) for name in WIDE_CLASSES} | {noun(n): (n, False) for n in WIDE_CLASSES}
     )
 
 
 _IMAGE = r"(?:the |this )?(?:image|picture|photo|scene)"
-_RELATIONS = {word: name for name, words in RELATION_WORDS.items() for word in words} | {
-    "underneath": "below"
+_RELATIONS = {
+    word: name
+    for known in (RELATION_WORDS, OTHER_RELATIONS)
+    for name, words in known.items()
+    for word in words
 }
 _PART = r"(?: (?:side|part|corner|half|edge))?"
 _PLACE = rf"(?:upper|lower|center|centre|{_words(PLACES)})(?: (?:left|right))?"

@@ -1,7 +1,7 @@
 """The wordings of prompts and questions: read from prompts.txt and questions.txt, a fifth of each form held out.
 
 Which ones is a function of their texts alone: of each form the wordings with the smallest hashes, never a benchmark's
-own sentence. `fill` puts one into words as people write them: with and without capitals, marks and suffixes.
+own sentence.
 """
 
 import hashlib
@@ -16,10 +16,6 @@ PARTS: tuple[Part, ...] = ("seen", "held_out", "all")
 HELD_OUT_SHARE = 0.2
 
 IMAGE_WORDS = ("image", "picture", "photo", "scene")
-SHORT_ANSWER = "Answer the question using a single word or phrase."
-"""LLaVA-1.5's suffix of VQAv2, GQA and POPE."""
-YES_OR_NO = "Please answer yes or no."
-"""MME's suffix."""
 
 
 class Wording(NamedTuple):
@@ -83,18 +79,3 @@ def fill(wording: Wording, slots: Mapping[str, str], rng: random.Random) -> str:
     color_word = "colour" if rng.random() < 0.15 else "color"
     an_image = f"{'an' if image == 'image' else 'a'} {image}"
     return wording.text.format_map({"image": image, "an_image": an_image, "color_word": color_word, **slots})
-
-
-def write_freely(text: str, rng: random.Random) -> str:
-    """The text as people write: perhaps with a capital, without its mark, with another, or in capitals."""
-    chance = rng.random()
-    if chance < 0.3:
-        text = text.rstrip("?.!")
-    elif chance < 0.4 and not text.endswith("?"):
-        text = text.rstrip(".!") + ("." if chance < 0.36 else "!")
-    chance = rng.random()
-    if chance < 0.45:
-        text = text[0].upper() + text[1:]
-    elif chance < 0.47:
-        text = text.upper()
-    return text
