@@ -26,7 +26,7 @@ from ddit.eval.items import (
 from ddit.eval.vqa import find_image_folder
 from ddit.eval.world_tasks import read_world
 from ddit.files import read_json
-from ddit.world import caption_is_right
+from ddit.world import Scene, caption_is_right
 
 _LONGEST = 4
 _SIGMA = 6.0
@@ -179,7 +179,9 @@ def score_captions(items: Sequence[Item], texts: Sequence[str]) -> TaskScore:
     notes = (CIDER_NOTE,) if is_cider_zero(references) else ()
     values = cider(texts, references)
     score = Figure("CIDEr", mean(values), len(items), is_share=False)
-    known = [(item.scene, text) for item, text in zip(items, texts, strict=True) if item.scene is not None]
+    known = [
+        (item.scene, text) for item, text in zip(items, texts, strict=True) if isinstance(item.scene, Scene)
+    ]
     if not items or len(known) < len(items):
         return TaskScore(values, [score], notes)
     right = [float(caption_is_right(scene, text, complete=True)) for scene, text in known]

@@ -30,14 +30,19 @@ def _stage(inputs: int, outputs: int, stride: int) -> nn.Sequential:
 
 
 class ClassifierNet(nn.Module):
-    """Images (B, 3, H, W) in [-1, 1] to logits (B, K), through `NUM_FEATURES` features. 0.7 million parameters."""
+    """Images (B, 3, H, W) in [-1, 1] to logits (B, K), through `NUM_FEATURES` features.
 
-    def __init__(self, num_classes: int, side: int) -> None:
+    width: channels of the first stage; with 32 it has 0.5 million parameters.
+    """
+
+    def __init__(self, num_classes: int, side: int, width: int = 32) -> None:
         super().__init__()
         self.stages = nn.Sequential(
-            _stage(3, 32, 4 if side > 40 else 2), _stage(32, 64, 2), _stage(64, 128, 2)
+            _stage(3, width, 4 if side > 40 else 2),
+            _stage(width, 2 * width, 2),
+            _stage(2 * width, 4 * width, 2),
         )
-        self.narrow = nn.Linear(128, NUM_FEATURES)
+        self.narrow = nn.Linear(4 * width, NUM_FEATURES)
         self.head = nn.Linear(NUM_FEATURES, num_classes)
 
     def features(self, images: Tensor) -> Tensor:
@@ -76,11 +81,11 @@ class Classifier:
             yield _to_floats(part.to(device))
 
 
-def untrained(side: int, *, seed: int = 0, device: torch.device | str = "cpu") -> Classifier:
+def untrained(side: int, *, width: int = 32, seed: int = 0, device: torch.device | str = "cpu") -> Classifier:
     """A net of random weights: a fixed space of features for images without labels."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        net = ClassifierNet(2, side)
+        net = ClassifierNet(2, side, width)
     return Classifier(net.to(device).eval().requires_grad_(False), side)
 
 
@@ -94,6 +99,7 @@ def train_classifier(
     seed: int = 0,
     flip: bool = False,
     lr: float = 3e-3,
+    width: int = 32,
     device: torch.device | str = "cpu",
 ) -> Classifier:
     """Trains on images (n, 3, H, W) uint8, square, with labels (n,), for about `seconds` or `max_epochs` at most.
@@ -110,7 +116,7 @@ def train_classifier(
         )
     device = torch.device(device)
     generator = torch.Generator().manual_seed(seed)
-    found = untrained(pixels.shape[-1], seed=seed, device=device)
+    found = untrained(pixels.shape[-1], width=width, seed=seed, device=device)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         found.net.head = nn.Linear(NUM_FEATURES, num_classes).to(device)

@@ -15,9 +15,10 @@ from ddit.devices import Ranks
 from ddit.errors import near_misses
 from ddit.eval import geneval
 from ddit.eval.items import TaskItems, find_file
-from ddit.eval.options import TASKS, EvalOptions
+from ddit.eval.options import TASKS, WIDE_TASKS, EvalOptions
 from ddit.eval.report import Summary, check_free, write_report
 from ddit.eval.runner import TEXT_TASKS, OnProgress, Runner, ignore_progress
+from ddit.eval.wide_world import WideSplit, write_wide_data
 from ddit.eval.world_tasks import WorldSplit, add_scenes, write_eval_data
 from ddit.files import write_folder_atomically
 from ddit.pipeline import Pipeline
@@ -27,9 +28,31 @@ from ddit.settings import ModelSettings
 METADATA_FILE = "*metadata*.jsonl"
 
 
+World = WorldSplit | WideSplit
+
+
+def list_tasks(world: World) -> tuple[str, ...]:
+    """What there is of a world."""
+    return WIDE_TASKS if isinstance(world, WideSplit) else TASKS
+
+
+def name_detector(world: World) -> str:
+    """The detector that knows a world: a key of `geneval.WORLD_JUDGES`."""
+    return "wide" if isinstance(world, WideSplit) else "world"
+
+
+def write_world(
+    folder: Path, world: World, tasks: Sequence[str] = (), *, on_scene: Callable[[], Any] = lambda: None
+) -> dict[str, int]:
+    """Writes a world's files of some tasks, by default of all; returns how many samples each has."""
+    if isinstance(world, WideSplit):
+        return write_wide_data(folder, world, tasks, on_scene=on_scene)
+    return write_eval_data(folder, world, tasks, on_scene=on_scene)
+
+
 @dataclass(frozen=True)
 class EvalData:
-    """What to evaluate on: official files in `folder`, or else the small world.
+    """What to evaluate on: official files in `folder`, or else a world.
 
     Attributes:
         folder: of a task, or with one folder a task.
@@ -38,21 +61,31 @@ class EvalData:
     """
 
     folder: Path | None
-    world: WorldSplit
+    world: World
     images: Path | None = None
     metadata: Path | None = None
 
     def check(self, tasks: Sequence[str]) -> None:
         """`ValueError` in one line for an unknown task, or a missing folder or file."""
-        unknown = [task for task in tasks if task not in TASKS]
+        known = list_tasks(self.world) if self.folder is None else tuple(dict.fromkeys(TASKS + WIDE_TASKS))
+        unknown = [task for task in tasks if task not in known]
         if unknown or not tasks:
-            near = near_misses(unknown[0], TASKS)
-            raise ValueError(f"unknown task '{' '.join(unknown)}': use {', '.join(TASKS)}{near}")
+            near = near_misses(unknown[0], known)
+            raise ValueError(
+                f"unknown task '{' '.join(unknown)}': use {', '.join(known)}{near}{self._elsewhere(unknown)}"
+            )
         for path in (self.folder, self.images):
             if path is not None and not path.is_dir():
                 raise ValueError(f"no such folder: '{path}'")
         if self.metadata is not None:
             geneval.read_prompts(self.metadata)
+
+    def _elsewhere(self, unknown: Sequence[str]) -> str:
+        """A word on tasks that the other world has."""
+        others = TASKS if isinstance(self.world, WideSplit) else WIDE_TASKS
+        if not set(unknown) & set(others):
+            return ""
+        return f" (the {'small' if others is TASKS else 'wide'} world has {', '.join(others)})"
 
     def describe(self, task: str) -> dict[str, Any]:
         """What a task is evaluated on, for its summary."""
@@ -71,7 +104,7 @@ class EvalData:
             return
         world = self.world if set(tasks) - {"geneval"} else replace(self.world, num=0)
         with TemporaryDirectory(prefix="ddit-eval-") as name:
-            write_eval_data(Path(name), world, tasks)
+            write_world(Path(name), world, tasks)
             yield Path(name)
 
 
@@ -110,7 +143,7 @@ def evaluate(
     All questions are read before the first is asked.
 
     Args:
-        judge: of GenEval's images [default: the small world's].
+        judge: of GenEval's images [default: the world's].
         about: what the summaries say of the model.
         start_task: called with a task and this rank's number of samples; gives what is called as they are made.
 
@@ -118,7 +151,7 @@ def evaluate(
         ValueError: in one line; for an unknown task, files that do not have the official form, missing images, or a
             folder in `out` that no run wrote.
     """
-    ranks, geneval_judge = ranks or Ranks(), judge or geneval.WorldJudge()
+    ranks, geneval_judge = ranks or Ranks(), judge or geneval.WORLD_JUDGES[name_detector(data.world)]()
     data.check(tasks)
     for task in tasks:
         check_free(out / task)

@@ -32,7 +32,7 @@ def frechet_distance(first: Tensor, second: Tensor) -> float:
 
 def _gaussian(features: Tensor) -> tuple[Tensor, Tensor]:
     """The mean (d,), and R (min(n, d), d) of which RᵀR is the covariance."""
-    values = features.double().cpu()
+    values = features.cpu().double()
     mean = values.mean(0)
     centred = (values - mean) / (len(values) - 1) ** 0.5
     return mean, torch.linalg.qr(centred, mode="r").R

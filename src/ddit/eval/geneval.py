@@ -1,9 +1,9 @@
 """GenEval (Ghosh et al. 2023, github.com/djghosh13/geneval): prompts, the official folder layout, and scores.
 
 The official scorer reads `00000/metadata.jsonl` and `00000/samples/0000.png` and finds objects with Mask2Former and
-colours with CLIP. `CocoJudge` does the same with transformers' networks and the official thresholds; `WorldJudge` has
-the small world's detector find both, which has one threshold for all. What an image must show, and what the positions
-mean, is the official rule for both (`world.find_faults`).
+colours with CLIP. `CocoJudge` does the same with transformers' networks and the official thresholds; `WorldJudge` and
+`WideJudge` have their world's detector find both, which has one threshold for all. What an image must show, and what
+the positions mean, is the official rule for all of them (`world.find_faults`).
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -21,25 +21,34 @@ from PIL import Image
 
 from ddit.eval.intervals import weighted_sum, wilson
 from ddit.eval.items import Figure, mean, read_json_lines, require, require_list
+from ddit.eval.likeness import SMALL, WIDE, Likeness, measure_likeness, tally_likeness
 from ddit.eval.options import DetectorOptions
 from ddit.files import list_names
 from ddit.images import fit_image
-from ddit.world import CLASSES, COLORS, TAGS, Detection, Prompt, WorldConfig, find_faults
+from ddit.world import CLASSES, COLORS, TAGS, Detection, Prompt, find_faults
 from ddit.world.detector import detect
+from ddit.world.wide import WIDE_CLASSES, WIDE_TAGS
+from ddit.world.wide.checked import detect_checked
 
 if TYPE_CHECKING:
     from ddit.eval.detectors import CocoDetector, ColorModel, FoundObject
+    from ddit.eval.onnx_detector import OnnxDetector
 
-WORLD = "world"
+SIZE = 64
+"""Side of the images that the worlds' detectors see, in pixels."""
 RESULTS_FILE = "results.jsonl"
 OVERALL = "overall"
 
 
 class ImageScore(NamedTuple):
-    """What an image lacks of what was asked for, in the official words, and what was found in it."""
+    """What an image lacks of what was asked for, in the official words, and what was found in it.
+
+    likeness: how near it is to a true image, if it should show one object of a world.
+    """
 
     faults: list[str]
     detections: list[Detection]
+    likeness: Likeness | None = None
 
     @property
     def correct(self) -> bool:
@@ -56,7 +65,8 @@ class ImageScore(NamedTuple):
             for d in self.detections
         ]
         reasons = {"reason": "\n".join(self.faults)} if self.faults else {}
-        return {"score": float(self.correct), "detections": found, **reasons}
+        near = self.likeness.to_json() if self.likeness else {}
+        return {"score": float(self.correct), "detections": found, **reasons, **near}
 
     def official(self, filename: str, metadata: Mapping[str, Any]) -> dict[str, Any]:
         """The line of the official `results.jsonl`, which its `summary_scores.py` reads."""
@@ -83,15 +93,18 @@ def parse_prompt(entry: Mapping[str, Any], path: Path) -> Prompt:
     tag, include = require(entry, "tag", path), require_list(entry, "include", path)
     exclude = require_list(entry, "exclude", path) if entry.get("exclude") else []
     text = entry.get("prompt")
-    if tag not in TAGS:
-        raise ValueError(f"'{path}': tag must be one of {', '.join(TAGS)}, got {tag!r}")
+    section = entry.get("section", "")
+    if tag not in WIDE_TAGS or not isinstance(section, str):
+        raise ValueError(
+            f"'{path}': tag must be one of {', '.join(WIDE_TAGS)}, and section a text, got {tag!r}"
+        )
     if not isinstance(text, str) or not text.strip():
         raise ValueError(f"'{path}': prompt must be a text, got {text!r}")
     for index, clause in enumerate(include):
         _check_clause(clause, range(index), path)
     for clause in exclude:
         _check_clause(clause, range(0), path)
-    return Prompt(text, tag, include, exclude)
+    return Prompt(text, tag, include, exclude, section)
 
 
 def _check_clause(clause: Any, before: range, path: Path) -> None:
@@ -118,12 +131,25 @@ class Judge(ABC):
 
 
 class WorldJudge(Judge):
-    """The small world's detector."""
+    """The small world's detector, and how near single objects come to its sprites."""
 
     knows, classes = "the small world", CLASSES
+    find, sprites = staticmethod(detect), SMALL
 
     def score(self, prompts: Sequence[Prompt], images: Sequence[Image.Image]) -> list[ImageScore]:
-        return score_images(prompts, images)
+        scores = score_images(prompts, images, self.find)
+        near = measure_likeness(prompts, images, self.sprites)
+        return [score._replace(likeness=one) for score, one in zip(scores, near, strict=True)]
+
+
+class WideJudge(WorldJudge):
+    """The wide world's two nets, which know the small world's sprites, too."""
+
+    knows, classes = "the wide world", WIDE_CLASSES
+    find, sprites = staticmethod(detect_checked), WIDE
+
+
+WORLD_JUDGES: dict[str, type[Judge]] = {"world": WorldJudge, "wide": WideJudge}
 
 
 class CocoJudge(Judge):
@@ -131,7 +157,7 @@ class CocoJudge(Judge):
 
     knows = "COCO"
 
-    def __init__(self, detector: CocoDetector, colors: ColorModel, options: DetectorOptions):
+    def __init__(self, detector: CocoDetector | OnnxDetector, colors: ColorModel, options: DetectorOptions):
         from ddit.eval.detectors import COCO_CLASSES
 
         self.classes = COCO_CLASSES
@@ -168,12 +194,16 @@ class CocoJudge(Judge):
 
 
 def make_judge(options: DetectorOptions, device: torch.device | str = "cpu") -> Judge:
-    """The small world's, or what the options name; ValueError in one line if that cannot be loaded."""
-    if options.detector is None or options.detector == WORLD:
-        return WorldJudge()
+    """What the options name, by default the small world's; ValueError in one line if that cannot be loaded."""
+    name = options.detector or "world"
+    if name in WORLD_JUDGES:
+        return WORLD_JUDGES[name]()
     from ddit.eval.detectors import CocoDetector, ColorModel
+    from ddit.eval.onnx_detector import SUFFIX, OnnxDetector
 
-    detector = CocoDetector.from_pretrained(options.detector, device)
+    detector = (
+        OnnxDetector.from_file(name) if name.endswith(SUFFIX) else CocoDetector.from_pretrained(name, device)
+    )
     return CocoJudge(detector, ColorModel.from_pretrained(options.color_model, device), options)
 
 
@@ -243,22 +273,42 @@ def write_grid(folder: Path, index: int) -> None:
     grid.save(prompt_folder / "grid.png")
 
 
-def score_images(prompts: Sequence[Prompt], images: Sequence[Image.Image]) -> list[ImageScore]:
-    """Each image against its prompt, by the world's detector; images of another size are resized to the world's."""
-    size = WorldConfig().size
-    pixels = [np.asarray(fit_image(image, size, size)) for image in images]
+def score_images(
+    prompts: Sequence[Prompt],
+    images: Sequence[Image.Image],
+    detect: Callable[[np.ndarray], list[list[Detection]]] = detect,
+) -> list[ImageScore]:
+    """Each image against its prompt, by a world's detector; images of another size are resized to the world's."""
+    pixels = [np.asarray(fit_image(image, SIZE, SIZE)) for image in images]
     found = detect(np.stack(pixels)) if pixels else []
     return [ImageScore(find_faults(prompt, seen), seen) for prompt, seen in zip(prompts, found, strict=True)]
 
 
-def tally_categories(tags: Sequence[str], correct: Sequence[bool]) -> list[Figure]:
-    """First GenEval's overall score, the mean of the categories; then the share of right images of each category."""
+def tally_sections(
+    sections: Sequence[str],
+    tags: Sequence[str],
+    correct: Sequence[bool],
+    likenesses: Sequence[Likeness | None] = (),
+) -> list[Figure]:
+    """`tally_categories` and `tally_likeness` of each section of the prompts, in order of first appearance."""
     figures = []
-    for tag in TAGS:
+    for section in dict.fromkeys(sections):
+        chosen = [k for k, own in enumerate(sections) if own == section]
+        own = tally_categories([tags[k] for k in chosen], [correct[k] for k in chosen])
+        own += tally_likeness([near for k in chosen if likenesses and (near := likenesses[k])])
+        figures += [f._replace(name=f"{section}: {f.name}" if section else f.name) for f in own]
+    return figures
+
+
+def tally_categories(tags: Sequence[str], correct: Sequence[bool]) -> list[Figure]:
+    """First GenEval's overall score, the mean of its six categories; then the share of right images of each one."""
+    figures = []
+    for tag in WIDE_TAGS:
         chosen = [right for own, right in zip(tags, correct, strict=True) if own == tag]
         if chosen:
             figures.append(Figure(tag, mean(chosen), len(chosen)))
-    overall = mean(figure.value for figure in figures)
-    parts = [(figure.value, wilson(figure.value, figure.num)) for figure in figures]
+    official = [figure for figure in figures if figure.name in TAGS]
+    parts = [(figure.value, wilson(figure.value, figure.num)) for figure in official]
     limits = weighted_sum(1 / len(parts), parts) if parts else None
-    return [Figure(OVERALL, overall, len(tags), is_share=False, limits=limits), *figures]
+    num = sum(figure.num for figure in official)
+    return [Figure(OVERALL, mean(value for value, _ in parts), num, is_share=False, limits=limits), *figures]

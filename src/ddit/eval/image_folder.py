@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -73,7 +74,9 @@ def score_folder(
 def list_figures(lines: Iterable[Mapping[str, Any]]) -> list[Figure]:
     """GenEval's score and its categories, and the shares of right images and of prompts with one right image."""
     found = list(lines)
-    figures = geneval.tally_categories([line["tag"] for line in found], [line["correct"] for line in found])
+    sections = [json.loads(line["metadata"]).get("section", "") for line in found]
+    tags, right = [line["tag"] for line in found], [line["correct"] for line in found]
+    figures = geneval.tally_sections(sections, tags, right)
     prompts: dict[str, bool] = {}
     for line in found:
         prompts[line["metadata"]] = prompts.get(line["metadata"], False) or line["correct"]

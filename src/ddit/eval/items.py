@@ -13,6 +13,7 @@ from ddit.eval.intervals import Interval, wilson
 from ddit.files import list_names, read_text
 from ddit.images import read_image
 from ddit.world import Scene
+from ddit.world.wide import WideScene
 
 BASELINES = {
     "majority": "majority baseline",
@@ -36,7 +37,7 @@ class Item:
         image: its file.
         question: None asks for a caption.
         truth: what the scorer compares with, as JSON values; `answer` is the right one, `kind` its category.
-        scene: what the image shows, if the small world made it.
+        scene: what the image shows, if a world made it.
         fault: why its image or question cannot be used; then it counts as wrong, whatever the model would say.
     """
 
@@ -44,7 +45,7 @@ class Item:
     image: Path
     question: str | None
     truth: Mapping[str, Any]
-    scene: Scene | None = None
+    scene: Scene | WideScene | None = None
     fault: str = ""
 
 

@@ -8,6 +8,8 @@ from ddit.schema import Panel, strict
 from ddit.settings import BatchSize
 
 TASKS = ("geneval", "vqav2", "vizwiz", "gqa", "pope", "mme", "caption")
+WIDE_TASKS = ("geneval", "reading", "description")
+"""What there is of the wide world."""
 
 
 @strict
@@ -48,7 +50,8 @@ class DetectorOptions:
         str | None,
         Field(
             description="geneval: what finds objects: a folder or hub id of transformers' Mask2Former for COCO, such "
-            "as facebook/mask2former-swin-small-coco-instance, or world, the small world's own [default: world]"
+            "as facebook/mask2former-swin-small-coco-instance, a detector's .onnx file, or world or wide, the worlds' "
+            "own [default: the world's]"
         ),
         Panel("GenEval's detector"),
     ] = None

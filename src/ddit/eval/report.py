@@ -14,6 +14,7 @@ from typing import Any
 
 import ddit
 from ddit.eval.items import BASELINES, Figure
+from ddit.model.familiarity import FILE
 
 SUMMARY_FILE = "summary.json"
 PREDICTIONS_FILE = "predictions.jsonl"
@@ -83,9 +84,9 @@ def _row(*cells: str) -> str:
 
 
 def model_hash(folder: Path) -> str:
-    """SHA-256 over the names and bytes of a model folder's safetensors files, in the order of their names."""
+    """SHA-256 over the names and bytes of a model folder's files of weights, in the order of their names."""
     total = hashlib.sha256()
-    for path in sorted(folder.rglob("*.safetensors")):
+    for path in sorted(set(folder.rglob("*.safetensors")) - {folder / FILE}):
         total.update(path.relative_to(folder).as_posix().encode() + b"\0")
         with path.open("rb") as file:
             total.update(hashlib.file_digest(file, "sha256").digest())

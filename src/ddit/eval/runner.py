@@ -12,17 +12,19 @@ from typing import Any, NamedTuple
 from PIL import Image
 
 from ddit.devices import Ranks
+from ddit.errors import collect_warnings
 from ddit.eval import geneval
 from ddit.eval.captioning import read_captions, score_captions
 from ddit.eval.geneval import Judge
 from ddit.eval.items import Figure, Item, TaskItems, TaskScore, find_fault
 from ddit.eval.options import EvalOptions
 from ddit.eval.vqa import read_gqa, read_vizwiz, read_vqav2, score_gqa, score_vizwiz, score_vqav2
+from ddit.eval.wide_world import read_descriptions, read_reading, score_descriptions, score_reading
 from ddit.eval.world_tasks import empty_background
 from ddit.eval.yesno import read_mme, read_pope, score_mme, score_pope
 from ddit.images import ImageSource
 from ddit.pipeline import Pipeline
-from ddit.world import Prompt
+from ddit.world import Prompt, Scene
 
 OnProgress = Callable[[int], Any]
 """Called with the number of samples that were made since the last call."""
@@ -38,12 +40,14 @@ class TextTask(NamedTuple):
     Attributes:
         unit: number of consecutive items that stay together under a limit.
         unanswerable: the prompt says that there may be no answer.
+        as_asked: questions are asked as they stand, without what the model's style ends those of benchmarks with.
     """
 
     read: Callable[[Path, Path | None], TaskItems]
     score: Callable[[Sequence[Item], Sequence[str]], TaskScore]
     unit: int = 1
     unanswerable: bool = False
+    as_asked: bool = False
 
 
 TEXT_TASKS = {
@@ -53,6 +57,8 @@ TEXT_TASKS = {
     "pope": TextTask(read_pope, score_pope),
     "mme": TextTask(read_mme, score_mme, unit=2),
     "caption": TextTask(read_captions, score_captions),
+    "reading": TextTask(read_reading, score_reading, as_asked=True),
+    "description": TextTask(read_descriptions, score_descriptions, as_asked=True),
 }
 BLANK = Image.new("RGB", (8, 8))
 """Takes the place of an image that cannot be read, and what the model says of it is not used."""
@@ -97,7 +103,7 @@ class Runner:
     def text(self, task: str, asked: TaskItems) -> Result:
         """Answers or captions, scored on every rank alike."""
         mine = self.ranks.part(len(asked.items))
-        has_empty = all(item.scene is not None and item.question is not None for item in asked.items)
+        has_empty = all(isinstance(item.scene, Scene) and item.question is not None for item in asked.items)
         on_progress = self.start_task(task, len(mine) * (2 if has_empty else 1))
         answers: list[_Answer] = []
         for batch in _batches(mine, self.options.batch_size):
@@ -131,9 +137,10 @@ class Runner:
         texts: list[str] = []
         for batch in _batches(mine, self.options.batch_size):
             chosen = [items[k] for k in batch]
-            images = [empty_background(item.scene) for item in chosen if item.scene is not None]
+            images = [empty_background(item.scene) for item in chosen if isinstance(item.scene, Scene)]
             questions = ["?" if item.fault else item.question for item in chosen]
-            texts += self._write(images, questions, self.options.seed + batch.start, task)
+            with collect_warnings():  # of images without objects, which training does not show
+                texts += self._write(images, questions, self.options.seed + batch.start, task)
             on_progress(len(batch))
         return self.ranks.gather(texts)
 
@@ -169,8 +176,9 @@ class Runner:
             "num_steps": self.options.text_steps, "seed": seed,
             "height": size, "width": size, "batch_size": len(images),
         }  # fmt: skip
+        kind, style = TEXT_TASKS[task], self.pipeline.style
         asked = [
-            self.pipeline.style.short_answer(question, unanswerable=TEXT_TASKS[task].unanswerable)
+            question if kind.as_asked else style.short_answer(question, unanswerable=kind.unanswerable)
             for question in questions
             if question is not None
         ]
@@ -212,8 +220,14 @@ class Runner:
                 if one.score is not None
             ]
             geneval.write_results(folder / geneval.RESULTS_FILE, results)
-        tags, scores = [line["tag"] for line in known], [bool(line["score"]) for line in known]
-        return Result(geneval.tally_categories(tags, scores), lines, notes)
+        judged = [(one.prompt, one.score) for one in made if one.score is not None]
+        figures = geneval.tally_sections(
+            [prompt.section for prompt, _ in judged],
+            [prompt.tag for prompt, _ in judged],
+            [score.correct for _, score in judged],
+            [score.likeness for _, score in judged],
+        )
+        return Result(figures, lines, notes)
 
     def _generate(
         self, prompts: list[Prompt], batch: range, folders: dict[int, Path], judge: Judge
