@@ -9,7 +9,7 @@ EVAL = OMP_NUM_THREADS=1 $(BIN)/python -m torch.distributed.run --standalone --n
 PIP_INSTALL := $(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo eval test test-all lint format types bench
+.PHONY: help setup demo eval test test-all lint format types docs bench
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -37,8 +37,11 @@ format: $(VENV)/dev.stamp ## write what lint asks for
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-types: $(VENV)/dev.stamp ## pyright
+types: $(VENV)/dev.stamp $(VENV)/docs.stamp ## pyright
 	$(BIN)/pyright
+
+docs: $(VENV)/docs.stamp ## the documentation site, with its notebooks executed: site/index.html
+	@NO_MKDOCS_2_WARNING=1 OMP_NUM_THREADS=1 $(BIN)/mkdocs build -q && echo "site/: python -m http.server -d site"
 
 bench: $(VENV)/dev.stamp ## the scripts in benchmarks/ (many minutes), but those that need a checkpoint or a checkout of the user's
 	@for script in $(filter-out benchmarks/training.py benchmarks/compare_geneval.py,$(wildcard benchmarks/*.py)); do $(BIN)/python $$script || exit 1; done
@@ -59,4 +62,9 @@ $(VENV)/page.stamp: $(VENV)/run.stamp
 $(VENV)/dev.stamp: $(VENV)/run.stamp
 	@echo "Installing the development tools" >&2
 	@$(PIP_INSTALL) -e '.[dev]'
+	@touch $@
+
+$(VENV)/docs.stamp: $(VENV)/run.stamp
+	@echo "Installing the tools of the documentation" >&2
+	@$(PIP_INSTALL) -e '.[docs,plot]'
 	@touch $@
