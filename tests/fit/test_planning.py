@@ -9,7 +9,15 @@ import pytest
 
 from ddit.config.runs import AutoencoderRun, DualRun, LatentsRun, TextEncoderRun
 from ddit.fit.plan import Findings, FitOptions, FitPlan, Request, SourceFindings
-from ddit.fit.planning import _choose_patch, _choose_size, _choose_views, duals, make_plan, share_time
+from ddit.fit.planning import (
+    _choose_patch,
+    _choose_size,
+    _choose_stem,
+    _choose_views,
+    duals,
+    make_plan,
+    share_time,
+)
 from ddit.fit.sources import divide, find_sources, read_sources
 
 
@@ -32,7 +40,7 @@ def test_the_size_is_the_images_within_32_and_the_presets(side: float, size: int
 
 @pytest.mark.parametrize(
     ("size", "downsample", "preset", "patch"),
-    [(32, 4, "s", 1), (64, 4, "s", 2), (64, 8, "s", 1), (32, 4, "xs", 2)],
+    [(32, 2, "s", 2), (64, 4, "s", 2), (64, 8, "s", 1), (32, 2, "xs", 4)],
 )
 def test_the_patch_gives_the_presets_number_of_tokens(
     size: int, downsample: int, preset: str, patch: int
@@ -41,8 +49,24 @@ def test_the_patch_gives_the_presets_number_of_tokens(
 
 
 def test_few_images_have_many_views_and_many_have_one() -> None:
-    assert [_choose_views(findings(num=num), 3.0) for num in (100, 50_000, 500_000)] == [16, 4, 1]
-    assert _choose_views(findings(num=1000), 0.01) == 1
+    assert [_choose_views(findings(num=num), 3.0, 1e7) for num in (100, 50_000, 500_000)] == [16, 4, 1]
+    assert _choose_views(findings(num=1000), 0.01, 1e7) == 1
+
+
+def test_data_that_is_seen_a_few_times_needs_no_views() -> None:
+    assert [_choose_views(findings(num=1000), 3.0, pairs) for pairs in (9e3, 11e3, 45e3)] == [1, 2, 8]
+
+
+@pytest.mark.parametrize(
+    ("patch", "widths"), [(1, ()), (2, (64, 128)), (3, ()), (4, (64, 128, 256)), (6, ())]
+)
+def test_the_stem_halves_its_side_down_to_the_patch(patch: int, widths: tuple[int, ...]) -> None:
+    assert _choose_stem(patch) == widths
+
+
+def test_long_images_are_warned_of(listed: Path) -> None:
+    plan, _ = plan_of(listed / "captions.json", hours=0.25)
+    assert any("the longest is 8.0 times as long as wide" in warning for warning in plan.warnings)
 
 
 def test_the_runs_fit_the_data_and_the_time(classes: Path) -> None:
@@ -56,7 +80,7 @@ def test_the_runs_fit_the_data_and_the_time(classes: Path) -> None:
     assert all(isinstance(run, DualRun) and run.data.num_workers == 0 for run in transformer)
     assert len({run.seed for run in plan.runs if not isinstance(run, LatentsRun)}) > 1
     assert [run.report.keep_best for run in duals(plan.runs)] == [False, True, True]
-    assert found.text_length == plan.runs[-1].data.i2t_length == 24  # pyright: ignore[reportAttributeAccessIssue]
+    assert found.text_length == plan.runs[-1].data.i2t_length == 20  # pyright: ignore[reportAttributeAccessIssue]
     assert sum(share_time(plan.runs).values()) == pytest.approx(1.0)
     assert share_time(plan.runs, ["image"])["joint"] == pytest.approx(0.35 / 0.55)
 

@@ -15,13 +15,13 @@ import pytest
 from ddit.config.runs import DualRun, RunConfig
 from ddit.fit import run as fitting
 from ddit.fit.plan import FitOptions, FitPlan, Request
-from ddit.fit.planning import stage_name
+from ddit.fit.planning import REPORT_SHARE, stage_name
 from ddit.schema import parse
 from ddit.train.stages import FINISHED
 
 STAGES = ["vae", "text", "latents_0", "image", "joint", "final"]
 HOURS = 1.0
-LOSSES = {"joint": 1.0, "final": 0.5}
+COSTS = {"joint": 1.0, "final": 0.5}
 
 
 class Played:
@@ -32,10 +32,10 @@ class Played:
         self.begun: list[str] = []
         self.budgets: dict[str, list[float]] = {}
         self.stop_in: tuple[str, bool] | None = None  # its name, and whether after its work
-        self.losses = dict(LOSSES)
+        self.costs = dict(COSTS)
         self.reported: list[Any] = []
         monkeypatch.setattr(fitting, "run_stage", self.run)
-        monkeypatch.setattr(fitting, "_report", lambda *values: self.reported.append(values))
+        monkeypatch.setattr(fitting, "_report", lambda *values, **_: self.reported.append(values))
         monkeypatch.setattr(fitting.time, "monotonic", lambda: self.now)
 
     def run(self, run: RunConfig) -> Path:
@@ -57,7 +57,7 @@ class Played:
                 (out / folder / "vae" / "of.txt").write_text(f"{name} {folder}")
             if run.report.keep_best:
                 (out / "best.json").write_text(
-                    json.dumps({"step": 5, "loss": self.losses[name], "figures": {}})
+                    json.dumps({"step": 5, "cost": self.costs[name], "figures": {}})
                 )
         (out / FINISHED).write_text("{}")
         if self.stop_in == (name, True):
@@ -125,18 +125,19 @@ def test_a_finished_fit_says_so(classes: Path, tmp_path: Path, played: Played) -
 
 
 def test_the_best_average_of_all_is_taken(classes: Path, tmp_path: Path, played: Played) -> None:
-    played.losses = {"joint": 0.3, "final": 0.5}
+    played.costs = {"joint": 0.3, "final": 0.5}
     run(asked(classes, tmp_path / "out"))
     assert (tmp_path / "out" / "model" / "vae" / "of.txt").read_text() == "joint export_best"
     outcome = json.loads((tmp_path / "out" / "progress.json").read_text())["outcome"]
-    assert (outcome["chosen"], outcome["chosen_step"], outcome["chosen_loss"]) == ("joint", 5, 0.3)
+    assert (outcome["chosen"], outcome["chosen_step"], outcome["chosen_cost"]) == ("joint", 5, 0.3)
 
 
 def test_slow_stages_leave_the_others_less(classes: Path, tmp_path: Path, played: Played) -> None:
     played.seconds = 900.0
-    run(asked(classes, tmp_path / "out"))
+    said = run(asked(classes, tmp_path / "out"))
+    assert sum("are left, since what came before took longer" in line for line in said) == 3
     given = sum(sum(values) for values in played.budgets.values())
-    assert 2700 + given == pytest.approx(HOURS * 3600 * 0.94, rel=0.02)
+    assert 2700 + given == pytest.approx(HOURS * 3600 * (1 - REPORT_SHARE), rel=0.02)
 
 
 @pytest.mark.parametrize(

@@ -29,7 +29,7 @@ def digests(sources: list[Named]) -> set[int]:
 
 
 def test_an_image_is_on_one_side_in_all_sources(listed: Path) -> None:
-    asked = request(listed / "captions.json", questions=(str(listed / "questions.json"),), held_out=("0.1",))
+    asked = request(listed / "captions.json", questions=(str(listed / "questions.json"),), held_out=("10%",))
     trained, judged, found = findings(asked)
     assert [source.role for source in trained] == ["images", "questions"]
     assert isinstance(trained[1].config, QuestionsData)

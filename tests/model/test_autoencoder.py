@@ -160,7 +160,7 @@ def test_channels_are_the_fewest_that_come_to_the_target():
 
 
 def test_downsampling_follows_the_size_of_the_images():
-    assert [choose_downsample(size) for size in (32, 64, 128, 256, 512, 1024)] == [4, 4, 4, 8, 16, 16]
+    assert [choose_downsample(size) for size in (32, 64, 128, 256, 512, 1024)] == [2, 4, 4, 8, 16, 16]
 
 
 def test_it_speaks_like_diffusers_autoencoder(model):

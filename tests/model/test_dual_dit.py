@@ -29,6 +29,7 @@ VARIANTS = {
         CONFIG, qk_norm="rms_norm", dual_attention_layers=(0, 2), image_attends_text=False
     ),
     "stem": dataclasses.replace(CONFIG, stem=(8, 16)),
+    "refiner": dataclasses.replace(CONFIG, refiner=8),
 }
 
 
@@ -296,6 +297,20 @@ def test_latents_that_do_not_fit_are_refused(latents_size: tuple[int, int], mess
 def test_impossible_configurations_are_refused(change: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         dataclasses.replace(CONFIG, **change)
+
+
+def test_a_refiner_adds_nothing_at_first_and_then_what_it_sees_beyond_a_patch() -> None:
+    model = DualDiT(dataclasses.replace(CONFIG, patch_size=4, refiner=8))
+    latents, t, states = make_inputs(1)
+    model.init_weights(torch.Generator().manual_seed(0))
+    assert not model(latents, t, states).velocity.any()
+    with torch.no_grad():
+        model.refiner.out.weight.normal_()  # the tokens still hand on nothing
+    latents.requires_grad_()
+    velocity = model(latents, t, states).velocity
+    assert velocity.shape == latents.shape
+    (gradient,) = torch.autograd.grad(velocity[0, :, 0, 3].sum(), latents)
+    assert gradient[0, :, 0, 4].abs().max() > 0.01 * gradient.abs().max()
 
 
 @pytest.mark.parametrize("stem", [(), (8,), (8, 16), (8, 16, 12)])

@@ -20,7 +20,7 @@ from ddit.devices import Ranks
 from ddit.diffusion.flow import shifted
 from ddit.model import DualDiTConfig
 from ddit.model.text_blocks import text_blocks
-from ddit.settings import FlowConfig, MaskedConfig
+from ddit.objectives import FlowConfig, MaskedConfig
 from ddit.train import precompute as making
 from ddit.train.batch import Batch, I2TBatch, T2IBatch
 from ddit.train.batches import ImageFacts, StepData

@@ -5,20 +5,25 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from stepping import make_trainer
 from tiny_models import randomize, tiny_text_codec
 from torch import Tensor
 
 from ddit.config.runs import DualRun, ObjectiveConfig
 from ddit.diffusion.blocks import block_times
-from ddit.diffusion.masked import MaskedConfig, mask_tokens, nll_weights
+from ddit.diffusion.masked import mask_tokens, nll_weights
 from ddit.model import DualDiT, DualDiTConfig
 from ddit.model.config import TextInput
 from ddit.model.text_blocks import last_answer, one_copy, text_blocks
+from ddit.objectives import MaskedConfig
 from ddit.pipeline import Pipeline
+from ddit.recipes import build
 from ddit.train.batch import Batch, I2TBatch, Images, text_of
 from ddit.train.learner import Learner
+from ddit.train.log import LOG_FILE, read_log
 from ddit.train.loop import train
+from ddit.world import PRESETS, make_scene, render
 
 CODEC, COUNT, LENGTH = tiny_text_codec(), 5, 9
 MASK = CODEC.mask_token_id
@@ -167,3 +172,26 @@ def test_blocks_need_an_image_side_without_text_and_a_text_encoder_in_one_piece(
     model = replace(plain.model, text_block_size=4, image_attends_text=False)
     with pytest.raises(ValueError, match=r"sharded does not go with model\.text_block_size"):
         replace(plain, model=model, parallel=replace(plain.parallel, text_encoder="sharded"))
+
+
+@pytest.mark.slow
+def test_the_shipped_model_learns_to_write_in_blocks_in_a_minute(tmp_path: Path) -> None:
+    run = build("mini-blocks", tmp_path)
+    assert isinstance(run, DualRun)
+    scenes = replace(run.data.i2t[0], latents=None, num_scenes=2000)
+    run = replace(
+        run, init="mini", max_steps=60, global_batch_size=32, train_mask_embedding=False,
+        data=replace(run.data, t2i=(scenes,), i2t=(scenes,)),
+        objective=replace(run.objective, i2t_fraction=1.0),
+        report=replace(run.report, evaluate_every=20, num_held_out=64, grid_every=10_000, tensorboard=False),
+    )  # fmt: skip
+    out = train(run)
+    bounds = [
+        event["caption_nelbo_token"] for event in read_log(out / LOG_FILE) if "caption_nelbo_token" in event
+    ]
+    assert bounds[-1] < 0.8 * bounds[0]
+    pipeline = Pipeline.from_pretrained(out / "export")
+    assert pipeline.transformer.config.text_block_size == 4
+    images = [Image.fromarray(render(make_scene(PRESETS["fixed"], "val", index))) for index in range(4)]
+    longer = pipeline.caption(images, length=32)  # beyond the 16 positions of training
+    assert longer == pipeline.caption(images)

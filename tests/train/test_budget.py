@@ -12,7 +12,7 @@ import pytest
 from ddit.config.runs import DualRun, ObjectiveConfig, OptimizerConfig
 from ddit.files import read_json
 from ddit.train.checkpoint import find_newest
-from ddit.train.heldout import held_out_loss
+from ddit.train.heldout import held_out_cost
 from ddit.train.log import read_log
 from ddit.train.loop import train
 from ddit.train.optim import lr_factor
@@ -68,7 +68,7 @@ def test_the_best_average_is_kept(joint: DualRun) -> None:
     best = read_json(Path(joint.out) / "best.json")
     losses = {}
     for event in read_log(Path(joint.out) / "log.jsonl"):
-        loss = held_out_loss(event, joint.objective)
+        loss = held_out_cost(event, joint.objective)
         if loss is not None:
             losses[event["step"]] = loss
     assert len(losses) == joint.max_steps
@@ -76,9 +76,17 @@ def test_the_best_average_is_kept(joint: DualRun) -> None:
     assert (Path(joint.out) / "export_best" / "model_index.json").is_file()
 
 
-def test_the_held_out_loss_is_weighted_as_training_is() -> None:
+def test_the_held_out_cost_is_weighted_as_training_is() -> None:
     objective = ObjectiveConfig(i2t_fraction=0.25, lambda_text=2.0)
     figures = {"flow_loss": 1.0, "question_nelbo_token": 3.0, "caption_nelbo_token": 1.0, "question_nll": 9.0}
-    assert held_out_loss(figures, objective) == pytest.approx(0.75 * 1.0 + 0.25 * 2.0 * 2.0)
-    assert held_out_loss({"question_nelbo_token": 3.0}, objective) == pytest.approx(1.5)
-    assert held_out_loss({"total": 1.0}, objective) is None
+    assert held_out_cost(figures, objective) == pytest.approx(0.75 * 1.0 + 0.25 * 2.0 * 2.0)
+    assert held_out_cost({"question_nelbo_token": 3.0}, objective) == pytest.approx(1.5)
+    assert held_out_cost({"total": 1.0}, objective) is None
+
+
+def test_answers_cost_their_errors_before_their_confidence() -> None:
+    objective = ObjectiveConfig(i2t_fraction=1.0, lambda_text=1.0)
+    fewer = {"question_exact": 0.99, "question_nelbo_token": 0.03, "question_nelbo_token_ci": 9.0}
+    surer = {"question_exact": 0.98, "question_nelbo_token": 0.01}
+    costs = [held_out_cost(figures, objective) for figures in (fewer, surer)]
+    assert costs == pytest.approx([0.013, 0.021])

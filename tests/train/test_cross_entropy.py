@@ -25,21 +25,32 @@ def make_inputs(num_tokens: int = TOKENS, *, vocab: int = VOCAB) -> tuple[list[T
     )
 
 
-def plain_nll(leaves: list[Tensor], targets: Tensor, weights: Tensor) -> Tensor:
+def plain_nll(leaves: list[Tensor], targets: Tensor, weights: Tensor, sharpen: float = 0.0) -> Tensor:
     hidden, weight, bias = leaves
     log_probs = subs_log_probs(nn.functional.linear(hidden, weight, bias), RULED_OUT)
-    return -(weights * log_probs.gather(1, targets[:, None])[:, 0]).sum()
+    nll = -log_probs.gather(1, targets[:, None])[:, 0]
+    kept = log_probs[:, [*range(RULED_OUT), *range(RULED_OUT + 1, log_probs.shape[1])]]
+    entropy = torch.distributions.Categorical(logits=kept).entropy()
+    return (weights * (nll + sharpen * (log_probs.argmax(1) == targets) * entropy)).sum()
 
 
 def gradients(loss: Tensor, leaves: list[Tensor]) -> list[Tensor]:
     return list(torch.autograd.grad(3 * loss, leaves))
 
 
+@pytest.mark.parametrize("sharpen", [0.0, 0.7])
 @pytest.mark.parametrize("chunk_size", [None, 1, 5, 23, 100])
-def test_chunks_give_the_loss_and_gradients_of_the_plain_cross_entropy(chunk_size: int | None) -> None:
+def test_chunks_give_the_loss_and_gradients_of_the_plain_cross_entropy(
+    chunk_size: int | None, sharpen: float
+) -> None:
     leaves, targets, weights = make_inputs()
-    loss = weighted_nll(*leaves, targets, weights, ruled_out=RULED_OUT, chunk_size=chunk_size)
-    expected = plain_nll(leaves, targets, weights)
+    if sharpen:  # some are right
+        targets[::2] = subs_log_probs(nn.functional.linear(*leaves), RULED_OUT).argmax(1)[::2]
+    loss = weighted_nll(
+        *leaves, targets, weights, ruled_out=RULED_OUT, sharpen=sharpen, chunk_size=chunk_size
+    )
+    expected = plain_nll(leaves, targets, weights, sharpen)
+    assert (expected == plain_nll(leaves, targets, weights)) == (sharpen == 0)
     torch.testing.assert_close(loss, expected, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(gradients(loss, leaves), gradients(expected, leaves), rtol=1e-5, atol=1e-5)
 

@@ -98,8 +98,10 @@ def test_a_run_says_and_logs_the_share_of_cut_texts_and_names_what_a_source_leav
         else:
             assert not shares
             assert "texts are cut" not in said
-            assert "a.tar:a leaves out 1 members: unknown suffix" in said
-            assert "a.tar:a leaves out 1 members: replaced by a later member of the same name" in said
+            assert "a.tar:a leaves out files or members (unknown suffix): 1" in said
+            assert (
+                "a.tar:a leaves out files or members (replaced by a later member of the same name): 1" in said
+            )
 
 
 def _without_alignment(run: DualRun):

@@ -21,7 +21,8 @@ from ddit.prompts import MINI
 from ddit.train import heldout
 from ddit.train.batch import Images
 from ddit.train.batches import ImageFacts
-from ddit.train.heldout import HeldOut, HeldOutSamples, held_out_samples, ratio_with_interval
+from ddit.train.heldout import HeldOut, ratio_with_interval
+from ddit.train.heldout_samples import HeldOutSamples, held_out_samples
 
 CODEC = tiny_text_codec()
 CAPTIONS = ["a cat", "a photo of red dog", "blue", "two car", "the green car is there"]

@@ -5,6 +5,7 @@ import os
 import sqlite3
 import subprocess
 import sys
+import time
 from contextlib import closing
 from pathlib import Path
 from types import SimpleNamespace
@@ -75,6 +76,7 @@ def test_tensorboard_files_hold_the_figures_of_every_start(tmp_path: Path) -> No
     with RunLog(tmp_path, 9, unit="step", report=ReportConfig()) as log:
         for step in (1, 2, 3):
             log.event(step=step, total=float(step))
+    time.sleep(1.1)  # the files are read in the order of their names, which begin with a second
     with RunLog(tmp_path, 9, unit="step", start=2, report=ReportConfig()) as log:
         log.event(step=3, total=30.0)
     events = accumulator.EventAccumulator(str(tmp_path / "tensorboard"))

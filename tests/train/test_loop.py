@@ -1,4 +1,5 @@
 import json
+import math
 import os
 import signal
 from dataclasses import replace
@@ -9,11 +10,13 @@ import torch
 from safetensors.torch import load_file
 from stepping import make_trainer, take_steps
 from torch import Tensor
+from torch.nn import Dropout
 
 from ddit.config.data import WorldData
 from ddit.config.runs import DualRun
 from ddit.devices import compute_dtype, join_ranks
 from ddit.pipeline import Pipeline
+from ddit.train.batch import text_of
 from ddit.train.checkpoint import find_newest, load_tensors, stored_shapes
 from ddit.train.log import read_log
 from ddit.train.loop import train
@@ -33,12 +36,13 @@ def stored(config: DualRun) -> dict[str, Tensor]:
     return tensors
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize(("dtype", "dropout"), [("float32", 0.0), ("bfloat16", 0.3)])
 def test_a_resumed_run_equals_the_uninterrupted_one_bit_for_bit(
-    joint: DualRun, tmp_path: Path, dtype: str
+    joint: DualRun, tmp_path: Path, dtype: str, dropout: float
 ) -> None:
-    whole = replace(joint, out=str(tmp_path / "whole"), compute_dtype=dtype)
-    parted = replace(joint, out=str(tmp_path / "parted"), compute_dtype=dtype)
+    joint = replace(joint, compute_dtype=dtype, dropout=dropout)
+    whole = replace(joint, out=str(tmp_path / "whole"))
+    parted = replace(joint, out=str(tmp_path / "parted"))
     train(whole)
     train(parted, stop_at=1)
     train(parted, stop_at=3)
@@ -89,6 +93,54 @@ def test_recomputed_activations_and_weights_that_stay_change_nothing(plain: Dual
     parallel = replace(plain.parallel, checkpoint_activations=True, reshard_after_forward=True)
     expected = take_steps(make_trainer(plain), 2)
     assert take_steps(make_trainer(replace(plain, parallel=parallel)), 2) == expected
+
+
+def test_dropout_is_in_the_steps_and_not_in_the_figures(plain: DualRun) -> None:
+    dropped = replace(plain, dropout=0.5)
+    trainer = make_trainer(dropped)
+    modes = trainer.evaluate(
+        lambda model: {(m.p, m.training) for m in model.modules() if isinstance(m, Dropout)}
+    )
+    assert modes == {(0.5, False)}
+    expected, found = take_steps(make_trainer(plain), 3), take_steps(trainer, 3)
+    totals = [
+        (one.values["total"], other.values["total"]) for one, other in zip(expected, found, strict=True)
+    ]
+    assert totals[0][0] == totals[0][1]  # a fresh block's output is multiplied by 0
+    assert totals[2][0] != totals[2][1]
+    assert take_steps(make_trainer(dropped), 3) == found
+
+
+@pytest.mark.parametrize("block_size", [0, 3])
+def test_texts_are_padded_to_the_first_length_that_holds_them(joint: DualRun, block_size: int) -> None:
+    model = replace(joint.model, image_attends_text=False, text_block_size=block_size)
+    data = replace(joint.data, i2t_lengths=(7, 11))
+    config = replace(joint, model=model, data=data, global_batch_size=32)
+    trainer = make_trainer(config)
+    (batch,) = trainer.data[0]
+    i2t, eos = batch.i2t, trainer.codec.eos_token_id
+    assert i2t is not None
+    assert i2t.lengths is not None
+    lengths = i2t.lengths.tolist()
+    assert len(set(lengths)) > 1
+    states = trainer.learner._i2t_states(i2t, trainer.codec)
+    for row, length in enumerate(lengths):
+        num_tokens = int((i2t.input_ids[row] != eos).nonzero().max()) + 1
+        assert length == next(offered for offered in (7, 11, 16) if offered > num_tokens)
+        assert not i2t.answer_mask[row, length:].any()
+        assert i2t.answer_mask[row, num_tokens:length].all()
+        own = text_of(i2t.cut(slice(row, row + 1), length), block_size)
+        expected = trainer.codec.i2t_states(*own)[0].unflatten(0, (-1, length))
+        found = states[row].unflatten(0, (-1, 16))
+        torch.testing.assert_close(found[:, :length], expected, atol=1e-5, rtol=1e-4)
+        assert not found[:, length:].any()
+    out = train(config)
+    settings = Pipeline.from_pretrained(out / "export").settings
+    assert (settings.text_length, settings.caption_length, settings.answer_length) == (16, 7, 3)
+    logged = [event for event in read_log(out / "log.jsonl") if "question_nelbo" in event]
+    assert all(math.isfinite(event["question_nelbo"]) for event in logged)
+    assert logged
+    assert not any("mfu" in event for event in read_log(out / "log.jsonl"))
 
 
 def fill_image_head(trainer: Trainer, value: float) -> None:

@@ -21,8 +21,10 @@ SETTLED = {
 def stage(name: str, *, micro: int = 8, **parallel) -> DualRun:
     config = build(name, "runs")
     assert isinstance(config, DualRun)
-    chosen = replace(config.parallel, **{**SETTLED, **parallel})
-    return replace(config, parallel=chosen, micro_batch_size=micro)
+    settled = {**SETTLED, "text_encoder": "whole"} if config.reaches_into_text_encoder else SETTLED
+    return replace(
+        config, parallel=replace(config.parallel, **{**settled, **parallel}), micro_batch_size=micro
+    )
 
 
 @pytest.mark.parametrize("size", SIZES)

@@ -143,7 +143,9 @@ def test_one_forward_of_any_lengths_has_the_losses_and_gradients_of_two(
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("text_cfg", [MaskedConfig(), MaskedConfig(normalizer="answer", max_weight=1.5)])
+@pytest.mark.parametrize(
+    "text_cfg", [MaskedConfig(sharpen=2.0), MaskedConfig(), MaskedConfig(normalizer="answer", max_weight=1.5)]
+)
 @pytest.mark.parametrize("weighting", ["velocity", "x0"])
 def test_the_losses_are_those_of_the_two_processes(text_cfg: MaskedConfig, weighting) -> None:
     model, (batch, tensors) = make_model(), make_inputs()
@@ -163,6 +165,20 @@ def test_the_losses_are_those_of_the_two_processes(text_cfg: MaskedConfig, weigh
     torch.testing.assert_close(losses.image, image.mean())
     torch.testing.assert_close(losses.text, text.mean())
     torch.testing.assert_close(losses.total, image.mean() + 0.3 * text.mean())
+
+
+def test_with_wrong_tokens_visible_ones_are_told_too_as_if_at_the_end_of_time() -> None:
+    model, (batch, tensors) = make_model(), make_inputs()
+    cfg = MaskedConfig(wrong_share=0.5)
+    found = losses_of(model, batch, tensors, ObjectiveConfig(text=cfg)).text
+    i2t = batch.i2t
+    assert i2t is not None
+    logits = model(tensors[1], torch.zeros(5), tensors[3], num_t2i=0).logits
+    nll = -masked.subs_log_probs(logits, MASK).gather(2, i2t.input_ids[..., None])[..., 0]
+    is_masked = i2t.noisy_ids == MASK
+    weights = torch.where(is_masked, 1 / i2t.t[:, None], 1.0) * i2t.answer_mask / i2t.input_ids.shape[1]
+    assert (i2t.answer_mask & ~is_masked).any()
+    torch.testing.assert_close(found, (weights * nll).sum(1).mean())
 
 
 def take(batch: Batch, tensors: list[Tensor], t2i: slice, i2t: slice) -> tuple[Batch, list[Tensor]]:
@@ -278,3 +294,41 @@ def test_null_images_do_not_pass_the_autoencoder(monkeypatch: pytest.MonkeyPatch
     whole = clean_latents(Images(pixels, None, None, None), codec)
     torch.testing.assert_close(found[~is_null], whole[~is_null], rtol=1e-5, atol=1e-5)
     assert found[is_null].abs().sum() == 0
+
+
+def cut_to(i2t: I2TBatch, lengths: list[int]) -> I2TBatch:
+    """Texts that have padding up to these lengths, and nothing beyond."""
+    of_rows = torch.tensor(lengths)
+    within = torch.arange(i2t.input_ids.shape[1]) < of_rows[:, None]
+    return i2t._replace(answer_mask=i2t.answer_mask & within, lengths=of_rows)
+
+
+@pytest.mark.parametrize("nulls", [[], [1, 4]])
+@pytest.mark.parametrize("normalizer", ["answer", "all"])
+def test_texts_of_several_lengths_have_the_loss_and_gradient_of_each_alone(
+    normalizer: str, nulls: list[int]
+) -> None:
+    model, (batch, tensors) = make_model(image_attends_text=False), make_inputs(i2t_length=9)
+    lengths, is_null = [9, 4, 6, 4, 9], torch.zeros(5, dtype=torch.bool)
+    is_null[nulls] = True
+    assert batch.i2t is not None
+    i2t = cut_to(batch.i2t, lengths)._replace(images=NO_IMAGES._replace(is_null=is_null))
+    cfg = dataclasses.replace(OBJECTIVE, text=MaskedConfig(normalizer=normalizer))  # type: ignore[arg-type]
+    together = losses_of(model, batch._replace(i2t=i2t), tensors, cfg)
+    expected = []
+    for row, length in enumerate(lengths):
+        own = i2t.cut(slice(row, row + 1), length)
+        own = own._replace(images=NO_IMAGES._replace(is_null=is_null[row : row + 1]))
+        alone = losses_of(
+            model,
+            Batch(None, own, {}),
+            [None, tensors[1][row : row + 1], None, tensors[3][row : row + 1, :length]],
+            cfg,
+        )  # type: ignore[list-item]
+        assert alone.text is not None
+        expected.append(alone.text * (length / 9 if normalizer == "all" else 1))
+    expected = torch.stack(expected).mean()
+    assert together.text is not None
+    torch.testing.assert_close(together.text, expected, rtol=1e-5, atol=1e-6)
+    for a, b in zip(gradients_of(model, together.text), gradients_of(model, expected), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)

@@ -49,6 +49,15 @@ def test_adapters_take_eight_samples_or_more_on_24_gib():
     assert made.memory.total < 22 * GIB
 
 
+def test_the_conversion_to_blocks_fits_eight_cards_with_t5_in_one_piece():
+    made, before = (plan(f"sd3-medium-{stage}", "8xH100") for stage in ("blocks", "stage3"))
+    assert made.cfg.parallel.text_encoder == "whole"
+    assert made.memory.total < 70 * GIB
+    assert made.pairs_per_second < before.pairs_per_second  # two copies of each text
+    hours = made.cfg.max_steps * made.cfg.global_batch_size / made.pairs_per_second / 3600
+    assert hours < 24
+
+
 def test_what_was_set_stays():
     config = build("sd3-medium-stage1", "runs")
     assert isinstance(config, DualRun)

@@ -1,6 +1,7 @@
 """What training data is made of: the sources, and how they are mixed, sized and loaded."""
 
 from dataclasses import field
+from itertools import pairwise
 from typing import Annotated, Literal
 
 from pydantic import Field, NonNegativeInt, PositiveFloat
@@ -233,6 +234,8 @@ class DataConfig:
         image_size: pixels; the side of a square image, or the square root of the area of a bucket.
         num_buckets: 1 crops every image to a square; more: so many aspect ratios, from tall to wide.
         t2i_length, i2t_length: tokens.
+        i2t_lengths: shorter ones, in order: an i2t text is padded to the first that holds it and its end. Texts of many
+            lengths cost less so; the published training pads all to `i2t_length`.
         sample_latents: sample latents from the autoencoder's distribution (published) instead of taking its mode.
         num_workers: processes a rank that load and decode; 0: in the training process.
         max_corrupt_share: the run stops when more than this share of the samples could not be used.
@@ -245,11 +248,17 @@ class DataConfig:
     num_buckets: PositiveInt = 1
     t2i_length: PositiveInt = 64
     i2t_length: PositiveInt = 64
+    i2t_lengths: Annotated[tuple[PositiveInt, ...], Field(strict=False)] = ()
     sample_latents: bool = True
     num_workers: NonNegativeInt = 4
     max_corrupt_share: Fraction = 0.02
 
     def __post_init__(self) -> None:
+        lengths = (*self.i2t_lengths, self.i2t_length)
+        if any(one >= other for one, other in pairwise(lengths)):
+            raise ValueError(
+                f"data.i2t_lengths {list(self.i2t_lengths)} must ascend and end below data.i2t_length {self.i2t_length}"
+            )
         for index, source in enumerate(self.t2i):
             if isinstance(source, TextData):
                 raise ValueError(

@@ -207,7 +207,7 @@ def _unread_of_source(source: Any, key: str) -> Iterator[tuple[str, str]]:
 
 def _unread_of_worlds(config: Any) -> Iterator[tuple[str, str]]:
     own = getattr(config, "world", None)
-    worlds: list[tuple[str, WorldConfig]] = [] if own is None else [("world", own)]
+    worlds: list[tuple[str, WorldConfig]] = [("world", own)] if isinstance(own, WorldConfig) else []
     worlds += [(f"{key}.world", source.world) for key, source in _sources(config) if source.kind == "world"]
     for key, world in worlds:
         name = "min_size" if world.layout == "fixed" else "jitter"

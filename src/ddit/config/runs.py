@@ -14,8 +14,9 @@ from ddit.config.data import DataConfig, Fraction, SourceConfig, WorldData
 from ddit.config.renamed import rename_keys
 from ddit.config.small_runs import AutoencoderRun, TeacherRun, TextEncoderRun
 from ddit.model.config import DualDiTConfig
+from ddit.objectives import FlowConfig, MaskedConfig
 from ddit.schema import parse, strict, to_data
-from ddit.settings import FlowConfig, ImageSampling, MaskedConfig, PositiveInt
+from ddit.settings import ImageSampling, PositiveInt
 
 Value = TypeVar("Value")
 FractionBelowOne = Annotated[float, Field(ge=0, lt=1)]
@@ -141,8 +142,8 @@ class ReportConfig:
         num_grid: images of a sample grid, and rows of its table.
         grid_sampling: how the images of a sample grid are sampled.
         checkpoint_steps: a checkpoint after every so many steps; None: after every `checkpoint_minutes`.
-        keep_best: a model folder `export_best` of the averaged weights whose held-out loss was the least so far, of all
-            evaluations; `best.json` says which.
+        keep_best: a model folder `export_best` of the averaged weights that cost the least on held-out samples so far
+            (`ddit.train.heldout.held_out_cost`); `best.json` says which.
         export_steps: a model folder `export-STEP` of the averaged weights, with a checkpoint, after every so many
             steps; None: at the end of the run alone.
         tensorboard: event files too, where TensorBoard is installed.
@@ -189,6 +190,7 @@ class DualRun:
         prompts: the templates, see `ddit.prompts`.
         micro_batch_size: samples a rank holds at once; None: its whole part of the global batch; "auto": as many as
             fit its memory.
+        dropout: within the MLPs, for few data; the paper has none.
         train_mask_embedding: the mask token's embedding row is trained too, and nothing else of the text encoder.
         compute_dtype: of products and activations over float32 weights; "auto" is bfloat16, or float32 on a CPU
             without fast bfloat16 products.
@@ -211,6 +213,7 @@ class DualRun:
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
     lora: LoraConfig = field(default_factory=LoraConfig)
     report: ReportConfig = field(default_factory=ReportConfig)
+    dropout: FractionBelowOne = 0.0
     train_mask_embedding: bool = False
     global_batch_size: PositiveInt = 256
     micro_batch_size: PositiveInt | Literal["auto"] | None = None
@@ -226,6 +229,11 @@ class DualRun:
         if self.reaches_into_text_encoder and self.parallel.text_encoder == "sharded":
             raise ValueError(
                 "parallel.text_encoder=sharded does not go with model.text_block_size and text_input=embeddings: take "
+                "whole, int8 or offloaded"
+            )
+        if self.data.i2t_lengths and self.parallel.text_encoder == "sharded":
+            raise ValueError(
+                "data.i2t_lengths does not go with parallel.text_encoder=sharded, whose ranks must call it alike: take "
                 "whole, int8 or offloaded"
             )
         if weight > 0 and block >= self.model.depth:

@@ -8,6 +8,7 @@ from ddit.config.data import SourceConfig
 from ddit.schema import strict
 from ddit.settings import PositiveInt
 from ddit.world.presets import WorldConfig
+from ddit.world.wide.presets import WideConfig
 
 
 @strict
@@ -123,7 +124,7 @@ class TeacherRun:
     """Training of the teacher for representation alignment on the world's truth; never the detector's weights."""
 
     out: str
-    world: WorldConfig
+    world: WorldConfig | WideConfig
     kind: Literal["teacher"] = "teacher"
     width: PositiveInt = 48
     max_steps: PositiveInt = 800

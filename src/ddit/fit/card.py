@@ -94,7 +94,7 @@ def _use(folder: Path, prompt: str | None, question: str | None) -> str:
 def _figures(sections: Sequence[Section], plan: FitPlan) -> str:
     parts = [
         "## Figures",
-        "On what was never trained on. The averaged weights were chosen by the loss on the same held-out part, which "
+        "On what was never trained on. The averaged weights were chosen by the same held-out part, which "
         "makes these figures a little better than on new data.",
     ]
     for section in sections:
@@ -134,11 +134,11 @@ def _training(plan: FitPlan, outcome: Outcome) -> str:
     for name, seconds in outcome.seconds.items():
         steps = f"{outcome.steps[name]:,}" if name in outcome.steps else ""
         rows.append(f"| {name} | {steps} | {seconds / 60:.1f} |")
-    loss = "" if outcome.chosen_loss is None else f", held-out loss {outcome.chosen_loss:.4f}"
+    cost = "" if outcome.chosen_cost is None else f", held-out cost {outcome.chosen_cost:.4f}"
     text = (
         f"{hours:.2f} of {plan.hours:g} hours on {plan.device}; seed {plan.seed}; {plan.num_views} "
         f"view{'s' if plan.num_views > 1 else ''} of each image. The weights are the average of {outcome.chosen} after "
-        f"{outcome.chosen_step:,} steps{loss}."
+        f"{outcome.chosen_step:,} steps{cost}."
     )
     return "\n\n".join(["## Training", text, "\n".join(rows)])
 

@@ -59,38 +59,58 @@ class Judged:
     pairs: tuple[tuple[Image.Image, Image.Image], ...] = ()
 
 
-def judge_images(
-    pipeline: Pipeline,
-    plan: FitPlan,
-    shown: Sequence[Captioned],
-    clock: Clock,
-    *,
-    classifier_seconds: float | None = None,
-) -> Judged:
+@dataclass(frozen=True)
+class Judge:
+    """What generated images are measured by.
+
+    Attributes:
+        side: of the images that it sees, in pixels. device: that it runs on.
+        trained: images that the model was trained on; `labels`: what they show.
+        classifier: of the labels; None where there is nothing to tell apart. `lines`: how it was made.
+    """
+
+    side: int
+    device: torch.device
+    trained: Trained
+    labels: list[str]
+    classifier: Classifier | None
+    lines: list[str]
+
+    @classmethod
+    def make(
+        cls, plan: FitPlan, clock: Clock, device: torch.device, *, seconds: float | None = None
+    ) -> Judge:
+        """seconds: of the classifier's training; None: what is left of the time."""
+        side = min(plan.image_size, MAX_SIDE)
+        most = TRAINED_BYTES // (3 * side**2)
+        trained = read_trained(plan.train, plan.image_size, side, most, clock.part(0.3))
+        labels = _label_names(trained)
+        classifier, lines = _classifier(trained, labels, plan, seconds or clock.left, device)
+        return cls(side, device, trained, labels, classifier, lines)
+
+    @property
+    def net(self) -> Classifier:
+        """Whose features images are compared in: the classifier, or one with random weights where there is none."""
+        return self.classifier or untrained(self.side, seed=SEED, device=self.device)
+
+
+def judge_images(pipeline: Pipeline, judge: Judge, shown: Sequence[Captioned], clock: Clock) -> Judged:
     """Generates an image for each of half of the held-out captions, as far as the time goes, and measures them.
 
     The other half of the held-out images is what they are compared with, so that none is compared with the image of its
     own caption.
-
-    classifier_seconds: of its training; None: what is left of the time.
     """
-    if len(shown) < 2:
-        return Judged((Section("drawn", "Generated images", lines=(NO_CAPTIONS,)),), Drawn([], [], []))
-    size = plan.image_size
-    half = len(shown) // 2
-    drawn = _draw(pipeline, shown[: min(half, MAX_DRAWN)], clock.part(0.5))
-    side = min(size, MAX_SIDE)
-    trained = read_trained(plan.train, size, side, TRAINED_BYTES // (3 * side**2), clock.part(0.3))
-    labels = _label_names(trained)
-    drawn = drawn._replace(labels=[label_of(one, labels) for one in shown[: len(drawn.images)]])
-    views = _Views.of(pipeline, shown, drawn, side)
-    device = pipeline.device
-    classifier, lines = _classifier(trained, labels, plan, classifier_seconds or clock.part(0.9).left, device)
-    agreement = _agreement(classifier, lines, views, drawn, shown, labels, trained)
-    named = classifier or untrained(side, seed=SEED, device=device)
-    sections = (agreement, _distances(named, views))
-    copies, pairs = _copies(views, trained)
-    return Judged((*sections, copies), drawn, pairs)
+    drawn = draw(pipeline, shown[: min(len(shown) // 2, MAX_DRAWN)], clock.part(0.8))
+    drawn = drawn._replace(labels=[label_of(one, judge.labels) for one in shown[: len(drawn.images)]])
+    views = _Views.of(pipeline, shown, drawn, judge.side)
+    agreement = _agreement(judge, views, drawn, shown)
+    copies, pairs = _copies(views, judge.trained)
+    return Judged((agreement, _distances(judge.net, views), copies), drawn, pairs)
+
+
+def nothing_drawn() -> Judged:
+    """Where there is no caption to generate from."""
+    return Judged((Section("drawn", "Generated images", lines=(NO_CAPTIONS,)),), Drawn([], [], []))
 
 
 NO_CAPTIONS = "No held-out image with a caption: none was generated."
@@ -100,7 +120,8 @@ def label_of(one: Captioned, labels: Sequence[str]) -> str | None:
     return one.label if one.label in labels else label_in(one.captions[0], labels)
 
 
-def _draw(pipeline: Pipeline, shown: Sequence[Captioned], clock: Clock) -> Drawn:
+def draw(pipeline: Pipeline, shown: Sequence[Captioned], clock: Clock) -> Drawn:
+    """An image for the first caption of each, as far as the time goes; always the same ones."""
     images: list[Image.Image] = []
     prompts = [one.captions[0] for one in shown]
     for rows in batches(len(prompts), _BATCH):
@@ -174,16 +195,9 @@ def _classifier(
     ]
 
 
-def _agreement(
-    classifier: Classifier | None,
-    lines: list[str],
-    views: _Views,
-    drawn: Drawn,
-    shown: Sequence[Captioned],
-    labels: Sequence[str],
-    trained: Trained,
-) -> Section:
+def _agreement(judge: Judge, views: _Views, drawn: Drawn, shown: Sequence[Captioned]) -> Section:
     title = "Generated images: what a classifier sees"
+    classifier, labels, lines = judge.classifier, judge.labels, judge.lines
     if classifier is None:
         return Section("drawn", title, lines=tuple(lines))
     real = [label_of(one, labels) for one in shown]

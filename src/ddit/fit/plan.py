@@ -112,7 +112,7 @@ class SourceFindings:
         num_images: distinct ones. num_repeated, num_near: samples whose image is there already, or looks nearly so.
         num_across: held-out ones that look nearly like one that is trained on. num_conflicting: equal images of two
             classes.
-        width, height: pixels, least, median and greatest.
+        width, height: pixels, least, median and greatest; aspect: width by height, likewise.
         classes: images by class, of class folders.
         num_held_out: samples that are never trained on; of all, not of those read.
         lines: the whole report for people.
@@ -132,6 +132,7 @@ class SourceFindings:
     num_questions: int = 0
     width: tuple[float, float, float] | None = None
     height: tuple[float, float, float] | None = None
+    aspect: tuple[float, float, float] | None = None
     classes: dict[str, int] = field(default_factory=dict)
     num_held_out: int = 0
     lines: tuple[str, ...] = ()
@@ -234,14 +235,12 @@ class Outcome:
 
     Attributes:
         seconds, steps: of each stage by name.
-        chosen: the run whose averaged weights the model has, after `chosen_step` steps, and their held-out loss
-            (`ddit.train.heldout.held_out_loss`); None where nothing was measured.
-        last_loss: that of the last weights of the last run.
+        chosen: the run whose averaged weights the model has, after `chosen_step` steps, and their held-out cost
+            (`ddit.train.heldout.held_out_cost`); None where nothing was measured.
     """
 
     seconds: dict[str, float]
     steps: dict[str, int]
     chosen: str
     chosen_step: int
-    chosen_loss: float | None = None
-    last_loss: float | None = None
+    chosen_cost: float | None = None

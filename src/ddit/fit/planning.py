@@ -20,27 +20,43 @@ from ddit.model.folders import resolve, text_folders
 from ddit.model.small_text import train_tokenizer
 from ddit.model.t5 import load_tokenizer
 from ddit.prompts import MINI
-from ddit.recipes.small import SHARES, SMALL_SIZES, TRANSFORMER_SHARE, expected_rate, sizes_of_vae, small
+from ddit.recipes.small import (
+    SHARES,
+    SMALL_SIZES,
+    TRANSFORMER_SHARE,
+    expected_rate,
+    has_captions,
+    sizes_of_vae,
+    small,
+)
 from ddit.recipes.tuned import tuned
 from ddit.train.flops import peak_flops
 from ddit.train.small_data import Texts, open_parts, read_pixels
 
 UTILISATION = 0.3
 """Of a device's peak rate, that training of a small model is expected to keep up."""
-REPORT_SHARE, MOST_REPORT_SECONDS = 0.06, 1200.0
+REFINER, LEAST_REFINED = 64, 4
+"""Channels, and the patch from which they pay: a flow loss is reached in about two thirds of the time (LOG.md)."""
+REPORT_SHARE, MOST_REPORT_SECONDS = 0.08, 1200.0
 SMALL_NET_SHARE = 0.07
 """Of the whole time, that autoencoder and text encoder each may take."""
 FEW_IMAGES, FEW_HELD_OUT = 1000, 100
+LONGEST_ASPECT = 1.5
+"""Of images of which a square has what matters."""
 MOST_VIEWS, MOST_ENTRIES = 16, 200_000
+PASSES_A_VIEW = 5
+"""Over the data, that training is to make for each view of the images: with fewer they slow it (LOG.md)."""
 VIEWS_SHARE, _VIEWS_A_SECOND = 0.05, 1000
 """Of the whole time, for making views, and how many a second are expected."""
-EVALUATION_SHARE = 0.04
-"""Of a run's time, for its held-out figures."""
+SHORT_HOURS = 1.0
+"""On a CPU, below which the number of steps counts more than the width."""
+EVALUATION_SHARE, NUM_JUDGED = 0.04, 512
+"""Of a run's time, for its held-out figures, and the samples of each evaluation."""
 PASSES = 18
 """Passes over a sample of one evaluation."""
-_TARGET_PSNR = 26.0
+_TARGET_PSNR = 30.0
 _NUM_SHOWN, _NUM_TEXTS = 500, 5000
-_LEAST_LENGTH, _MOST_LENGTH = 16, 128
+_LEAST_LENGTH, _MOST_LENGTH = 12, 128
 _ROOM = 8
 """Steps beyond those expected: a quicker machine is to end with its time, not with its steps."""
 
@@ -73,7 +89,7 @@ def make_plan(
             Path(request.out) / "runs", sources, base.start, hours, held_out=held_out, preset=preset, image_size=size,
             text_length=findings.text_length, flops=flops,
         )  # fmt: skip
-    num_views = _choose_views(findings, hours)
+    num_views = _choose_views(findings, hours, _pairs(runs))
     runs = [_fitted(run, request, findings, num_views, hours, flops) for run in runs]
     report = min(REPORT_SHARE * hours * 3600, MOST_REPORT_SECONDS)
     plan = FitPlan(
@@ -109,6 +125,7 @@ def _small_runs(
     options = request.options
     autoencoder = _sizes_of_autoencoder(options, sources, size)
     unit = sizes_of_vae(options.vae)[1] if options.vae is not None else autoencoder["downsample"]
+    patch, is_drawn = _choose_patch(size, unit, preset), any(map(has_captions, sources))
     return small(
         Path(request.out) / "runs",
         sources,
@@ -116,7 +133,9 @@ def _small_runs(
         hours,
         held_out=held_out,
         image_size=size,
-        patch_size=_choose_patch(size, unit, preset),
+        patch_size=patch,
+        stem=_choose_stem(patch) if is_drawn else (),
+        refiner=REFINER if is_drawn and patch >= LEAST_REFINED else 0,
         text_length=findings.text_length,
         vae=options.vae,
         text=options.text,
@@ -151,7 +170,8 @@ def stage_name(run: RunConfig) -> str:
 def _describe(device: torch.device) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    return f"{torch.get_num_threads()} threads of a CPU"
+    count = torch.get_num_threads()
+    return f"{count} thread{'s' * (count > 1)} of a CPU"
 
 
 # --- choices ---
@@ -162,7 +182,7 @@ def _choose_preset(options: FitOptions, findings: Findings, device: torch.device
         return "l" if findings.num_images >= 10 * FEW_IMAGES else "s"
     if options.hours is None:
         return "s" if findings.num_images >= FEW_IMAGES else "xs"
-    if options.hours < 0.5:
+    if options.hours < SHORT_HOURS:
         return "xs"
     return "m" if options.hours >= 12 and findings.num_images >= 10 * FEW_IMAGES else "s"
 
@@ -185,7 +205,8 @@ def _sizes_of_autoencoder(options: FitOptions, sources: Sequence[SourceConfig], 
     with_images = [source for source in sources if not isinstance(source, TextData)]
     opened, _ = open_parts(with_images, with_images)
     pixels = read_pixels(opened, _NUM_SHOWN, image_size=size).float() / 127.5 - 1
-    return {"downsample": downsample, "latent_channels": choose_channels(pixels, downsample, _TARGET_PSNR)}
+    channels = choose_channels(pixels, downsample, _TARGET_PSNR)
+    return {"downsample": downsample, "latent_channels": channels, "target_psnr": _TARGET_PSNR}
 
 
 def _choose_patch(size: int, downsample: int, preset: str) -> int:
@@ -194,6 +215,12 @@ def _choose_patch(size: int, downsample: int, preset: str) -> int:
     tokens = max(4, own.image_size // (4 * own.patch_size))  # a side
     fitting = [p for p in range(1, size // downsample + 1) if size % (p * downsample) == 0]
     return min(fitting, key=lambda p: (abs(size // (p * downsample) - tokens), p))
+
+
+def _choose_stem(patch: int) -> tuple[int, ...]:
+    """Widths of a stem that halves its side down to the patches; none for patches of 1, or no power of 2."""
+    stages = patch.bit_length() - 1
+    return tuple(64 * 2**stage for stage in range(stages + 1)) if patch == 2**stages > 1 else ()
 
 
 def _texts(sources: Sequence[SourceConfig]) -> list[str]:
@@ -212,13 +239,19 @@ def _text_length(options: FitOptions, sources: Sequence[SourceConfig], preset: s
         tokenizer = train_tokenizer(texts, SMALL_SIZES[preset].num_pieces)
     lengths = sorted(len(tokenizer.backend_tokenizer.encode(text).ids) for text in texts)
     needed = lengths[min(len(lengths) - 1, int(0.99 * len(lengths)))] + MINI.min_answer_tokens
-    return min(max(-(-needed // 8) * 8, _LEAST_LENGTH), _MOST_LENGTH)
+    return min(max(-(-needed // 4) * 4, _LEAST_LENGTH), _MOST_LENGTH)
 
 
-def _choose_views(findings: Findings, hours: float) -> int:
-    """An even number that the time has room for; 1 where there are so many images that few are seen twice."""
+def _pairs(runs: Sequence[RunConfig]) -> float:
+    """Of image and text, that the transformer's runs are expected to see."""
+    return sum(run.max_steps * run.global_batch_size for run in duals(runs))
+
+
+def _choose_views(findings: Findings, hours: float, pairs: float) -> int:
+    """An even number that the time has room for; 1 where there is so much data that none is seen often."""
     entries = min(MOST_ENTRIES, VIEWS_SHARE * hours * 3600 * _VIEWS_A_SECOND)
-    views = min(MOST_VIEWS, int(entries / max(findings.num_images, 1)))
+    passes = pairs / max(sum(source.num_samples for source in findings.sources), 1)
+    views = min(MOST_VIEWS, int(entries / max(findings.num_images, 1)), int(passes / PASSES_A_VIEW))
     return views - views % 2 if views > 1 else 1
 
 
@@ -234,8 +267,8 @@ def _fitted(
     if isinstance(run, LatentsRun):
         return replace(run, num_views=num_views, mirror=not request.options.keep_sides, by_image=True)
     assert isinstance(run, DualRun)
-    num_held_out = min(run.report.num_held_out, sum(source.num_held_out for source in findings.sources))
-    num_held_out = num_held_out or run.report.num_held_out  # of sources named for it
+    num_held_out = min(NUM_JUDGED, sum(source.num_held_out for source in findings.sources))
+    num_held_out = num_held_out or NUM_JUDGED  # of sources named for it
     per_evaluation = num_held_out * PASSES / 3 / run.global_batch_size  # in steps
     every = max(run.max_steps // 10, round(per_evaluation / EVALUATION_SHARE), 1)
     corrupt = [source.num_corrupt / max(source.num_read, 1) for source in findings.sources]
@@ -251,11 +284,14 @@ def _fitted(
             num_grid=8 if run.objective.i2t_fraction == 0 else 16,
             checkpoint_minutes=min(5.0, 3.0 * hours),
             num_held_out=num_held_out,
+            grid_sampling=replace(run.report.grid_sampling, guidance_scale=_GUIDANCE_SCALE),
             keep_best=run.objective.i2t_fraction > 0,
         ),
     )
 
 
+_GUIDANCE_SCALE = 4.0
+"""Of a model for which none can be chosen, for want of classes or time (`guidance.choose_guidance`)."""
 _WHAT = {
     "vae": "autoencoder of the images",
     "text": "tokenizer and text encoder",
@@ -324,6 +360,12 @@ def _warnings(plan: FitPlan, findings: Findings) -> list[str]:
         found.append(
             f"figures on {findings.num_held_out_images} held-out images say little: give more images, or sources with "
             "--held-out"
+        )
+    longest = max((max(1 / s.aspect[0], s.aspect[2]) for s in findings.sources if s.aspect), default=1.0)
+    if longest > LONGEST_ASPECT:
+        found.append(
+            f"images are cut to squares from their middle, and the longest is {longest:.1f} times as long as wide: "
+            "what is outside the square is not seen"
         )
     across = sum(source.num_across for source in findings.sources)
     if across:

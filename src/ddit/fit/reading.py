@@ -65,7 +65,7 @@ def answer_questions(pipeline: Pipeline, asked: Sequence[Asked], clock: Clock) -
         ]
         with collect_warnings() as found:
             answers += pipeline.answer([one.image for one in part], questions, seed=rows.start, batch_size=32)
-        unknown |= {warning.text for warning in found}
+        unknown |= {warning.about for warning in found if isinstance(warning.about, str)}
     done = list(asked[: len(answers)])
     section = _score(done, answers)
     if unknown:
@@ -116,7 +116,8 @@ def caption_images(
     for rows in batches(len(shown), _BATCH):
         if captions and clock.left < 0:
             break
-        captions += pipeline.caption([one.image for one in shown[rows]], seed=rows.start, batch_size=32)
+        with collect_warnings():
+            captions += pipeline.caption([one.image for one in shown[rows]], seed=rows.start, batch_size=32)
     done = shown[: len(captions)]
     if not done:
         return Section("captions", "Captions", lines=("No held-out image with a caption.",))

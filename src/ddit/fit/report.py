@@ -15,7 +15,8 @@ from ddit.data.sources import open_source
 from ddit.data.sources.class_names import article_for
 from ddit.files import write_atomically
 from ddit.fit.card import SAMPLES_FILE, write_card
-from ddit.fit.drawing import Drawn, Judged, judge_images
+from ddit.fit.drawing import Drawn, Judge, Judged, judge_images, nothing_drawn
+from ddit.fit.guidance import choose_guidance
 from ddit.fit.held_out import Clock, class_names, read_asked, read_captioned
 from ddit.fit.plan import Findings, FitPlan, Outcome
 from ddit.fit.reading import Answered, answer_questions, answer_score, caption_images, rank_classes
@@ -58,9 +59,17 @@ class Report:
 
 
 def write_report(
-    out: Path, model_folder: Path, plan: FitPlan, findings: Findings, outcome: Outcome
+    out: Path,
+    model_folder: Path,
+    plan: FitPlan,
+    findings: Findings,
+    outcome: Outcome,
+    *,
+    set_guidance: bool = False,
 ) -> Report:
     """Measures the model in `model_folder` within about `plan.report_seconds`, and writes what was found.
+
+    With `set_guidance` the model's guidance scale is chosen first.
 
     In the model's folder: `README.md` (the model card) and `samples.png`. In `out`, since they show held-out and
     training images or name files: `report.json`, `answers.png` and `nearest.png`.
@@ -76,7 +85,12 @@ def write_report(
         texts = class_captions(plan)
         sections.append(caption_images(pipeline, shown, list(texts), clock.part(0.15)))
         sections.append(rank_classes(pipeline, shown, texts, clock.part(0.15)))
-    judged = judge_images(pipeline, plan, shown, clock.part(0.95))
+    judged = nothing_drawn()
+    if len(shown) > 1:
+        judge = Judge.make(plan, clock.part(0.4), pipeline.device)
+        if set_guidance:
+            sections.append(choose_guidance(pipeline, judge, shown, clock.part(0.5), model_folder))
+        judged = judge_images(pipeline, judge, shown, clock)
     found = [section for section in (*sections, *judged.sections) if section is not None]
     warnings = (*plan.warnings, *find_warnings(found))
     files = [

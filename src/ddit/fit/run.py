@@ -21,6 +21,7 @@ from ddit.fit.planning import PASSES, duals, make_plan, share_time, stage_name
 from ddit.fit.sources import divide, find_sources, read_sources
 from ddit.recipes.small import expected_rate
 from ddit.schema import override, parse, takes, to_data
+from ddit.train.familiarity import add_familiarity
 from ddit.train.log import LOG_FILE, read_log
 from ddit.train.stages import FINISHED, run_stage
 from ddit.train.watch import BEST_FILE, BEST_FOLDER
@@ -81,7 +82,7 @@ def run_fit(request: Request, say: Say) -> Path:
         _run_stage(plan, number, run, state, say)
     outcome = _choose(plan, state)
     _link_model(plan, outcome)
-    _report(plan, findings, outcome, say)
+    _report(plan, findings, outcome, say, set_guidance=True)
     state.save(outcome=to_data(outcome))
     say(f"done: {plan.model_folder}")
     return plan.model_folder
@@ -206,9 +207,14 @@ def _run_stage(plan: FitPlan, number: int, run: RunConfig, state: _State, say: S
     out = Path(run.out)
     if name in state.seconds and (out / FINISHED).is_file():
         return
+    stage = plan.stages[number]
     if isinstance(run, DualRun):
         run = replace(run, max_seconds=_budget(plan, run, state))
-    stage = plan.stages[number]
+        if run.max_seconds is not None and run.max_seconds < stage.seconds / 2:
+            say(
+                f"warning: of {_duration(stage.seconds)} planned for the next stage {_duration(run.max_seconds)} are "
+                "left, since what came before took longer: raise --hours, or free the machine"
+            )
     took = f", about {_duration(run.max_seconds)}" if isinstance(run, DualRun) and run.max_seconds else ""
     start = time.monotonic()
     _use_threads()
@@ -246,14 +252,14 @@ def _logged_seconds(out: Path) -> float:
 
 
 def _choose(plan: FitPlan, state: _State) -> Outcome:
-    """The average with the least held-out loss, of the runs that have one."""
+    """The average with the least held-out cost, of the runs that have one."""
     best: dict[str, Any] = {}
     runs = duals(plan.runs)
     for run in runs:
         path = Path(run.out) / BEST_FILE
         if path.is_file() and (Path(run.out) / BEST_FOLDER).is_dir():
             found = read_json(path)
-            if not best or found["loss"] <= best["loss"]:
+            if not best or found["cost"] <= best["cost"]:
                 best = {**found, "run": stage_name(run)}
     steps = {stage_name(run): _last_step(Path(run.out)) for run in runs}
     last = stage_name(runs[-1])
@@ -262,8 +268,7 @@ def _choose(plan: FitPlan, state: _State) -> Outcome:
         steps=steps,
         chosen=best.get("run", last),
         chosen_step=best.get("step", steps[last]),
-        chosen_loss=best.get("loss"),
-        last_loss=None,
+        chosen_cost=best.get("cost"),
     )
 
 
@@ -275,7 +280,7 @@ def _link_model(plan: FitPlan, outcome: Outcome) -> None:
     """The chosen average as the model's folder, of hard links."""
     run = next(run for run in duals(plan.runs) if stage_name(run) == outcome.chosen)
     best = Path(run.out) / BEST_FOLDER
-    source = best if outcome.chosen_loss is not None else Path(run.out) / "export"
+    source = best if outcome.chosen_cost is not None else Path(run.out) / "export"
     with write_folder_atomically(plan.model_folder) as part:
         for path in sorted(source.rglob("*")):
             target = part / path.relative_to(source)
@@ -284,6 +289,7 @@ def _link_model(plan: FitPlan, outcome: Outcome) -> None:
             else:
                 target.parent.mkdir(parents=True, exist_ok=True)
                 link_file(path, target)
+    add_familiarity(plan.model_folder, run)
 
 
 def redo_report(out: str | os.PathLike[str], say: Say, *, minutes: float | None = None) -> Path:
@@ -307,11 +313,16 @@ def redo_report(out: str | os.PathLike[str], say: Say, *, minutes: float | None 
     return plan.model_folder
 
 
-def _report(plan: FitPlan, findings: Findings, outcome: Outcome, say: Say) -> None:
+def _report(
+    plan: FitPlan, findings: Findings, outcome: Outcome, say: Say, *, set_guidance: bool = False
+) -> None:
     from ddit.fit.report import write_report  # which draws figures
 
     say(f"figures, about {_duration(plan.report_seconds)}")
-    for line in write_report(Path(plan.out), plan.model_folder, plan, findings, outcome).lines():
+    report = write_report(
+        Path(plan.out), plan.model_folder, plan, findings, outcome, set_guidance=set_guidance
+    )
+    for line in report.lines():
         say(f"  {line}")
 
 

@@ -144,9 +144,10 @@ def divide(found: Sequence[Named], request: Request) -> tuple[list[Named], list[
 
 
 def _share(given: Sequence[str]) -> float | None:
-    """The share that --held-out names; None where it names sources."""
+    """The share that --held-out names, .1 or 10%; None where it names sources."""
+    number, percent, _ = given[0].partition("%")
     try:
-        share = float(given[0])
+        share = float(number) / (100 if percent else 1)
     except ValueError:
         return None
     if len(given) > 1 or not 0 < share < 1:
@@ -217,14 +218,17 @@ def _findings(source: Named, report: Report) -> SourceFindings:
         num_conflicting=images.conflicting.num if images else 0,
         num_captions=report.num_captions,
         num_questions=report.num_questions,
-        width=None if report.width is None else _plain(report.width),
-        height=None if report.height is None else _plain(report.height),
+        width=_plain(report.width),
+        height=_plain(report.height),
+        aspect=_plain(report.aspect),
         classes=report.classes,
         num_held_out=report.num_held_out or 0,
         lines=tuple(report.lines()),
     )
 
 
-def _plain(spread: tuple[float, float, float]) -> tuple[float, float, float]:
+def _plain(spread: tuple[float, float, float] | None) -> tuple[float, float, float] | None:
+    if spread is None:
+        return None
     least, median, greatest = spread
     return float(least), float(median), float(greatest)

@@ -12,6 +12,7 @@ from ddit.habits import guarded
 from ddit.model.adapters import merge_stored
 from ddit.model.dual_dit import DualDiT
 from ddit.model.encoders import ImageCodec, TextCodec
+from ddit.model.familiarity import Familiarity
 from ddit.model.folders import resolve
 from ddit.model.loading import fitting_dtype, load_parts
 from ddit.model.offload import is_offloaded
@@ -29,6 +30,7 @@ class ModelBundle:
         image_codec, text_codec: images <-> latents, text <-> tokens and states.
         settings: defaults of sampling, lengths, the prompts' templates.
         name: what it was loaded by, for `repr`.
+        familiarity: what its training images were like, if that was stored: others are warned of.
     """
 
     transformer: DualDiT
@@ -36,6 +38,7 @@ class ModelBundle:
     text_codec: TextCodec
     settings: ModelSettings
     name: str = "model"
+    familiarity: Familiarity | None = None
 
     def __post_init__(self) -> None:
         self.transformer.eval().requires_grad_(False)
@@ -120,7 +123,7 @@ class ModelBundle:
         if offload_blocks:
             parts.transformer.offload_blocks(device)
             parts.text_codec.offload_blocks(device)
-        bundle = cls(*parts, name=os.fspath(name_or_path))
+        bundle = cls(*parts, name=os.fspath(name_or_path), familiarity=Familiarity.load(folder))
         return bundle.compile() if compile else bundle
 
     def compile(self) -> Self:
@@ -141,6 +144,7 @@ class ModelBundle:
             image_codec=self.image_codec,
             text_codec=self.text_codec,
             settings=self.settings,
+            familiarity=self.familiarity,
             dtype=None if dtype is None else find_dtype(dtype),
         )
 

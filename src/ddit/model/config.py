@@ -38,6 +38,8 @@ class DualDiTConfig:
         stem: channels of the stages of a convolutional stem, whose tokens are added to the linear patches; between two
             stages the side is halved, so that patch_size is a multiple of 2^(stages - 1). (): none, as in SD3. For
             images of a few dozen pixels, where one token is a large part of what there is to see.
+        refiner: channels of convolutions that correct the velocity at the resolution of the latents, from these and
+            from what the tokens hand on. 0: none, as in SD3. For coarse tokens, to which a shift is a new pattern.
     """
 
     in_channels: PositiveInt = 16
@@ -55,6 +57,7 @@ class DualDiTConfig:
     text_block_size: NonNegativeInt = 0
     text_input: TextInput = "encoder"
     stem: Annotated[tuple[PositiveInt, ...], Field(strict=False)] = ()
+    refiner: NonNegativeInt = 0
 
     def __post_init__(self) -> None:
         if self.hidden_size % self.num_heads:

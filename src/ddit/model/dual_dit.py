@@ -23,7 +23,7 @@ from torch.utils.checkpoint import checkpoint
 
 from ddit.model.block import ImageKV, JointBlock, Tokens
 from ddit.model.config import DualDiTConfig
-from ddit.model.embeddings import PatchEmbed, TimeEmbed, is_meta
+from ddit.model.embeddings import PatchEmbed, Refiner, TimeEmbed, is_meta
 from ddit.model.layers import Modulation, modulate
 from ddit.model.offload import move_rest, offload_blocks
 
@@ -83,7 +83,8 @@ class DualDiT(nn.Module):
         self.context_embedder = nn.Linear(config.text_dim, dim)
         self.transformer_blocks = nn.ModuleList([JointBlock(config, i) for i in range(config.depth)])
         self.image_norm_out = Modulation(dim, 2)
-        self.image_proj_out = nn.Linear(dim, config.patch_size**2 * config.in_channels)
+        self.image_proj_out = nn.Linear(dim, config.patch_size**2 * (config.in_channels + config.refiner))
+        self.refiner = Refiner(config.in_channels, config.refiner) if config.refiner else None
         self.text_proj_out = nn.Linear(dim, config.vocab_size)
         shape = (1, NUM_NULL_TOKENS, dim)
         self.null_image_embd = nn.Parameter(
@@ -128,9 +129,9 @@ class DualDiT(nn.Module):
         """Fresh weights for training from scratch: Xavier, with AdaLN and the image head at zero (AdaLN-zero)."""
         for name, module in self.named_modules():
             if isinstance(module, nn.Linear | nn.Conv2d):
-                if (
-                    isinstance(self.get_submodule(name.rpartition(".")[0]), Modulation)
-                    or name == "image_proj_out"
+                if isinstance(self.get_submodule(name.rpartition(".")[0]), Modulation) or name in (
+                    "image_proj_out",
+                    "refiner.out",
                 ):
                     module.weight.zero_()
                 else:
@@ -211,7 +212,9 @@ class DualDiT(nn.Module):
         for i, (part, group) in enumerate(zip(parts, groups, strict=True)):
             velocity = hidden = None
             if part.latents is not None and part.num_t2i != 0:
-                velocity = self._image_head(group.image, group.cond[: part.num_t2i], part.latents.shape[-2:])
+                velocity = self._image_head(
+                    group.image, group.cond[: part.num_t2i], part.latents[: part.num_t2i]
+                )
             if part.num_t2i is None or part.num_t2i < len(part.text_states):
                 hidden = self._text_hidden(group.text, part.logit_mask)
             outputs.append(DualOutput(velocity, None, features[i] if features else None, hidden, kept))
@@ -253,12 +256,16 @@ class DualDiT(nn.Module):
             outputs[0].velocity, None, text_hidden=hidden if logit_mask is None else hidden[logit_mask]
         )
 
-    def _image_head(self, image: Tensor, cond: Tensor, size: torch.Size) -> Tensor:
+    def _image_head(self, image: Tensor, cond: Tensor, latents: Tensor) -> Tensor:
         scale, shift = self.image_norm_out(cond)
-        patches = self.image_proj_out(modulate(image, shift, scale))  # (n, N, p * p * C)
-        p = self.config.patch_size
-        patches = patches.unflatten(1, (size[0] // p, size[1] // p)).unflatten(-1, (p, p, -1))
-        return patches.permute(0, 5, 1, 3, 2, 4).reshape(len(image), -1, *size)  # (n, C, H, W)
+        patches = self.image_proj_out(modulate(image, shift, scale))  # (n, N, p * p * (C + refiner))
+        p, (height, width) = self.config.patch_size, latents.shape[-2:]
+        patches = patches.unflatten(1, (height // p, width // p)).unflatten(-1, (p, p, -1))
+        maps = patches.permute(0, 5, 1, 3, 2, 4).reshape(len(image), -1, height, width)
+        if self.refiner is None:
+            return maps  # (n, C, H, W)
+        velocity, features = maps.split([self.config.in_channels, self.config.refiner], dim=1)
+        return velocity + self.refiner(latents, features)
 
     def _text_hidden(self, text: Tensor, logit_mask: Tensor | None) -> Tensor:
         if logit_mask is not None:

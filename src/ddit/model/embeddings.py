@@ -101,6 +101,19 @@ def make_stem(in_channels: int, widths: Sequence[int], dim: int, patch_size: int
     return nn.Sequential(*layers, nn.Conv2d(in_channels, dim, rest, rest))
 
 
+class Refiner(nn.Module):
+    """What is added to a velocity, zero at first: latents and features of the tokens (n, F, H, W) -> (n, C, H, W)."""
+
+    def __init__(self, in_channels: int, width: int) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(ConvLayer(in_channels + width, width), ConvLayer(width, width))
+        self.out = nn.Conv2d(width, in_channels, 3, padding=1)
+
+    def forward(self, latents: Tensor, features: Tensor) -> Tensor:
+        both = torch.cat([latents, features], dim=1).contiguous(memory_format=torch.channels_last)
+        return self.out(self.layers(both))
+
+
 class PatchEmbed(nn.Module):
     """Latents to image tokens, plus the central crop of a sin-cos position table.
 

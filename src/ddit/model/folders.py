@@ -9,8 +9,8 @@ from typing import Any
 
 from ddit.errors import near_misses
 from ddit.files import read_json
-from ddit.schema import list_options, parse
-from ddit.settings import ImageSampling, ModelSettings, TextSampling
+from ddit.schema import list_options, parse, to_data
+from ddit.settings import ImageSampling, ModelSettings, TextSampling, UnmaskingRule
 
 HUB_PATTERNS = ["*.json", "*.safetensors", "*.txt", "*.model"]
 SETTINGS_FILE = "ddit.json"
@@ -127,6 +127,16 @@ def load_settings(folder: Path) -> ModelSettings:
         return ModelSettings(image_sampling=ImageSampling(shift=shift))
     except ValueError as error:
         raise ValueError(f"'{path}': {error}" if str(path) not in str(error) else str(error)) from None
+
+
+def settings_to_dict(settings: ModelSettings) -> dict[str, Any]:
+    """What `load_settings` reads. An option of 0.2 is left out at its default, so that 0.1, which refuses what it does
+    not know, loads the folder."""
+    values = to_data(settings)
+    rule = values["text_sampling"]["rule"]
+    if rule["edit_above"] == UnmaskingRule.edit_above:
+        del rule["edit_above"]
+    return values
 
 
 def _from_0_1(values: dict[str, Any]) -> dict[str, Any]:

@@ -18,11 +18,11 @@ from ddit.model import DualDiT, DualDiTConfig
 from ddit.model.adapters import find_sd3_lora, load_adapters, merged_tensors, stored_vocabulary
 from ddit.model.autoencoder import downsample_of
 from ddit.model.encoders import MASK_TOKEN, ImageCodec, TextCodec
-from ddit.model.folders import INT8_MARK, SETTINGS_FILE, settings_for, text_folders
+from ddit.model.familiarity import Familiarity
+from ddit.model.folders import INT8_MARK, SETTINGS_FILE, settings_for, settings_to_dict, text_folders
 from ddit.model.sd3_lora import is_sd3_lora
 from ddit.model.t5 import SHARED, STEM, TIED, is_int8_folder, load_tokenizer, save_int8
 from ddit.model.weights import TRANSFORMER_STEM, save_transformer, stream_transformer
-from ddit.schema import to_data
 from ddit.settings import ModelSettings
 
 _PART_FILE = "ddit_part"
@@ -41,6 +41,7 @@ def save_parts(
     image_codec: ImageCodec,
     text_codec: TextCodec,
     settings: ModelSettings,
+    familiarity: Familiarity | None = None,
     dtype: torch.dtype | None = None,
 ) -> None:
     """Writes a loaded model as a folder in the diffusers layout, whole or not at all.
@@ -60,6 +61,8 @@ def save_parts(
         )
         type(image_codec)(_cast(image_codec.autoencoder, dtype)).save_pretrained(part / "vae")
         text_codec.save_pretrained(part / "tokenizer", part / "text_encoder", dtype=dtype)
+        if familiarity is not None:
+            familiarity.save(part)
         _write_settings(part, settings)
         mode = (part / SETTINGS_FILE).stat().st_mode
         for path in (part / "vae").glob("*.safetensors"):  # written for the owner alone, by the library
@@ -215,7 +218,7 @@ def _write_settings(folder: Path, settings: ModelSettings) -> None:
         "_class_name": ["pipeline", "DualDiffusionPipeline"],
         "_diffusers_version": version("diffusers"),
         "scheduler": ["diffusers", "FlowMatchEulerDiscreteScheduler"],
-        "settings": to_data(settings),
+        "settings": settings_to_dict(settings),
         "text_encoder": ["transformers", "T5EncoderModel"],
         "tokenizer": ["transformers", kind or "T5Tokenizer"],
         "vae": ["diffusers", autoencoder],
@@ -226,7 +229,7 @@ def _write_settings(folder: Path, settings: ModelSettings) -> None:
     mark = {INT8_MARK: "int8"} if is_int8 else {}
     for name, values in {
         "scheduler/scheduler_config.json": scheduler,
-        SETTINGS_FILE: to_data(settings) | mark,
+        SETTINGS_FILE: settings_to_dict(settings) | mark,
         "model_index.json": index,
     }.items():
         (folder / name).write_text(json.dumps(values, indent=2) + "\n")

@@ -57,6 +57,7 @@ class I2TBatch(NamedTuple):
     """Image to text. input_ids, noisy_ids: (n, L); answer_mask: (n, L) bool; t: (n,), or (n, L) of texts in blocks.
 
     states: (n, L, D), of `noisy_ids`, where they are there ahead of the step; (n, 2 L, D), of `text_of`, in blocks.
+    lengths: (n,), of each text with its padding, beyond which nothing counts; None: L.
     """
 
     images: Images
@@ -65,6 +66,27 @@ class I2TBatch(NamedTuple):
     noisy_ids: Tensor
     t: Tensor
     states: Tensor | None = None
+    lengths: Tensor | None = None
+
+    def cut(self, rows: Tensor | slice, length: int) -> "I2TBatch":
+        """The texts of some samples, cut to a length; without images and states."""
+        ids, answer, noisy, t = (
+            self.input_ids[rows],
+            self.answer_mask[rows],
+            self.noisy_ids[rows],
+            self.t[rows],
+        )
+        t = t[:, :length] if t.dim() == 2 else t
+        none = Images(None, None, None, None)
+        return I2TBatch(none, ids[:, :length], answer[:, :length], noisy[:, :length], t)
+
+
+def padded_lengths(ids: Tensor, lengths: Sequence[int], eos_token_id: int) -> Tensor:
+    """Of texts (n, L), the first of `lengths` that holds each and its end, else L: (n,)."""
+    places = torch.arange(1, ids.shape[1] + 1)
+    needed = torch.where(ids != eos_token_id, places, 0).amax(1) + 1
+    offered = torch.tensor([*lengths, ids.shape[1]])
+    return offered[torch.searchsorted(offered, needed).clamp(max=len(lengths))]
 
 
 def text_of(i2t: I2TBatch, block_size: int) -> tuple[Tensor, BlockText | None]:
@@ -171,7 +193,7 @@ def is_caption_cut(codec: TextCodec, sample: Sample, ids: Tensor, style: PromptS
     padding = codec.tokenizer.convert_tokens_to_ids(style.prompt_padding)
     if len(ids) > 1 and int(ids[-2]) in (codec.eos_token_id, padding):
         return False  # there is room left; the tokenizer is not asked twice
-    return len(codec.token_ids(sample.caption or "")) > len(ids) - 1
+    return len(codec.token_ids(style.given(sample.caption or ""))) > len(ids) - 1
 
 
 def is_conversation_cut(

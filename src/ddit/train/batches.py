@@ -38,6 +38,7 @@ from ddit.train.batch import (
     is_caption_cut,
     is_conversation_cut,
     latents_of,
+    padded_lengths,
     sample_noise,
     split,
     stack_images,
@@ -227,7 +228,19 @@ class StepData(Dataset[list[Batch]]):
             mask_token_id=self.codec.mask_token_id,
             uniform=torch.from_numpy(uniform),
         )
-        return I2TBatch(self._images(half, made), input_ids, answer_mask, noisy_ids, t)
+        if share := self.objective.text.wrong_share:
+            uniform = np.stack(
+                [rng.random((2, self.data.i2t_length), np.float32) for rng in made.rngs], axis=1
+            )
+            noisy_ids = masked.replace_tokens(
+                noisy_ids, input_ids, answer_mask, share, mask_token_id=self.codec.mask_token_id,
+                uniform=torch.from_numpy(uniform),
+            )  # fmt: skip
+        lengths = None
+        if self.data.i2t_lengths:
+            lengths = padded_lengths(input_ids, self.data.i2t_lengths, self.codec.eos_token_id)
+            answer_mask = answer_mask & (torch.arange(input_ids.shape[1]) < lengths[:, None])
+        return I2TBatch(self._images(half, made), input_ids, answer_mask, noisy_ids, t, lengths=lengths)
 
     def _rows(self, half: _Half, step: int, corrupt: Counter[str]) -> _Rows:
         shape = half.plan.shape(step)

@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ddit.diffusion.masked import LEAST_LOG
+
 CHUNK_ELEMENTS = {"cpu": 2**22, "cuda": 2**25}
 """Logits held at once, by device: 16 MB in float32, and 128 MB where short products would be slow."""
 
@@ -22,9 +24,12 @@ def weighted_nll(
     token_weights: Tensor,
     *,
     ruled_out: int,
+    sharpen: float = 0.0,
     chunk_size: int | None = None,
 ) -> Tensor:
     """Sum over tokens of w_i times -log softmax(W h_i + b)[target_i], a scalar in float32.
+
+    sharpen: so many times the entropy of the softmax is added where the target is its largest entry.
 
     Matrix products run in the type of `hidden`, or in autocast's; softmax and sums in float32. It can be differentiated
     once, by `hidden`, `weight` and `bias`.
@@ -41,7 +46,16 @@ def weighted_nll(
     with_gradients = torch.is_grad_enabled()  # inside the function it is always off
     with torch.autocast(device, enabled=False):
         return _WeightedNll.apply(
-            hidden, weight, bias, targets, token_weights.float(), ruled_out, chunk_size, dtype, with_gradients
+            hidden,
+            weight,
+            bias,
+            targets,
+            token_weights.float(),
+            ruled_out,
+            sharpen,
+            chunk_size,
+            dtype,
+            with_gradients,
         )  # type: ignore[return-value]
 
 
@@ -57,6 +71,7 @@ class _WeightedNll(torch.autograd.Function):
         targets: Tensor,
         token_weights: Tensor,
         ruled_out: int,
+        sharpen: float,
         chunk_size: int,
         dtype: torch.dtype,
         with_gradients: bool,
@@ -71,10 +86,16 @@ class _WeightedNll(torch.autograd.Function):
             log_probs = logits.log_softmax(-1)
             del logits
             loss -= w @ log_probs.gather(1, target[:, None])[:, 0]
+            flatter = None
+            if sharpen:
+                own_loss, flatter = _entropy_of_right(log_probs, target, sharpen)
+                loss += w @ own_loss
             if not with_gradients:
                 continue
             error = log_probs.exp_()  # softmax minus one-hot; times w it is the gradient by the logits
             error.scatter_add_(1, target[:, None], -torch.ones_like(w)[:, None])
+            if flatter is not None:
+                error += flatter
             by_bias = _add(by_bias, w @ error)
             error = error.to(dtype)
             by_hidden.append(w[:, None] * (error @ head))
@@ -93,7 +114,14 @@ class _WeightedNll(torch.autograd.Function):
             raise RuntimeError("the gradients of weighted_nll were used already")
         scaled = [part.mul_(gradients[0].to(part.dtype)) for part in ctx.gradients]
         ctx.gradients = None
-        return *scaled, None, None, None, None, None, None
+        return *scaled, None, None, None, None, None, None, None
+
+
+def _entropy_of_right(log_probs: Tensor, target: Tensor, sharpen: float) -> tuple[Tensor, Tensor]:
+    """`sharpen` times the entropy where the target is the likeliest, else 0, (chunk,); its gradient by the logits."""
+    probs, logs = log_probs.exp(), log_probs.clamp(min=LEAST_LOG)
+    entropy, is_right = -(probs * logs).sum(-1), sharpen * (log_probs.argmax(-1) == target)
+    return is_right * entropy, -is_right[:, None] * probs * (logs + entropy[:, None])
 
 
 def _add(total: Tensor | None, part: Tensor) -> Tensor:

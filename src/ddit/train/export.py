@@ -114,6 +114,9 @@ def settings_of(cfg: DualRun) -> ModelSettings:
         prompt_length=data.t2i_length,
         text_length=data.i2t_length,
     )
+    if data.i2t_lengths:  # most texts were in rows of the first length
+        shortest = data.i2t_lengths[0]
+        settings = replace(settings, caption_length=shortest, answer_length=max(1, shortest // 2))
     if cfg.prompts == "published":
         return settings
     return replace(

@@ -80,7 +80,7 @@ def run_flops(cfg: DualRun, downsample: int) -> float:
         latent_size=cfg.data.image_size // downsample,
         t2i_length=cfg.data.t2i_length,
         i2t_length=cfg.i2t_tokens,
-        num_masked=cfg.data.i2t_length // 2,
+        num_masked=cfg.data.i2t_length // (1 if cfg.objective.text.wrong_share else 2),
     )
 
 

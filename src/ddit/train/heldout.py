@@ -1,21 +1,15 @@
-"""Held-out samples, which a run never trains on, and the losses on them."""
+"""The losses on held-out samples."""
 
-import contextlib
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
-from typing import Any, NamedTuple, Self
+from typing import NamedTuple, Self
 
 import torch
 from torch import Tensor
 
-from ddit import prompts
-from ddit.config.data import DataConfig
 from ddit.config.runs import ObjectiveConfig
-from ddit.data.mixture import HalfBatches
-from ddit.data.sampler import sample_rng
-from ddit.data.samples import CorruptSample, Source, Turn, read_sample
-from ddit.data.sources import open_source
+from ddit.data.samples import Turn
 from ddit.devices import Ranks
 from ddit.diffusion import flow, masked
 from ddit.diffusion.likelihood import MaskSets, TextUnits, mask_sets, set_log_probs, text_units
@@ -23,131 +17,15 @@ from ddit.inference.callables import ImageContext, TextStates, logits_fn, veloci
 from ddit.model import DualDiT
 from ddit.model.encoders import ImageCodec, TextCodec
 from ddit.model.text_blocks import last_answer, text_blocks
-from ddit.prompts import PromptStyle, TokenizedPrompt
-from ddit.train.batch import Images, Row, caption_ids, conversation_ids, fit_sample_image, stack_images
-from ddit.train.batches import I2T, ImageFacts, Opener, all_cached, open_sources
+from ddit.prompts import TokenizedPrompt
+from ddit.train.batch import Images, padded_lengths
 from ddit.train.frozen import clean_latents
+from ddit.train.heldout_samples import HeldOutSamples
 
 UPTAKE_T = 0.85
 NUM_TIME_BINS = 10
 NUM_MASKS = 4
 """Of a text in its likelihood bound: each evaluation costs so many passes a text."""
-
-
-class HeldOutSamples(NamedTuple):
-    """n fixed samples, cropped to squares; their latents are modes.
-
-    prompt_ids: (n, t2i_length), of the captions. caption_texts, turn_texts: (n, i2t_length), of the captions and of the
-    conversations. has_caption, has_question: (n,) bool; where False, the rows of that text mean nothing.
-    """
-
-    images: Images
-    prompt_ids: Tensor
-    captions: list[str | None]
-    has_caption: Tensor
-    caption_texts: TokenizedPrompt
-    turn_texts: TokenizedPrompt
-    conversations: list[tuple[Turn, ...]]
-    has_question: Tensor
-
-    @property
-    def is_text(self) -> Tensor:
-        """Which samples are text alone, without image and question: (n,) bool."""
-        if self.images.is_null is None:
-            return torch.zeros_like(self.has_question)
-        return self.images.is_null & ~self.has_question & torch.tensor([*map(bool, self.conversations)])
-
-
-def held_out_samples(
-    data: DataConfig,
-    count: int,
-    codec: TextCodec,
-    facts: ImageFacts,
-    *,
-    style: PromptStyle,
-    patch_size: int,
-    open_with: Opener = open_source,
-) -> HeldOutSamples:
-    """At most `count` samples of `data.held_out`, the same ones whatever the run's seed.
-
-    Raises:
-        ValueError: if there is no usable sample among those tried.
-    """
-    unit = facts.downsample * patch_size
-    side = data.image_size // unit * unit
-    shape = (side, side)
-    try:
-        sources = open_sources(data.held_out, open_with)
-    except ValueError as error:
-        raise ValueError(f"data.held_out: {error} (name samples of your own there, or none: [])") from None
-    is_cached = all_cached(sources, "data.held_out", facts, [shape])
-    count = min(count, sum(len(source) for source, _ in sources))
-    plan = HalfBatches([(s, c.weight) for s, c in sources], count, shapes=[shape], seed=0, stream=I2T)
-    places = dict.fromkeys(plan.place(0, i) for i in range(count))
-    read = [_read_sample(sources[place.source][0], place.index, data, codec, style) for place in places]
-    found = [sample for sample in read if sample is not None]
-    if not found:
-        raise ValueError(f"none of {count} samples of data.held_out could be used")
-    rows = [Row(fit_sample_image(sample.image, shape), sample.prompt_ids) for sample in found]
-    is_null = torch.tensor([row.image is None for row in rows])
-    images = stack_images(
-        rows, shape, facts.latent_shape(shape), is_cached, None, is_null if is_null.any() else None
-    )
-    return HeldOutSamples(
-        images,
-        torch.stack([sample.prompt_ids for sample in found]),
-        [sample.caption for sample in found],
-        torch.tensor([sample.caption is not None for sample in found]),
-        _stack([sample.caption_text for sample in found]),
-        _stack([sample.turn_text for sample in found]),
-        [sample.turns for sample in found],
-        torch.tensor([any(turn.question is not None for turn in sample.turns) for sample in found]),
-    )
-
-
-def _stack(texts: list[tuple[Tensor, Tensor]]) -> TokenizedPrompt:
-    ids, masks = zip(*texts, strict=True)
-    return TokenizedPrompt(torch.stack(ids), torch.stack(masks))
-
-
-class _Read(NamedTuple):
-    """One held-out sample with its texts as ids and answer mask; an empty text stands in for one that it lacks."""
-
-    image: Any
-    prompt_ids: Tensor
-    caption: str | None
-    caption_text: tuple[Tensor, Tensor]
-    turns: tuple[Turn, ...]
-    turn_text: tuple[Tensor, Tensor]
-
-
-def _read_sample(
-    source: Source, index: int, data: DataConfig, codec: TextCodec, style: PromptStyle
-) -> _Read | None:
-    """Sample `index` with all its texts; None if it has none, or is corrupt."""
-    prompt_ids = prompts.empty_prompt(codec, 1, data.t2i_length, style=style)[0]
-    empty = prompts.training_caption(codec, [""], data.i2t_length, style=style)
-    t2i = i2t = None
-    caption_text = turn_text = (empty.input_ids[0], empty.answer_mask[0])
-    with contextlib.suppress(CorruptSample):
-        sample = read_sample(source, index, sample_rng(0, 0, index), i2t=False)
-        prompt_ids = caption_ids(codec, sample, data.t2i_length, style)
-        as_turn = sample._replace(turns=(Turn(None, sample.caption or ""),))
-        caption_text, t2i = conversation_ids(codec, as_turn, data.i2t_length, style), sample
-    with contextlib.suppress(CorruptSample):
-        sample = read_sample(source, index, sample_rng(0, 0, index), i2t=True, with_image=t2i is None)
-        turn_text, i2t = conversation_ids(codec, sample, data.i2t_length, style), sample
-    first = t2i or i2t
-    if first is None:
-        return None
-    return _Read(
-        first.image,
-        prompt_ids,
-        t2i.caption if t2i else None,
-        caption_text,
-        i2t.turns if i2t else (),
-        turn_text,
-    )
 
 
 class _Part(NamedTuple):
@@ -160,20 +38,24 @@ class _Part(NamedTuple):
 class _Texts(NamedTuple):
     """Texts of one kind, (n, L), with the masks of their likelihood bounds: always the same.
 
-    there: (n,) bool. sets: of each text, at most `NUM_MASKS`, or two a block. is_masked: (n, most sets, units) bool; a
-    text with fewer has its first one again.
+    lengths: (n,), of the texts with their padding. there: (n,) bool. sets: of each text, at most `NUM_MASKS`, or two a
+    block. is_masked: (n, most sets, units) bool; a text with fewer has its first one again.
     """
 
     texts: TokenizedPrompt
+    lengths: Tensor
     there: Tensor
     units: TextUnits
     sets: list[MaskSets]
     is_masked: Tensor
 
     @classmethod
-    def of(cls, texts: TokenizedPrompt, there: Tensor, eos_token_id: int, block_size: int) -> Self:
+    def of(
+        cls, texts: TokenizedPrompt, there: Tensor, lengths: Sequence[int], eos_token_id: int, block_size: int
+    ) -> Self:
         if block_size:
             texts = texts._replace(answer_mask=last_answer(texts.answer_mask))
+        padded = padded_lengths(texts.input_ids, lengths, eos_token_id)
         units = text_units(*texts, eos_token_id)
         # What is not there, or has no answer, is never measured.
         sizes, there = units.counts.clamp(min=1).tolist(), there & (units.counts > 0)
@@ -186,7 +68,7 @@ class _Texts(NamedTuple):
         for row, (size, own) in enumerate(zip(sizes, sets, strict=True)):
             is_masked[row, :, :size] = own.is_masked[0]
             is_masked[row, : len(own.is_masked), :size] = own.is_masked
-        return cls(texts, there, units, sets, is_masked)
+        return cls(texts, padded, there, units, sets, is_masked)
 
 
 class HeldOut:
@@ -207,15 +89,16 @@ class HeldOut:
         chunk: int,
         i2t_fraction: float,
         block_size: int = 0,
+        lengths: Sequence[int] = (),
     ) -> None:
         self.samples, self.images, self.codec, self.ranks = samples, images, codec, ranks
-        self.chunk, self.i2t_fraction = chunk, i2t_fraction
+        self.chunk, self.i2t_fraction, self.lengths = chunk, i2t_fraction, lengths
         self.captions = [text for text in samples.captions if text is not None]
         eos = codec.eos_token_id
         self._texts = {
-            "question": _Texts.of(samples.turn_texts, samples.has_question, eos, block_size),
-            "caption": _Texts.of(samples.caption_texts, samples.has_caption, eos, block_size),
-            "text": _Texts.of(samples.turn_texts, samples.is_text, eos, block_size),
+            "question": _Texts.of(samples.turn_texts, samples.has_question, lengths, eos, block_size),
+            "caption": _Texts.of(samples.caption_texts, samples.has_caption, lengths, eos, block_size),
+            "text": _Texts.of(samples.turn_texts, samples.is_text, lengths, eos, block_size),
         }
 
     def measure(self, model: DualDiT) -> dict[str, float]:
@@ -237,9 +120,13 @@ class HeldOut:
                     found |= self._measure_texts(model, name, texts)
         return found
 
-    def _parts(self, there: Tensor) -> Iterator[_Part]:
-        """This rank's chunks of the rows that are there, filled up so that all ranks have as many, of one size."""
+    def _parts(self, there: Tensor, lengths: Tensor | None) -> Iterator[_Part]:
+        """This rank's chunks of the rows that are there, filled up so that all ranks have as many, of one size.
+
+        lengths: of their texts, by which they are ordered.
+        """
         rows = there.nonzero()[:, 0]
+        rows = rows if lengths is None else rows[lengths[rows].argsort(stable=True)]
         size, rank = self.ranks.size, self.ranks.index
         share = -(-len(rows) // size)
         positions = torch.arange(share) * size + rank
@@ -249,13 +136,15 @@ class HeldOut:
             part = slice(start, start + self.chunk)
             yield _Part(rows[part], counts[part])
 
-    def _measured(self, there: Tensor, measure: Callable[[Tensor], Tensor]) -> Tensor:
+    def _measured(
+        self, there: Tensor, measure: Callable[[Tensor], Tensor], lengths: Tensor | None = None
+    ) -> Tensor:
         """What `measure` gives of the samples that are there, (n, k) in float64, in their order and on all ranks.
 
         measure: of rows (b,), values (b, k) on the CPU.
         """
         mine: list[tuple[int, list[float]]] = []
-        for rows, counts in self._parts(there):
+        for rows, counts in self._parts(there, lengths):
             measured = zip(rows.tolist(), measure(rows).tolist(), counts.tolist(), strict=True)
             mine += [(row, values) for row, values, is_counted in measured if is_counted]
         found = dict(self.ranks.gather(mine))
@@ -280,6 +169,8 @@ class HeldOut:
         texts = TokenizedPrompt(
             *(torch.cat([turns[asked], captions[captioned]]) for turns, captions in parts)
         )
+        length = int(padded_lengths(texts.input_ids, self.lengths, self.codec.eos_token_id).max())
+        texts = TokenizedPrompt(*(part[:, :length] for part in texts))
         turns = [samples.conversations[row][0] for row in asked.tolist()]
         turns += [Turn(None, samples.captions[row] or "") for row in captioned.tolist()]
         return torch.cat([asked, captioned]), texts, turns
@@ -312,7 +203,7 @@ class HeldOut:
         return found
 
     def _measure_texts(self, model: DualDiT, name: str, texts: _Texts) -> dict[str, float]:
-        values = self._measured(texts.there, partial(self._text_values, model, texts))
+        values = self._measured(texts.there, partial(self._text_values, model, texts), texts.lengths)
         nll, num_words, is_exact, bound, num_tokens = values.T
         return {
             f"{name}_nll": (nll.sum() / num_words.sum().clamp(min=1)).item(),
@@ -325,7 +216,8 @@ class HeldOut:
         """Of texts (b,), (b, 5): from a pass with all masked, NLL, tokens, and whether all are right; then the bound of
         -log p, and its tokens, the end being one."""
         mask_id, eos = self.codec.mask_token_id, self.codec.eos_token_id
-        ids, answer = texts.texts.input_ids[rows], texts.texts.answer_mask[rows]
+        length = int(texts.lengths[rows].max())
+        ids, answer = (part[rows, :length] for part in texts.texts)
         context = self.image_context(rows)
         device, blocks = context.index.device, None
         if model.config.text_block_size:
@@ -338,7 +230,7 @@ class HeldOut:
         nll[answer] = -predicted.gather(1, ids[answer][:, None])[:, 0]
         is_wrong[answer] = predicted.argmax(-1) != ids[answer]
         is_word = answer & (ids != eos)
-        units, is_scored, _ = (part[rows].to(device) for part in texts.units)
+        units, is_scored = (part[rows, :length].to(device) for part in texts.units[:2])
         log_probs = [
             set_log_probs(
                 logits_of, ids.to(device), units, is_scored, is_masked.to(device), mask_token_id=mask_id
@@ -353,13 +245,19 @@ class HeldOut:
         return torch.stack([*found, texts.units.counts[rows]], dim=1)
 
 
-def held_out_loss(figures: Mapping[str, float], objective: ObjectiveConfig) -> float | None:
-    """What training minimises, of held-out figures: image loss and text bounds a token, weighted as they are there.
+def held_out_cost(figures: Mapping[str, float], objective: ObjectiveConfig) -> float | None:
+    """What the best average is chosen by: held-out image loss and cost of the texts, weighted as in training.
 
-    None where there is neither.
+    A caption's cost is its bound a token. An answer's is whether it is wrong, and a tenth of its bound: that grows with
+    the confidence of a few errors, long after more answers have become right. None where there is neither.
     """
     share = objective.i2t_fraction
-    texts = [value for name, value in figures.items() if name.endswith("_nelbo_token")]
+    texts = []
+    for name, bound in figures.items():
+        kind, is_bound, _ = name.partition("_nelbo_token")
+        if is_bound and not name.endswith("_ci"):
+            exact = figures.get(f"{kind}_exact") if kind == "question" else None
+            texts.append(bound if exact is None else 1 - exact + 0.1 * bound)
     found = [(1 - share) * figures["flow_loss"]] if "flow_loss" in figures else []
     found += [share * objective.lambda_text * sum(texts) / len(texts)] if texts else []
     return sum(found) if found else None

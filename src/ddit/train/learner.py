@@ -18,8 +18,9 @@ from ddit.model.adapters import add_adapters
 from ddit.model.config import SWITCHES
 from ddit.model.encoders import TextCodec
 from ddit.model.folders import is_sd3_folder, resolve
+from ddit.model.layers import set_dropout
 from ddit.model.weights import from_sd3, load_transformer
-from ddit.train.batch import Batch, text_of
+from ddit.train.batch import Batch, I2TBatch, text_of
 from ddit.train.objective import AlignmentHead, Losses, Pair, step_losses
 from ddit.train.parallel import make_mesh, shard_blocks
 from ddit.train.timing import StepTimer
@@ -74,15 +75,31 @@ class Learner(nn.Module):
         ids = None if batch.t2i is None else batch.t2i.prompt_ids
         config, embedding = self.transformer.config, self.mask_embedding
         is_apart = config.text_block_size > 0 or config.text_input == "embeddings" or embedding is not None
-        if batch.i2t is not None and is_apart:
+        if batch.i2t is not None and (is_apart or batch.i2t.lengths is not None):
             with nullcontext() if embedding is None else codec.embed_mask_as(embedding):
-                i2t_states = codec.i2t_states(*text_of(batch.i2t, config.text_block_size), config.text_input)
+                i2t_states = self._i2t_states(batch.i2t, codec)
             return None if ids is None else codec.states(ids), i2t_states
         noisy_ids = None if batch.i2t is None else batch.i2t.noisy_ids
         if ids is not None and noisy_ids is not None and _num_fillers(ids, noisy_ids) <= MAX_FILLERS:
             return _states_of_both(ids, noisy_ids, codec)
         t2i_states, i2t_states = (None if i is None else codec.states(i) for i in (ids, noisy_ids))
         return t2i_states, i2t_states
+
+    def _i2t_states(self, i2t: I2TBatch, codec: TextCodec) -> Tensor:
+        """States of the i2t half's texts, those of one length together; what lies beyond a text's length is 0."""
+        config = self.transformer.config
+
+        def states_of(part: I2TBatch) -> Tensor:
+            return codec.i2t_states(*text_of(part, config.text_block_size), config.text_input)
+
+        if i2t.lengths is None:
+            return states_of(i2t)
+        width, found = i2t.input_ids.shape[1], []
+        for length in i2t.lengths.unique().tolist():
+            states = states_of(i2t.cut(i2t.lengths == length, length)).unflatten(1, (-1, length))
+            found.append(F.pad(states, (0, 0, 0, width - length)).flatten(1, 2))
+        order = i2t.lengths.argsort(stable=True).argsort()
+        return torch.cat(found)[order.to(found[0].device)]
 
     def run(self, work: Callable[[], Result]) -> Result:
         """Calls `work` while the weights outside the blocks are gathered, so that it may call the transformer."""
@@ -153,6 +170,7 @@ def _build(
     cfg: DualRun, transformer: DualDiT, codec: TextCodec, feature_channels: int | None, dtype: torch.dtype
 ) -> Learner:
     """The whole learner on this process; around a transformer on the meta device, names and shapes only."""
+    set_dropout(transformer, cfg.dropout)
     if cfg.lora.rank > 0:
         add_adapters(
             transformer,

@@ -9,8 +9,7 @@ from torch import Tensor, nn
 from ddit.config.runs import ObjectiveConfig
 from ddit.diffusion import flow, masked
 from ddit.model.dual_dit import DualDiT, Part
-from ddit.model.text_blocks import of_rows
-from ddit.settings import MaskedConfig
+from ddit.objectives import MaskedConfig
 from ddit.train.batch import Batch, I2TBatch, T2IBatch, text_of
 from ddit.train.cross_entropy import weighted_nll
 
@@ -56,8 +55,9 @@ def step_losses(
     if t2i is not None:
         parts.append(_t2i_part(t2i, latents[0], states[0]))
     if i2t is not None:
+        is_scored = _is_scored(i2t, cfg.text, mask_token_id)
         block_size = transformer.config.text_block_size
-        i2t, i2t_parts = _i2t_parts(i2t, latents[1], states[1], mask_token_id, block_size)
+        i2t, i2t_parts = _i2t_parts(i2t, latents[1], states[1], is_scored, block_size)
         parts = _joined(parts, i2t_parts)
     dtype = next(transformer.parameters()).dtype
     outputs = transformer.forward_parts(
@@ -93,29 +93,37 @@ def _t2i_part(t2i: T2IBatch, latents: Tensor | None, states: Tensor | None) -> P
 
 
 def _i2t_parts(
-    i2t: I2TBatch, latents: Tensor | None, states: Tensor | None, mask_token_id: int, block_size: int
+    i2t: I2TBatch, latents: Tensor | None, states: Tensor | None, is_scored: Tensor, block_size: int
 ) -> tuple[I2TBatch, list[Part]]:
-    """The half with its null images last, and its parts: samples with an image, then those without."""
+    """The half in the order of its parts: samples with an image, then those without, of one length of text each."""
     assert states is not None
-    num_images = 0 if latents is None else len(latents)
-    is_null = i2t.images.is_null
-    if latents is not None and is_null is not None and is_null.any():
-        order = is_null.to(states.device).long().argsort(stable=True)
-        num_images = len(order) - int(is_null.sum())
-        latents, states = latents[order[:num_images]], states[order]
+    width, is_null = i2t.input_ids.shape[1], i2t.images.is_null
+    if latents is None or is_null is None:
+        is_null = torch.full((len(states),), latents is None)
+    kinds = torch.full((len(states),), width) if i2t.lengths is None else i2t.lengths.cpu()
+    kinds = kinds + (width + 1) * is_null.cpu()
+    order = kinds.argsort(stable=True)
+    if (kinds[1:] < kinds[:-1]).any():
+        of_rows = order.to(states.device)
+        states, is_scored = states[of_rows], is_scored[of_rows]
+        latents = None if latents is None else latents[of_rows]
         i2t = i2t._replace(
-            input_ids=i2t.input_ids[order], answer_mask=i2t.answer_mask[order],
-            noisy_ids=i2t.noisy_ids[order], t=i2t.t[order],
+            input_ids=i2t.input_ids[of_rows], answer_mask=i2t.answer_mask[of_rows],
+            noisy_ids=i2t.noisy_ids[of_rows], t=i2t.t[of_rows],
         )  # fmt: skip
-    t, is_masked = torch.zeros(len(states), device=states.device), _is_masked(i2t, mask_token_id)
-    _, text = text_of(i2t, block_size)
-    if text is not None:
-        is_masked = F.pad(is_masked, (is_masked.shape[1], 0))  # of the noisy copy
-    parts = []
-    for of_part, rows in ((latents, slice(num_images)), (None, slice(num_images, None))):
-        if len(t[rows]):
-            sees = None if text is None or text.sees is None else of_rows(text.sees, rows)
-            parts.append(Part(of_part, t[rows], states[rows], 0, is_masked[rows], sees))
+    parts, start = [], 0
+    found, counts = kinds[order].unique_consecutive(return_counts=True)
+    for kind, count in zip(found.tolist(), counts.tolist(), strict=True):
+        (has_none, length), rows = divmod(kind, width + 1), slice(start, start + count)
+        _, text = text_of(i2t.cut(rows, length), block_size)
+        copies = states[rows].unflatten(1, (-1, width))[
+            :, :, :length
+        ]  # in blocks two, a clean and a noisy one
+        scored = F.pad(is_scored[rows, :length], (0 if text is None else length, 0))
+        of_part = None if has_none or latents is None else latents[rows]
+        t = torch.zeros(count, device=states.device)
+        parts.append(Part(of_part, t, copies.flatten(1, 2), 0, scored, None if text is None else text.sees))
+        start += count
     return i2t, parts
 
 
@@ -152,8 +160,9 @@ def _cast(part: Part, dtype: torch.dtype) -> Part:
     return part._replace(latents=latents, text_states=part.text_states.to(dtype))
 
 
-def _is_masked(i2t: I2TBatch, mask_token_id: int) -> Tensor:
-    return (i2t.noisy_ids == mask_token_id) & i2t.answer_mask
+def _is_scored(i2t: I2TBatch, cfg: MaskedConfig, mask_token_id: int) -> Tensor:
+    """The positions whose tokens are to be told, (n, L) bool: masked ones or, where others may be wrong, all."""
+    return i2t.answer_mask if cfg.wrong_share else (i2t.noisy_ids == mask_token_id) & i2t.answer_mask
 
 
 def text_loss(
@@ -161,14 +170,18 @@ def text_loss(
 ) -> Tensor:
     """Mean of `masked.masked_loss` over the samples, without the matrix of all logits.
 
-    hidden: (selected, D), the text head's input at the masked positions, in row-major order.
+    With `cfg.wrong_share` visible tokens count, too, as if at t = 1.
+
+    hidden: (selected, D), the text head's input at the positions that are scored, in row-major order.
     """
-    is_masked = _is_masked(i2t, mask_token_id)
-    weights = masked.nll_weights(i2t.answer_mask, i2t.t, cfg) / len(i2t.t)
-    token_weights = weights.expand_as(is_masked)[is_masked]
+    is_scored, t = _is_scored(i2t, cfg, mask_token_id), i2t.t
+    if cfg.wrong_share:
+        t = torch.where(i2t.noisy_ids == mask_token_id, t if t.dim() == 2 else t[:, None], 1.0)
+    weights = masked.nll_weights(i2t.answer_mask, t, cfg) / len(t)
     return weighted_nll(
-        hidden, head.weight, head.bias, i2t.input_ids[is_masked], token_weights, ruled_out=mask_token_id
-    )
+        hidden, head.weight, head.bias, i2t.input_ids[is_scored], weights.expand_as(is_scored)[is_scored],
+        ruled_out=mask_token_id, sharpen=cfg.sharpen,
+    )  # fmt: skip
 
 
 class AlignmentHead(nn.Module):

@@ -37,9 +37,9 @@ def lr_factor(step: float, max_steps: int, cfg: OptimizerConfig, *, time_share: 
 
 
 def is_for_muon(name: str, parameter: Tensor) -> bool:
-    """Matrices of attention and MLP inside the blocks, not the modulation's, and the 3x3 kernels of the stem."""
+    """Matrices of attention and MLP inside the blocks, not the modulation's, and 3x3 kernels of stem and refiner."""
     if parameter.ndim == 4:
-        return ".stem." in name and ".conv." in name
+        return ".conv." in name  # of a `ConvLayer`
     return parameter.ndim == 2 and "transformer_blocks." in name and ".norm" not in name
 
 
@@ -47,7 +47,7 @@ def build_optimizers(
     trained: Mapping[str, nn.Parameter], cfg: OptimizerConfig
 ) -> dict[str, torch.optim.Optimizer]:
     """The optimisers by name: "adamw", of float32 or 8-bit state, and for `cfg.name == "muon"` also "muon", which takes
-    the matrices of the blocks and the kernels of the stem.
+    the matrices of the blocks and the kernels of stem and refiner.
     """
     matrices = [p for name, p in trained.items() if cfg.name == "muon" and is_for_muon(name, p)]
     taken = {id(p) for p in matrices}

@@ -61,7 +61,7 @@ class _Encoder:
         )
         if device.type == "cuda":
             self.codec.to(memory_format=torch.channels_last)  # which convolutions are quicker in
-        self.teacher = load_detector(Path(cfg.teacher)).to(self.device) if cfg.teacher else None
+        self.teacher = load_detector(Path(cfg.teacher), classes=None).to(self.device) if cfg.teacher else None
         self.image_size, self.side = cfg.image_size, cfg.feature_side
 
     def features_shape(self) -> list[int] | None:

@@ -15,7 +15,7 @@ from torch import Tensor
 from ddit import prompts
 from ddit.data.samples import Turn
 from ddit.diffusion.flow import sample_latents
-from ddit.diffusion.masked import sample_text
+from ddit.diffusion.text_sampler import sample_text
 from ddit.images import to_images
 from ddit.inference.callables import ImageContext, TextStates, logits_fn, velocity_fn
 from ddit.inference.image_grid import comfortable, image_grid

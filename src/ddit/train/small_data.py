@@ -115,12 +115,14 @@ class Texts:
                 own = random.Random(index)
                 with contextlib.suppress(CorruptSample):
                     caption = read_sample(source, index, own, i2t=False, with_image=False).caption
-                    yield caption or ""
+                    yield self.style.given(caption or "")
                 with contextlib.suppress(CorruptSample):
                     for question, answer in read_sample(source, index, own, i2t=True, with_image=False).turns:
                         asked = self.style.caption_prefix
                         if question is not None:
-                            asked = self.style.question_template.replace("{question}", question)
+                            asked = self.style.question_template.replace(
+                                "{question}", self.style.given(question)
+                            )
                         yield f"{asked.rstrip()} {answer}"
 
     def batch(self, codec: TextCodec, length: int, *, seed: int, step: int, size: int) -> Tensor:

@@ -4,6 +4,7 @@ import math
 import sys
 import time
 from collections.abc import Iterator
+from copy import deepcopy
 from pathlib import Path
 
 import torch
@@ -57,8 +58,16 @@ def psnr(pixels: Tensor, restored: Tensor) -> float:
     return 10 * math.log10(4 / (pixels - restored).square().mean().item())
 
 
+_PSNR_FALL = 1.0
+"""dB below the best from which a run goes back to it: at too high a rate the non-linear half may die in a few steps."""
+
+
 def train_autoencoder(cfg: AutoencoderRun) -> Path:
-    """Trains from the linear solution, sets the latents' normalisation, and leaves `export/vae`."""
+    """Trains from the linear solution, sets the latents' normalisation, and leaves `export/vae`.
+
+    The weights are those of the best held-out check. A run that falls far below its best goes back to it, at half the
+    rate.
+    """
     out = Path(cfg.out)
     save_config(cfg, out)
     sources, judged = open_parts(cfg.sources, cfg.held_out)
@@ -70,12 +79,13 @@ def train_autoencoder(cfg: AutoencoderRun) -> Path:
     model = PatchAutoencoder(cfg.latent_channels, downsample=cfg.downsample)
     some = _to_floats(pixels[: cfg.num_pca_images])
     model.init_from_pca(some)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=cfg.lr, weight_decay=0.0)
-    reached = _held_out_psnr(model, held_out)
+    optimizer, lr = _adam(model), cfg.lr
+    best = reached = _held_out_psnr(model, held_out)
+    kept = deepcopy(model.state_dict())
     with RunLog(out, cfg.max_steps, unit="step") as log:
         log.event(step=0, psnr=reached)
         for step, factor, is_last in _steps(cfg):
-            optimizer.param_groups[0]["lr"] = cfg.lr * factor
+            optimizer.param_groups[0]["lr"] = lr * factor
             indices = batch_indices(len(pixels), cfg.batch_size, seed=cfg.seed, step=step)
             generator = torch.Generator().manual_seed(step)
             loss = autoencoder_loss(model, _to_floats(pixels[indices]), generator=generator).mean()
@@ -87,16 +97,25 @@ def train_autoencoder(cfg: AutoencoderRun) -> Path:
             if (step + 1) % 200 == 0 or is_last:
                 reached = _held_out_psnr(model, held_out)
                 log.event(step=step + 1, loss=loss.item(), psnr=reached)
+                if reached > best:
+                    best, kept = reached, deepcopy(model.state_dict())
+                elif not reached >= best - _PSNR_FALL:  # or NaN
+                    model.load_state_dict(kept)
+                    optimizer, lr = _adam(model), lr / 2
+                    log.event(step=step + 1, back_to_psnr=best)
+    model.load_state_dict(kept)
     model.fit_normalization(_to_floats(pixels[:2000]))
     codec = ImageCodec(model)
     std = codec.encode(held_out).std(dim=(0, 2, 3))
-    print(
-        f"held-out PSNR {reached:.2f} dB, latent std {[round(s, 3) for s in std.tolist()]}", file=sys.stderr
-    )
+    print(f"held-out PSNR {best:.2f} dB, latent std {[round(s, 3) for s in std.tolist()]}", file=sys.stderr)
     if cfg.target_psnr is not None:
-        print(_beside_target(reached, cfg.target_psnr, some, cfg), file=sys.stderr)
+        print(_beside_target(best, cfg.target_psnr, some, cfg), file=sys.stderr)
     codec.save_pretrained(out / "export" / "vae")
     return out
+
+
+def _adam(model: PatchAutoencoder) -> torch.optim.Optimizer:
+    return torch.optim.AdamW(model.parameters(), weight_decay=0.0)
 
 
 def _to_floats(pixels: Tensor) -> Tensor:
@@ -195,6 +214,7 @@ def train_text_encoder(cfg: TextEncoderRun) -> Path:
     texts, held_out = (Texts(part, MINI) for part in open_parts(cfg.sources, cfg.held_out))
     codec = _make_codec(cfg, texts)
     codec.encoder.train().requires_grad_(cfg.init is None)
+    codec.encoder.set_attn_implementation("eager")  # a CPU's fused attention has a slow backward pass
     if cfg.init is None:
         _prepare(codec.encoder)
     else:

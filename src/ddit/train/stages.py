@@ -6,6 +6,7 @@ from pathlib import Path
 
 from ddit.config.runs import AutoencoderRun, DualRun, LatentsRun, RunConfig, TextEncoderRun, to_json
 from ddit.devices import join_ranks, limit_waits
+from ddit.train.familiarity import add_familiarity
 from ddit.train.loop import train
 from ddit.train.precompute import precompute
 from ddit.train.small_nets import train_autoencoder, train_teacher, train_text_encoder
@@ -47,5 +48,7 @@ def run_stages(configs: Sequence[RunConfig]) -> None:
         if len(configs) > 1 and ranks.share((Path(config.out) / FINISHED).exists()):
             if ranks.is_first:
                 print(f"{config.out}: finished before, skipped", file=sys.stderr)
-        else:
-            run_stage(config)
+            continue
+        run_stage(config)
+        if isinstance(config, DualRun) and ranks.is_first:
+            add_familiarity(Path(config.out) / "export", config)

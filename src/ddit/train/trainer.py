@@ -125,7 +125,7 @@ class Trainer:
             ValueError: on too many corrupt samples.
         """
         cfg = self.cfg
-        if cfg.lora.dropout > 0:  # of torch's own generator, as below
+        if cfg.dropout > 0 or cfg.lora.dropout > 0:  # of torch's own generator, as below
             torch.manual_seed(hash((cfg.seed, self.step, self.ranks.index)))
         losses = self._backward(batches)
         gradients = [p.grad for p in self.trained.values() if p.grad is not None]

@@ -8,6 +8,7 @@ import json
 import math
 import sys
 import time
+from functools import cache
 
 from ddit.config.runs import save_config, settled
 from ddit.devices import compute_dtype
@@ -16,7 +17,8 @@ from ddit.train.batch import STYLES
 from ddit.train.batches import ImageFacts
 from ddit.train.export import settings_of
 from ddit.train.flops import peak_flops, run_flops
-from ddit.train.heldout import HeldOut, held_out_loss, held_out_samples
+from ddit.train.heldout import HeldOut, held_out_cost
+from ddit.train.heldout_samples import held_out_samples
 from ddit.train.log import RunLog
 from ddit.train.sample_grid import generate_images, sample_texts, save_grid, save_table
 from ddit.train.timing import Profiler
@@ -24,6 +26,12 @@ from ddit.train.trainer import StepResult, Trainer
 
 SAMPLES_FOLDER = "samples"
 BEST_FOLDER, BEST_FILE = "export_best", "best.json"
+
+
+@cache
+def _say_once(line: str) -> None:
+    """However many runs and halves of a batch it holds for."""
+    print(line, file=sys.stderr)
 
 
 class Watch:
@@ -40,7 +48,7 @@ class Watch:
             if self.cfg.report.profile_steps is not None:
                 self.profiler = Profiler(self.cfg.report.profile_steps, trainer.out, trainer.ranks.device)
             for name, cause, num in trainer.data.left_out():
-                print(f"the source of {name} leaves out {num} members: {cause}", file=sys.stderr)
+                _say_once(f"the source of {name} leaves out files or members ({cause}): {num}")
         self.sums: dict[str, float] = {}
         self.count = self.timed = 0
         self.has_warned = False
@@ -59,11 +67,15 @@ class Watch:
         return HeldOut(
             samples, trainer.images, trainer.codec, trainer.ranks,
             chunk=chunk, i2t_fraction=cfg.objective.i2t_fraction, block_size=cfg.model.text_block_size,
+            lengths=cfg.data.i2t_lengths,
         )  # fmt: skip
 
     def _open_log(self) -> RunLog:
         cfg, trainer = self.cfg, self.trainer
         dtype = compute_dtype(cfg.compute_dtype, trainer.ranks.device)
+        flops = None  # of texts whose lengths are not known beforehand
+        if not cfg.data.i2t_lengths:
+            flops = run_flops(cfg, trainer.images.downsample) / cfg.global_batch_size
         peak = peak_flops(trainer.ranks.device, dtype, override=cfg.report.peak_tflops)
         return RunLog(
             trainer.out,
@@ -71,7 +83,7 @@ class Watch:
             unit="step",
             start=trainer.step,
             report=cfg.report,
-            flops_per_unit=run_flops(cfg, trainer.images.downsample) / cfg.global_batch_size,
+            flops_per_unit=flops,
             peak_flops=trainer.ranks.size * peak,
             config=dataclasses.asdict(cfg),
         )
@@ -202,18 +214,18 @@ class Watch:
             self._save_samples()
 
     def _keep_best(self, figures: dict[str, float]) -> None:
-        """Exports these averaged weights if none before them had a smaller held-out loss."""
-        loss = held_out_loss(figures, self.cfg.objective) if self.cfg.report.keep_best else None
-        if loss is None:
+        """Exports these averaged weights if none before them cost less on held-out samples."""
+        cost = held_out_cost(figures, self.cfg.objective) if self.cfg.report.keep_best else None
+        if cost is None:
             return
         path, trainer = self.trainer.out / BEST_FILE, self.trainer
-        least = trainer.ranks.share(read_json(path)["loss"] if path.is_file() else math.inf)
-        if loss < least:
+        least = trainer.ranks.share(read_json(path)["cost"] if path.is_file() else math.inf)
+        if cost <= least:
             trainer.export({BEST_FOLDER: True})
             if self.is_first:
                 with write_atomically(path) as part:
                     part.write_text(
-                        json.dumps({"step": trainer.step, "loss": loss, "figures": figures}, indent=2)
+                        json.dumps({"step": trainer.step, "cost": cost, "figures": figures}, indent=2)
                     )
 
     def close(self) -> None:

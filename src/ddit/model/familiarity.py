@@ -1,0 +1,106 @@
+"""Whether an image is like those that a model was trained on: a distance to their mean in the model's own features.
+
+The features are statistics of the latents (how the channels are spread, and how much neighbours differ) and, of models
+whose image side is independent of the text, the mean of the values of the middle block. The distance is Mahalanobis's
+with a covariance shrunk towards the identity, over a fifth more than what one in two hundred training images exceeds:
+above 1 an image is foreign. Shapes: B images, C latent channels, F features.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple, Self
+
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save
+from torch import Tensor
+
+from ddit.files import write_atomically
+from ddit.images import to_tensor
+from ddit.model.dual_dit import DualDiT
+from ddit.model.encoders import ImageCodec
+
+FILE = "familiar_images.safetensors"
+LEAST_IMAGES = 200
+"""With fewer images nothing is said of what is like them."""
+SHRINKAGE = 0.01
+QUANTILE, MARGIN = 0.995, 1.2
+"""Without the margin, mini warns of .009 of true images; with it, photographs are still found (docs/method.md)."""
+_TINY, _BATCH = 1e-3, 32
+
+
+@torch.no_grad()
+def image_features(transformer: DualDiT, image_codec: ImageCodec, pixels: Tensor) -> Tensor:
+    """Features (B, F), float32 on the CPU, of images (B, 3, H, W) in [-1, 1], which may be of any size."""
+    latents = image_codec.encode(pixels)
+    x = latents.float()
+    steps = [(x[..., 1:] - x[..., :-1]).abs(), (x[..., 1:, :] - x[..., :-1, :]).abs()]
+    edges = torch.cat([x[..., 0, :], x[..., -1, :], x[..., 0], x[..., -1]], dim=-1)
+    spreads = [
+        x.std((2, 3)),
+        *(step.mean((2, 3)) for step in steps),
+        *(step.flatten(2).median(2).values for step in steps),
+        edges.std(2),
+    ]
+    found = [x.mean((2, 3)), *((spread + _TINY).log() for spread in spreads)]
+    if not transformer.config.image_attends_text:
+        values = transformer.image_kv(latents)[transformer.config.depth // 2].v  # (B, heads, N, d)
+        found.append(values.float().mean(2).flatten(1))
+    return torch.cat(found, dim=1).cpu()
+
+
+class Familiarity(NamedTuple):
+    """The statistics of a model's training images.
+
+    Attributes:
+        mean, scale: (F,), of each feature.
+        whitening: (F, F), makes what is left uncorrelated; float16.
+        limit: (), the mean square above which an image is foreign.
+    """
+
+    mean: Tensor
+    scale: Tensor
+    whitening: Tensor
+    limit: Tensor
+
+    @classmethod
+    def fit(cls, features: Tensor) -> Self:
+        """Of the features (B, F) of training images in random order: two thirds give the distance, the rest its limit.
+
+        Raises:
+            ValueError: for fewer than `LEAST_IMAGES`.
+        """
+        if len(features) < LEAST_IMAGES:
+            raise ValueError(f"needs {LEAST_IMAGES} images to tell what is like them, got {len(features)}")
+        known, rest = features.double().split([2 * len(features) // 3, -(-len(features) // 3)])
+        mean, scale = known.mean(0), known.std(0) + 1e-6
+        covariance = torch.cov(((known - mean) / scale).T)
+        shrunk = (1 - SHRINKAGE) * covariance + SHRINKAGE * torch.eye(len(mean), dtype=torch.float64)
+        whitening = torch.linalg.inv(torch.linalg.cholesky(shrunk)).T
+        found = cls(mean.float(), scale.float(), whitening.half(), torch.ones(()))
+        return found._replace(limit=MARGIN * torch.quantile(found.score(rest.float()), QUANTILE))
+
+    def score(self, features: Tensor) -> Tensor:
+        """(B,), of features (B, F): the mean square of the whitened ones over the limit; above 1 is foreign."""
+        white = ((features - self.mean) / self.scale) @ self.whitening.float()
+        return white.square().mean(1) / self.limit
+
+    @torch.inference_mode()
+    def are_foreign(
+        self, transformer: DualDiT, image_codec: ImageCodec, images: Sequence[Image.Image]
+    ) -> list[bool]:
+        """Whether images, of one size, are unlike those that the model was trained on."""
+        parts = (to_tensor(list(images[k : k + _BATCH])) for k in range(0, len(images), _BATCH))
+        scores = [self.score(image_features(transformer, image_codec, part)) for part in parts]
+        return (torch.cat(scores) > 1).tolist()
+
+    def save(self, folder: Path) -> None:
+        """Writes `FILE` in a model's folder."""
+        with write_atomically(folder / FILE) as part:
+            part.write_bytes(save(self._asdict()))
+
+    @classmethod
+    def load(cls, folder: Path) -> Self | None:
+        """That of a model's folder; None if it has none."""
+        path = folder / FILE
+        return cls(**load_file(path)) if path.is_file() else None

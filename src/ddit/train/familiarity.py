@@ -1,0 +1,40 @@
+"""What a trained model's images were like, stored in its folder (`model.familiarity`)."""
+
+from pathlib import Path
+
+import torch
+
+from ddit.config.runs import DualRun
+from ddit.data.sources import open_source
+from ddit.files import read_json
+from ddit.model.autoencoder import PatchAutoencoder
+from ddit.model.familiarity import LEAST_IMAGES, Familiarity, image_features
+from ddit.model.loading import load_parts
+from ddit.train.small_data import read_pixels
+
+NUM_IMAGES = 3000
+_BATCH = 100
+
+
+def add_familiarity(folder: Path, cfg: DualRun) -> bool:
+    """Stores the statistics of images that the model reads, if it is a small one of enough images; whether it is.
+
+    A model whose autoencoder is not a `PatchAutoencoder` has none: it knows photographs.
+    """
+    config = folder / "vae" / "config.json"
+    is_small = config.is_file() and read_json(config).get("_class_name") == PatchAutoencoder.__name__
+    if not (cfg.data.i2t and is_small and (folder / "transformer").is_dir()):
+        return False
+    sources = [(open_source(source), source.weight) for source in cfg.data.i2t]
+    try:
+        pixels = read_pixels(sources, NUM_IMAGES, image_size=cfg.data.image_size, seed=cfg.seed)
+    except ValueError:  # texts alone
+        return False
+    if len(pixels) < LEAST_IMAGES:
+        return False
+    parts = load_parts(folder, dtype=torch.float32)
+    order = torch.randperm(len(pixels), generator=torch.Generator().manual_seed(cfg.seed))
+    batches = (pixels[rows].float() / 127.5 - 1 for rows in order.split(_BATCH))
+    features = [image_features(parts.transformer, parts.image_codec, batch) for batch in batches]
+    Familiarity.fit(torch.cat(features)).save(folder)
+    return True
