@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import ddit
 from ddit.config.data import SourceConfig, TextData, WorldData
 from ddit.config.runs import DualRun, LatentsRun
 from ddit.eval.captioning import cider
@@ -27,7 +28,7 @@ from ddit.train.stages import run_stages
 from ddit.world import list_captions, make_caption, make_question, make_scene, render
 from ddit.world.captions import caption_is_right
 
-MINI = "src/ddit/assets/mini"
+MINI = str(Path(ddit.__file__).parent / "assets" / "mini")
 NUM_IMAGES, NUM_TEXTS, NUM_JUDGED = 1500, 60_000, 1000
 ROWS = 16
 ARMS = {"images alone": 0, "with text alone": ROWS}

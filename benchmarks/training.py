@@ -32,7 +32,7 @@ from ddit.diffusion import masked
 from ddit.model.block import Mask
 from ddit.model.dual_dit import DualDiT, DualDiTConfig, JointBlock
 from ddit.model.encoders import TextCodec
-from ddit.settings import FlowConfig
+from ddit.objectives import FlowConfig
 from ddit.train.batch import Batch, I2TBatch, Images, T2IBatch
 
 TEXT_DIM, LENGTH, SIDE, CHANNELS = 256, 32, 16, 16  # patches of 2 x 2: 64 image tokens
@@ -278,7 +278,7 @@ def turn_off(switches: tuple[str, ...], transformer: DualDiT) -> None:
     if "joint" in switches:
         objective._fit = lambda t2i, i2t: False
     if "masked" in switches:
-        objective._is_masked = lambda i2t, mask_token_id: i2t.answer_mask
+        objective._is_scored = lambda i2t, cfg, mask_token_id: i2t.answer_mask
     if "chunks" in switches:
         objective.weighted_nll = plain_nll
     if "attention" in switches:

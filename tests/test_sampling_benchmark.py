@@ -12,7 +12,7 @@ from benchmarks.sampling.measure import Arm, Clock, EvaluationCounter, Result, S
 from benchmarks.sampling.published import Published
 from benchmarks.sampling.report import Table, target_rows
 from ddit.diffusion.flow import num_evaluations
-from ddit.diffusion.masked import sample_text
+from ddit.diffusion.text_sampler import sample_text
 from ddit.pipeline import Pipeline
 from ddit.settings import ImageSampling
 

@@ -16,7 +16,7 @@ from benchmarks.public.common import UNTIMED, fit, parse, print_rows
 from ddit.config.data import FoldersData
 from ddit.eval.items import Figure
 from ddit.files import read_json
-from ddit.fit.drawing import judge_images
+from ddit.fit.drawing import Judge, judge_images
 from ddit.fit.held_out import read_asked, read_captioned
 from ddit.fit.plan import FitPlan
 from ddit.fit.reading import answer_questions, caption_images, rank_classes
@@ -39,7 +39,8 @@ def measure(model: Path, plan: FitPlan, limit: int, classifier_minutes: float) -
     answered = answer_questions(pipeline, asked, UNTIMED).section.figures[:1]
     captions = caption_images(pipeline, shown, list(texts), UNTIMED).figures[:1]
     ranked = rank_classes(pipeline, shown[:NUM_RANKED], texts, UNTIMED)
-    judged = judge_images(pipeline, plan, shown, UNTIMED, classifier_seconds=60 * classifier_minutes)
+    judge = Judge.make(plan, UNTIMED, pipeline.device, seconds=60 * classifier_minutes)
+    judged = judge_images(pipeline, judge, shown, UNTIMED)
     drawn = [figure for section in judged.sections for figure in section.figures]
     named = [figure._replace(name="class by asking") for figure in answered]
     return [*named, *captions, *(ranked.figures if ranked is not None else ()), *drawn]

@@ -12,6 +12,7 @@ two rows, once, as files in OUT/images.
 from __future__ import annotations
 
 import json
+import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,6 +20,7 @@ from typing import Any, NamedTuple
 from PIL import Image
 
 from benchmarks.public.common import Question, ask, fit, parse, print_rows, write_questions
+from ddit.eval.intervals import wilson
 from ddit.eval.items import Figure
 from ddit.fit.reading import answer_score
 
@@ -27,6 +29,7 @@ NUM_ORDERS = 6
 SPLITS = ("dev", "test", "hidden")
 BOX, GAP = 100, 50
 GREY = (211, 211, 211)
+HELD_OUT = 0.1
 
 
 class Example(NamedTuple):
@@ -86,6 +89,18 @@ def questions_of(examples: Iterable[Example]) -> list[Question]:
     return [Question(name, one.sentence, one.label) for one in examples for name in one.images]
 
 
+def hold_out(examples: Iterable[Example]) -> tuple[list[Example], list[Example]]:
+    """Those to train on, and those by which the weights are chosen: all examples of `HELD_OUT` of the sentences.
+
+    Of images alone an order of the same boxes with the same sentence would be left in training.
+    """
+    parts: tuple[list[Example], list[Example]] = [], []
+    for one in examples:
+        place = zlib.crc32(f"{one.split}-{one.identifier.split('-')[0]}".encode()) / 2**32
+        parts[place < HELD_OUT].append(one)
+    return parts
+
+
 def fold_boxes(image: Image.Image) -> Image.Image:
     """The three boxes in two rows: a square of 200 pixels, of which a quarter is grey."""
     folded = Image.new("RGB", (2 * BOX, 2 * BOX), GREY)
@@ -125,9 +140,11 @@ def evaluate(model: Path, out: Path, examples: Sequence[Example]) -> list[Figure
     (out / f"{split}.csv").write_text("".join(f"{name},{text}\n" for name, text in said.items()))
     scores = score(said, examples)
     share = sum(one.label == "true" for one in examples) / len(examples)
+    limits = wilson(scores.precision, len(examples))  # images of one example are not independent
+    majority = {"majority": max(share, 1 - share)}
     return [
         Figure(
-            f"{split}: accuracy", scores.precision, scores.num_images, {"majority": max(share, 1 - share)}
+            f"{split}: accuracy", scores.precision, scores.num_images, majority, is_share=False, limits=limits
         ),
         Figure(f"{split}: consistency", scores.consistency, scores.num_sentences),
     ]
@@ -146,7 +163,11 @@ def main() -> None:
         if (args.copy / split / f"{split}.json").is_file() and split not in {path.stem for path in paths}
     ]
     write_images(args.copy, args.out / "images", [*trained, *(one for split in judged for one in split)])
-    model = fit(args, write_questions(args.out / "questions.json", questions_of(trained)), rest)
+    files = [
+        write_questions(args.out / name, questions_of(part))
+        for name, part in zip(("questions.json", "held_out.json"), hold_out(trained), strict=True)
+    ]
+    model = fit(args, files[0], ["--held-out", files[1], *rest])
     print_rows("NLVR", args.seed, [figure for split in judged for figure in evaluate(model, args.out, split)])
 
 

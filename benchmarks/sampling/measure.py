@@ -120,18 +120,16 @@ class EvaluationCounter:
         self._handle = module.register_forward_hook(self._count)
 
     def _count(self, module: nn.Module, args: Any, output: Any) -> None:
-        first = next(part for part in output if isinstance(part, Tensor)) if _is_plain(output) else output[0]
-        self.rows += len(first)
+        tensors = (
+            [output] if isinstance(output, Tensor) else output if isinstance(output, tuple) else [output[0]]
+        )
+        self.rows += len(next(part for part in tensors if isinstance(part, Tensor)))
 
     def __enter__(self) -> EvaluationCounter:
         return self
 
     def __exit__(self, *exception: object) -> None:
         self._handle.remove()
-
-
-def _is_plain(output: Any) -> bool:
-    return isinstance(output, tuple)
 
 
 def measure(
