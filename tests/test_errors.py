@@ -5,7 +5,7 @@ import threading
 import pytest
 from tiny_models import tiny_pipeline
 
-from ddit.errors import TextWarning, collect_warnings, is_collecting, near_misses, nearest, warn_user
+from ddit.errors import InputWarning, collect_warnings, is_collecting, near_misses, nearest, warn_user
 from ddit.settings import ORDERS
 from ddit.world import list_vocabulary
 
@@ -53,13 +53,13 @@ def test_no_more_than_asked_for():
 
 def test_a_warning_that_nobody_collects_is_issued() -> None:
     with pytest.warns(UserWarning, match="too long"):
-        warn_user("too long", text="a text")
+        warn_user("too long", about="a text")
 
 
 def test_warnings_are_collected_within_the_context_and_not_issued() -> None:
     with collect_warnings() as found:
-        warn_user("too long", text="a text")
-    assert found == [TextWarning("a text", "too long")]
+        warn_user("too long", about="a text")
+    assert found == [InputWarning("a text", "too long")]
     assert not is_collecting()
 
 
@@ -76,6 +76,6 @@ def test_the_pipeline_warns_of_each_text_apart() -> None:
     pipeline = tiny_pipeline()
     with collect_warnings() as found:
         pipeline.generate(["a zebra", "a dog", "a hat"], num_steps=1)
-    assert [warning.text for warning in found] == ["a zebra", "a hat"]
+    assert [warning.about for warning in found] == ["a zebra", "a hat"]
     assert "'zebra'" in found[0].message
     assert "'hat'" in found[1].message

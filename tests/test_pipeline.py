@@ -421,7 +421,7 @@ def test_settings_are_kept(folder: Path, pipeline: Pipeline):
     settings = replace(
         pipeline.settings,
         image_sampling=ImageSampling(sampler="dpm", guidance_interval=(0.2, 0.9), shift_by_size=True),
-        text_sampling=TextSampling(rule=UnmaskingRule(order="entropy", block_size=8), text_refresh=2),
+        text_sampling=TextSampling(rule=UnmaskingRule(order="entropy", edit_above=0.8), text_refresh=2),
         answer_length=4,
     )
     Pipeline(pipeline.transformer, pipeline.image_codec, pipeline.text_codec, settings).save_pretrained(

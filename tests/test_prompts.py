@@ -1,11 +1,13 @@
 import re
 import warnings
+from dataclasses import replace
 
 import pytest
 import torch
 from text_models import published_codec, word_codec
 
 from ddit.model.encoders import TextCodec
+from ddit.model.small_text import tiny_t5, train_tokenizer
 from ddit.prompts import (
     MINI,
     PUBLISHED,
@@ -341,3 +343,47 @@ def test_turns_that_do_not_fit_whole_are_left_out() -> None:
             assert codec.decode(ids[0, 17:]) == "a blue car", length
     with pytest.raises(ValueError, match="at least one turn"):
         training_conversation(codec, [[]], 32, style=MINI)
+
+
+def test_earlier_turns_are_laid_out_as_in_training_and_fill_half_at_most() -> None:
+    codec = word_codec()
+    turns = [("is there a red dog", "red"), ("how many", "two dog"), ("how many", "three")]
+    trained = training_conversation(codec, [turns], 60, style=MINI)
+    asked = answer_prompt(codec, ["how many"], 60, style=MINI, history=[turns[:2]])
+    given = int((~asked.answer_mask[0]).sum())
+    assert torch.equal(asked.input_ids[0, :given], trained.input_ids[0, :given])
+    kept = []
+    for length in range(14, 60):
+        mask = answer_prompt(codec, ["how many"], length, style=MINI, history=[turns[:2]]).answer_mask[0]
+        kept.append(int((~mask).sum()))
+        assert kept[-1] <= max(4, length // 2)
+    assert sorted(kept) == kept
+    assert {4, 11, given} == set(kept)
+
+
+def test_capitals_of_what_is_given_make_no_difference_and_those_of_what_is_written_are_kept() -> None:
+    texts = ["What is a dog? a dog", "a photo of Paris", "Q: A:"] * 40
+    tokenizer = train_tokenizer(texts, 512)
+    codec = TextCodec(tokenizer, tiny_t5(512, d_model=24, num_layers=1, num_heads=2, d_ff=16))
+    for make in (
+        lambda text: answer_prompt(codec, [text], 24, style=MINI).input_ids,
+        lambda text: training_question(codec, [text], ["Paris"], 24, style=MINI).input_ids,
+        lambda text: t2i_prompt(codec, [text], 12, style=MINI),
+        lambda text: training_prompt(codec, [text], 12, style=MINI),
+        lambda text: infill_prompt(codec, [f"Q: {text} A: Paris __"], 24, style=MINI).input_ids,
+    ):
+        assert torch.equal(make("WHAT is a Dog?"), make("what is a dog?"))
+        assert not torch.equal(make("what is a cat?"), make("what is a dog?"))
+    for prompt in (
+        training_question(codec, ["WHAT?"], ["Paris"], 24, style=MINI),
+        infill_prompt(codec, ["Q: WHAT? A: Paris __"], 24, style=MINI),
+        training_caption(codec, ["Paris"], 24, style=MINI),
+    ):
+        assert "Paris" in codec.decode(prompt.input_ids[0])
+    asked = "WHAT IS A DOG? " * 9
+    with pytest.warns(UserWarning, match=f"has {len(codec.token_ids(asked.lower()))} tokens and only"):
+        answer_prompt(codec, [asked], 24, style=MINI)
+    published = replace(MINI, lower_case_prompts=False)
+    assert not torch.equal(
+        t2i_prompt(codec, ["A"], 12, style=published), t2i_prompt(codec, ["a"], 12, style=published)
+    )

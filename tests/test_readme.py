@@ -12,6 +12,8 @@ import pytest
 from tools.house import read_house
 
 ROOT = Path(__file__).parents[1]
+TOY_SIZES = {"--hours 0.5": "--hours 0.006", "--hours 0.3": "--hours 0.006", "--num 4000": "--num 120"}
+"""What a page's commands have in the tests instead."""
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 BLOCK = re.compile(
     r"(?P<exempt><!-- not run by the tests[^\n]*-->\n)?```(?P<language>\w+)\n(?P<code>.*?)```", re.DOTALL
@@ -39,6 +41,7 @@ def rooms_on_the_page() -> list[str]:
         ROOT / "README.md",
         ROOT / "docs/cli.md",
         ROOT / "docs/training.md",
+        ROOT / "docs/own_data.md",
         ROOT / "docs/data.md",
         ROOT / "docs/evaluation.md",
         ROOT / "docs/editing.md",
@@ -52,6 +55,8 @@ def test_commands_run_in_order(page: Path, tmp_path: Path) -> None:
     scripts = [["bash", "-euo", "pipefail", "-c", code] for code in blocks(page, "sh")]
     scripts += [[sys.executable, "-c", code] for code in blocks(page, "python")]
     assert scripts
+    for size, toy in TOY_SIZES.items():
+        scripts = [[*words, code.replace(size, toy)] for *words, code in scripts]
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     for command in scripts:
         done = subprocess.run(
@@ -64,6 +69,17 @@ def test_commands_run_in_order(page: Path, tmp_path: Path) -> None:
         )
         assert done.returncode == 0, f"{command[-1]}\n{done.stdout}\n{done.stderr}"
         assert done.stdout.strip(), command[-1]
+
+
+@pytest.mark.slow
+def test_the_notebook_on_own_data_runs(tmp_path: Path) -> None:
+    nbformat, nbclient = pytest.importorskip("nbformat"), pytest.importorskip("nbclient")  # of `make docs`
+    notebook = nbformat.read(ROOT / "docs/notebooks/own_data.ipynb", as_version=4)
+    first = next(cell for cell in notebook.cells if cell.cell_type == "code")
+    assert first.source.startswith("HOURS, NUM_SCENES = ")
+    first.source = "HOURS, NUM_SCENES = 0.01, 120"
+    nbclient.NotebookClient(notebook, timeout=600, resources={"metadata": {"path": str(tmp_path)}}).execute()
+    assert (tmp_path / "things/model/model_index.json").is_file()
 
 
 def test_the_architecture_page_has_all_rooms_in_the_order_of_their_imports() -> None:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from t5_tokenizer import t5_tokenizer_folder
 
 from benchmarks.real_size import GIB, ONE_BLOCK, Row, Sizes, list_rows, make_model, measure, run_rows
 from ddit.model import DualDiT, DualDiTConfig
@@ -13,7 +14,7 @@ from ddit.pipeline import Pipeline
 
 @pytest.mark.slow
 def test_one_block_goes_through_every_command(tmp_path: Path) -> None:
-    make_model(tmp_path / "model", ONE_BLOCK)
+    make_model(tmp_path / "model", ONE_BLOCK, t5_tokenizer_folder())
     twice = (
         "info",
         "ask",

@@ -67,7 +67,7 @@ VERBS = {
     "world": Verb(DATA, "data", "world", "Write scenes of the small world, or of the wide one, as files."),
     "eval": Verb(DATA, "evaluate", "evaluate", "Run benchmarks and print their table."),
     "score-images": Verb(DATA, "score_images", "score_images", "Score images that any model made."),
-    "eval-data": Verb(DATA, "evaluate", "eval_data", "Write evaluation sets of the small world."),
+    "eval-data": Verb(DATA, "evaluate", "eval_data", "Write evaluation sets of a world."),
 }
 ALIASES = {"demo": "page"}
 """Names of 0.1, which still work."""

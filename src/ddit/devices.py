@@ -167,6 +167,14 @@ class Ranks:
             dist.barrier()
 
 
+def rank_device() -> torch.device:
+    """The CUDA device of this process, of its own if there are as many, or the CPU."""
+    device = find_device()
+    if device.type != "cuda":
+        return device
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
+
+
 def join_ranks() -> Ranks:
     """Joins the processes that torchrun started; a process started otherwise is a group of one.
 
@@ -174,9 +182,8 @@ def join_ranks() -> Ranks:
     as many. When one of several processes fails, the others end too. A rank waits half an hour for the others, until
     `limit_waits` says otherwise. May be called again.
     """
-    device = find_device()
+    device = rank_device()
     if device.type == "cuda":
-        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
         torch.cuda.set_device(device)
     if not dist.is_initialized():
         atexit.register(_leave_ranks)

@@ -1,4 +1,4 @@
-"""What a user's mistake is answered with: one line, near misses of a name, and warnings about a text.
+"""What a user's mistake is answered with: one line, near misses of a name, and warnings about an input.
 
 Warnings go through Python's `warnings`, unless the caller collects them, as a server does for each of its clients:
 `warnings.catch_warnings` changes the whole process, `collect_warnings` one thread or task alone.
@@ -96,20 +96,20 @@ def _edits(word: str, name: str) -> int:
     return last[-1]
 
 
-class TextWarning(NamedTuple):
-    """A warning about a text."""
+class InputWarning(NamedTuple):
+    """A warning, and the text or image that it is about."""
 
-    text: str
+    about: object
     message: str
 
 
-_collected: ContextVar[list[TextWarning] | None] = ContextVar("collected", default=None)
+_collected: ContextVar[list[InputWarning] | None] = ContextVar("collected", default=None)
 
 
 @contextmanager
-def collect_warnings() -> Iterator[list[TextWarning]]:
-    """Within this context warnings about texts are put into the list instead of being issued."""
-    found: list[TextWarning] = []
+def collect_warnings() -> Iterator[list[InputWarning]]:
+    """Within this context warnings about inputs are put into the list instead of being issued."""
+    found: list[InputWarning] = []
     token = _collected.set(found)
     try:
         yield found
@@ -117,13 +117,13 @@ def collect_warnings() -> Iterator[list[TextWarning]]:
         _collected.reset(token)
 
 
-def warn_user(message: str, *, text: str, stacklevel: int = 1) -> None:
-    """Warns about a text; `stacklevel` as in `warnings.warn`."""
+def warn_user(message: str, *, about: object, stacklevel: int = 1) -> None:
+    """Warns about a text or an image; `stacklevel` as in `warnings.warn`."""
     found = _collected.get()
     if found is None:
         warnings.warn(message, stacklevel=stacklevel + 1)
     else:
-        found.append(TextWarning(text, message))
+        found.append(InputWarning(about, message))
 
 
 def is_collecting() -> bool:

@@ -185,7 +185,8 @@ def _near_files(path: str) -> str:
     """The files of the same folder whose names are like it."""
     folder, name = os.path.split(path)
     try:
-        names = [entry.name for entry in os.scandir(folder or ".") if entry.is_file()]
+        with os.scandir(folder or ".") as entries:
+            names = [entry.name for entry in entries if entry.is_file()]
     except OSError:
         return ""
     return near_misses(name, names)

@@ -5,7 +5,7 @@ own, seeded with `seed + i` on the CPU, so that a batch gives what single calls 
 """
 
 from collections.abc import Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -19,12 +19,12 @@ from ddit.inference.best_of import generate_best
 from ddit.inference.diffusers_style import DiffusersStyle
 from ddit.inference.image_cache import EncodedImage, FittedImage, encode_images
 from ddit.inference.image_generator import ImageGenerator
-from ddit.inference.inputs import Images, fit_images, pair, verb, warn_unknown
+from ddit.inference.inputs import Images, fit_images, pair, verb, warn_foreign, warn_unknown
 from ddit.inference.scoring import Choice, Score, Scorer
 from ddit.inference.text_generator import TextGenerator
 from ddit.prompts import BLANK, PromptStyle, TokenizedPrompt, answer_prompt, caption_prompt, infill_prompt
 from ddit.schema import override, parse
-from ddit.settings import ImageOptions, ImageSize, ScoreOptions, TextOptions
+from ddit.settings import CaptionOptions, ImageOptions, ImageSize, ScoreOptions, TextOptions
 
 
 class Pipeline(DiffusersStyle):
@@ -167,7 +167,7 @@ class Pipeline(DiffusersStyle):
         fitted = fit_image(read_image(image), rows * downsample, columns * downsample)
         return EncodedImage(fitted, *encode_images(self.transformer, self.image_codec, [fitted]))
 
-    @verb(TextOptions)
+    @verb(CaptionOptions)
     def caption(
         self,
         images: Images | None,
@@ -187,13 +187,15 @@ class Pipeline(DiffusersStyle):
             on_step: called after every step.
 
         Raises:
-            ValueError: on an image that cannot be read, a size that the model cannot take, or an option out of range.
+            ValueError: on an image that cannot be read, a size that the model cannot take, an option out of range, or a
+                detailed caption of a model that writes none.
             TypeError: for an option that there is not, or what is no image.
         """
-        call = self.settings.text_options("caption", options)
+        call = self.settings.caption_options(options)
         fitted = self._fit_all(images, call.size)
         count = 1 if fitted is None else len(fitted)
-        prompt = caption_prompt(self.text_codec, count, self.settings.text_length, style=self.style)
+        length, detailed = self.settings.text_length, call.style == "detailed"
+        prompt = caption_prompt(self.text_codec, count, length, style=self.style, detailed=detailed)
         return self._answers(prompt, fitted, call, seed, on_step)
 
     @verb(TextOptions)
@@ -202,6 +204,7 @@ class Pipeline(DiffusersStyle):
         images: Images | None,
         questions: str | Sequence[str],
         *,
+        history: Sequence[Sequence[tuple[str, str]]] = (),
         seed: Seed = 0,
         on_step: StepCallback | None = None,
         **options: Any,
@@ -211,6 +214,8 @@ class Pipeline(DiffusersStyle):
         Args:
             images: as in `caption`; None asks without an image.
             questions: one or many.
+            history: the earlier turns (question, answer) of each question's conversation, for a model that was trained
+                on conversations; those that would fill more than half of its text are left out, the oldest first.
             seed, on_step: as in `caption`.
 
         Raises:
@@ -219,7 +224,10 @@ class Pipeline(DiffusersStyle):
         call = self.settings.text_options("answer", options)
         texts, fitted = pair(questions, self._fit_all(images, call.size), "questions")
         warn_unknown(self.text_codec, texts, stacklevel=3)
-        prompt = answer_prompt(self.text_codec, texts, self.settings.text_length, style=self.style)
+        if history and len(history) != len(texts):
+            raise ValueError(f"{len(texts)} questions need as many histories, got {len(history)}")
+        length = self.settings.text_length
+        prompt = answer_prompt(self.text_codec, texts, length, style=self.style, history=history)
         return self._answers(prompt, fitted, call, seed, on_step)
 
     @verb(TextOptions)
@@ -374,4 +382,10 @@ class Pipeline(DiffusersStyle):
         """Images at the size that the model reads."""
         rows, columns = self._image_generator.latent_size(size)
         cell = self.image_codec.downsample
-        return None if images is None else fit_images(images, rows * cell, columns * cell)
+        if images is None:
+            return None
+        fitted = fit_images(images, rows * cell, columns * cell)
+        if self.familiarity is not None and rows * cell == columns * cell == self.settings.image_size:
+            are_foreign = partial(self.familiarity.are_foreign, self.transformer, self.image_codec)
+            warn_foreign(images, fitted, are_foreign, stacklevel=4)
+        return fitted

@@ -17,6 +17,8 @@ if TYPE_CHECKING:  # transformers takes seconds to import
     from ddit.model.encoders import TextCodec
 
 BLANK = re.compile(r"_{2,}")
+DETAILED_QUESTION = "Describe the image in detail."
+"""Asks for a detailed caption; one of LLaVA's."""
 
 
 @strict
@@ -33,6 +35,7 @@ class PromptStyle:
         prompt_padding: the token that fills up a t2i prompt. The published training replaces T5's own padding
             by the end-of-text token in both directions.
         min_answer_tokens: the room that a long question is cut to leave.
+        lower_case_prompts: show questions and t2i prompts in lower case, so that "WHAT IS THIS" is "what is this".
     """
 
     caption_prefix: str = ""
@@ -42,6 +45,7 @@ class PromptStyle:
     empty_prompt: str = " "
     prompt_padding: str = "</s>"
     min_answer_tokens: int = 16
+    lower_case_prompts: bool = False
 
     def __post_init__(self):
         if self.question_template.count("{question}") != 1:
@@ -62,6 +66,10 @@ class PromptStyle:
         ]
         return list(dict.fromkeys(word for text in texts for word in re.findall(r"[^\s,.?]+", text)))
 
+    def given(self, text: str) -> str:
+        """A question or a t2i prompt as the model is shown it."""
+        return text.lower() if self.lower_case_prompts else text
+
     def short_answer(self, question: str, *, unanswerable: bool = False) -> str:
         """The question as a short-answer benchmark asks it; `unanswerable` if it may have no answer."""
         suffixes = [self.short_answer_suffix, self.unanswerable_suffix if unanswerable else ""]
@@ -69,7 +77,13 @@ class PromptStyle:
 
 
 PUBLISHED = PromptStyle()
-MINI = PromptStyle(caption_prefix="A:", short_answer_suffix="", unanswerable_suffix="", min_answer_tokens=4)
+MINI = PromptStyle(
+    caption_prefix="A:",
+    short_answer_suffix="",
+    unanswerable_suffix="",
+    min_answer_tokens=4,
+    lower_case_prompts=True,
+)
 
 
 class TokenizedPrompt(NamedTuple):
@@ -147,23 +161,54 @@ def _conversation(
     return codec.pad(ids[:length], length, codec.eos_token_id), (mask + [True] * length)[:length]
 
 
-def caption_prompt(codec: "TextCodec", n: int, length: int, *, style: PromptStyle) -> TokenizedPrompt:
-    """`n` captions to be written: the prefix, then `length` less its size masked positions."""
-    return _masked(codec, [codec.token_ids(style.caption_prefix)] * n, length)
+def knows_detailed(codec: "TextCodec") -> bool:
+    """Whether the model was trained on the words that ask for a detailed caption."""
+    return not codec.unknown_words(DETAILED_QUESTION)
+
+
+def caption_prompt(
+    codec: "TextCodec", n: int, length: int, *, style: PromptStyle, detailed: bool = False
+) -> TokenizedPrompt:
+    """`n` captions to be written: the prefix, or the question for a detailed one, then masked positions up to `length`.
+
+    Raises ValueError for detailed captions by a model that does not know that question.
+    """
+    if not detailed:
+        return _masked(codec, [codec.token_ids(style.caption_prefix)] * n, length)
+    if not knows_detailed(codec):
+        raise ValueError(f"the model writes no detailed captions: it does not know {DETAILED_QUESTION!r}")
+    return _masked(codec, [_question_ids(codec, DETAILED_QUESTION, length, style)[0]] * n, length)
 
 
 def answer_prompt(
-    codec: "TextCodec", questions: Sequence[str], length: int, *, style: PromptStyle
+    codec: "TextCodec",
+    questions: Sequence[str],
+    length: int,
+    *,
+    style: PromptStyle,
+    history: Sequence[Sequence[tuple[str, str]]] = (),
 ) -> TokenizedPrompt:
     """Questions in their template, then masked positions for the answers.
+
+    history: the earlier questions and answers of each question's conversation, laid out as in training. The newest are
+        kept, as many as leave half of `length` for the answer.
 
     Warns if a question is cut to leave `min_answer_tokens`. Raises ValueError for an empty question.
     """
     prompts = []
-    for question in questions:
+    for question, turns in zip(questions, history or [()] * len(questions), strict=True):
         ids, kept = _question_ids(codec, _checked(question, "question"), length, style)
         if kept is not None:
-            _warn_truncation(codec, question, kept)
+            _warn_truncation(codec, style.given(question), kept)
+        for earlier, answer in reversed(turns):
+            turn = [
+                *_question_ids(codec, earlier, length, style)[0],
+                *codec.token_ids(answer),
+                codec.eos_token_id,
+            ]
+            if len(turn) + len(ids) > length // 2:
+                break
+            ids = turn + ids
         prompts.append(ids)
     return _masked(codec, prompts, length)
 
@@ -177,13 +222,16 @@ def infill_prompt(
     if a text is cut; raises ValueError for an empty text, for one without a blank, and for one whose blanks
     are all cut off.
     """
-    opening = style.question_template.partition("{question}")[0].strip()
+    opening, _, closing = (part.strip() for part in style.question_template.partition("{question}"))
     rows = []
     for text in texts:
         if not BLANK.search(_checked(text, "text to fill in")):
             raise ValueError(f"the text has no blank (two or more underscores): {text!r}")
         is_question = bool(opening) and text.lstrip().lower().startswith(opening.lower())
         ids = [] if is_question else codec.token_ids(style.caption_prefix)
+        if is_question and style.lower_case_prompts:
+            asked, *answer = text.lstrip()[len(opening) :].partition(closing or "\n")
+            text = "".join([opening, style.given(asked), *answer])
         ids += _ids_with_blanks(codec, text)
         if len(ids) > length - 1:
             _warn_truncation(codec, text, length - 1, ids=ids)
@@ -225,7 +273,7 @@ def given_text(
     else:
         prompt, kept = _question_ids(codec, _checked(question, "question"), length, style)
         if kept is not None:
-            _warn_truncation(codec, question, kept)
+            _warn_truncation(codec, style.given(question), kept)
     window = length - len(prompt) if window is None else window
     if len(ids) + 1 > window:
         raise ValueError(f"the text has {len(ids)} tokens and only {window - 1} fit: {text[:80]!r}")
@@ -267,7 +315,7 @@ def t2i_prompt(codec: "TextCodec", texts: Sequence[str], length: int, *, style: 
     """
     rows = []
     for text in texts:
-        ids = codec.token_ids(_checked(text, "prompt"))
+        ids = codec.token_ids(style.given(_checked(text, "prompt")))
         if len(ids) > length - 1:
             _warn_truncation(codec, text, length - 1, ids=ids)
         rows.append(_closed(codec, ids, length, style))
@@ -283,7 +331,8 @@ def training_prompt(
     codec: "TextCodec", captions: Sequence[str], length: int, *, style: PromptStyle
 ) -> Tensor:
     """As `t2i_prompt`, for captions in training: long ones are cut without a warning."""
-    return torch.tensor([_closed(codec, codec.token_ids(caption), length, style) for caption in captions])
+    rows = (codec.token_ids(style.given(caption)) for caption in captions)
+    return torch.tensor([_closed(codec, ids, length, style) for ids in rows])
 
 
 def _closed(codec: "TextCodec", ids: list[int], length: int, style: PromptStyle) -> list[int]:
@@ -315,7 +364,7 @@ def _question_ids(
     question is cut inside the template.
     """
     before, after = (codec.token_ids(part) for part in style.question_template.split("{question}"))
-    ids = codec.token_ids(question)
+    ids = codec.token_ids(style.given(question))
     room = length - len(before) - len(after) - style.min_answer_tokens
     if room < 1:
         raise ValueError(f"a length of {length} tokens leaves no room for a question and its answer")
@@ -342,6 +391,6 @@ def _warn_truncation(codec: "TextCodec", text: str, kept: int, *, ids: list[int]
     ids = codec.token_ids(text) if ids is None else ids
     warn_user(
         f"the text has {len(ids)} tokens and only {kept} fit: cut after {codec.decode(ids[:kept])[-40:]!r}",
-        text=text,
+        about=text,
         stacklevel=3,
     )

@@ -1,4 +1,4 @@
-"""Options of sampling and of the training objectives, each declared once: range, help and default.
+"""Options of sampling, scoring and loading, each declared once: range, help and default.
 
 The defaults are the published settings. Nothing here needs torch.
 """
@@ -16,78 +16,12 @@ from ddit.schema import Panel, override, strict
 Sampler = Literal["euler", "adams", "dpm", "paper"]
 Order = Literal["random", "confidence", "margin", "threshold", "entropy"]
 ORDERS: tuple[Order, ...] = get_args(Order)
-TimeDensity = Literal["logit_normal", "uniform", "mode", "cosmap"]
+CaptionStyle = Literal["plain", "detailed"]
 
-NumSteps = Annotated[int, Field(ge=1, description="sampling steps")]
+MAX_LENGTH = 4096
+"""Tokens of a text."""
+
 BatchSize = Annotated[int, Field(ge=1, description="samples computed at a time"), Panel("Performance")]
-
-
-# --- objectives of training ---
-
-
-@strict
-class FlowConfig:
-    """Training objective of the image process."""
-
-    weighting: Annotated[
-        Literal["velocity", "x0"],
-        Field(description="velocity: the paper's loss; x0: the published code's, which weights it by t^2"),
-    ] = "velocity"
-    time_density: Annotated[
-        TimeDensity,
-        Field(
-            description="density of t in training, on 1000 levels: SD3's four (arXiv 2403.03206, section 3.1)"
-        ),
-    ] = "logit_normal"
-    logit_mean: Annotated[float, Field(description="of the logit-normal density: above 0, more noise")] = 0.0
-    logit_std: Annotated[float, Field(gt=0, description="of the logit-normal density")] = 1.0
-    mode_scale: Annotated[
-        float,
-        Field(
-            ge=-1, le=1.75, description="s of the density mode: above 0, more times in the middle; 0: uniform"
-        ),
-    ] = 1.29
-    shift: Annotated[
-        float,
-        Field(
-            gt=0, description="shift of the drawn times, s t / (1 + (s - 1) t): above 1, more noise; 1: none"
-        ),
-    ] = 1.0
-    shift_from_size: Annotated[
-        int | None,
-        Field(
-            ge=1,
-            description="side in pixels of the square images whose shift is `shift`; that of others is multiplied by "
-            "the square root of their pixels' ratio to it [default: one shift for all]",
-        ),
-    ] = None
-
-    def at_size(self, num_pixels: int) -> Self:
-        """With the shift for images of so many pixels (SD3, section 5.3.2)."""
-        if self.shift_from_size is None:
-            return self
-        return replace(
-            self, shift=self.shift * math.sqrt(num_pixels) / self.shift_from_size, shift_from_size=None
-        )
-
-
-@strict
-class MaskedConfig:
-    """Training objective of the text process."""
-
-    normalizer: Annotated[
-        Literal["all", "answer"],
-        Field(description="divide a sample's loss by all positions, as published, or by those of its answer"),
-    ] = "all"
-    max_weight: Annotated[float | None, Field(gt=0, description="upper bound of the 1/t weight")] = None
-    all_masked_share: Annotated[
-        float,
-        Field(
-            ge=0,
-            le=1,
-            description="share of the samples whose text is masked throughout (t = 1): quickest for short answers",
-        ),
-    ] = 0.0
 
 
 # --- sampling of images ---
@@ -97,7 +31,7 @@ class MaskedConfig:
 class ImageSampling:
     """How images are sampled: the ODE solver, its times and its guidance."""
 
-    num_steps: NumSteps = 28
+    num_steps: Annotated[int, Field(ge=1, description="sampling steps")] = 28
     guidance_scale: Annotated[
         float,
         Field(
@@ -217,10 +151,21 @@ class UnmaskingRule:
             description="fill all positions once every token is above this probability; 1: never (arXiv 2508.19982)",
         ),
     ] = 1.0
+    edit_above: Annotated[
+        float,
+        Field(
+            ge=0.5,
+            le=1,
+            description="fill a position of the block at work anew where another token is above this probability; 1: "
+            "never (LLaDA2.1)",
+        ),
+    ] = 1.0
     block_size: Annotated[
         int,
         Field(
-            ge=0, le=4096, description="positions in a block; blocks are filled left to right; 0: one block"
+            ge=0,
+            le=MAX_LENGTH,
+            description="positions in a block; blocks are filled left to right; 0: one block",
         ),
     ] = 0
 
@@ -241,7 +186,7 @@ class TextSampling:
         int,
         Field(
             ge=0,
-            le=4096,
+            le=MAX_LENGTH,
             description="reuse the image's keys and values for so many steps; 1 is exact, 0: for a whole block",
         ),
     ] = 1
@@ -249,7 +194,7 @@ class TextSampling:
         int,
         Field(
             ge=0,
-            le=4096,
+            le=MAX_LENGTH,
             description="reuse the text encoder's states for so many steps; 1 is exact, 0: for a whole block",
         ),
     ] = 1
@@ -260,12 +205,25 @@ class TextOptions:
     """Options of a call that writes texts."""
 
     sampling: TextSampling = field(default_factory=TextSampling)
-    num_steps: NumSteps = 64
+    num_steps: Annotated[
+        int, Field(ge=1, description="sampling steps; of a model that writes in blocks, of each block")
+    ] = 64
     length: Annotated[
-        int | None, Field(ge=1, le=4096, description="tokens of the text that is generated, with its padding")
+        int | None,
+        Field(ge=1, le=MAX_LENGTH, description="tokens of the text that is generated, with its padding"),
     ] = None
     size: ImageSize = field(default_factory=ImageSize)
     batch_size: BatchSize = 16
+
+
+@strict
+class CaptionOptions(TextOptions):
+    """Options of a call that writes captions."""
+
+    style: Annotated[
+        CaptionStyle,
+        Field(description="detailed: a long description of everything in the image"),
+    ] = "plain"
 
 
 @strict
@@ -281,9 +239,9 @@ class ScoreOptions:
     num_samples: Annotated[
         int, Field(ge=2, description="random masks to score a text with; short texts are exact with fewer")
     ] = 32
-    length: Annotated[int | None, Field(ge=1, le=4096, description="tokens of a text, with its padding")] = (
-        None
-    )
+    length: Annotated[
+        int | None, Field(ge=1, le=MAX_LENGTH, description="tokens of a text, with its padding")
+    ] = None
     size: ImageSize = field(default_factory=ImageSize)
     batch_size: BatchSize = 32
 
@@ -329,7 +287,7 @@ class LoadOptions:
     )
 
 
-Task = Literal["caption", "answer", "infill"]
+Task = Literal["answer", "infill"]
 PositiveInt = Annotated[int, Field(ge=1)]
 
 
@@ -343,12 +301,12 @@ class ModelSettings:
         prompt_length: tokens of a prompt to generate from.
         text_length: tokens of a caption, or of a question with its answer.
         caption_steps, answer_steps: sampling steps of the two; in-filling takes caption_steps.
-        caption_length, answer_length: positions after the prompt; None fills up text_length.
+        caption_length, answer_length: positions after the prompt; None fills up text_length, as detailed captions do.
     """
 
     image_sampling: ImageSampling = field(default_factory=ImageSampling)
     text_sampling: TextSampling = field(default_factory=TextSampling)
-    prompt_style: dict[str, str | int] = field(default_factory=dict)
+    prompt_style: dict[str, str | int | bool] = field(default_factory=dict)
     image_size: PositiveInt = 512
     prompt_length: PositiveInt = 256
     text_length: PositiveInt = 128
@@ -378,6 +336,13 @@ class ModelSettings:
 
     def text_options(self, task: Task, given: Mapping[str, Any]) -> TextOptions:
         """As `image_options`, for a task."""
-        num_steps = self.answer_steps if task == "answer" else self.caption_steps
-        length = {"caption": self.caption_length, "answer": self.answer_length}.get(task)
+        num_steps, length = (
+            (self.answer_steps, self.answer_length) if task == "answer" else (self.caption_steps, None)
+        )
         return override(TextOptions(sampling=self.text_sampling, num_steps=num_steps, length=length), given)
+
+    def caption_options(self, given: Mapping[str, Any]) -> CaptionOptions:
+        """As `image_options`, for captions."""
+        length = None if given.get("style") == "detailed" else self.caption_length
+        own = CaptionOptions(sampling=self.text_sampling, num_steps=self.caption_steps, length=length)
+        return override(own, given)

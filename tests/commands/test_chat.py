@@ -12,6 +12,7 @@ import subprocess
 import sys
 import termios
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -70,6 +71,22 @@ def test_every_line_is_answered_as_plain_calls_would(talk, pipeline: Pipeline, i
         *pipeline.caption(red, seed=5),
         *pipeline.answer(blue, QUESTION, seed=5),
     ]
+
+
+def test_a_model_that_writes_in_blocks_sees_the_earlier_turns_about_the_image(
+    talk, images: list[Path], monkeypatch: pytest.MonkeyPatch
+):
+    blocks = tiny_pipeline(image_attends_text=False, text_block_size=3)
+    blocks.settings = replace(blocks.settings, text_length=60)
+    monkeypatch.setattr("ddit.commands.chat.load", lambda *_, **__: blocks)
+    questions = ["what color is the car", "is there a dog", "how many"]
+    _, answers, _ = talk([*questions, f"/image {images[1]}", questions[2]], images[0], "--length", 4)
+    turns = [*zip(questions, answers, strict=False)]
+    for number in range(3):
+        told = blocks.answer(images[0], questions[number], history=[turns[:number]], length=4)
+        assert answers[number] == told[0]
+    assert answers[3] == blocks.answer(images[1], questions[2], length=4)[0]
+    assert answers[2] != blocks.answer(images[0], questions[2], length=4)[0]
 
 
 def test_the_image_is_encoded_once(

@@ -182,8 +182,8 @@ data = to_data(ModelSettings())
 assert (data["text_sampling"]["rule"]["warmth"], data["image_sampling"]["grain"]) == (0.5, 0.5)
 data["text_sampling"]["rule"]["warmth"] = 1.5
 own = parse(ModelSettings, data)
-assert own.text_options("caption", {}).sampling.rule.warmth == 1.5
-assert own.text_options("caption", {"warmth": 2.0}).sampling.rule.warmth == 2.0
+assert own.caption_options({}).sampling.rule.warmth == own.text_options("answer", {}).sampling.rule.warmth == 1.5
+assert own.caption_options({"warmth": 2.0}).sampling.rule.warmth == 2.0
 assert own.image_options({"grain": 2.0}).sampling.grain == 2.0
 print(ddit.__file__)
 """

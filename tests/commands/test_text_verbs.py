@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import torch
 from command_line import Run
 
@@ -22,6 +23,16 @@ def test_caption(run: Run, model: Path, image: Path):
     assert both.out.splitlines()[0] == f"{image}\t{alone.out.strip()}"
     as_json = run("caption", image, "-m", model, "--json")
     assert json.loads(as_json.out) == {"image": str(image), "caption": alone.out.strip()}
+
+
+def test_a_detailed_caption_answers_its_question_or_is_refused_in_a_line(
+    run: Run, model: Path, image: Path, monkeypatch: pytest.MonkeyPatch
+):
+    fault = run("caption", image, "-m", model, "--detailed").fault
+    assert fault == "the model writes no detailed captions: it does not know 'Describe the image in detail.'"
+    monkeypatch.setattr("ddit.prompts.DETAILED_QUESTION", "what is there of the photo")
+    asked = run("ask", image, "what is there of the photo", "-m", model, "--num-steps", 4)
+    assert run("caption", image, "-m", model, "--detailed").out == asked.out
 
 
 def test_of_several_images_those_that_can_be_read_are_captioned(

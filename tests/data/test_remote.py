@@ -196,6 +196,10 @@ def test_the_cache_keeps_within_its_bound(
         assert RemotePath(f"{storage}/{number}.png").read() == bytes([number]) * 900
         assert sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()) <= 10_000
     assert len([file for file in folder.rglob("*") if file.is_file()]) == 11
+    (folder / "all" / "removed meanwhile").symlink_to("by another process")
+    memory.pipe_file("/store/one more.png", b"more")
+    assert RemotePath(f"{storage}/one more.png").read() == b"more"
+    assert b"more" in [file.read_bytes() for file in folder.rglob("*") if file.is_file()]
     memory.pipe_file("/store/large.png", bytes(20_000))
     assert len(RemotePath(f"{storage}/large.png").read()) == 20_000  # is not kept
     assert sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()) <= 10_000

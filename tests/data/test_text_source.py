@@ -20,7 +20,7 @@ from ddit.devices import Ranks
 from ddit.model import DualDiTConfig
 from ddit.prompts import MINI
 from ddit.train.batches import ImageFacts, StepData
-from ddit.train.heldout import held_out_samples
+from ddit.train.heldout_samples import held_out_samples
 
 TEXT = "\ufeffa dog\r\n\r\n  \n  ein  Käfer 🙂\t\nline \u2028 separator\nlast"
 LINES = ["a dog", "ein Käfer 🙂", "line separator", "last"]

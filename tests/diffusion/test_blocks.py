@@ -9,9 +9,11 @@ from toy_texts import MASK, VOCAB, bound, by_orders, conditionals_of, context_lo
 
 from ddit.diffusion.blocks import block_times, sample_blocks
 from ddit.diffusion.likelihood import mask_sets
-from ddit.diffusion.masked import TextState, mask_tokens, masked_token_nll, nll_weights, sample_text
+from ddit.diffusion.masked import mask_tokens, masked_token_nll, nll_weights
+from ddit.diffusion.text_sampler import TextState, sample_text
 from ddit.model.text_blocks import text_blocks
-from ddit.settings import MaskedConfig, UnmaskingRule
+from ddit.objectives import MaskedConfig
+from ddit.settings import UnmaskingRule
 
 JOINT = torch.rand((VOCAB - 1,) * 3, generator=torch.Generator().manual_seed(0)) ** 3
 JOINT /= JOINT.sum()

@@ -20,7 +20,8 @@ from ddit.diffusion.flow import (
     sample_latents,
     sampling_times,
 )
-from ddit.settings import FlowConfig, ImageSampling, ModelSettings, Sampler
+from ddit.objectives import FlowConfig
+from ddit.settings import ImageSampling, ModelSettings, Sampler
 
 
 def latents_and_noise() -> tuple[torch.Tensor, torch.Tensor]:

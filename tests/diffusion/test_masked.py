@@ -6,16 +6,11 @@ import math
 import pytest
 import torch
 
-from ddit.diffusion import masked
-from ddit.diffusion.masked import (
-    mask_tokens,
-    masked_loss,
-    posterior,
-    sample_t,
-    sample_text,
-    subs_log_probs,
-)
-from ddit.settings import MaskedConfig, UnmaskingRule
+from ddit.diffusion import masked, text_sampler
+from ddit.diffusion.masked import mask_tokens, masked_loss, posterior, sample_t, subs_log_probs
+from ddit.diffusion.text_sampler import sample_text
+from ddit.objectives import MaskedConfig
+from ddit.settings import UnmaskingRule
 
 MASK, EOS, VOCAB = 7, 1, 8
 
@@ -211,7 +206,7 @@ def test_distributions_in_parts_give_the_same_text(
     options = {"order": order, "temperature": temperature, "top_p": 0.9, "eos_token_id": EOS}
     states = [[], []]
     for num_bytes, kept in zip((2**30, 1), states, strict=True):
-        monkeypatch.setattr(masked, "CACHE_BYTES", num_bytes)
+        monkeypatch.setattr(text_sampler, "CACHE_BYTES", num_bytes)
 
         def keep(done, total, state, kept=kept):
             kept += [state.ids, state.confidence]
@@ -315,3 +310,34 @@ def test_every_step_is_reported_and_bad_settings_are_refused() -> None:
         fill(ids, answer_mask, num_steps=0)
     with pytest.raises(ValueError, match="temperature must be at least 0"):
         fill(ids, answer_mask, temperature=-1.0)
+
+
+def test_a_share_of_the_visible_answer_is_replaced_by_tokens_of_its_text() -> None:
+    ids = torch.arange(4000).reshape(2, 2000) + 10
+    answer, noisy = torch.arange(2000).expand(2, -1) > 5, ids.clone()
+    noisy[:, 500:1000] = MASK
+    uniform = torch.rand(2, 2, 2000, generator=torch.Generator().manual_seed(0))
+    found = masked.replace_tokens(noisy, ids, answer, 0.3, mask_token_id=MASK, uniform=uniform)
+    changed = found != noisy
+    assert not changed[:, :6].any()
+    assert not changed[:, 500:1000].any()
+    assert changed[:, 1000:].float().mean().item() == pytest.approx(0.3, abs=0.04)
+    assert all(set(row.tolist()) <= {MASK, *own.tolist()} for row, own in zip(found, ids, strict=True))
+    none = masked.replace_tokens(noisy, ids, answer, 0.0, mask_token_id=MASK, uniform=uniform)
+    assert torch.equal(none, noisy)
+
+
+def test_sharpening_adds_the_entropy_of_right_predictions() -> None:
+    """Of a certain model it is 0; of a uniform one it is log V, where the first token, the likeliest, is right."""
+    ids, answer = torch.zeros(1, 8, dtype=torch.long), torch.ones(1, 8, dtype=torch.bool)
+    given = {"mask_token_id": MASK, "t": torch.ones(1), "noisy_ids": torch.full((1, 8), MASK)}
+
+    def loss(logit: float, sharpen: float) -> float:
+        logits = logit * torch.nn.functional.one_hot(torch.zeros(8, dtype=torch.long), VOCAB).float()
+        cfg = MaskedConfig(sharpen=sharpen)
+        return masked_loss(lambda *_: logits, ids, answer, cfg=cfg, **given).item()
+
+    uniform = math.log(VOCAB - 1)
+    assert loss(0.0, 0.5) - loss(0.0, 0.0) == pytest.approx(0.5 * uniform, abs=1e-5)
+    assert loss(50.0, 0.5) == pytest.approx(0.0, abs=1e-5)
+    assert loss(-50.0, 0.5) == loss(-50.0, 0.0)  # another one is likelier

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ddit.diffusion import flow
 from ddit.diffusion.flow import sample_t
-from ddit.settings import FlowConfig, TimeDensity
+from ddit.objectives import FlowConfig, TimeDensity
 
 GRID = torch.linspace(0, 1, 20_001, dtype=torch.float64)[1:-1]
 

@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from ddit.diffusion.masked import guided_logits, sample_text, subs_log_probs
+from ddit.diffusion.masked import guided_logits, subs_log_probs
+from ddit.diffusion.text_sampler import TextState, sample_text
 from ddit.diffusion.unmasking import choose_positions, confidence_of, sample_categorical, top_p_filter
 from ddit.settings import ORDERS, UnmaskingRule
 
@@ -283,3 +284,63 @@ def test_settings_out_of_range_are_refused_in_one_line(values: dict, message: st
         UnmaskingRule(**values)
     with pytest.raises(ValueError, match="text_guidance_scale must be at least 0"):
         guided_logits(context_logits, context_logits, -1.0)
+
+
+# --- editing ---
+
+
+def late_logits(noisy_ids: Tensor, is_masked: Tensor, rows: Tensor) -> Tensor:
+    """Tokens are filled from left to right: a position is 2 with about .6 of the probability, but 3 with .9 behind
+    another that is filled."""
+    probs, position = torch.full((*noisy_ids.shape, VOCAB), 1e-6), torch.arange(noisy_ids.shape[1])
+    is_late = torch.roll(noisy_ids != MASK, 1, dims=1) & (position > 0)
+    probs[..., 2], probs[..., 3] = (
+        torch.where(is_late, 0.1, 0.6 - 0.01 * position),
+        torch.where(is_late, 0.9, 0.3),
+    )
+    return probs.log()[is_masked]
+
+
+@pytest.mark.parametrize(
+    ("edit_above", "block_size", "after_two_steps", "settled"),
+    [
+        (1.0, 0, [2, 2, 3, 2, MASK, MASK], 4),
+        (0.95, 0, [2, 2, 3, 2, MASK, MASK], 0),  # 3 is not likely enough
+        (0.85, 0, [2, 3, 3, 2, MASK, MASK], 0),
+        (0.85, 3, [2, 3, 3, 2, MASK, MASK], 3),
+        (0.85, 2, [2, 2, 3, 2, MASK, MASK], 4),  # the first block was finished
+    ],
+)
+def test_a_filled_token_is_replaced_where_another_is_likelier_while_its_block_is_open(
+    edit_above: float, block_size: int, after_two_steps: list[int], settled: int
+) -> None:
+    states: list[TextState] = []
+    sample = fill(
+        torch.full((2, 6), 6), torch.ones(2, 6, dtype=torch.bool), late_logits, edit_above=edit_above,
+        block_size=block_size, order="confidence", temperature=0.0, num_steps=3,
+        on_step=lambda done, total, state: states.append(state),
+    )  # fmt: skip
+    assert sample.num_steps.tolist() == [3, 3]  # two positions a step, as without editing
+    assert states[1].ids.tolist() == [after_two_steps] * 2
+    assert states[1].is_settled.sum(1).tolist() == [settled] * 2
+    assert states[2].is_settled.all()
+    changed = states[1].ids != states[0].ids
+    assert (states[1].confidence[changed & (states[1].ids != MASK)] > 0).all()
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_with_editing_a_batch_gives_what_single_calls_give_in_as_many_steps(order) -> None:
+    ids, answer_mask = task()
+    rule = replace(RULES["plain"], order=order, edit_above=0.5)
+    batch = fill(ids, answer_mask, rule=rule)
+    assert not torch.equal(batch.ids, fill(ids, answer_mask, rule=replace(rule, edit_above=1.0)).ids)
+    assert (batch.ids != MASK).all()
+    assert torch.equal(batch.ids[~answer_mask], ids[~answer_mask])
+    assert batch.num_steps.max() <= 5
+    for row in range(len(ids)):
+
+        def alone(noisy_ids: Tensor, is_masked: Tensor, _: Tensor, row: int = row) -> Tensor:
+            return context_logits(noisy_ids, is_masked, torch.tensor([row]))
+
+        one = fill(ids[row : row + 1], answer_mask[row : row + 1], alone, first_seed=row, rule=rule)
+        assert torch.equal(one.ids[0], batch.ids[row])

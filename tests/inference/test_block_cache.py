@@ -15,7 +15,7 @@ from ddit.inference.block_cache import BlockCache
 from ddit.inference.callables import ImageContext
 from ddit.model.text_blocks import one_copy, text_blocks
 from ddit.pipeline import Pipeline
-from ddit.settings import ORDERS
+from ddit.settings import ORDERS, UnmaskingRule
 
 QUESTIONS = ["is there a cat?", "what color is the dog?", "how many?", "is there a cat?", "what is there"]
 
@@ -75,6 +75,7 @@ def test_the_logits_of_every_step_are_those_of_a_pass_over_everything(answers, t
     sample_blocks(
         compared, ids, cache.blocks, num_steps=3, mask_token_id=codec.mask_token_id, generators=generators,
         eos_token_id=codec.eos_token_id, on_block=cache.begin, banned_ids=range(codec.vocab_size, codec.vocab_size + 3),
+        rule=UnmaskingRule(edit_above=0.5),
     )  # fmt: skip
     assert len(sizes) > 4
     assert min(sizes) < 4
@@ -87,7 +88,10 @@ FAST: dict[str, Any] = {
 
 
 @pytest.mark.parametrize("text_input", ["encoder", "embeddings"])
-@pytest.mark.parametrize("options", [{"length": 8}, {"length": None}, {"length": 50, "num_steps": 2}])
+@pytest.mark.parametrize(
+    "options",
+    [{"length": 8}, {"length": None}, {"length": 50, "num_steps": 2}, {"length": 8, "edit_above": 0.5}],
+)
 def test_a_batch_is_the_single_calls(options: dict, text_input: str) -> None:
     pipeline, options = block_pipeline(text_input=text_input), FAST | options
     images = [noise_images(3)[i] for i in (0, 1, 0, 2, 1)]

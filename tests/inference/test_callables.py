@@ -5,7 +5,8 @@ import torch
 from tiny_models import randomize, tiny_text_codec
 from torch import Tensor
 
-from ddit.diffusion.masked import LogitsFn, sample_text
+from ddit.diffusion.masked import LogitsFn
+from ddit.diffusion.text_sampler import sample_text
 from ddit.diffusion.unmasking import answer_blocks
 from ddit.inference.callables import ImageContext, Refresh, TextStates, logits_fn, velocity_fn
 from ddit.model import DualDiT, DualDiTConfig

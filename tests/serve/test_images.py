@@ -11,7 +11,7 @@ from sse_starlette.sse import AppStatus
 from ddit.errors import collect_warnings
 from ddit.schema import list_options
 from ddit.serve.schemas import ChatRequest, GenerationRequest
-from ddit.settings import ImageOptions, TextOptions
+from ddit.settings import CaptionOptions, ImageOptions
 
 GENERATE, EDIT, VARY = "/v1/images/generations", "/v1/images/edits", "/v1/images/variations"
 CHAT = "/v1/chat/completions"
@@ -32,7 +32,7 @@ def test_every_option_of_sampling_is_a_field() -> None:
     assert set(GenerationRequest.OPTIONS) == names_of(ImageOptions) - {
         "height", "width", "batch_size", "negative_prompt",
     }  # fmt: skip
-    assert set(ChatRequest.OPTIONS) == names_of(TextOptions) - {"height", "width", "batch_size", "length"}
+    assert set(ChatRequest.OPTIONS) == names_of(CaptionOptions) - {"height", "width", "batch_size", "length"}
     options = {"shift": 2.0, "guidance_interval": [0.2, 0.9], "guidance_rescale": 0.5, "shift_by_size": True}
     answer = post(GENERATE, json={"prompt": "a dog", "seed": 5, "size": "48x24", **options}).json()
     own = pipeline().generate("a dog", seed=5, height=24, width=48, **options)[0]

@@ -9,7 +9,7 @@ from ddit.commands.loading import load
 from ddit.commands.options import Given, JsonOption, ModelOption, SeedOption, spread
 from ddit.commands.output import IMAGE_SUFFIXES, check_free, check_image_path, print_result
 from ddit.commands.progress import text_progress
-from ddit.settings import LoadOptions, ModelSettings, TextOptions
+from ddit.settings import CaptionOptions, LoadOptions, ModelSettings, TextOptions
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -41,7 +41,7 @@ def caption(
     model: ModelOption = "mini",
     seed: SeedOption = 0,
     as_json: JsonOption = False,
-    options: Given[TextOptions],
+    options: Given[CaptionOptions],
     loading: LoadOptions,
 ) -> None:
     """Describe each IMAGE.
@@ -54,7 +54,7 @@ def caption(
     """
     from ddit.inference.image_grid import image_grid
 
-    ModelSettings().text_options("caption", options)
+    ModelSettings().caption_options(options)
     check_image_path(grid, IMAGE_SUFFIXES)
     if grid is not None and not overwrite:
         check_free([grid])

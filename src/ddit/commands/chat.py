@@ -34,7 +34,7 @@ class Quit(Exception):
 
 
 class Chat:
-    """An image, and what was set for the answers about it."""
+    """An image, what was set for the answers about it and, for a model that writes in blocks, the earlier turns."""
 
     def __init__(self, pipeline: "Pipeline", image: Path, *, seed: int, options: Mapping[str, Any]) -> None:
         self.pipeline, self.options, self.seed = pipeline, options, seed
@@ -45,6 +45,7 @@ class Chat:
         size = {side: self.options.get(side) for side in ("height", "width")}
         self.encoded = self.pipeline.encode_image(image, **size)
         self.image = image
+        self.turns: list[tuple[str, str]] = []
 
     def run_command(self, line: str) -> str | None:
         """Obeys a line that begins with a slash; what there is to print, if anything.
@@ -87,7 +88,10 @@ class Chat:
             return {"caption": self.pipeline.caption(self.encoded, **options)[0]}
         if BLANK.search(line):
             return {"text": line, "filled": self.pipeline.infill(self.encoded, line, **options)[0]}
-        return {"question": line, "answer": self.pipeline.answer(self.encoded, line, **options)[0]}
+        answer = self.pipeline.answer(self.encoded, line, history=[self.turns], **options)[0]
+        if self.pipeline.transformer.config.text_block_size:
+            self.turns.append((line, answer))
+        return {"question": line, "answer": answer}
 
 
 @spread
@@ -102,7 +106,8 @@ def chat(
 ) -> None:
     """Answer questions about IMAGE as they are typed.
 
-    Or a line each from a pipe. Every answer is that of `ddit ask`. /help lists the commands.
+    Or a line each from a pipe. Every answer is that of `ddit ask`; a model that writes in blocks also sees the earlier
+    turns about the image. /help lists the commands.
 
     Examples:
         ddit chat car.png

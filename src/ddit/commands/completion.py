@@ -5,7 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 DTYPES = ("float32", "bfloat16", "float16")
-DEVICES = ("cpu", "cuda")
+DEVICES = ("cpu", "cuda", "mps", "xpu")
 FORMS = ("scenes", "json", "tar", "llava", "questions", "parquet")
 
 Complete = Callable[[str], list[str]]
@@ -36,7 +36,7 @@ def all_presets(incomplete: str) -> list[str]:
 
 
 def splits(incomplete: str) -> list[str]:
-    """Splits of the small world."""
+    """Splits of both worlds."""
     from ddit.world import SPLITS
 
     return among(*SPLITS)(incomplete)

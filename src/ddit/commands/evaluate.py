@@ -15,20 +15,20 @@ from ddit.commands.loading import load, paused_gc
 from ddit.commands.options import Given, JsonOption, ModelOption, spread
 from ddit.commands.output import check_choice, check_writable, print_result
 from ddit.commands.progress import progress_bar
-from ddit.eval.options import TASKS, DetectorOptions, EvalOptions
+from ddit.eval.options import TASKS, WIDE_TASKS, DetectorOptions, EvalOptions
 from ddit.settings import ImageSampling, LoadOptions, ModelSettings, TextSampling
 
 if TYPE_CHECKING:
+    from ddit.eval.evaluate import World
     from ddit.eval.geneval import Judge
-    from ddit.eval.world_tasks import WorldSplit
     from ddit.pipeline import Pipeline
 
 TasksArgument = Annotated[
     list[str] | None,
     typer.Argument(
         metavar="TASK",
-        help=f"{', '.join(TASKS)} [default: all]",
-        autocompletion=completion.among(*TASKS),
+        help=f"{', '.join(TASKS)}; of the wide world {', '.join(WIDE_TASKS)} [default: all]",
+        autocompletion=completion.among(*TASKS, *WIDE_TASKS[1:]),
     ),
 ]
 DataOption = Annotated[
@@ -52,25 +52,26 @@ LengthOption = Annotated[
 ]
 WorldOption = Annotated[
     str,
-    typer.Option(help="preset of the small world: fixed-1 ... free", autocompletion=completion.presets),
+    typer.Option(
+        help="preset of the small world, fixed-1 ... free, or of the wide one, wide ...",
+        autocompletion=completion.all_presets,
+    ),
 ]
 SplitOption = Annotated[
     str,
     typer.Option(
-        help="split of the small world: test, heldout, val, train or detector",
+        help="split of the world: test, heldout, val, train or detector",
         autocompletion=completion.splits,
     ),
 ]
-NumOption = Annotated[int, typer.Option(min=1, help="scenes of the small world to ask about")]
+NumOption = Annotated[int, typer.Option(min=1, help="scenes to ask about, of the wide world in each section")]
 # not --num: torchrun takes that for an abbreviation of an option of its own, and fails
 PromptsOption = Annotated[
     int,
-    typer.Option(
-        min=1, help="prompts per category of GenEval, from the small world; 92 give about GenEval's 553"
-    ),
+    typer.Option(min=1, help="prompts per category of GenEval, from the world; 92 give about GenEval's 553"),
 ]
-ScaleOption = Annotated[int, typer.Option(min=1, help="side of the small world's images, times 64 px")]
-WorldSeedOption = Annotated[int, typer.Option(help="seed of the small world's scenes and prompts")]
+ScaleOption = Annotated[int, typer.Option(min=1, help="side of the world's images, times 64 px")]
+WorldSeedOption = Annotated[int, typer.Option(help="seed of the world's scenes and prompts")]
 
 
 @spread
@@ -85,7 +86,10 @@ def eval_data(
     ],
     preset: Annotated[
         str,
-        typer.Option(help="how hard: fixed-1, fixed, fixed-3, grid, free", autocompletion=completion.presets),
+        typer.Option(
+            help="how hard: fixed-1, fixed, fixed-3, grid, free; wide, wide-128, ...",
+            autocompletion=completion.all_presets,
+        ),
     ] = "fixed",
     split: SplitOption = "test",
     num_scenes: NumOption = 300,
@@ -94,33 +98,39 @@ def eval_data(
     scale: ScaleOption = 1,
     as_json: JsonOption = False,
 ) -> None:
-    """Write evaluation sets of the small world.
+    """Write evaluation sets of a world.
 
-    In the official formats: VQAv2, VizWiz, GQA, POPE, MME, COCO captions and GenEval prompts, over one folder of
-    images.
+    Of the small world in the official formats: VQAv2, VizWiz, GQA, POPE, MME, COCO captions and GenEval prompts, over
+    one folder of images. Of the wide world questions, requests for descriptions, and GenEval prompts.
 
     Examples:
         ddit eval-data world-eval --num-scenes 20 --num-prompts 4
         ddit eval-data world-eval --split heldout --scale 2
+        ddit eval-data wide-eval --preset wide --num-scenes 20
     """
-    from ddit.eval.world_tasks import write_eval_data
+    from ddit.eval.evaluate import write_world
 
     world = _world(preset, split, num_scenes, num_prompts, seed, scale)
     check_writable(folder)
     with progress_bar("rendering", "scene") as advance:
         scenes = itertools.count(1)
-        counts = write_eval_data(folder, world, on_scene=lambda: advance(next(scenes), num_scenes))
+        counts = write_world(folder, world, on_scene=lambda: advance(next(scenes), num_scenes))
     for task, count in counts.items():
         path = folder / task
-        print_result(as_json, f"{task:<8} {count:>7,}  {path}", task=task, num=count, path=str(path))
+        print_result(as_json, f"{task:<11} {count:>7,}  {path}", task=task, num=count, path=str(path))
 
 
-def _world(preset: str, split: str, num: int, num_prompts: int, seed: int, scale: int) -> "WorldSplit":
+def _world(preset: str, split: str, num: int, num_prompts: int, seed: int, scale: int) -> "World":
+    from ddit.eval.wide_world import WideSplit
     from ddit.eval.world_tasks import WorldSplit
     from ddit.world import PRESETS, SPLITS, enlarge
+    from ddit.world.wide import WIDE_PRESETS
 
-    check_choice("preset", preset, PRESETS)
+    check_choice("preset", preset, [*PRESETS, *WIDE_PRESETS])
     check_choice("split", split, SPLITS)
+    if preset in WIDE_PRESETS:
+        config = WIDE_PRESETS[preset]
+        return WideSplit(replace(config, size=scale * config.size), split, num, num_prompts, seed)
     return WorldSplit(enlarge(PRESETS[preset], scale), split, num, num_prompts, seed)
 
 
@@ -160,21 +170,22 @@ def evaluate(
 ) -> None:
     """Run benchmarks and print their table.
 
-    On official files in --data, or on the small world; predictions and summaries go to --out. Under torchrun the
+    On official files in --data, or on a world; predictions and summaries go to --out. Under torchrun the
     processes share the samples.
 
     Examples:
         ddit eval geneval vqav2 --limit 20
         ddit eval geneval --detector facebook/mask2former-swin-small-coco-instance --metadata evaluation_metadata.jsonl
         ddit eval pope --data coco --images coco/val2014 --model merged --out runs/pope
+        ddit eval --world wide --num-scenes 1000 --num-prompts 125
     """
     with paused_gc():
         from ddit.devices import join_ranks
-        from ddit.eval.evaluate import EvalData, describe_decoding
+        from ddit.eval.evaluate import EvalData, describe_decoding, list_tasks, name_detector
         from ddit.eval.evaluate import evaluate as run
 
-    chosen = list(dict.fromkeys(tasks or TASKS))
     scenes = _world(world, split, num_scenes, num_prompts, world_seed, world_scale)
+    chosen = list(dict.fromkeys(tasks or list_tasks(scenes)))
     eval_data = EvalData(data, scenes, images, metadata)
     eval_data.check(chosen)
     check_writable(out)
@@ -182,7 +193,7 @@ def evaluate(
     ModelSettings().with_defaults(changes)  # faults are found before a model is loaded
     ranks = join_ranks()
     with _task_bars(is_quiet=not ranks.is_first) as start_task:
-        judge = _judge(detector_options, chosen, loading.device or str(ranks.device))
+        judge = _judge(detector_options, chosen, name_detector(scenes), loading.device or str(ranks.device))
         pipeline = load(model, replace(loading, device=loading.device or str(ranks.device)))
         pipeline.settings = pipeline.settings.with_defaults(changes)
         about = _about(model, pipeline, loading, detector_options) if ranks.is_first else {}
@@ -197,7 +208,7 @@ def evaluate(
             typer.echo("\n" + "\n".join(remarks))
 
 
-def _judge(options: DetectorOptions, tasks: list[str], device: str) -> "Judge | None":
+def _judge(options: DetectorOptions, tasks: list[str], default: str, device: str) -> "Judge | None":
     """GenEval's judge, loaded before anything is generated; None where it is not needed."""
     if "geneval" not in tasks:
         if options.detector is not None:
@@ -205,7 +216,7 @@ def _judge(options: DetectorOptions, tasks: list[str], device: str) -> "Judge | 
         return None
     from ddit.eval.geneval import make_judge
 
-    return make_judge(options, device)
+    return make_judge(replace(options, detector=options.detector or default), device)
 
 
 def _about(

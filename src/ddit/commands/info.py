@@ -26,7 +26,7 @@ def info(
 
     Examples:
         ddit info
-        ddit info runs/mini/stage3 --json
+        ddit info runs/mini-stage3/export --json
     """
     from ddit.model.folders import resolve
     from ddit.model.info import inspect_model, to_json_line, to_text

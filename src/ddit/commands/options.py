@@ -79,6 +79,8 @@ VARIABLES = {"api_key": "DDIT_API_KEY"}
 NAMES: dict[type, str] = {int: "N", float: "X", Path: "PATH", str: "TEXT"}
 """What stands for a value of a type in the help."""
 METAVARS = {"guidance_interval": "LOW HIGH"}
+FLAGS = {"style": "detailed"}
+"""Options of two choices that are a flag here, named after the second."""
 COMPLETIONS: dict[str, Complete] = {
     "device": completion.among(*completion.DEVICES),
     "dtype": completion.among(*completion.DTYPES),
@@ -123,7 +125,7 @@ def spread(verb: Callable[..., None]) -> Callable[..., None]:
         for parameter, (make, names) in groups.items():
             found = {name: values.pop(name) for name in names}
             values[parameter] = make(
-                {name: _plain(value) for name, value in found.items() if _is_given(value)}
+                {name: _plain(name, value) for name, value in found.items() if _is_given(value)}
             )
         verb(**values)
 
@@ -159,6 +161,8 @@ def _parameter(option: Option) -> inspect.Parameter:
     """The option as typer reads it; None where it is not given."""
     flag = f"--{option.name.replace('_', '-')}"
     is_own = option.name in MODELS_OWN
+    if option.name in FLAGS:
+        flag, option = f"--{FLAGS[option.name]}", option._replace(kind=bool, default=False, choices=())
     kind, item = option.kind, typing.get_args(option.kind)
     is_list = typing.get_origin(kind) is tuple and Ellipsis in item
     if option.choices:
@@ -228,5 +232,7 @@ def _is_given(value: Any) -> bool:
     return value is not None and value != []  # a list that may be given several times
 
 
-def _plain(value: Any) -> Any:
+def _plain(name: str, value: Any) -> Any:
+    if name in FLAGS:
+        return FLAGS[name]
     return tuple(value) if isinstance(value, list) else value

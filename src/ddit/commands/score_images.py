@@ -68,7 +68,7 @@ def geneval(
     if options.detector is None:
         raise ValueError(
             "give --detector: facebook/mask2former-swin-small-coco-instance is GenEval's, "
-            "world the small world's own"
+            "world and wide the worlds' own"
         )
     _check_out(out, overwrite)
     from ddit.devices import find_device

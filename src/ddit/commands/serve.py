@@ -92,7 +92,7 @@ def page(
 
     Examples:
         ddit page
-        ddit page --model runs/mini/stage3 --port 0
+        ddit page --model runs/mini-stage3/export --port 0
     """
     if find_spec("gradio") is None:
         raise ValueError("the page needs Gradio: pip install 'ddit[page]'")

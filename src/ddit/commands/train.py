@@ -66,7 +66,7 @@ CurvesOption = Annotated[
 @spread
 def train(
     names: NamesArgument,
-    root: RootOption = Path("runs/mini"),
+    root: RootOption = Path("runs"),
     world: WorldOption = "fixed",
     overrides: SetOption = None,
     init: InitOption = None,
@@ -80,9 +80,9 @@ def train(
     With --plot RUN [RUN ...] nothing is trained: the curves of these runs are plotted over one another.
 
     Examples:
-        ddit train mini --root runs/mini --dry-run
+        ddit train mini --dry-run
         ddit train sd3-medium-lora --init stable-diffusion-3-medium-diffusers --set optimizer.lr=1e-4
-        ddit train --plot runs/mini/stage1 runs/mini/stage2 --out curves.png
+        ddit train --plot runs/mini-stage1 runs/mini-stage2 --out curves.png
     """
     if plot:
         from ddit.train.plot import plot_runs

@@ -11,7 +11,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from ddit.diffusion.masked import LogitsFn, OnStep, TextSample, TextSampler, TextState, time_of_uniform
+from ddit.diffusion.masked import LogitsFn, time_of_uniform
+from ddit.diffusion.text_sampler import OnStep, TextSample, TextSampler, TextState
 from ddit.settings import UnmaskingRule
 
 OnBlock = Callable[[int, Tensor], None]
@@ -42,8 +43,8 @@ def sample_blocks(
     on_step: OnStep | None = None,
     on_block: OnBlock | None = None,
 ) -> TextSample:
-    """Fills blocks 1, 2, ... in turn, each as `masked.sample_text` fills a text; a sample stops with the first block
-    that holds an end-of-text token, with which the rest is filled.
+    """Fills blocks 1, 2, ... in turn, each as `text_sampler.sample_text` fills a text; a sample stops with the first
+    block that holds an end-of-text token, with which the rest is filled.
 
     A batch gives what single calls give: samples wait for each other between blocks, and take no steps meanwhile.
 
@@ -51,7 +52,7 @@ def sample_blocks(
         input_ids: (B, L); block 0 is given and never changes.
         blocks: (B, L), of each position; every sample has as many positions of each block as the others.
         num_steps: the most steps that a sample takes in one block.
-        eos_token_id, banned_ids, rule, generators: as in `masked.sample_text`.
+        eos_token_id, banned_ids, rule, generators: as in `text_sampler.sample_text`.
         on_step: called after every step, of all blocks; those not begun yet are masked.
         on_block: called before every block.
     """

@@ -11,7 +11,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ddit.settings import FlowConfig, ImageSampling, Sampler
+from ddit.objectives import FlowConfig
+from ddit.settings import ImageSampling, Sampler
 
 NUM_TRAIN_LEVELS = 1000
 

@@ -50,7 +50,7 @@ class MaskSets:
         The error is that of the draw of sets (with the finite population's correction), 0 if nothing was left to draw.
         """
         total, variance = 0.0, 0.0
-        scaled = (self.scale * values.double().cpu()).split(self.counts)
+        scaled = (self.scale * values.cpu().double()).split(self.counts)
         for stratum, unseen in zip(scaled, self.unseen, strict=True):
             total += stratum.mean().item()
             if unseen:
@@ -100,7 +100,7 @@ class TextUnits(NamedTuple):
     """The units of texts: each token of an answer is one, and so is the end, an end-of-text token with its padding.
 
     units: (B, L), -1 where a position is given and never masked. is_scored: (B, L) bool; padding is no choice of the
-    model's (`masked.sample_text` fills it in), hence it costs nothing. counts: (B,), of the units.
+    model's (`text_sampler.sample_text` fills it in), hence it costs nothing. counts: (B,), of the units.
     """
 
     units: Tensor

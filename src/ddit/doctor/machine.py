@@ -79,7 +79,7 @@ def check_products(bench: Bench, dtype: torch.dtype) -> Outcome:
     generator = torch.Generator().manual_seed(0)
     a, b = (torch.randn(512, 512, generator=generator, dtype=torch.float64) for _ in range(2))
     exact = a.to(dtype).double() @ b.to(dtype).double()
-    found = (a.to(bench.device, dtype) @ b.to(bench.device, dtype)).double().cpu()
+    found = (a.to(bench.device, dtype) @ b.to(bench.device, dtype)).cpu().double()
     error = ((found - exact).norm() / exact.norm()).item()
     side = 8192 if bench.is_gpu else 1024
     matrix = torch.randn(side, side, device=bench.device, dtype=dtype)

@@ -33,7 +33,7 @@ class Step(NamedTuple, Generic[State]):
 
     done, total: steps of all batches.
     rows: numbers of the samples in the batch at work.
-    state: that batch, b samples in the order of `rows`: a `flow.ImageState` or a `masked.TextState`.
+    state: that batch, b samples in the order of `rows`: a `flow.ImageState` or a `text_sampler.TextState`.
     """
 
     done: int

@@ -3,6 +3,8 @@
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
+from PIL import Image
+
 from ddit.errors import is_collecting, warn_user
 from ddit.habits import guarded
 from ddit.images import fit_image, image_sources, read_image
@@ -14,6 +16,8 @@ from ddit.settings import ImageSampling, ImageSize, TextSampling
 
 Images = ImageInput | Sequence[ImageInput]
 Method = TypeVar("Method", bound=Callable[..., Any])
+
+FOREIGN = "the image is unlike those that the model was trained on: what it says of it may be nonsense"
 
 MODELS_OWN = {option.name for cls in (ImageSampling, TextSampling, ImageSize) for option in list_options(cls)}
 MODELS_OWN |= {"num_steps", "length"}
@@ -36,9 +40,12 @@ def fit_images(images: Images, height: int, width: int) -> list[FittedImage]:
         ValueError: on one that cannot be read, or that was encoded at another size.
         TypeError: on what is no image.
     """
+    return [_fit(source, height, width) for source in _sources(images)]
+
+
+def _sources(images: Images) -> list[ImageInput]:
     encoded = isinstance(images, EncodedImage)
-    sources: list[ImageInput] = [images] if encoded else list(image_sources(images))  # pyright: ignore[reportArgumentType]
-    return [_fit(source, height, width) for source in sources]
+    return [images] if encoded else list(image_sources(images))  # pyright: ignore[reportArgumentType]
 
 
 def _fit(source: ImageInput, height: int, width: int) -> FittedImage:
@@ -49,6 +56,23 @@ def _fit(source: ImageInput, height: int, width: int) -> FittedImage:
             f"the image was encoded at {source.image.width}x{source.image.height}, not {width}x{height}"
         )
     return source
+
+
+def warn_foreign(
+    images: Images,
+    fitted: Sequence[FittedImage],
+    is_foreign: Callable[[list[Image.Image]], list[bool]],
+    *,
+    stacklevel: int,
+) -> None:
+    """Warns of images that are unlike those of the training: once, or where warnings are collected, of each."""
+    sources = _sources(images)
+    shown = [(s, f) for s, f in zip(sources, fitted, strict=True) if isinstance(f, Image.Image)]
+    foreign = is_foreign([image for _, image in shown]) if shown else []
+    for source, _ in (pair for pair, found in zip(shown, foreign, strict=True) if found):
+        warn_user(FOREIGN, about=source, stacklevel=stacklevel + 1)
+        if not is_collecting():
+            return
 
 
 def pair(
@@ -72,4 +96,4 @@ def warn_unknown(codec: TextCodec, texts: Sequence[str], *, stacklevel: int) -> 
         names = ", ".join(f"'{word}'" + (near and f" (did you mean {near}?)") for word, near in found.items())
         plural = "s" if len(words) > 1 else ""
         message = f"the model does not know the word{plural} {names}"
-        warn_user(message, text=some[0], stacklevel=stacklevel + 1)
+        warn_user(message, about=some[0], stacklevel=stacklevel + 1)

@@ -217,7 +217,8 @@ class Scorer:
     def _rows(self, texts: Sequence[GivenText], num_samples: int, seed: int) -> list[_Row]:
         """Each token of a text is a unit, and so is its end: the end-of-text token and all padding after it.
 
-        What follows the end is no choice of the model's (`masked.sample_text` fills it in), hence it costs nothing.
+        What follows the end is no choice of the model's (`text_sampler.sample_text` fills it in), hence it costs
+        nothing.
         """
         sets: dict[int, MaskSets] = {}
         rows = []

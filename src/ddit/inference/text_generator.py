@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from ddit.diffusion.blocks import sample_blocks
-from ddit.diffusion.masked import LogitsFn, guided_logits, sample_text
+from ddit.diffusion.masked import LogitsFn, guided_logits
+from ddit.diffusion.text_sampler import sample_text
 from ddit.diffusion.unmasking import answer_blocks
 from ddit.inference.batching import Seed, StepCallback, groups, sample_generators, sample_seeds
 from ddit.inference.block_cache import BlockCache

@@ -17,20 +17,15 @@ from torch import Tensor
 from transformers import T5EncoderModel
 
 from ddit.diffusion.flow import flow_loss, sample_latents, sampling_times
-from ddit.diffusion.masked import (
-    LogitsFn,
-    masked_loss,
-    masked_token_nll,
-    posterior,
-    sample_text,
-    subs_log_probs,
-)
+from ddit.diffusion.masked import LogitsFn, masked_loss, masked_token_nll, posterior, subs_log_probs
+from ddit.diffusion.text_sampler import sample_text
 from ddit.inference.callables import ImageContext, logits_fn, velocity_fn
 from ddit.model.dual_dit import DualDiT
 from ddit.model.embeddings import TIMESTEP_SCALE
 from ddit.model.encoders import quiet_transformers
 from ddit.model.weights import load_transformer
-from ddit.settings import FlowConfig, ImageSampling, MaskedConfig, UnmaskingRule
+from ddit.objectives import FlowConfig, MaskedConfig
+from ddit.settings import ImageSampling, UnmaskingRule
 
 Tensors = dict[str, Tensor]
 
@@ -225,6 +220,7 @@ def _compare(name: str, result: Tensor, expected: Tensor, atol: float, rtol: flo
         raise ValueError(
             f"{name} comes out as {list(result.shape)}, the reference has {list(expected.shape)}"
         )
+    result, expected = result.cpu(), expected.cpu()  # not every device has float64
     error = (result.double() - expected.double()).abs()
     within = bool((error <= atol + rtol * expected.double().abs()).all())
     return Comparison(name, error.max().item(), within)

@@ -1,5 +1,6 @@
 """What the server answers: OpenAI's objects. The field `ddit` is for what these have no place for."""
 
+import operator
 from typing import Literal
 
 from pydantic import BaseModel, Field
@@ -44,6 +45,10 @@ class Images(BaseModel):
 
 class ChatDetails(Details):
     task: Verb
+    first_block_seconds: list[float] = Field(
+        exclude_if=operator.not_,
+        description="of each answer of a model that writes in blocks, until its first block",
+    )
 
 
 class ChatMessage(BaseModel):

@@ -28,15 +28,16 @@ MAX_CANDIDATES = 16
 def call_pipeline(
     pipeline: Pipeline, jobs: Sequence[Job], on_step: StepCallback
 ) -> list[tuple[Any, tuple[str, ...]]]:
-    """The image or text of each job, and the warnings about its text. Raises what the pipeline raises."""
+    """The image or text of each job, and the warnings about them. Raises what the pipeline raises."""
     verb = jobs[0].verb
     options: dict[str, Any] = dict(jobs[0].options)
     given = jobs[0].sample
     inputs = [
         [job.sample[name] for job in jobs] if given.get(name) is not None else None for name in INPUTS[verb]
     ]
-    if given.get("negative_prompt") is not None:
-        options["negative_prompt"] = [job.sample["negative_prompt"] for job in jobs]
+    for name in ("negative_prompt", "history"):
+        if given.get(name) is not None:
+            options[name] = [job.sample[name] for job in jobs]
     candidates = len(jobs) * options.get("best_of", 1)
     batch_size = max(len(jobs), min(candidates, MAX_CANDIDATES))
     with collect_warnings() as found, batch_threads(candidates):
@@ -44,13 +45,15 @@ def call_pipeline(
             *inputs, seed=[job.seed for job in jobs], batch_size=batch_size, on_step=on_step, **options
         )
     warnings = [
-        tuple(dict.fromkeys(warning.message for warning in found if warning.text in _texts(job)))
+        tuple(dict.fromkeys(warning.message for warning in found if _is_about(warning.about, job)))
         for job in jobs
     ]
     return list(zip(values, warnings, strict=True))
 
 
-def _texts(job: Job) -> set[str]:
-    """A job's texts, as warnings quote them."""
-    texts = {value for value in job.sample.values() if isinstance(value, str)}
-    return texts | {BLANK.sub(" ", text) for text in texts}
+def _is_about(given: object, job: Job) -> bool:
+    """Whether a warning is about a job's image, or one of its texts, as warnings quote them."""
+    return any(
+        given is value or (isinstance(value, str) and given in (value, BLANK.sub(" ", value)))
+        for value in job.sample.values()
+    )

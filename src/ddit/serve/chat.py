@@ -4,6 +4,7 @@ import time
 import uuid
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 from fastapi import FastAPI
@@ -21,6 +22,7 @@ from ddit.serve.responses import event, event_stream, merge, run_jobs, started
 from ddit.serve.schemas import ChatRequest, ContentPart, Message
 from ddit.serve.service import ANSWERS, Service, distinct_warnings, following_seeds
 from ddit.serve.texts import TextView
+from ddit.settings import MAX_LENGTH
 
 
 @dataclass(frozen=True)
@@ -81,19 +83,39 @@ async def _prepare(service: Service, body: ChatRequest) -> ChatCall:
         sample["question" if verb == "answer" else "text"] = service.check_text(
             text, "messages", "the last message of a user"
         )
-    options = make_options(**body.options, length=_length(service, body, verb))
+    if verb == "answer" and service.engine.pipeline.transformer.config.text_block_size:
+        sample["history"] = _history(body.messages[shown or 0 : asked]) or None
+    given = body.options if verb == "caption" else {**body.options, "style": None}
+    options = make_options(**given, length=_length(service, body, verb))
     jobs = [Job(verb, sample, seed, options) for seed in following_seeds(body.seed, body.n)]
-    notices = [*body.notices, *_unused(body, verb, asked, shown)]
+    num_told = 2 * len(sample.get("history") or ())
+    notices = [*body.notices, *_unused(body, verb, asked, shown, num_told)]
     answer_id = f"chatcmpl-{uuid.uuid4().hex}"
     return ChatCall(body, jobs, notices, answer_id, int(time.time()), service.model_name)
 
 
 def _length(service: Service, body: ChatRequest, verb: Verb) -> int | None:
-    """Positions to fill, by max_tokens; None, and the most, is the model's own number. A text to infill has its own."""
-    most = body.most_tokens
-    settings = service.engine.pipeline.settings
+    """Positions to fill, by max_tokens; None is the model's own number, and the most unless it writes in blocks.
+
+    A text to infill has its own.
+    """
+    pipeline, most = service.engine.pipeline, body.most_tokens
+    if most is None or verb == "infill":
+        return None
+    if pipeline.transformer.config.text_block_size:
+        return min(most, MAX_LENGTH)
+    settings = pipeline.settings
     own = settings.answer_length if verb == "answer" else settings.caption_length
-    return None if most is None or verb == "infill" or most >= (own or settings.text_length) else most
+    return None if most >= (own or settings.text_length) else most
+
+
+def _history(messages: Sequence[Message]) -> list[tuple[str, str]]:
+    """The questions and answers among messages, oldest first."""
+    return [
+        (one.text, other.text)
+        for one, other in pairwise(messages)
+        if (one.role, other.role) == ("user", "assistant") and one.text.strip() and other.text.strip()
+    ]
 
 
 def _last_of_user(messages: Sequence[Message]) -> int:
@@ -123,13 +145,14 @@ async def _read_image(service: Service, messages: Sequence[Message], place: int)
     return await _read_part(service, images[0], f"{param}.{content.index(images[0])}")
 
 
-def _unused(body: ChatRequest, verb: Verb, asked: int, shown: int | None) -> list[str]:
-    """Notices about what the model is not shown."""
+def _unused(body: ChatRequest, verb: Verb, asked: int, shown: int | None, num_told: int) -> list[str]:
+    """Notices about what the model is not shown. num_told: texts of earlier turns that it is."""
     found = []
     messages = body.messages
     if num_images := sum(len(message.images) for message in messages[:shown]):
         found.append(f"images of earlier messages are not shown to the model: {num_images}")
-    if num_texts := sum(bool(m.text.strip()) for place, m in enumerate(messages) if place != asked):
+    num_texts = sum(bool(m.text.strip()) for place, m in enumerate(messages) if place != asked) - num_told
+    if num_texts:
         found.append(f"messages other than the last of a user are not shown to the model: {num_texts}")
     if verb == "caption" and messages[asked].text.strip():
         found.append("the text of the message is not shown to the model, since task is caption")
@@ -139,6 +162,8 @@ def _unused(body: ChatRequest, verb: Verb, asked: int, shown: int | None) -> lis
             found.append("'detail' is ignored: the model sees all images at one size")
     if verb == "infill" and body.most_tokens is not None:
         found.append("'max_tokens' is ignored: a text with blanks has its own length")
+    if verb != "caption" and "style" in body.options:
+        found.append("'style' is ignored: it is of captions")
     return found
 
 
@@ -168,7 +193,12 @@ def _completion(service: Service, call: ChatCall, results: Sequence[Result]) -> 
         **call.head("chat.completion"),
         choices=choices,
         usage=_usage(service, call, results),
-        ddit=ChatDetails(task=call.verb, seeds=seeds, notices=[*call.notices, *distinct_warnings(results)]),
+        ddit=ChatDetails(
+            task=call.verb,
+            seeds=seeds,
+            notices=[*call.notices, *distinct_warnings(results)],
+            first_block_seconds=[r.first_block_seconds for r in results if r.first_block_seconds is not None],
+        ),
     )
 
 
@@ -195,7 +225,9 @@ async def _stream(
             yield chunk(number, delta, {"pass": found.done, "of": found.total, "tokens": tokens})
         elif isinstance(found, Result):
             results.append(found)
-            own = {"text": found.value, "notices": [*call.notices, *found.warnings]}
+            own: dict[str, Any] = {"text": found.value, "notices": [*call.notices, *found.warnings]}
+            if found.first_block_seconds is not None:
+                own["first_block_seconds"] = found.first_block_seconds
             yield chunk(number, {"content": view.finish(found.value)}, own)
             yield chunk(number, {}, {}, "length" if view.is_cut(found.state) else "stop")
     if wants_usage:

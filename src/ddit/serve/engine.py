@@ -14,11 +14,13 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, Self
 
+from ddit.diffusion.text_sampler import TextState
 from ddit.inference.batching import Step
 from ddit.pipeline import Pipeline
 from ddit.serve.calls import call_pipeline
 from ddit.serve.jobs import BatchReport, Job, Overloaded, Preview, Result, Stopping, TimedOut
 from ddit.serve.options import Limits
+from ddit.serve.texts import TextView
 
 log = logging.getLogger(__name__)
 
@@ -44,6 +46,7 @@ class Stream:
     created: float = field(default_factory=time.monotonic)
     is_wanted: bool = True
     state: Any = None
+    first_block_seconds: float | None = None
     _events: asyncio.Queue[Any] = field(default_factory=asyncio.Queue)
 
     def __aiter__(self) -> Self:
@@ -294,7 +297,8 @@ class Engine:
             self.on_batch(BatchReport(jobs[0].verb, len(batch), splitter.count, seconds))
         now = time.monotonic()
         for stream, (value, warnings) in zip(batch, results, strict=True):
-            stream.put(Result(value, stream.state, warnings, now - stream.created))
+            seconds, first = now - stream.created, stream.first_block_seconds
+            stream.put(Result(value, stream.state, warnings, seconds, first))
 
 
 class _StepSplitter:
@@ -302,6 +306,7 @@ class _StepSplitter:
 
     def __init__(self, engine: Engine, batch: list[Stream]) -> None:
         self.engine, self.batch = engine, batch
+        self.view = TextView(engine.pipeline, batch[0].job.verb)
         self.count = 0
 
     def on_step(self, step: Step[Any]) -> None:
@@ -313,8 +318,14 @@ class _StepSplitter:
             stream = self.batch[row]
             if not stream.is_wanted:
                 continue
-            own = type(step.state)(*(part[place : place + 1] for part in step.state))
+            own: Any = type(step.state)(*(part[place : place + 1] for part in step.state))
             stream.state = own
+            if (
+                isinstance(step.state, TextState)
+                and stream.first_block_seconds is None
+                and self.view.has_block(own)
+            ):
+                stream.first_block_seconds = time.monotonic() - stream.created
             if stream.wants_steps:
                 events.append((stream, Step(step.done, step.total, (0,), own)))
                 if stream.job.num_previews and self._is_due(stream.job, step):

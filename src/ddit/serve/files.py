@@ -5,10 +5,10 @@ guessed.
 """
 
 import io
-import os
 import re
 import secrets
 import tempfile
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
@@ -116,13 +116,10 @@ class FileStore:
 
     def _make_room(self, newest: Path) -> None:
         files = []
-        for entry in os.scandir(self.folder):
-            if entry.name.startswith("file-"):
-                try:
-                    status = entry.stat()
-                except FileNotFoundError:
-                    continue
-                files.append((status.st_mtime_ns, status.st_size, Path(entry.path)))
+        for path in self.folder.glob("file-*"):
+            with suppress(FileNotFoundError):
+                status = path.stat()
+                files.append((status.st_mtime_ns, status.st_size, path))
         files.sort()
         count, size = len(files), sum(num_bytes for _, num_bytes, _ in files)
         for _, num_bytes, path in files:

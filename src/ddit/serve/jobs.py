@@ -21,8 +21,8 @@ class Job:
 
     Attributes:
         verb: the method of `Pipeline`.
-        sample: this sample's own inputs: prompt, negative_prompt, image and mask (PIL), question, text. Those that
-            are missing or None are not given.
+        sample: this sample's own inputs: prompt, negative_prompt, image and mask (PIL), question, its history, text.
+            Those that are missing or None are not given.
         seed: its own.
         options: the method's other keywords (`make_options`); jobs of one verb and equal options go in one call.
         num_previews: images on the way that the stream of an image job shows, evenly over the steps.
@@ -59,15 +59,17 @@ class Result:
 
     Attributes:
         value: the image, or the text.
-        state: after the last step, of one sample: a `flow.ImageState` or a `masked.TextState`.
+        state: after the last step, of one sample: a `flow.ImageState` or a `text_sampler.TextState`.
         warnings: what the model could not use, such as words that it does not know.
         seconds: in the queue and in the model together.
+        first_block_seconds: until the first block of a text was finished; None where texts are not written in blocks.
     """
 
     value: Any
     state: Any
     warnings: tuple[str, ...]
     seconds: float
+    first_block_seconds: float | None = None
 
 
 class Overloaded(Exception):

@@ -162,17 +162,26 @@ class _Page:
                 question = line(self.examples.questions[0], "Question")
                 with gr.Row(elem_classes="run"):
                     ask_button = gr.Button("Ask", variant="primary", min_width=100)
-                    caption_button, stop = gr.Button("Caption", min_width=100), stop_button()
+                    caption_button = gr.Button("Caption", min_width=100)
+                    describe_button = gr.Button("Describe", min_width=100, visible=self.runs.can_describe)
+                    stop = stop_button()
                 result = gr.HTML(placeholder("The text appears here, word by word, in any order."))
             with gr.Column(elem_classes="more"):
                 offered = suggestions("Example questions", self.examples.questions, question)
                 slow = gr.Checkbox(False, label="Slow motion", container=False)
         inputs = [image, question, slow]
         caption = _on([caption_button.click], partial(self.runs.write, "caption"), inputs, [result], stop)
+        describe = _on(
+            [describe_button.click],
+            partial(self.runs.write, "caption", style="detailed"),
+            inputs,
+            [result],
+            stop,
+        )
         ask = _on(
             [ask_button.click, question.submit], partial(self.runs.write, "answer"), inputs, [result], stop
         )
-        _stops(stop, [caption, ask], result)
+        _stops(stop, [caption, describe, ask], result)
 
         tab = SceneTab(image, facts, question, offered, result, self.examples.questions, shows_answers=True)
         return self._offer_scenes(

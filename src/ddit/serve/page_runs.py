@@ -17,6 +17,7 @@ from PIL import Image
 from ddit.diffusion.flow import sampling_times
 from ddit.images import fit_image, is_animated, read_image
 from ddit.inference.batching import Step
+from ddit.prompts import knows_detailed
 from ddit.serve import page_view as view
 from ddit.serve.engine import Engine
 from ddit.serve.jobs import Job, Overloaded, Preview, Result, Stopping, TimedOut, Verb, make_options
@@ -50,6 +51,10 @@ class Runs:
     @property
     def image_size(self) -> int:
         return self.engine.pipeline.settings.image_size
+
+    @property
+    def can_describe(self) -> bool:
+        return knows_detailed(self.engine.pipeline.text_codec)
 
     @property
     def _sampling(self) -> ImageSampling:
@@ -119,16 +124,20 @@ class Runs:
             yield shown
 
     async def write(
-        self, verb: Verb, image: str | Image.Image | None, text: str, slow: bool
+        self, verb: Verb, image: str | Image.Image | None, text: str, slow: bool, **options: str
     ) -> AsyncIterator[str]:
-        """Captions an image, answers the question `text` about it, or fills the blanks of `text`, by the verb."""
+        """Captions an image, answers the question `text` about it, or fills the blanks of `text`, by the verb.
+
+        options: of the verb.
+        """
         names = {"answer": "question", "infill": "text"}
 
         async def frames() -> AsyncIterator[Shown]:
             sample: dict[str, Any] = {"image": self.fitted(image)}
             if verb in names:
                 sample[names[verb]] = text
-            async for html in self._text_frames(Job(verb, sample), self.slow_pace if slow else self.pace):
+            job = Job(verb, sample, options=make_options(**options))
+            async for html in self._text_frames(job, self.slow_pace if slow else self.pace):
                 yield html, None
 
         async for html, _ in guarded(frames()):
@@ -172,7 +181,7 @@ class Runs:
             if isinstance(event, Result):
                 yield history.frames, event
                 return
-            ids, answer_mask, confidence = (part[0].tolist() for part in event.state)
+            ids, answer_mask, confidence, _ = (part[0].tolist() for part in event.state)
             is_first = not history.frames
             history.add(ids, answer_mask, confidence)
             if is_first:
@@ -268,10 +277,16 @@ class Runs:
         return Job(verb, sample, seed=int(seed or 0), options=given, num_previews=count - 1)
 
     def _own_words(self, job: Job, words: Words) -> Words:
-        """The words to show: those that were filled or, of a text with blanks, all but the model's own prefix."""
-        if job.verb != "infill":
-            return tuple(word for word in words if word.kind != "given")
+        """The words to show: those that were filled or, of a text with blanks, all but the model's own prefix.
+
+        Of a model that writes in blocks, up to the block at work.
+        """
         pipeline = self.engine.pipeline
+        if job.verb != "infill":
+            own = tuple(word for word in words if word.kind != "given")
+            num_done = next((place for place, word in enumerate(own) if word.kind == "masked"), len(own))
+            size = pipeline.transformer.config.text_block_size
+            return own[: (num_done // size + 1) * size] if size else own
         prefix = pipeline.text_codec.tokenizer.convert_ids_to_tokens(
             pipeline.text_codec.token_ids(pipeline.style.caption_prefix)
         )

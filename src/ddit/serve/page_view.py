@@ -50,7 +50,7 @@ class TextHistory:
     def add(self, ids: Sequence[int], answer_mask: Sequence[bool], confidence: Sequence[float]) -> bool:
         """Adds the text after a step: ids, answer mask and confidences, (L,) each. Gives whether the step filled any.
 
-        As in `masked.TextState`.
+        As in `text_sampler.TextState`.
         """
         if not self.frames:
             self._step_of = [0] * len(ids)

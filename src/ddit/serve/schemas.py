@@ -27,7 +27,7 @@ from ddit.errors import near_misses
 from ddit.schema import list_options
 from ddit.serve import openai_fields
 from ddit.serve.errors import ApiError
-from ddit.settings import ImageOptions, TextOptions
+from ddit.settings import CaptionOptions, ImageOptions
 
 SEEDS = 2**62
 """Seeds of the pipeline are below this."""
@@ -278,7 +278,8 @@ class ContentPart(BaseModel):
 
 
 class Message(BaseModel):
-    """Of a conversation. The model is shown the last user's text and the newest image only."""
+    """Of a conversation. The model is shown the last user's text and the newest image and, if it writes in blocks, the
+    turns between them."""
 
     model_config = ConfigDict(strict=True)
 
@@ -310,7 +311,7 @@ class StreamOptions(BaseModel):
 
 
 @with_options(
-    TextOptions,
+    CaptionOptions,
     but=("length", "height", "width", "batch_size"),
     at_most={"temperature": 2, "text_guidance_scale": 100},
 )
@@ -324,7 +325,9 @@ class ChatRequest(ApiModel):
     stream: bool = False
     stream_options: StreamOptions | None = None
     seed: Seed = Field(default_factory=random_seed, description=SEED_HELP)
-    max_tokens: int | None = Field(None, ge=1, description="positions to fill, at most the model's own")
+    max_tokens: int | None = Field(
+        None, ge=1, description="positions to fill; unless the model writes in blocks, at most its own"
+    )
     max_completion_tokens: int | None = Field(None, ge=1, description="as max_tokens")
     presence_penalty: float = Field(0, ge=-2, le=2, description="ignored, with a notice")
     frequency_penalty: float = Field(0, ge=-2, le=2, description="ignored, with a notice")

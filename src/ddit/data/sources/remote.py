@@ -269,13 +269,15 @@ def _part_of(digest: str) -> str:
 
 
 def _make_room(folder: Path, most: int) -> None:
-    """Removes files until those that are left have at most so many bytes."""
-    files = [(entry.path, entry.stat().st_size) for entry in os.scandir(folder)]
+    """Removes files until those that are left have at most so many bytes. Others may be removing them, too."""
+    files = []
+    for path in folder.iterdir():
+        with suppress(FileNotFoundError):
+            files.append((path, path.stat().st_size))
     total = sum(size for _, size in files)
     if total > most:
         random.SystemRandom().shuffle(files)
     while total > most:
         path, size = files.pop()
-        with suppress(FileNotFoundError):
-            os.unlink(path)
+        path.unlink(missing_ok=True)
         total -= size
