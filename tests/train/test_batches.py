@@ -162,9 +162,28 @@ def test_a_share_of_the_texts_is_masked_throughout() -> None:
     assert hidden[batch.i2t.t == 1].float().mean() > 0.95  # t = 1 leaves one token in a thousand
 
 
+@pytest.mark.parametrize("num_ranks", [1, 2])
+def test_texts_in_a_row_are_about_one_image_on_any_number_of_ranks(num_ranks: int) -> None:
+    cfg = replace(config(), model=replace(MODEL, image_attends_text=False))
+    several = replace(cfg, data=replace(cfg.data, texts_per_image=4))
+    ranks = [flat(steps(several, rank, num_ranks)[2][0].i2t) for rank in range(num_ranks)]
+    found = {name: torch.cat([rank[name] for rank in ranks]) for name in ranks[0]}
+    assert (len(found["input_ids"]), len(found["images.pixels"])) == (8, 2)
+    # A batch of two plain samples shows the same images.
+    half = ObjectiveConfig(i2t_fraction=0.2)
+    plain = flat(steps(replace(cfg, global_batch_size=10, objective=half))[2][0].i2t)
+    assert torch.equal(found["images.pixels"], plain["images.pixels"])
+    assert len(found["input_ids"][:4].unique(dim=0)) > 1
+
+
 def test_settings_that_do_not_fit_are_named() -> None:
     with pytest.raises(ValueError, match="8 t2i and 8 i2t samples cannot be shared equally by 3 ranks"):
         steps(config(), 0, 3)
+    with pytest.raises(ValueError, match=r"needs model\.image_attends_text=false"):
+        config(data=replace(config().data, texts_per_image=4))
+    apart = replace(config(), model=replace(MODEL, image_attends_text=False))
+    with pytest.raises(ValueError, match=r"shared equally by 1 ranks.*data\.texts_per_image=3"):
+        steps(replace(apart, data=replace(apart.data, texts_per_image=3)))
     with pytest.raises(ValueError, match=r"data\.t2i names no source"):
         steps(config(data=DataConfig(image_size=32)))
     wide = replace(config().data, image_size=64, num_buckets=5)

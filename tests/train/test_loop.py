@@ -15,9 +15,11 @@ from torch.nn import Dropout
 from ddit.config.data import WorldData
 from ddit.config.runs import DualRun
 from ddit.devices import compute_dtype, join_ranks
+from ddit.model.weights import load_transformer
 from ddit.pipeline import Pipeline
 from ddit.train.batch import text_of
 from ddit.train.checkpoint import find_newest, load_tensors, stored_shapes
+from ddit.train.learner import start_weights
 from ddit.train.log import read_log
 from ddit.train.loop import train
 from ddit.train.parallel import local
@@ -312,6 +314,28 @@ def test_another_size_of_start_is_named(plain: DualRun, tmp_path: Path) -> None:
     )
     with pytest.raises(ValueError, match="is of another size: depth 2 against 3"):
         make_trainer(deeper)
+
+
+def test_fresh_parts_begin_anew_and_all_else_is_that_of_the_start(plain: DualRun, tmp_path: Path) -> None:
+    out = train(plain, stop_at=1)
+    fresh = ("text_proj_out", "pos_embed", "image_proj_out")
+    other = replace(
+        plain, out=str(tmp_path / "b"), init=str(out / "export"), fresh=fresh, seed=5,
+        model=replace(plain.model, patch_size=2),
+    )  # fmt: skip
+    found = start_weights(other.model, other.init, 5, fresh).state_dict()
+    old = load_transformer(out / "export" / "transformer").state_dict()
+    anew = start_weights(other.model, None, 5).state_dict()
+    for name, tensor in found.items():
+        is_fresh = name.split(".")[0] in fresh
+        assert torch.equal(tensor, (anew if is_fresh else old)[name].float()), name
+    assert found["image_proj_out.weight"].shape != old["image_proj_out.weight"].shape
+    for parts, message in (
+        (("text_proj_out",), r"fresh text_proj_out: image_proj_out\.bias does not fit"),
+        (("head",), "fresh head: it has no part 'head'"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            make_trainer(replace(other, fresh=parts))
 
 
 def test_a_joint_model_is_converted_to_one_whose_image_side_is_computed_once(

@@ -113,10 +113,12 @@ def test_one_joint_forward_has_the_loss_and_gradient_of_two_separate_passes(imag
 
 
 class _Forwards:
-    """Notes the batch sizes of the groups in each of a model's forward passes."""
+    """Notes the batch sizes of the groups in each of a model's forward passes, and of the images that are embedded."""
 
     def __init__(self, model: DualDiT) -> None:
         self.sizes: list[list[int]] = []
+        self.shown: list[int] = []
+        model.pos_embed.register_forward_hook(lambda _, args, out: self.shown.append(len(out)))
         model.transformer_blocks[0].register_forward_pre_hook(
             lambda _, args: self.sizes.append([len(group.image) for group in args[0]])
         )
@@ -221,6 +223,39 @@ def test_images_that_are_absent_are_null_images() -> None:
     t2i = losses_of(model, batch._replace(i2t=None), [tensors[0], None, tensors[2], None], OBJECTIVE)
     apart = gradients_of(model, t2i.total + 0.3 * (parts[0] + parts[1]))
     for a, b in zip(joint, apart, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("block_size", [0, 3])
+def test_texts_that_share_an_image_have_the_loss_and_gradient_of_copies_whose_image_runs_once(
+    block_size: int,
+) -> None:
+    model = make_model(image_attends_text=False, text_block_size=block_size)
+    batch, tensors = make_inputs(3, 6, i2t_length=8)
+    is_null = torch.tensor([False, True, False])
+    i2t = batch.i2t._replace(lengths=torch.tensor([8, 4, 8, 8, 4, 8]))
+    cut = torch.arange(8) < i2t.lengths[:, None]
+    i2t = i2t._replace(answer_mask=i2t.answer_mask & cut, input_ids=i2t.input_ids.where(cut, 0))
+    if block_size:
+        tensors[3], i2t = torch.cat([tensors[3]] * 2, dim=1), i2t._replace(t=i2t.t[:, None].expand(-1, 8))
+    shared, images = (
+        batch._replace(i2t=i2t._replace(images=NO_IMAGES._replace(is_null=is_null))),
+        tensors[1][:3],
+    )
+    copies = i2t._replace(images=NO_IMAGES._replace(is_null=is_null.repeat_interleave(2)))
+
+    forwards = _Forwards(model)
+    found = losses_of(model, shared, [tensors[0], images, *tensors[2:]], OBJECTIVE)
+    gradients = gradients_of(model, found.total)
+    assert forwards.shown == [3, 3]  # the drawn images, and those that texts of two lengths share
+    expected = losses_of(
+        model,
+        batch._replace(i2t=copies),
+        [tensors[0], images.repeat_interleave(2, 0), *tensors[2:]],
+        OBJECTIVE,
+    )
+    torch.testing.assert_close(found[:3], expected[:3], rtol=1e-5, atol=1e-6)
+    for a, b in zip(gradients, gradients_of(model, expected.total), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
 
 

@@ -236,6 +236,7 @@ class DataConfig:
         t2i_length, i2t_length: tokens.
         i2t_lengths: shorter ones, in order: an i2t text is padded to the first that holds it and its end. Texts of many
             lengths cost less so; the published training pads all to `i2t_length`.
+        texts_per_image: texts that an i2t step draws of each image that it shows: its image stream runs once for them.
         sample_latents: sample latents from the autoencoder's distribution (published) instead of taking its mode.
         num_workers: processes a rank that load and decode; 0: in the training process.
         max_corrupt_share: the run stops when more than this share of the samples could not be used.
@@ -249,6 +250,7 @@ class DataConfig:
     t2i_length: PositiveInt = 64
     i2t_length: PositiveInt = 64
     i2t_lengths: Annotated[tuple[PositiveInt, ...], Field(strict=False)] = ()
+    texts_per_image: PositiveInt = 1
     sample_latents: bool = True
     num_workers: NonNegativeInt = 4
     max_corrupt_share: Fraction = 0.02

@@ -185,6 +185,7 @@ class DualRun:
 
     Attributes:
         init: a model folder (ours or SD3's) or a hub id, whose transformer is where this run begins.
+        fresh: parts of the transformer that begin anew all the same, such as `text_proj_out` under another tokenizer.
         vae: folder of the frozen autoencoder, or a model folder that holds it; None: that of `init`.
         text: folder that holds the frozen text encoder and its tokenizer; None: `init`.
         prompts: the templates, see `ddit.prompts`.
@@ -205,6 +206,7 @@ class DualRun:
     data: DataConfig
     kind: Literal["dual"] = "dual"
     init: str | None = None
+    fresh: tuple[str, ...] = ()
     vae: str | None = None
     text: str | None = None
     prompts: Literal["published", "mini"] = "published"
@@ -236,6 +238,8 @@ class DualRun:
                 "data.i2t_lengths does not go with parallel.text_encoder=sharded, whose ranks must call it alike: take "
                 "whole, int8 or offloaded"
             )
+        if self.data.texts_per_image > 1 and self.model.image_attends_text:
+            raise ValueError("data.texts_per_image above 1 needs model.image_attends_text=false")
         if weight > 0 and block >= self.model.depth:
             raise ValueError(f"objective.alignment_block {block} is not below model.depth {self.model.depth}")
 

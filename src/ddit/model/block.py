@@ -48,6 +48,8 @@ class Tokens(NamedTuple):
 
     image: (B, N, D). text: (B, L, D). cond: (B, D). num_t2i: n; None asks for both streams of every sample.
     mask: (B, 1, L, N + L) bool, which image and text tokens each text token sees, of i2t samples alone; None: all.
+    rows: (B,), which image each i2t text is about, where several share one: `image` is (m, N, D), and the image stream
+        runs once for all groups in a row that have the same tensor of it. None: the i-th about the i-th.
     """
 
     image: Tensor
@@ -55,6 +57,7 @@ class Tokens(NamedTuple):
     cond: Tensor
     num_t2i: int | None
     mask: Mask = None
+    rows: Tensor | None = None
 
 
 class JointBlock(nn.Module):
@@ -85,9 +88,15 @@ class JointBlock(nn.Module):
 
         kept: gets this block's keys and values of the image tokens, group by group.
         """
-        out = []
+        out: list[tuple[Tensor, Tensor]] = []
+        shared: tuple[Tensor, Tensor, BlockKV] | None = None
         for group in groups:
-            image, text, kv = self._function(group)(*group, keep=kept is not None)
+            if group.rows is not None:
+                if shared is None or shared[0] is not group.image:
+                    shared = (group.image, *self.image_step(group.image, group.cond[:1]))
+                out.append((shared[1], self.text_step(group.text, shared[2], group.rows, group.mask)[0]))
+                continue
+            image, text, kv = self._function(group)(*group[:5], keep=kept is not None)
             out.append((image, text))
             if kept is not None and kv is not None:
                 kept.append(kv)

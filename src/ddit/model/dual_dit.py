@@ -53,6 +53,8 @@ class Part(NamedTuple):
     """Samples whose images are of one size and whose texts are of one length; see `DualDiT.forward`.
 
     sees: which of the text's own tokens each of them sees.
+    rows: (B,), which of `latents` (m, C, H, W) each text is about, where i2t texts share images. The image stream,
+        which must not see the text, then runs once for all parts in a row that have the same tensor of latents.
     """
 
     latents: Tensor | None
@@ -61,6 +63,7 @@ class Part(NamedTuple):
     num_t2i: int | None = 0
     logit_mask: Tensor | None = None
     sees: Tensor | None = None
+    rows: Tensor | None = None
 
 
 class DualDiT(nn.Module):
@@ -100,7 +103,7 @@ class DualDiT(nn.Module):
         functorch_config.aggressive_recomputation = True
         _allow_graphs()
         for block in self._blocks():
-            for name in ("draw", "read", "joint", "last"):
+            for name in ("draw", "read", "joint", "last", "image_step", "text_step"):
                 # Hooks, such as those that gather weights, stay outside: they are of `forward`.
                 setattr(block, name, torch.compile(getattr(block, name)))
 
@@ -197,7 +200,10 @@ class DualDiT(nn.Module):
 
         The arguments and errors are those of `forward`; `keep_image` is for a single part.
         """
-        groups = [self._tokens(part) for part in parts]
+        groups: list[Tokens] = []
+        for i, part in enumerate(parts):
+            is_shared = i > 0 and part.rows is not None and part.latents is parts[i - 1].latents
+            groups.append(self._tokens(part, groups[-1].image if is_shared else None))
         features: list[Tensor] | None = None
         kept: ImageKV | None = [] if keep_image else None
         for index, block in enumerate(self.transformer_blocks):
@@ -220,7 +226,8 @@ class DualDiT(nn.Module):
             outputs.append(DualOutput(velocity, None, features[i] if features else None, hidden, kept))
         return outputs
 
-    def _tokens(self, part: Part) -> Tokens:
+    def _tokens(self, part: Part, image: Tensor | None = None) -> Tokens:
+        """image: the part's image tokens, if they are there already."""
         n = part.num_t2i
         if part.latents is None and n != 0:
             raise ValueError(f"the null image is of i2t samples only, but num_t2i is {n}")
@@ -228,16 +235,19 @@ class DualDiT(nn.Module):
             raise ValueError("image_attends_text=False needs num_t2i: which samples are t2i, which are i2t")
         if part.sees is not None and (n != 0 or self.config.image_attends_text):
             raise ValueError("a text is in blocks in i2t alone, and only with image_attends_text=False")
+        if part.rows is not None and (n != 0 or self.config.image_attends_text):
+            raise ValueError("texts share images in i2t alone, and only with image_attends_text=False")
         if part.latents is None:
             image = self.null_image_embd.expand(len(part.text_states), -1, -1)
-        else:
+        elif image is None:
             image = self.pos_embed(part.latents)
         mask = None if part.sees is None else F.pad(part.sees, (image.shape[1], 0), value=True)[:, None]
-        return Tokens(image, self.context_embedder(part.text_states), self.time_text_embed(part.t), n, mask)
+        text, cond = self.context_embedder(part.text_states), self.time_text_embed(part.t)
+        return Tokens(image, text, cond, n, mask, part.rows)
 
     def _forward_with_null_rows(self, part: Part, null_rows: Tensor) -> DualOutput:
         """A batch where some i2t samples have the null image: these are a part of their own, of eight tokens."""
-        latents, t, states, n, logit_mask, sees = part
+        latents, t, states, n, logit_mask, sees, _ = part
         if n is None or null_rows[:n].any():
             raise ValueError(f"the null image is of i2t samples only, but num_t2i is {n}")
         assert latents is not None

@@ -1,43 +1,51 @@
-"""`small` on the wide world: a model that is asked in many wordings, draws anywhere in an image, and writes long texts.
+"""The trained `mini` on the wide world: a model that is asked in many wordings, draws anywhere and writes long texts.
 
-Its texts have three lengths: questions and captions, conversations, and detailed descriptions.
+The small world stays a part of what it sees. Texts have three lengths: questions and captions, conversations, and
+detailed descriptions.
 """
 
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from ddit.config.data import WideData
-from ddit.config.runs import (
-    TEACHER_FILE,
-    AutoencoderRun,
-    DualRun,
-    LatentsRun,
-    RunConfig,
-    TeacherRun,
-    TextEncoderRun,
-)
-from ddit.model.config import DualDiTConfig
+from ddit.config.data import WideData, WorldData
+from ddit.config.runs import DualRun, LatentsRun, RunConfig, TextEncoderRun
+from ddit.recipes.mini import SCENE_WEIGHTS, TEXT_DIM, mini_isolated
 from ddit.recipes.small import Chain, final_run, image_run, joint_run, latents_run
+from ddit.world import PRESETS
 
-TEXT_DIM, LATENT_CHANNELS, LATENT_SIZE, NUM_PIECES = 192, 8, 16, 1280
+NUM_PIECES = 1280
 PROMPT_LENGTH, TEXT_LENGTH, SHORTER_LENGTHS = 24, 160, (32, 64)
 """Of 100 prompts 99 have at most 21 tokens; of descriptions 154, of questions with answers 22, of conversations 110."""
 BLOCK_SIZE = 16
-NUM_SCENES, NUM_TEXT_SCENES = 200_000, 2**31
-ROWS = {"drawn": 128, "read": 64}
-"""Samples of a step."""
+NUM_SCENES, NUM_SMALL_SCENES, NUM_TEXT_SCENES = 200_000, 60_000, 2**31
+SMALL_SHARE = 0.25
+"""Of the scenes, those of the small world."""
+BATCH_SIZE, TEXTS_PER_IMAGE = 256, 4
+"""Half of a step's samples are drawn; of the other half four share an image."""
+ALL_MASKED_SHARE = 0.5
 
 
 def _scenes(*, latents: Path | None = None) -> WideData:
-    """The training scenes of the transformer, cached or rendered: of their texts more than half are questions."""
+    """The training scenes of the transformer, cached or rendered: of their texts most are questions."""
     return WideData(
         num_scenes=NUM_SCENES,
-        question_fraction=0.55,
-        detailed_fraction=0.15,
-        conversation_fraction=0.15,
+        question_fraction=0.65,
+        detailed_fraction=0.08,
+        conversation_fraction=0.1,
         small_talk_fraction=0.01,
         detailed_prompt_fraction=0.0,  # they are longer than a prompt
+        weight=1 - SMALL_SHARE,
+        latents=None if latents is None else str(latents),
+    )
+
+
+def _small_scenes(*, latents: Path | None = None) -> WorldData:
+    return WorldData(
+        replace(PRESETS["fixed"], weights=SCENE_WEIGHTS),
+        num_scenes=NUM_SMALL_SCENES,
+        question_fraction=0.6,
+        weight=SMALL_SHARE,
         latents=None if latents is None else str(latents),
     )
 
@@ -46,45 +54,24 @@ def _held_out(source: WideData) -> WideData:
     return replace(source, split="val", num_scenes=2000, latents=None)
 
 
+def _start(root: Path) -> DualRun:
+    """The run whose model this chain goes on with."""
+    return mini_isolated(root, PRESETS["fixed"])
+
+
 def _chain(root: Path) -> Chain:
-    cached = _scenes(latents=root / "wide-latents")
+    start, wide = _start(root), _scenes(latents=root / "wide-latents")
+    scenes = (wide, _small_scenes(latents=root / "wide-latents_small"))
     return Chain(
         root=root,
         name="wide",
-        model=DualDiTConfig(
-            in_channels=LATENT_CHANNELS,
-            patch_size=2,
-            hidden_size=256,
-            depth=6,
-            num_heads=4,
-            text_dim=TEXT_DIM,
-            vocab_size=NUM_PIECES,
-            sample_size=LATENT_SIZE,
-            pos_embed_max_size=16,
-            image_attends_text=False,
-            stem=(64, 128),
-        ),
-        t2i=(cached,),
-        i2t=(cached,),
-        held_out=(_held_out(cached),),
-        image_size=cached.world.size,
+        model=replace(start.model, vocab_size=NUM_PIECES),
+        t2i=scenes,
+        i2t=scenes,
+        held_out=(_held_out(wide),),
+        image_size=wide.world.size,
         text_length=PROMPT_LENGTH,
-        batch_size=ROWS["drawn"],
-    )
-
-
-def wide_vae(root: Path) -> AutoencoderRun:
-    """The patch autoencoder."""
-    scenes = replace(_scenes(), num_scenes=24_000)
-    return AutoencoderRun(
-        out=str(root / "wide-vae"),
-        sources=(scenes,),
-        held_out=(_held_out(scenes),),
-        latent_channels=LATENT_CHANNELS,
-        target_psnr=28.0,
-        num_images=24_000,
-        max_steps=7000,
-        lr=1e-3,
+        vae=f"{start.out}/export",
     )
 
 
@@ -98,48 +85,45 @@ def wide_text(root: Path) -> TextEncoderRun:
         num_pieces=NUM_PIECES,
         hidden_size=TEXT_DIM,
         text_length=96,
-        max_steps=3000,
+        max_steps=2000,
         compute_dtype="auto",
     )
 
 
-def wide_teacher(root: Path) -> TeacherRun:
-    """The teacher of representation alignment, which saves two thirds of the images (LOG.md)."""
-    return TeacherRun(out=str(root / "wide-teacher"), world=_scenes().world, max_steps=2000)
-
-
 def wide_latents(root: Path) -> LatentsRun:
-    """The pool of training scenes as latents, with the teacher's features."""
-    chain = _chain(root)
-    return replace(
-        latents_run(chain, _scenes()),
-        teacher=f"{wide_teacher(root).out}/export/{TEACHER_FILE}",
-        feature_side=chain.model.sample_size // chain.model.patch_size,
-    )
+    """The pool of training scenes as latents."""
+    return latents_run(_chain(root), _scenes())
 
 
-def wide_image(root: Path) -> DualRun:
-    """Images only, with representation alignment."""
-    run = image_run(_chain(root), max_steps=8000)
-    return replace(
-        run,
-        data=replace(run.data, i2t_length=TEXT_LENGTH, i2t_lengths=SHORTER_LENGTHS),
-        objective=replace(run.objective, alignment_weight=0.5, alignment_block=2),
-    )
+def wide_latents_small(root: Path) -> LatentsRun:
+    """The small world's."""
+    return latents_run(_chain(root), _small_scenes(), name="latents_small")
 
 
 def wide_joint(root: Path) -> DualRun:
-    """Both directions at once."""
-    run = joint_run(_chain(root), wide_image(root), name="joint", max_steps=12_000)
-    size = sum(ROWS.values())
-    objective = replace(run.objective, i2t_fraction=ROWS["read"] / size)
-    return replace(run, objective=objective, global_batch_size=size)
+    """Both directions at once, from `mini` with another text encoder."""
+    chain = _chain(root)
+    run = joint_run(chain, image_run(chain, max_steps=1), name="joint", max_steps=6000)
+    text = replace(run.objective.text, all_masked_share=ALL_MASKED_SHARE)
+    return replace(
+        run,
+        init=f"{_start(root).out}/export",
+        fresh=("text_proj_out",),
+        data=replace(
+            run.data,
+            i2t_length=TEXT_LENGTH,
+            i2t_lengths=SHORTER_LENGTHS,
+            texts_per_image=TEXTS_PER_IMAGE,
+        ),
+        objective=replace(run.objective, text=text),
+        global_batch_size=BATCH_SIZE,
+        compute_dtype="auto",
+    )
 
 
 def wide_final(root: Path) -> DualRun:
-    """The same without alignment, while the learning rate falls to 0."""
-    run = final_run(_chain(root), wide_joint(root), name="final", max_steps=6000, seed=2)
-    return replace(run, objective=replace(run.objective, alignment_weight=0.0))
+    """The same while the learning rate falls to 0."""
+    return replace(final_run(_chain(root), wide_joint(root), name="final", max_steps=3000, seed=2), fresh=())
 
 
 def wide_blocks(root: Path) -> DualRun:
@@ -157,11 +141,9 @@ def wide_blocks(root: Path) -> DualRun:
 
 
 WIDE_STAGES: dict[str, Callable[[Path], RunConfig]] = {
-    "vae": wide_vae,
     "text": wide_text,
-    "teacher": wide_teacher,
     "latents": wide_latents,
-    "image": wide_image,
+    "latents_small": wide_latents_small,
     "joint": wide_joint,
     "final": wide_final,
     "blocks": wide_blocks,

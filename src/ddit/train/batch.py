@@ -56,6 +56,7 @@ class T2IBatch(NamedTuple):
 class I2TBatch(NamedTuple):
     """Image to text. input_ids, noisy_ids: (n, L); answer_mask: (n, L) bool; t: (n,), or (n, L) of texts in blocks.
 
+    images: n, or n / k where each has k texts, one after another.
     states: (n, L, D), of `noisy_ids`, where they are there ahead of the step; (n, 2 L, D), of `text_of`, in blocks.
     lengths: (n,), of each text with its padding, beyond which nothing counts; None: L.
     """

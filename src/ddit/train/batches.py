@@ -73,13 +73,19 @@ class ImageFacts(NamedTuple):
 class _Half:
     """The sources of the t2i or the i2t half of every global batch, and which of its samples are this rank's.
 
-    first: position in the global batch of the half's first sample.
+    plan: of the half's images. first: position in the global batch of the half's first sample. texts: of an image.
     """
 
     def __init__(
-        self, stream: int, sources: Sequence[OpenSource], plan: HalfBatches, first: int, mine: range
+        self,
+        stream: int,
+        sources: Sequence[OpenSource],
+        plan: HalfBatches,
+        first: int,
+        mine: range,
+        texts: int,
     ) -> None:
-        self.stream, self.plan, self.first, self.mine = stream, plan, first, mine
+        self.stream, self.plan, self.first, self.mine, self.texts = stream, plan, first, mine, texts
         self.sources = [source for source, _ in sources]
         # Null images change what a step computes, so all ranks must expect them in the same halves.
         self.may_lack_images = stream == I2T and any(
@@ -105,7 +111,8 @@ class StepData(Dataset[list[Batch]]):
 
     A global batch has round(B * i2t_fraction) i2t samples, and the others are t2i. Everything random about sample
     `position` (caption, dropout, times, noise, masks) comes from (seed, step, position), so that the global batch is
-    the same for any number of ranks, workers and micro-batches.
+    the same for any number of ranks, workers and micro-batches. With several texts an image, those of one image are
+    i2t samples in a row.
 
     Args:
         codec: its encoder is not kept.
@@ -161,11 +168,12 @@ class StepData(Dataset[list[Batch]]):
             return None
         name = "data.i2t" if stream == I2T and self.data.i2t else "data.t2i"
         is_cached = all_cached(sources, name, self.facts, shapes)
+        texts = self.data.texts_per_image if stream == I2T else 1
         plan = HalfBatches(
-            [(source, cfg.weight) for source, cfg in sources], size, shapes=shapes, seed=self.seed, stream=stream,
-            can_cut=not is_cached,
+            [(source, cfg.weight) for source, cfg in sources], size // texts, shapes=shapes, seed=self.seed,
+            stream=stream, can_cut=not is_cached,
         )  # fmt: skip
-        return _Half(stream, sources, plan, 0 if stream == T2I else self.num_t2i, ranks.part(size))
+        return _Half(stream, sources, plan, 0 if stream == T2I else self.num_t2i, ranks.part(size), texts)
 
     def left_out(self) -> Iterator[tuple[str, str, int]]:
         """What sources hold and no sample uses: the name of a source's first sample, the cause, and the number."""
@@ -244,20 +252,24 @@ class StepData(Dataset[list[Batch]]):
 
     def _rows(self, half: _Half, step: int, corrupt: Counter[str]) -> _Rows:
         shape = half.plan.shape(step)
-        rows = [self._row(half, step, half.plan.place(step, i), i, shape, corrupt) for i in half.mine]
+        rows = [
+            row
+            for i in half.mine[:: half.texts]
+            for row in self._rows_of_image(half, step, i, shape, corrupt)
+        ]
         return _Rows(rows, [noise_rng(self.seed, step, half.first + i) for i in half.mine], shape)
 
-    def _row(self, half: _Half, step: int, place: Place, i: int, shape: Shape, corrupt: Counter[str]) -> Row:
-        """Sample `i` of a half; a corrupt one is counted and replaced by another of its source and bucket."""
-        position, error = half.first + i, None
+    def _rows_of_image(
+        self, half: _Half, step: int, i: int, shape: Shape, corrupt: Counter[str]
+    ) -> list[Row]:
+        """Sample `i` of a half, and those after it that share its image.
+
+        A corrupt one is counted, and the image replaced by another of its source and bucket.
+        """
+        place, position, error = half.plan.place(step, i // half.texts), half.first + i, None
         for attempt in range(1, _MAX_ATTEMPTS + 1):
             try:
-                rng = sample_rng(self.seed, step, position)
-                sample = read_sample(half.sources[place.source], place.index, rng, i2t=half.stream == I2T)
-                if half.stream == I2T and self.block_size and len(sample.turns) > 1:
-                    # In blocks one answer of a conversation is trained, behind the earlier turns (`last_answer`).
-                    sample = sample._replace(turns=sample.turns[: rng.randint(1, len(sample.turns))])
-                return self._make_row(half, sample, shape)
+                return [self._row(half, step, place, position + k, shape) for k in range(half.texts)]
             except CorruptSample as corrupt_sample:
                 error = corrupt_sample
                 corrupt[corrupt_sample.cause] += 1
@@ -266,6 +278,14 @@ class StepData(Dataset[list[Batch]]):
         raise ValueError(
             f"{_MAX_ATTEMPTS} samples in a row could not be used, the last being {name}: {error}"
         )
+
+    def _row(self, half: _Half, step: int, place: Place, position: int, shape: Shape) -> Row:
+        rng = sample_rng(self.seed, step, position)
+        sample = read_sample(half.sources[place.source], place.index, rng, i2t=half.stream == I2T)
+        if half.stream == I2T and self.block_size and len(sample.turns) > 1:
+            # In blocks one answer of a conversation is trained, behind the earlier turns (`last_answer`).
+            sample = sample._replace(turns=sample.turns[: rng.randint(1, len(sample.turns))])
+        return self._make_row(half, sample, shape)
 
     def _make_row(self, half: _Half, sample: Sample, shape: Shape) -> Row:
         if sample.image is None and not half.may_lack_images:
@@ -280,19 +300,22 @@ class StepData(Dataset[list[Batch]]):
 
     def _images(self, half: _Half, made: _Rows) -> Images:
         latent_shape = self.facts.latent_shape(made.shape)
-        noise = sample_noise(made.rngs, latent_shape) if self.data.sample_latents else None
-        is_null = torch.tensor([row.image is None for row in made.rows]) if half.may_lack_images else None
-        return stack_images(made.rows, made.shape, latent_shape, half.is_cached, noise, is_null)
+        rows, rngs = made.rows[:: half.texts], made.rngs[:: half.texts]
+        noise = sample_noise(rngs, latent_shape) if self.data.sample_latents else None
+        is_null = torch.tensor([row.image is None for row in rows]) if half.may_lack_images else None
+        return stack_images(rows, made.shape, latent_shape, half.is_cached, noise, is_null)
 
 
 def _num_micro_batches(cfg: DualRun, num_ranks: int, num_t2i: int, num_i2t: int) -> int:
     size, micro = cfg.global_batch_size, settled(cfg.micro_batch_size)
     num_micro = 1 if micro is None else -(-size // (num_ranks * micro))
-    if num_t2i % (num_ranks * num_micro) or num_i2t % (num_ranks * num_micro):
+    texts = cfg.data.texts_per_image
+    if num_t2i % (num_ranks * num_micro) or num_i2t % (num_ranks * num_micro * texts):
         raise ValueError(
             f"a global batch of {num_t2i} t2i and {num_i2t} i2t samples cannot be shared equally by "
             f"{num_ranks} ranks with {num_micro} micro-batches each (global_batch_size={size}, "
-            f"micro_batch_size={micro}, objective.i2t_fraction={cfg.objective.i2t_fraction})"
+            f"micro_batch_size={micro}, objective.i2t_fraction={cfg.objective.i2t_fraction}, "
+            f"data.texts_per_image={texts})"
         )
     return num_micro
 

@@ -1,8 +1,9 @@
 """What a run trains: the transformer and whatever else has weights, built once, then sharded over the ranks."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from pathlib import Path
 from typing import TypeVar
 
 import torch
@@ -148,7 +149,7 @@ def make_learner(
     state = {}
     if ranks.is_first:
         state = _build(
-            cfg, start_weights(cfg.model, cfg.init, cfg.seed), codec, feature_channels, dtype
+            cfg, start_weights(cfg.model, cfg.init, cfg.seed, cfg.fresh), codec, feature_channels, dtype
         ).state_dict()
     transformer = learner.transformer
     transformer.gradient_checkpointing = settled(cfg.parallel.checkpoint_activations)
@@ -197,8 +198,8 @@ def _build(
     return learner
 
 
-def start_weights(config: DualDiTConfig, init: str | None, seed: int) -> DualDiT:
-    """The transformer where a run begins, in float32: fresh, SD3's, or that of a model folder.
+def start_weights(config: DualDiTConfig, init: str | None, seed: int, fresh: Sequence[str] = ()) -> DualDiT:
+    """The transformer where a run begins, in float32: fresh, SD3's, or a model folder's, but for its `fresh` parts.
 
     Raises:
         ValueError: in one line, if `init` is of another size.
@@ -216,6 +217,8 @@ def start_weights(config: DualDiTConfig, init: str | None, seed: int) -> DualDiT
         ).transformer  # fmt: skip
     else:
         model = load_transformer(folder / "transformer", dtype=torch.float32, **switches)
+    if fresh:
+        return _with_fresh_parts(model, config, seed, fresh, folder)
     if model.config != config:
         found, wanted = dataclasses.asdict(model.config), dataclasses.asdict(config)
         differing = [
@@ -223,3 +226,24 @@ def start_weights(config: DualDiTConfig, init: str | None, seed: int) -> DualDiT
         ]
         raise ValueError(f"the transformer in '{folder}' is of another size: {', '.join(differing)}")
     return model
+
+
+def _with_fresh_parts(
+    model: DualDiT, config: DualDiTConfig, seed: int, fresh: Sequence[str], folder: Path
+) -> DualDiT:
+    made, state = start_weights(config, None, seed), model.state_dict()
+    where = f"the transformer in '{folder}' with fresh {', '.join(fresh)}"
+
+    def is_of(name: str, part: str) -> bool:
+        return name == part or name.startswith(f"{part}.")
+
+    shapes = {name: tensor.shape for name, tensor in made.state_dict().items()}
+    for part in fresh:
+        if not any(is_of(name, part) for name in shapes):
+            raise ValueError(f"{where}: it has no part {part!r}")
+    kept = [name for name in shapes if not any(is_of(name, part) for part in fresh)]
+    unfit = [name for name in kept if name not in state or state[name].shape != shapes[name]]
+    if unfit:
+        raise ValueError(f"{where}: {min(unfit)} does not fit")
+    made.load_state_dict({name: state[name] for name in kept}, strict=False)
+    return made

@@ -45,24 +45,25 @@ def step_losses(
         transformer: the weights of its text head are used directly: of a sharded model, call this inside the root's
             forward.
         latents: clean latents (n, C, h, w) of the t2i and the i2t half, in float32; None for a half that `batch` does
-            not have, or for an i2t half whose images are all null.
+            not have, or for an i2t half whose images are all null. Of an i2t half with several texts an image, one
+            after another, each image once.
         states: text states (n, L, D_text) of `prompt_ids` and of `noisy_ids`; of texts in blocks (n, 2 L, D_text), of
             `text_of`.
         alignment_head: given where `cfg.alignment_weight` is above 0.
     """
     t2i, i2t = batch.t2i, batch.i2t
+    dtype = next(transformer.parameters()).dtype
     parts: list[Part] = []
     if t2i is not None:
-        parts.append(_t2i_part(t2i, latents[0], states[0]))
+        parts.append(_t2i_part(t2i, latents[0], states[0], dtype))
     if i2t is not None:
         is_scored = _is_scored(i2t, cfg.text, mask_token_id)
         block_size = transformer.config.text_block_size
-        i2t, i2t_parts = _i2t_parts(i2t, latents[1], states[1], is_scored, block_size)
+        shown = None if latents[1] is None else latents[1].to(dtype)
+        i2t, i2t_parts = _i2t_parts(i2t, shown, states[1], is_scored, block_size, dtype)
         parts = _joined(parts, i2t_parts)
-    dtype = next(transformer.parameters()).dtype
     outputs = transformer.forward_parts(
-        [_cast(part, dtype) for part in parts],
-        features_after=cfg.alignment_block if alignment_head is not None else None,
+        parts, features_after=cfg.alignment_block if alignment_head is not None else None
     )
     velocity, features = outputs[0].velocity, outputs[0].features
     hidden = [output.text_hidden for output in outputs if output.text_hidden is not None]
@@ -86,27 +87,37 @@ def step_losses(
     return Losses(torch.stack(terms).sum(), image, text, alignment)
 
 
-def _t2i_part(t2i: T2IBatch, latents: Tensor | None, states: Tensor | None) -> Part:
+def _t2i_part(t2i: T2IBatch, latents: Tensor | None, states: Tensor | None, dtype: torch.dtype) -> Part:
     assert latents is not None
     assert states is not None
-    return Part(flow.add_noise(latents, t2i.noise, t2i.t), t2i.t, states, num_t2i=len(t2i.t))
+    noisy = flow.add_noise(latents, t2i.noise, t2i.t)
+    return Part(noisy.to(dtype), t2i.t, states.to(dtype), num_t2i=len(t2i.t))
 
 
 def _i2t_parts(
-    i2t: I2TBatch, latents: Tensor | None, states: Tensor | None, is_scored: Tensor, block_size: int
+    i2t: I2TBatch,
+    latents: Tensor | None,
+    states: Tensor | None,
+    is_scored: Tensor,
+    block_size: int,
+    dtype: torch.dtype,
 ) -> tuple[I2TBatch, list[Part]]:
     """The half in the order of its parts: samples with an image, then those without, of one length of text each."""
     assert states is not None
+    states = states.to(dtype)
     width, is_null = i2t.input_ids.shape[1], i2t.images.is_null
+    texts_per_image = 1 if latents is None else len(states) // len(latents)
+    image_of = torch.arange(len(states), device=states.device) // texts_per_image
     if latents is None or is_null is None:
-        is_null = torch.full((len(states),), latents is None)
+        is_null = torch.full((len(states) // texts_per_image,), latents is None)
     kinds = torch.full((len(states),), width) if i2t.lengths is None else i2t.lengths.cpu()
-    kinds = kinds + (width + 1) * is_null.cpu()
+    kinds = kinds + (width + 1) * is_null.cpu().repeat_interleave(texts_per_image)
     order = kinds.argsort(stable=True)
     if (kinds[1:] < kinds[:-1]).any():
         of_rows = order.to(states.device)
-        states, is_scored = states[of_rows], is_scored[of_rows]
-        latents = None if latents is None else latents[of_rows]
+        states, is_scored, image_of = states[of_rows], is_scored[of_rows], image_of[of_rows]
+        if latents is not None and texts_per_image == 1:
+            latents = latents[of_rows]
         i2t = i2t._replace(
             input_ids=i2t.input_ids[of_rows], answer_mask=i2t.answer_mask[of_rows],
             noisy_ids=i2t.noisy_ids[of_rows], t=i2t.t[of_rows],
@@ -120,16 +131,18 @@ def _i2t_parts(
             :, :, :length
         ]  # in blocks two, a clean and a noisy one
         scored = F.pad(is_scored[rows, :length], (0 if text is None else length, 0))
-        of_part = None if has_none or latents is None else latents[rows]
-        t = torch.zeros(count, device=states.device)
-        parts.append(Part(of_part, t, copies.flatten(1, 2), 0, scored, None if text is None else text.sees))
+        t, sees = torch.zeros(count, device=states.device), None if text is None else text.sees
+        shown = shared_by = None
+        if latents is not None and not has_none:
+            shown, shared_by = (latents[rows], None) if texts_per_image == 1 else (latents, image_of[rows])
+        parts.append(Part(shown, t, copies.flatten(1, 2), 0, scored, sees, shared_by))
         start += count
     return i2t, parts
 
 
 def _joined(t2i: list[Part], i2t: list[Part]) -> list[Part]:
     """All parts, those of both kinds as one where their sizes agree: half as many products, each twice as large."""
-    if not t2i or i2t[0].sees is not None or not _fit(t2i[0], i2t[0]):
+    if not t2i or i2t[0].sees is not None or i2t[0].rows is not None or not _fit(t2i[0], i2t[0]):
         return t2i + i2t
     one, other = t2i[0], i2t[0]
     assert one.latents is not None
@@ -153,11 +166,6 @@ def _fit(one: Part, other: Part) -> bool:
         if part.latents is not None
     ]
     return sizes[0] == sizes[1]
-
-
-def _cast(part: Part, dtype: torch.dtype) -> Part:
-    latents = None if part.latents is None else part.latents.to(dtype)
-    return part._replace(latents=latents, text_states=part.text_states.to(dtype))
 
 
 def _is_scored(i2t: I2TBatch, cfg: MaskedConfig, mask_token_id: int) -> Tensor:
