@@ -35,8 +35,6 @@ from ddit.train.small_data import Texts, open_parts, read_pixels
 
 UTILISATION = 0.3
 """Of a device's peak rate, that training of a small model is expected to keep up."""
-REFINER, LEAST_REFINED = 64, 4
-"""Channels, and the patch from which they pay: a flow loss is reached in about two thirds of the time (LOG.md)."""
 REPORT_SHARE, MOST_REPORT_SECONDS = 0.08, 1200.0
 SMALL_NET_SHARE = 0.07
 """Of the whole time, that autoencoder and text encoder each may take."""
@@ -135,7 +133,6 @@ def _small_runs(
         image_size=size,
         patch_size=patch,
         stem=_choose_stem(patch) if is_drawn else (),
-        refiner=REFINER if is_drawn and patch >= LEAST_REFINED else 0,
         text_length=findings.text_length,
         vae=options.vae,
         text=options.text,
