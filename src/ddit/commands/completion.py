@@ -52,7 +52,7 @@ def recipes(incomplete: str) -> list[str]:
 
 
 def models(incomplete: str) -> list[str]:
-    """The packaged models, hub ids that were downloaded, model folders; where there is none, the shell completes folders."""
+    """Packaged models, downloaded hub ids, model folders; where there is none, the shell completes folders."""
     from ddit.model.folders import PACKAGED
 
     above = Path(incomplete if incomplete.endswith("/") else os.path.dirname(incomplete))

@@ -41,10 +41,13 @@ def resolve(name_or_path: str | os.PathLike[str], *, only_stored: bool = False) 
         raise ValueError(f"'{name}' is a file: a model is a folder in the diffusers layout")
     if not re.fullmatch(r"[\w-]+[\w.-]*/[\w.-]+", name, flags=re.ASCII):
         reason = "not a hub id (owner/name)"
-        raise ValueError(
-            f"unknown model '{name}': not a folder, not {' or '.join(PACKAGED)}, and {reason}{_near_models(name)}"
-        )
+        raise _unknown(name, reason)
     return _download(name, only_stored=only_stored)
+
+
+def _unknown(name: str, reason: str) -> ValueError:
+    known = " or ".join(PACKAGED)
+    return ValueError(f"unknown model '{name}': not a folder, not {known}, and {reason}{_near_models(name)}")
 
 
 def _near_models(name: str) -> str:
@@ -71,7 +74,7 @@ def _download(name: str, *, only_stored: bool) -> Path:
         reason = f"the hub refuses it ({str(error).splitlines()[0]})"
     except OSError as error:
         reason = f"the download failed ({str(error).splitlines()[0]})"
-    raise ValueError(f"unknown model '{name}': not a folder, not {' or '.join(PACKAGED)}, and {reason}{_near_models(name)}")
+    raise _unknown(name, reason)
 
 
 def settings_for(folder: Path, trained_size: int) -> ModelSettings:
