@@ -40,8 +40,7 @@ def resolve(name_or_path: str | os.PathLike[str], *, only_stored: bool = False) 
     if Path(name).is_file():
         raise ValueError(f"'{name}' is a file: a model is a folder in the diffusers layout")
     if not re.fullmatch(r"[\w-]+[\w.-]*/[\w.-]+", name, flags=re.ASCII):
-        reason = "not a hub id (owner/name)"
-        raise _unknown(name, reason)
+        raise _unknown(name, "not a hub id (owner/name)")
     return _download(name, only_stored=only_stored)
 
 
