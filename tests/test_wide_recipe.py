@@ -23,16 +23,15 @@ def duals() -> list[DualRun]:
 def test_each_stage_begins_with_the_one_before_and_is_watched_by_other_scenes() -> None:
     runs = duals()
     assert [run.init for run in runs] == [
-        "runs/mini-isolated/export",
+        "runs/wide-start",
         *(f"{run.out}/export" for run in runs[:-1]),
     ]
-    assert [run.fresh for run in runs] == [("text_proj_out",), (), ()]
     assert len({run.seed for run in runs}) == len(runs)
     for run in runs:
         assert {source.split for source in run.data.t2i + run.data.i2t} == {"train"}  # type: ignore[union-attr]
         assert {source.split for source in run.data.held_out} == {"val"}  # type: ignore[union-attr]
         assert run.global_batch_size * run.objective.i2t_fraction == pytest.approx(128)
-    assert [run.model.text_block_size for run in runs] == [0, 0, 16]
+    assert [run.model.text_block_size for run in runs] == [0, 16]
     assert len({replace(run.model, text_block_size=0) for run in runs}) == 1
 
 
@@ -48,7 +47,7 @@ def test_the_chain_runs_and_leaves_a_model_that_describes_in_blocks(tmp_path: Pa
     runs = [make_tiny(build(stage, tmp_path)) for stage in list_stages("wide")]
     runs = [run if isinstance(run, TextEncoderRun) else replace(run, vae="mini") for run in runs]  # type: ignore[call-arg]
     joint = next(run for run in runs if isinstance(run, DualRun))
-    runs[runs.index(joint)] = replace(joint, init=None, fresh=())  # a start of this size is nowhere
+    runs[runs.index(joint)] = replace(joint, init=None)  # a start of this size is nowhere
     run_stages(runs)
     pipeline = Pipeline.from_pretrained(tmp_path / "wide-blocks" / "export")
     image = render(make_scene(WIDE_PRESETS["wide"], "test", 0))

@@ -9,7 +9,7 @@ import torch
 
 from ddit.model.encoders import TextCodec
 from ddit.model.folders import resolve
-from ddit.model.growing import add_words
+from ddit.model.growing import add_words, with_text_encoder
 from ddit.model.loading import ModelParts, load_parts
 from ddit.model.saving import save_parts
 from ddit.model.small_text import tiny_t5, train_tokenizer
@@ -72,3 +72,42 @@ def test_a_tokenizer_of_pieces_keeps_its_ids_and_knows_the_words(mini: ModelPart
     assert grown.text_codec.tokenizer.get_vocab() == tokenizer.get_vocab()
     assert grown.text_codec.unknown_words("ein Xylophon") == []
     assert grown.text_codec.decode(grown.text_codec.token_ids("Ein Xylophon 🎨")) == "Ein Xylophon 🎨"
+
+
+WORLD_TEXTS = [
+    f"a photo of {count} {color} {name}"
+    for count in ("two", "three")
+    for color in ("red", "blue", "green", "black")
+    for name in ("cars", "dogs", "cats", "apples")
+]
+
+
+def test_with_another_text_encoder_a_model_goes_on_about_where_it_was(mini: ModelParts) -> None:
+    torch.manual_seed(0)
+    tokenizer = train_tokenizer(WORLD_TEXTS, num_pieces=512)
+    other = TextCodec(tokenizer, tiny_t5(len(tokenizer), d_model=64))
+    found = with_text_encoder(mini, other, WORLD_TEXTS, 16)
+    assert found.text_codec is other
+    assert found.image_codec is mini.image_codec
+    config = found.transformer.config
+    assert (config.text_dim, config.vocab_size) == (64, other.vocab_size)
+    old, new = mini.text_codec.tokenizer.get_vocab(), tokenizer.get_vocab()
+    for name in ("text_proj_out.weight", "text_proj_out.bias"):
+        before, after = mini.transformer.get_parameter(name), found.transformer.get_parameter(name)
+        for token in ("▁red", "</s>", "<extra_id_0>"):
+            assert torch.equal(after[new[token]], before[old[token]])
+        torch.testing.assert_close(after[new["▁photo"]], before[old["▁photo"]])
+    kept = {name for name, p in mini.transformer.named_parameters() if "context_embedder" not in name}
+    for name in kept - {"text_proj_out.weight", "text_proj_out.bias"}:
+        assert torch.equal(found.transformer.get_parameter(name), mini.transformer.get_parameter(name)), name
+
+    # The fit explains most of what the old encoder said of texts that it has not seen.
+    text, ids = ["a photo of three blue apples"], []
+    embedded = []
+    for parts in (mini, found):
+        ids = parts.text_codec.tokenize(text, 16)
+        embedded.append(parts.transformer.context_embedder(parts.text_codec.states(ids)).detach()[0, :6])
+    error = (embedded[0] - embedded[1]).square().sum() / (embedded[0] - embedded[0].mean(0)).square().sum()
+    assert error < 0.3
+    with pytest.raises(ValueError, match="there are no texts"):
+        with_text_encoder(mini, other, [], 16)

@@ -11,7 +11,7 @@ from pathlib import Path
 from ddit.config.data import WideData, WorldData
 from ddit.config.runs import DualRun, LatentsRun, RunConfig, TextEncoderRun
 from ddit.recipes.mini import SCENE_WEIGHTS, TEXT_DIM, mini_isolated
-from ddit.recipes.small import Chain, final_run, image_run, joint_run, latents_run
+from ddit.recipes.small import Chain, image_run, joint_run, latents_run
 from ddit.world import PRESETS
 
 NUM_PIECES = 1280
@@ -101,14 +101,13 @@ def wide_latents_small(root: Path) -> LatentsRun:
 
 
 def wide_joint(root: Path) -> DualRun:
-    """Both directions at once, from `mini` with another text encoder."""
+    """Both directions at once, from `mini` with another text encoder (`tools/wide_start.py`), as the rate falls to 0."""
     chain = _chain(root)
     run = joint_run(chain, image_run(chain, max_steps=1), name="joint", max_steps=6000)
     text = replace(run.objective.text, all_masked_share=ALL_MASKED_SHARE)
     return replace(
         run,
-        init=f"{_start(root).out}/export",
-        fresh=("text_proj_out",),
+        init=str(root / "wide-start"),
         data=replace(
             run.data,
             i2t_length=TEXT_LENGTH,
@@ -116,27 +115,23 @@ def wide_joint(root: Path) -> DualRun:
             texts_per_image=TEXTS_PER_IMAGE,
         ),
         objective=replace(run.objective, text=text),
+        optimizer=replace(run.optimizer, schedule="linear", decay_fraction=1.0),
         global_batch_size=BATCH_SIZE,
         compute_dtype="auto",
     )
 
 
-def wide_final(root: Path) -> DualRun:
-    """The same while the learning rate falls to 0."""
-    return replace(final_run(_chain(root), wide_joint(root), name="final", max_steps=3000, seed=2), fresh=())
-
-
 def wide_blocks(root: Path) -> DualRun:
     """Conversion: a short tuning, after which texts are written in blocks."""
-    final = wide_final(root)
+    joint = wide_joint(root)
     return replace(
-        final,
+        joint,
         out=str(root / "wide-blocks"),
-        init=f"{final.out}/export",
-        model=replace(final.model, text_block_size=BLOCK_SIZE),
-        optimizer=replace(final.optimizer, lr=3e-4, muon_lr=0.006),
+        init=f"{joint.out}/export",
+        model=replace(joint.model, text_block_size=BLOCK_SIZE),
+        optimizer=replace(joint.optimizer, lr=3e-4, muon_lr=0.006),
         max_steps=1500,
-        seed=3,
+        seed=joint.seed + 1,
     )
 
 
@@ -145,6 +140,5 @@ WIDE_STAGES: dict[str, Callable[[Path], RunConfig]] = {
     "latents": wide_latents,
     "latents_small": wide_latents_small,
     "joint": wide_joint,
-    "final": wide_final,
     "blocks": wide_blocks,
 }
