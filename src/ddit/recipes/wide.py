@@ -101,7 +101,7 @@ def wide_latents_small(root: Path) -> LatentsRun:
 
 
 def wide_joint(root: Path) -> DualRun:
-    """Both directions at once, from `mini` with another text encoder (`tools/wide_start.py`), as the rate falls to 0."""
+    """Both directions at once, from `mini` with another text encoder (`tools/wide_start.py`); the rate falls to 0."""
     chain = _chain(root)
     run = joint_run(chain, image_run(chain, max_steps=1), name="joint", max_steps=6000)
     text = replace(run.objective.text, all_masked_share=ALL_MASKED_SHARE)
