@@ -237,10 +237,9 @@ class DualDiT(nn.Module):
             raise ValueError("a text is in blocks in i2t alone, and only with image_attends_text=False")
         if part.rows is not None and (n != 0 or self.config.image_attends_text):
             raise ValueError("texts share images in i2t alone, and only with image_attends_text=False")
-        if part.latents is None:
-            image = self.null_image_embd.expand(len(part.text_states), -1, -1)
-        elif image is None:
-            image = self.pos_embed(part.latents)
+        if image is None:
+            null = self.null_image_embd.expand(len(part.text_states), -1, -1)
+            image = null if part.latents is None else self.pos_embed(part.latents)
         mask = None if part.sees is None else F.pad(part.sees, (image.shape[1], 0), value=True)[:, None]
         text, cond = self.context_embedder(part.text_states), self.time_text_embed(part.t)
         return Tokens(image, text, cond, n, mask, part.rows)
