@@ -238,11 +238,15 @@ class DualDiT(nn.Module):
         if part.rows is not None and (n != 0 or self.config.image_attends_text):
             raise ValueError("texts share images in i2t alone, and only with image_attends_text=False")
         if image is None:
-            null = self.null_image_embd.expand(len(part.text_states), -1, -1)
-            image = null if part.latents is None else self.pos_embed(part.latents)
+            image = self._image_tokens(part)
         mask = None if part.sees is None else F.pad(part.sees, (image.shape[1], 0), value=True)[:, None]
         text, cond = self.context_embedder(part.text_states), self.time_text_embed(part.t)
         return Tokens(image, text, cond, n, mask, part.rows)
+
+    def _image_tokens(self, part: Part) -> Tensor:
+        if part.latents is None:
+            return self.null_image_embd.expand(len(part.text_states), -1, -1)
+        return self.pos_embed(part.latents)
 
     def _forward_with_null_rows(self, part: Part, null_rows: Tensor) -> DualOutput:
         """A batch where some i2t samples have the null image: these are a part of their own, of eight tokens."""
