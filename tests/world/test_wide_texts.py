@@ -93,6 +93,7 @@ def distinctive_literals() -> list[str]:
     found = []
     for wording in listed:
         literal = max(re.split(r"\{\w+\}", same_image(wording.text.rstrip("?."))), key=len)
+        literal = literal.lstrip(" ,;:")  # an opening such as "hi, " may come before a seen wording
         if wording.held_out and len(literal.split()) >= 3 and literal.strip() not in seen:
             found.append(literal)
     assert len(found) >= 20

@@ -19,7 +19,7 @@ SYNONYMS = {
     "tv": ("television", "tv set"),
 }  # fmt: skip
 """Other names of classes."""
-_IMAGE_SYNONYMS = {"picture": ("pic", "drawing", "illustration"), "photo": ("photograph",)}
+_IMAGE_SYNONYMS = {"picture": ("pic",), "photo": ("photograph",)}
 _PLURALS: dict[str, str] = {"lorry": "lorries"}
 _OPENINGS = (
     "question: ", "quick question: ", "i have a question: ", "please tell me: ", "please answer: ", "tell me, ", "hi, ",
