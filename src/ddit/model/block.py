@@ -96,7 +96,8 @@ class JointBlock(nn.Module):
                     shared = (group.image, *self.image_step(group.image, group.cond[:1]))
                 out.append((shared[1], self.text_step(group.text, shared[2], group.rows, group.mask)[0]))
                 continue
-            image, text, kv = self._function(group)(*group[:5], keep=kept is not None)
+            *tokens, _ = group
+            image, text, kv = self._function(group)(*tokens, keep=kept is not None)
             out.append((image, text))
             if kept is not None and kv is not None:
                 kept.append(kv)

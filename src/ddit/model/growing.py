@@ -128,7 +128,8 @@ def with_text_encoder(parts: ModelParts, codec: TextCodec, texts: Sequence[str],
     with torch.device("meta"):
         made = DualDiT(config)
     state = transformer.state_dict()
-    state["context_embedder.weight"], state["context_embedder.bias"] = found[:-1].T.contiguous(), found[-1]
+    fitted = found.to(transformer.context_embedder.weight.dtype)
+    state["context_embedder.weight"], state["context_embedder.bias"] = fitted[:-1].T.contiguous(), fitted[-1]
     pairs = _tokens_alike(parts.text_codec.tokenizer, codec.tokenizer)
     if not pairs:
         raise ValueError("the two tokenizers have no token in common")

@@ -73,8 +73,8 @@ class Watch:
     def _open_log(self) -> RunLog:
         cfg, trainer = self.cfg, self.trainer
         dtype = compute_dtype(cfg.compute_dtype, trainer.ranks.device)
-        flops = None  # of texts whose lengths are not known beforehand
-        if not cfg.data.i2t_lengths:
+        flops = None  # of texts whose lengths are not known beforehand, or which share images
+        if not cfg.data.i2t_lengths and cfg.data.texts_per_image == 1:
             flops = run_flops(cfg, trainer.images.downsample) / cfg.global_batch_size
         peak = peak_flops(trainer.ranks.device, dtype, override=cfg.report.peak_tflops)
         return RunLog(
