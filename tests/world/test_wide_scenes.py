@@ -105,6 +105,26 @@ def test_half_of_an_object_is_hidden_where_that_is_asked_for() -> None:
         assert sum(share > config.max_overlap for share in shares) <= 1
 
 
+def test_fixed_places_are_the_middle_halves_quadrants_or_two_rows_of_three() -> None:
+    config = WIDE_PRESETS["wide-fixed"]
+    fields = {1: {32}, 2: {16, 32, 48}, 3: {16, 48}, 4: {16, 48}, 5: {10, 16, 32, 48, 54}, 6: {10, 16, 32, 48, 54}}
+    seen = set()
+    for index in range(300):
+        scene = make_scene(config, "train", index)
+        count = len(scene.objects)
+        near = [
+            min(((x, y) for x in fields[count] for y in fields[count]), key=lambda c: abs(o.x - c[0]) + abs(o.y - c[1]))
+            for o in scene.objects
+        ]
+        assert len(set(near)) == count
+        assert all(max(abs(o.x - x), abs(o.y - y)) <= 3 for o, (x, y) in zip(scene.objects, near, strict=True))
+        assert {o.size for o in scene.objects} == {config.max_sizes[count - 1]}
+        seen.add(count)
+    assert seen == {1, 2, 3, 4, 5, 6}
+    with pytest.raises(ValueError, match="free layout"):
+        WideConfig(layout="fixed", half_hidden=0.5)
+
+
 def test_a_scene_is_the_same_at_every_size() -> None:
     for index in range(50):
         small, large = (make_scene(WIDE_PRESETS[n], "test", index) for n in ("wide", "wide-128"))

@@ -1,6 +1,6 @@
 """The trained `mini` on the wide world: a model that is asked in many wordings, draws anywhere and writes long texts.
 
-The small world stays a part of what it sees. Texts have three lengths: questions and captions, conversations, and
+Half of the scenes are free, the others have fixed places or are the small world's, which it knows. Texts have three lengths: questions and captions, conversations, and
 detailed descriptions.
 """
 
@@ -13,14 +13,15 @@ from ddit.config.runs import DualRun, LatentsRun, RunConfig, TextEncoderRun
 from ddit.recipes.mini import SCENE_WEIGHTS, TEXT_DIM, mini_isolated
 from ddit.recipes.small import Chain, image_run, joint_run, latents_run
 from ddit.world import PRESETS
+from ddit.world.wide import WIDE_PRESETS
 
 NUM_PIECES = 1280
 PROMPT_LENGTH, TEXT_LENGTH, SHORTER_LENGTHS = 24, 160, (32, 64)
 """Of 100 prompts 99 have at most 21 tokens; of descriptions 154, of questions with answers 22, of conversations 110."""
 BLOCK_SIZE = 16
-NUM_SCENES, NUM_SMALL_SCENES, NUM_TEXT_SCENES = 200_000, 60_000, 2**31
-SMALL_SHARE = 0.25
-"""Of the scenes, those of the small world."""
+NUM_SCENES, NUM_FIXED_SCENES, NUM_SMALL_SCENES, NUM_TEXT_SCENES = 200_000, 100_000, 60_000, 2**31
+FIXED_SHARE, SMALL_SHARE = 0.3, 0.2
+"""Of the scenes, those in fixed places and those of the small world."""
 BATCH_SIZE, TEXTS_PER_IMAGE = 256, 4
 """Half of a step's samples are drawn; of the other half four share an image."""
 ALL_MASKED_SHARE = 0.5
@@ -35,9 +36,14 @@ def _scenes(*, latents: Path | None = None) -> WideData:
         conversation_fraction=0.1,
         small_talk_fraction=0.01,
         detailed_prompt_fraction=0.0,  # they are longer than a prompt
-        weight=1 - SMALL_SHARE,
+        weight=1 - FIXED_SHARE - SMALL_SHARE,
         latents=None if latents is None else str(latents),
     )
+
+
+def _fixed_scenes(*, latents: Path | None = None) -> WideData:
+    free = _scenes(latents=latents)
+    return replace(free, world=WIDE_PRESETS["wide-fixed"], num_scenes=NUM_FIXED_SCENES, weight=FIXED_SHARE)
 
 
 def _small_scenes(*, latents: Path | None = None) -> WorldData:
@@ -61,7 +67,8 @@ def _start(root: Path) -> DualRun:
 
 def _chain(root: Path) -> Chain:
     start, wide = _start(root), _scenes(latents=root / "wide-latents")
-    scenes = (wide, _small_scenes(latents=root / "wide-latents_small"))
+    fixed = _fixed_scenes(latents=root / "wide-latents_fixed")
+    scenes = (wide, fixed, _small_scenes(latents=root / "wide-latents_small"))
     return Chain(
         root=root,
         name="wide",
@@ -93,6 +100,11 @@ def wide_text(root: Path) -> TextEncoderRun:
 def wide_latents(root: Path) -> LatentsRun:
     """The pool of training scenes as latents."""
     return latents_run(_chain(root), _scenes())
+
+
+def wide_latents_fixed(root: Path) -> LatentsRun:
+    """Those in fixed places."""
+    return latents_run(_chain(root), _fixed_scenes(), name="latents_fixed")
 
 
 def wide_latents_small(root: Path) -> LatentsRun:
@@ -138,6 +150,7 @@ def wide_blocks(root: Path) -> DualRun:
 WIDE_STAGES: dict[str, Callable[[Path], RunConfig]] = {
     "text": wide_text,
     "latents": wide_latents,
+    "latents_fixed": wide_latents_fixed,
     "latents_small": wide_latents_small,
     "joint": wide_joint,
     "blocks": wide_blocks,

@@ -106,6 +106,21 @@ def relative_position(a: Box, b: Box) -> set[str]:
     return {name for name, holds in found.items() if holds}
 
 
+def fixed_centers(count: int, side: int, rng: random.Random) -> list[tuple[int, int]]:
+    """The middle of the image, two of its halves, quadrants, or for 5 and 6 the fields of two rows and three columns;
+    in random order."""
+    middle, quarter = side // 2, side // 4
+    if count == 1:
+        return [(middle, middle)]
+    if count == 2:
+        ends = [(quarter, middle), (3 * quarter, middle)]
+        centers = ends if rng.random() < 0.5 else [(y, x) for x, y in ends]
+        rng.shuffle(centers)
+        return centers
+    columns = (quarter, 3 * quarter) if count <= 4 else (side // 6, middle, side - side // 6)
+    return rng.sample([(x, y) for x in columns for y in (quarter, 3 * quarter)], count)
+
+
 def make_scene(config: WorldConfig, split: str, index: int, *, seed: int = 0) -> Scene:
     """Scene `index` of a split. No two splits share a scene: the blue of the lower background, modulo the
     number of splits, is the split's place in `SPLITS`.
@@ -217,15 +232,7 @@ def _place(
 
 
 def _fixed_places(config: WorldConfig, count: int, rng: random.Random) -> list[tuple[int, int, int]]:
-    size, middle, quarter = config.sizes[min(count, 3) - 1], config.size // 2, config.size // 4
-    if count == 1:
-        centers = [(middle, middle)]
-    elif count == 2:
-        ends = [(quarter, middle), (3 * quarter, middle)]
-        centers = ends if rng.random() < 0.5 else [(y, x) for x, y in ends]
-        rng.shuffle(centers)
-    else:
-        centers = rng.sample([(x, y) for x in (quarter, 3 * quarter) for y in (quarter, 3 * quarter)], count)
+    size = config.sizes[min(count, 3) - 1]
     jitter = config.jitter + (count == 1)
     return [
         (
@@ -233,7 +240,7 @@ def _fixed_places(config: WorldConfig, count: int, rng: random.Random) -> list[t
             min(max(y - size // 2 + rng.randint(-jitter, jitter), 0), config.size - size),
             size,
         )
-        for x, y in centers
+        for x, y in fixed_centers(count, config.size, rng)
     ]
 
 

@@ -57,10 +57,15 @@ def is_held_out(class_name: str, other: str | None) -> bool:
 
 @strict
 class WideConfig:
-    """One difficulty of the wide world: sprites anywhere, on grounds of five kinds.
+    """One difficulty of the wide world: sprites on grounds of five kinds.
 
-    `sizes` and `max_sizes` are in 64ths of the image's side, so that a scene is the same at every `size`.
+    `free`: anywhere, in sizes from `min_size` to those of `max_sizes`. `fixed`: one object in the middle, two side by
+    side or one above the other, three or four in quadrants, more in two rows of three, each shifted by up to 2 units;
+    in the sizes of `max_sizes`. All lengths are in 64ths of the image's side, so that a scene is the same at every
+    `size`.
     """
+
+    layout: Literal["free", "fixed"] = "free"
 
     classes: tuple[str, ...] = WIDE_CLASSES
     styles: tuple[str, ...] = STYLES
@@ -107,6 +112,8 @@ class WideConfig:
             raise ValueError(f"max_kinds is {self.max_kinds} and classes has {len(self.classes)}")
         if not 1 <= len(self.counts) <= 6 or not sum(self.counts) or not sum(self.grounds.values()):
             raise ValueError("counts and grounds need a positive weight, and counts at most 6")
+        if self.layout == "fixed" and self.half_hidden:
+            raise ValueError("half_hidden needs the free layout")
         largest = self.max_sizes
         if len(largest) < len(self.counts) or min(largest) < self.min_size or max(largest) > GRID:
             raise ValueError(
@@ -120,6 +127,7 @@ WIDE_PRESETS: dict[str, WideConfig] = {
     "wide-1": WideConfig(counts=(1.0,), max_sizes=(64,)),
     "wide": WideConfig(),
     "wide-half-hidden": WideConfig(half_hidden=0.5),
+    "wide-fixed": WideConfig(layout="fixed", max_sizes=(43, 30, 28, 28, 20, 20)),
     "wide-128": WideConfig(size=128),
 }
-"""Single objects; the default; with half-hidden objects; the default in images of twice the side."""
+"""Single objects; the default; with half-hidden objects; in fixed places; the default in images of twice the side."""

@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from ..presets import SPLITS
-from ..scenes import Box, Group, SceneObject, group_alike
+from ..scenes import Box, Group, SceneObject, fixed_centers, group_alike
 from .presets import (
     GRID,
     TONES,
@@ -28,6 +28,7 @@ _HIDDEN = (0.35, 0.55)
 _LEAST_HIDDEN = 22
 """In 64ths of the side: half of a smaller sprite is too little to tell what it is."""
 _ATTEMPTS = 150
+_JITTER = 2
 
 RGB = tuple[int, int, int]
 
@@ -267,6 +268,7 @@ def _place(
     objects: list[WideObject] = []
     boxes: list[Box] = []
     total = 0
+    centers = fixed_centers(len(looks), GRID, rng) if config.layout == "fixed" else []
     for look in looks:
         is_last = len(objects) == len(looks) - 1
         hidden = 0 if is_last and hides else -1
@@ -274,8 +276,12 @@ def _place(
             max(config.min_size, min(_LEAST_HIDDEN, largest)) if hides and not objects else config.min_size
         )
         for _ in range(_ATTEMPTS):
-            size = _draw_size(least, largest, rng)
-            left, top = int(rng.random() * (GRID - size + 1)), int(rng.random() * (GRID - size + 1))
+            if centers:
+                size = largest
+                left, top = _near(centers[len(objects)], size, rng)
+            else:
+                size = _draw_size(least, largest, rng)
+                left, top = int(rng.random() * (GRID - size + 1)), int(rng.random() * (GRID - size + 1))
             if is_last and (total + left + top + size) % len(SPLITS) != mark:
                 continue
             item = WideObject(*look, left, top, size)
@@ -288,6 +294,12 @@ def _place(
         else:
             return []
     return objects
+
+
+def _near(center: tuple[int, int], size: int, rng: random.Random) -> tuple[int, int]:
+    """The upper left corner of a square inside of the image, about the centre."""
+    x, y = (min(max(c - size // 2 + rng.randint(-_JITTER, _JITTER), 0), GRID - size) for c in center)
+    return x, y
 
 
 def _draw_size(least: int, most: int, rng: random.Random) -> int:
