@@ -107,19 +107,18 @@ def test_half_of_an_object_is_hidden_where_that_is_asked_for() -> None:
 
 def test_fixed_places_are_the_middle_halves_quadrants_or_two_rows_of_three() -> None:
     config = WIDE_PRESETS["wide-fixed"]
-    fields = {1: {32}, 2: {16, 32, 48}, 3: {16, 48}, 4: {16, 48}, 5: {10, 16, 32, 48, 54}, 6: {10, 16, 32, 48, 54}}
+    third = {10, 32, 54, 16, 48}
+    fields = {1: {32}, 2: {16, 32, 48}, 3: {16, 48}, 4: {16, 48}, 5: third, 6: third}
     seen = set()
     for index in range(300):
-        scene = make_scene(config, "train", index)
-        count = len(scene.objects)
-        near = [
-            min(((x, y) for x in fields[count] for y in fields[count]), key=lambda c: abs(o.x - c[0]) + abs(o.y - c[1]))
-            for o in scene.objects
-        ]
-        assert len(set(near)) == count
-        assert all(max(abs(o.x - x), abs(o.y - y)) <= 3 for o, (x, y) in zip(scene.objects, near, strict=True))
-        assert {o.size for o in scene.objects} == {config.max_sizes[count - 1]}
-        seen.add(count)
+        objects = make_scene(config, "train", index).objects
+        seen.add(len(objects))
+        near = {
+            tuple(min(fields[len(objects)], key=lambda c, v=v: abs(v - c)) for v in (o.x, o.y))
+            for o in objects
+        }
+        assert len(near) == len(objects)
+        assert {o.size for o in objects} == {config.max_sizes[len(objects) - 1]}
     assert seen == {1, 2, 3, 4, 5, 6}
     with pytest.raises(ValueError, match="free layout"):
         WideConfig(layout="fixed", half_hidden=0.5)

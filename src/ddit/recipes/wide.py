@@ -1,7 +1,7 @@
 """The trained `mini` on the wide world: a model that is asked in many wordings, draws anywhere and writes long texts.
 
-Half of the scenes are free, the others have fixed places or are the small world's, which it knows. Texts have three lengths: questions and captions, conversations, and
-detailed descriptions.
+Half of the scenes are free; the others have fixed places, or are the small world's, which it knows. Texts have three
+lengths: questions and captions, conversations, and detailed descriptions.
 """
 
 from collections.abc import Callable
