@@ -16,7 +16,14 @@ from ddit.world.wide.train_check import collect_proposals, train_check
 CONFIGS = [WIDE_PRESETS["wide"]]
 
 
-LEAST_RIGHT = {"wide-1": 0.95, "wide": 0.9, "wide-128": 0.9, "wide-half-hidden": 0.55, "wide-fixed": 0.9}
+LEAST_RIGHT = {
+    "wide-easy": 0.9,
+    "wide-1": 0.95,
+    "wide": 0.9,
+    "wide-half-hidden": 0.55,
+    "wide-fixed": 0.9,
+    "wide-128": 0.9,
+}
 """Well below what benchmarks/detector.md measures on more scenes."""
 
 

@@ -245,7 +245,7 @@ def world(
     preset: Annotated[
         str,
         typer.Option(
-            help="how hard: fixed-1 ... free; of the wide world: wide-1, wide, wide-half-hidden, wide-fixed, wide-128",
+            help="how hard: fixed-1 ... free; of the wide world: wide-easy ... wide-128",
             autocompletion=completion.all_presets,
         ),
     ] = "fixed",

@@ -9,7 +9,7 @@ from pydantic import Field, NonNegativeFloat
 
 from ddit.schema import strict
 
-from ..presets import COLORS, HELD_OUT_CLASSES, HELD_OUT_COLORS, STYLES
+from ..presets import CLASSES, COLORS, HELD_OUT_CLASSES, HELD_OUT_COLORS, STYLES
 
 WIDE_CLASSES = (
     "airplane", "apple", "backpack", "banana", "bear", "bed", "bicycle", "bird", "boat", "book", "broccoli", "bus",
@@ -124,10 +124,20 @@ class WideConfig:
 
 
 WIDE_PRESETS: dict[str, WideConfig] = {
+    "wide-easy": WideConfig(
+        classes=CLASSES,
+        styles=STYLES[:2],
+        grounds={"plain": 0.5, "gradient": 0.5},
+        layout="fixed",
+        counts=(0.25, 0.45, 0.18, 0.12),
+        max_kinds=2,
+        max_sizes=(43, 30, 28, 28, 20, 20),
+    ),
     "wide-1": WideConfig(counts=(1.0,), max_sizes=(64,)),
     "wide": WideConfig(),
     "wide-half-hidden": WideConfig(half_hidden=0.5),
     "wide-fixed": WideConfig(layout="fixed", max_sizes=(43, 30, 28, 28, 20, 20)),
     "wide-128": WideConfig(size=128),
 }
-"""Single objects; the default; with half-hidden objects; in fixed places; the default in images of twice the side."""
+"""Scenes like the small world's; single objects; the default; with half-hidden objects; in fixed places; the default
+in images of twice the side."""
