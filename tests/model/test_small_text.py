@@ -123,6 +123,12 @@ def test_held_out_texts_of_a_source_raise_no_alarm(world: TextCodec) -> None:
     assert [word for text in world_texts(50_000, 500) for word in world.unknown_words(text)] == []
 
 
+def test_any_other_word_is_unknown_where_texts_have_no_rare_words(world: TextCodec) -> None:
+    assert world.unknown_words("a castle, a house, two boxes, two cats") == ["castle", "house", "boxes"]
+    with_rare_ones = [*world_texts(0, 2000), "an old castile", "a quay", "a mill"]
+    assert with_encoder(train_tokenizer(with_rare_ones, 512)).unknown_words("a castle") == []
+
+
 def test_few_words_of_held_out_prose_raise_an_alarm() -> None:
     """Prose of which a good part of the words are new; most of what is flagged must be rare."""
     folder = Path(__file__).parents[2] / "docs"

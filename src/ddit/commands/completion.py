@@ -52,13 +52,15 @@ def recipes(incomplete: str) -> list[str]:
 
 
 def models(incomplete: str) -> list[str]:
-    """`mini`, hub ids that were downloaded, model folders; where there is none, the shell completes folders."""
+    """Packaged models, hub ids that were downloaded, and folders; where there is none, the shell completes folders."""
+    from ddit.model.folders import PACKAGED
+
     above = Path(incomplete if incomplete.endswith("/") else os.path.dirname(incomplete))
     try:
         folders = [str(path) for path in sorted(above.iterdir()) if (path / "transformer").is_dir()]
     except OSError:
         folders = []
-    return among("mini", *_downloaded(), *folders)(incomplete)
+    return among(*PACKAGED, *_downloaded(), *folders)(incomplete)
 
 
 def _downloaded() -> list[str]:

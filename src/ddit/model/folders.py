@@ -16,11 +16,14 @@ HUB_PATTERNS = ["*.json", "*.safetensors", "*.txt", "*.model"]
 SETTINGS_FILE = "ddit.json"
 INT8_MARK = "text_encoder"
 """Key of `ddit.json`, there where the text encoder is stored in 8 bit; the headers of its files say it, too."""
+PACKAGED = ("mini", "mini-wide")
+"""Models that come with the package: of the small world, and of the wide one."""
+_NOT_LOCAL = f"not a folder, not packaged ({' or '.join(PACKAGED)})"
 OLD_TEXT_KEYS = ("text_order", "temperature", "writing")  # of version 0.1
 
 
 def resolve(name_or_path: str | os.PathLike[str], *, only_stored: bool = False) -> Path:
-    """The local folder of a model: "mini" (packaged), a folder, or a hub id, which is downloaded once.
+    """The local folder of a model: one of `PACKAGED`, a folder, or a hub id, which is downloaded once.
 
     A folder that is called mini is "./mini", or a `Path`. With `only_stored` nothing is downloaded.
 
@@ -28,10 +31,10 @@ def resolve(name_or_path: str | os.PathLike[str], *, only_stored: bool = False) 
         ValueError: one line, if it is none of these.
     """
     name = os.fspath(name_or_path)
-    if name_or_path == "mini":
-        packaged = Path(str(resources.files("ddit"))) / "assets" / "mini"
+    if name_or_path in PACKAGED:
+        packaged = Path(str(resources.files("ddit"))) / "assets" / name
         if not packaged.is_dir():
-            raise ValueError("the packaged model 'mini' is missing from this installation")
+            raise ValueError(f"the packaged model '{name}' is missing from this installation")
         return packaged
     if Path(name).is_dir():
         return Path(name)
@@ -39,20 +42,18 @@ def resolve(name_or_path: str | os.PathLike[str], *, only_stored: bool = False) 
         raise ValueError(f"'{name}' is a file: a model is a folder in the diffusers layout")
     if not re.fullmatch(r"[\w-]+[\w.-]*/[\w.-]+", name, flags=re.ASCII):
         reason = "not a hub id (owner/name)"
-        raise ValueError(
-            f"unknown model '{name}': not a folder, not 'mini', and {reason}{_near_models(name)}"
-        )
+        raise ValueError(f"unknown model '{name}': {_NOT_LOCAL}, and {reason}{_near_models(name)}")
     return _download(name, only_stored=only_stored)
 
 
 def _near_models(name: str) -> str:
-    """The packaged model and the folders beside the path, as far as their names are like it."""
+    """The packaged models and the folders beside the path, as far as their names are like it."""
     above = Path(name).parent
     try:
         beside = [str(path) for path in above.iterdir() if (path / "transformer").is_dir()]
     except OSError:
         beside = []
-    return near_misses(name, ["mini", *beside])
+    return near_misses(name, [*PACKAGED, *beside])
 
 
 def _download(name: str, *, only_stored: bool) -> Path:
@@ -69,7 +70,7 @@ def _download(name: str, *, only_stored: bool) -> Path:
         reason = f"the hub refuses it ({str(error).splitlines()[0]})"
     except OSError as error:
         reason = f"the download failed ({str(error).splitlines()[0]})"
-    raise ValueError(f"unknown model '{name}': not a folder, not 'mini', and {reason}{_near_models(name)}")
+    raise ValueError(f"unknown model '{name}': {_NOT_LOCAL}, and {reason}{_near_models(name)}")
 
 
 def settings_for(folder: Path, trained_size: int) -> ModelSettings:

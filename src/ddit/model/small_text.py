@@ -14,7 +14,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_toke
 from transformers import PreTrainedTokenizerFast, T5Config, T5EncoderModel
 
 from ddit.model.encoders import MASK_TOKEN
-from ddit.model.vocabulary import KNOWN_WORDS, PUNCTUATION, list_words
+from ddit.model.vocabulary import ALL_WORDS_KNOWN, KNOWN_WORDS, PUNCTUATION, list_words
 
 SPECIAL_TOKENS = ("<pad>", "</s>", "<unk>")
 BYTES = tuple(f"<0x{value:02X}>" for value in range(256))
@@ -22,6 +22,9 @@ CAPITAL = "⇧"
 """A piece of its own before a word (or within one, a letter) that is written with a capital."""
 MIN_PIECES, MAX_PIECES = 512, 8192
 MAX_KNOWN_WORDS = 20_000
+MOST_NEW_WORDS = 1e-4
+"""Up to this share of new words in further texts, by Good and Turing's estimate from the words that were there once, a
+list of words is complete."""
 
 
 def build_tokenizer(words: Iterable[str]) -> PreTrainedTokenizerFast:
@@ -110,7 +113,9 @@ def train_tokenizer(texts: Iterable[str], num_pieces: int) -> PreTrainedTokenize
         ]
     )
     known = [word for word, _ in counts.most_common(MAX_KNOWN_WORDS)]
-    return with_special_tokens(tokenizer, **{KNOWN_WORDS: sorted(known)})
+    num_once = sum(num == 1 for num in counts.values())
+    all_known = len(known) == len(counts) and num_once <= MOST_NEW_WORDS * counts.total()
+    return with_special_tokens(tokenizer, **{KNOWN_WORDS: sorted(known), ALL_WORDS_KNOWN: all_known})
 
 
 def _split_into_words(tokenizer: Tokenizer) -> None:

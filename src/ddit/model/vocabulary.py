@@ -10,6 +10,8 @@ from ddit.errors import nearest
 PUNCTUATION = ",.?"
 KNOWN_WORDS = "known_words"
 """The setting of a tokenizer of pieces that lists the words it was learnt from, in lower case."""
+ALL_WORDS_KNOWN = "all_words_known"
+"""The setting of one whose list of words is complete: of further texts hardly any word is new."""
 LARGEST_WORD_LIST = 4096
 """Tokens of a vocabulary beyond which they are pieces of words, T5's are 32,100."""
 FEWEST_LETTERS_A_PIECE = 2
@@ -25,9 +27,11 @@ def unknown_words(tokenizer: PreTrainedTokenizerFast, text: str) -> list[str]:
     """The words of a text that the tokenizer cannot represent, in order, each once.
 
     A tokenizer of pieces, which can represent any word, has those that are not among the words it was learnt from, nor
-    forms of one, and that it has to spell, in bytes or in about single letters; and symbols that it has in bytes alone.
+    forms of one, and that it has to spell, in bytes or, if its texts may have had other words, in about single letters;
+    and symbols that it has in bytes alone.
     """
     known = known_words(tokenizer)
+    all_known = bool(tokenizer.init_kwargs.get(ALL_WORDS_KNOWN))
     backend = tokenizer.backend_tokenizer
     if known is None:
         unknown = tokenizer.unk_token_id
@@ -39,7 +43,8 @@ def unknown_words(tokenizer: PreTrainedTokenizerFast, text: str) -> list[str]:
         if lower in known:
             continue
         pieces = backend.encode(lower, add_special_tokens=False).tokens
-        is_spelt = is_word and len(lower) > 2 and len(lower) < FEWEST_LETTERS_A_PIECE * len(pieces)
+        is_cut = all_known or len(lower) < FEWEST_LETTERS_A_PIECE * len(pieces)
+        is_spelt = is_word and len(lower) > 2 and is_cut
         if is_spelt and _is_form(lower, known):
             continue
         if is_spelt or any(piece.startswith("<0x") for piece in pieces):
@@ -48,7 +53,9 @@ def unknown_words(tokenizer: PreTrainedTokenizerFast, text: str) -> list[str]:
 
 
 def _is_form(word: str, known: frozenset[str]) -> bool:
-    """Whether a known word has the same beginning and another end of a few letters: looks, look."""
+    """Whether a known word has the same beginning and another end of a few letters: looks, look; dogs, dog."""
+    if word.removesuffix("s") in known:
+        return True
     stem = word[: max(4, len(word) - 3)]
     return any(name.startswith(stem) and abs(len(name) - len(word)) <= 3 for name in known)
 
