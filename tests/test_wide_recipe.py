@@ -31,7 +31,7 @@ def test_each_stage_begins_with_the_one_before_and_is_watched_by_other_scenes() 
         assert {source.split for source in run.data.t2i + run.data.i2t} == {"train"}  # type: ignore[union-attr]
         assert {source.split for source in run.data.held_out} == {"val"}  # type: ignore[union-attr]
         assert run.global_batch_size * run.objective.i2t_fraction == pytest.approx(128)
-    assert [run.model.text_block_size for run in runs] == [0, 16]
+    assert [run.model.text_block_size for run in runs] == [0, 0, 16]
     assert len({replace(run.model, text_block_size=0) for run in runs}) == 1
 
 

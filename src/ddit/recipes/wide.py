@@ -24,6 +24,7 @@ BLOCK_SIZE = 16
 NUM_SCENES = {"free": 200_000, "fixed": 100_000, "known": 100_000, "small": 60_000}
 NUM_TEXT_SCENES = 2**31
 SHARES = {"free": 0.25, "fixed": 0.25, "known": 0.3, "small": 0.2}
+LATER_SHARES = {"free": 0.4, "fixed": 0.25, "known": 0.2, "small": 0.15}
 WORLDS = {
     "free": WIDE_PRESETS["wide"],
     "fixed": WIDE_PRESETS["wide-fixed"],
@@ -116,17 +117,34 @@ def wide_joint(root: Path) -> DualRun:
     )
 
 
-def wide_blocks(root: Path) -> DualRun:
-    """Conversion: a short tuning, after which texts are written in blocks."""
+def wide_later(root: Path) -> DualRun:
+    """More of the new scenes, from `wide-joint`, or with `--set init=mini-wide` from what is packaged."""
     joint = wide_joint(root)
+    scenes = tuple(
+        replace(source, weight=LATER_SHARES[kind])
+        for kind, source in zip(SHARES, joint.data.i2t, strict=True)
+    )
     return replace(
         joint,
-        out=str(root / "wide-blocks"),
+        out=str(root / "wide-later"),
         init=f"{joint.out}/export",
-        model=replace(joint.model, text_block_size=BLOCK_SIZE),
-        optimizer=replace(joint.optimizer, lr=3e-4, muon_lr=0.006),
-        max_steps=1500,
+        data=replace(joint.data, t2i=scenes, i2t=scenes),
+        max_steps=3000,
         seed=joint.seed + 1,
+    )
+
+
+def wide_blocks(root: Path) -> DualRun:
+    """Conversion: a short tuning, after which texts are written in blocks."""
+    later = wide_later(root)
+    return replace(
+        later,
+        out=str(root / "wide-blocks"),
+        init=f"{later.out}/export",
+        model=replace(later.model, text_block_size=BLOCK_SIZE),
+        optimizer=replace(later.optimizer, lr=3e-4, muon_lr=0.006),
+        max_steps=1500,
+        seed=later.seed + 1,
     )
 
 
@@ -134,5 +152,6 @@ WIDE_STAGES: dict[str, Callable[[Path], RunConfig]] = {
     "text": wide_text,
     **{f"latents_{kind}": partial(wide_latents, kind=kind) for kind in SHARES},
     "joint": wide_joint,
+    "later": wide_later,
     "blocks": wide_blocks,
 }
