@@ -20,7 +20,7 @@ def test_the_names_are_those_of_the_program(tmp_path: Path):
         build(name, tmp_path)
 
 
-def test_models_are_mini_downloads_and_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_models_are_the_packaged_ones_downloads_and_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
     (tmp_path / "cache" / "models--owner--some-model").mkdir(parents=True)
     for name in ("mine", "minor"):

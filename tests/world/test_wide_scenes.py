@@ -118,6 +118,8 @@ def test_fixed_places_are_the_middle_halves_quadrants_or_two_rows_of_three() -> 
             for o in objects
         }
         assert len(near) == len(objects)
+        for item in objects:
+            assert all(min(abs(v - c) for c in fields[len(objects)]) <= 3 for v in (item.x, item.y))
         assert {o.size for o in objects} == {config.max_sizes[len(objects) - 1]}
     assert seen == {1, 2, 3, 4, 5, 6}
     with pytest.raises(ValueError, match="free layout"):

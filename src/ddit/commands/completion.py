@@ -48,7 +48,7 @@ def recipes(incomplete: str) -> list[str]:
 
     stages = list_recipes()
     tiny = [f"tiny-{name.removeprefix('mini-')}" for name in stages if name.startswith("mini-")]
-    return among("mini", "tiny", *stages, *tiny)(incomplete)
+    return among("mini", "tiny", "wide", *stages, *tiny)(incomplete)
 
 
 def models(incomplete: str) -> list[str]:

@@ -18,7 +18,6 @@ INT8_MARK = "text_encoder"
 """Key of `ddit.json`, there where the text encoder is stored in 8 bit; the headers of its files say it, too."""
 PACKAGED = ("mini", "mini-wide")
 """Models that come with the package: of the small world, and of the wide one."""
-_NOT_LOCAL = f"not a folder, not packaged ({' or '.join(PACKAGED)})"
 OLD_TEXT_KEYS = ("text_order", "temperature", "writing")  # of version 0.1
 
 
@@ -41,9 +40,15 @@ def resolve(name_or_path: str | os.PathLike[str], *, only_stored: bool = False) 
     if Path(name).is_file():
         raise ValueError(f"'{name}' is a file: a model is a folder in the diffusers layout")
     if not re.fullmatch(r"[\w-]+[\w.-]*/[\w.-]+", name, flags=re.ASCII):
-        reason = "not a hub id (owner/name)"
-        raise ValueError(f"unknown model '{name}': {_NOT_LOCAL}, and {reason}{_near_models(name)}")
+        raise _unknown(name, "not a hub id (owner/name)")
     return _download(name, only_stored=only_stored)
+
+
+def _unknown(name: str, reason: str) -> ValueError:
+    packaged = " or ".join(PACKAGED)
+    return ValueError(
+        f"unknown model '{name}': not a folder, not packaged ({packaged}), and {reason}{_near_models(name)}"
+    )
 
 
 def _near_models(name: str) -> str:
@@ -70,7 +75,7 @@ def _download(name: str, *, only_stored: bool) -> Path:
         reason = f"the hub refuses it ({str(error).splitlines()[0]})"
     except OSError as error:
         reason = f"the download failed ({str(error).splitlines()[0]})"
-    raise ValueError(f"unknown model '{name}': {_NOT_LOCAL}, and {reason}{_near_models(name)}")
+    raise _unknown(name, reason)
 
 
 def settings_for(folder: Path, trained_size: int) -> ModelSettings:

@@ -31,13 +31,12 @@ def unknown_words(tokenizer: PreTrainedTokenizerFast, text: str) -> list[str]:
     and symbols that it has in bytes alone.
     """
     known = known_words(tokenizer)
-    all_known = bool(tokenizer.init_kwargs.get(ALL_WORDS_KNOWN))
     backend = tokenizer.backend_tokenizer
     if known is None:
         unknown = tokenizer.unk_token_id
         words = re.findall(rf"[^\s{re.escape(PUNCTUATION)}]+", text)
         return [w for w in dict.fromkeys(words) if unknown in backend.encode(w, add_special_tokens=False).ids]
-    found = []
+    found, all_known = [], bool(tokenizer.init_kwargs.get(ALL_WORDS_KNOWN))
     for word in dict.fromkeys(re.findall(r"[^\W\d_]+|[^\w\s]+", unicodedata.normalize("NFC", text))):
         is_word, lower = word[0].isalpha(), word.lower()
         if lower in known:

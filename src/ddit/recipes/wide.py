@@ -23,8 +23,11 @@ PROMPT_LENGTH, TEXT_LENGTH, SHORTER_LENGTHS = 24, 160, (32, 64)
 BLOCK_SIZE = 16
 NUM_SCENES = {"free": 200_000, "fixed": 100_000, "known": 100_000, "small": 60_000}
 NUM_TEXT_SCENES = 2**31
+"""Of each pool of images, and of the texts that the text encoder learns from."""
 SHARES = {"free": 0.25, "fixed": 0.25, "known": 0.3, "small": 0.2}
 LATER_SHARES = {"free": 0.4, "fixed": 0.25, "known": 0.2, "small": 0.15}
+"""Of the samples in `wide-joint`, and in `wide-later`: free scenes, those in fixed places, such as `mini` knows in the wide
+world's wordings, and the small world with its own."""
 WORLDS = {
     "free": WIDE_PRESETS["wide"],
     "fixed": WIDE_PRESETS["wide-fixed"],
@@ -35,7 +38,7 @@ BATCH_SIZE, TEXTS_PER_IMAGE = 256, 4
 ALL_MASKED_SHARE = 0.5
 
 
-def _scenes(kind: str = "free", *, latents: Path | None = None) -> SourceConfig:
+def _scenes(kind: str, *, latents: Path | None = None) -> SourceConfig:
     """Training scenes of one of `SHARES`, cached or rendered: of their texts most are questions."""
     stored = None if latents is None else str(latents)
     num, weight = NUM_SCENES[kind], SHARES[kind]

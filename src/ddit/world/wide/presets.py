@@ -66,7 +66,6 @@ class WideConfig:
     """
 
     layout: Literal["free", "fixed"] = "free"
-
     classes: tuple[str, ...] = WIDE_CLASSES
     styles: tuple[str, ...] = STYLES
     colors: tuple[str, ...] = COLORS

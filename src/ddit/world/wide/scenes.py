@@ -29,6 +29,7 @@ _LEAST_HIDDEN = 22
 """In 64ths of the side: half of a smaller sprite is too little to tell what it is."""
 _ATTEMPTS = 150
 _JITTER = 2
+"""In 64ths of the side: how far an object in a fixed place is from the middle of its field, along each axis."""
 
 RGB = tuple[int, int, int]
 
