@@ -26,8 +26,8 @@ NUM_TEXT_SCENES = 2**31
 """Of each pool of images, and of the texts that the text encoder learns from."""
 SHARES = {"free": 0.25, "fixed": 0.25, "known": 0.3, "small": 0.2}
 LATER_SHARES = {"free": 0.4, "fixed": 0.25, "known": 0.2, "small": 0.15}
-"""Of the samples in `wide-joint`, and in `wide-later`: free scenes, those in fixed places, such as `mini` knows in the wide
-world's wordings, and the small world with its own."""
+"""Of the samples in `wide-joint`, and in `wide-later`: free scenes, those in fixed places, scenes such as `mini` knows
+in the wide world's wordings, and the small world with its own."""
 WORLDS = {
     "free": WIDE_PRESETS["wide"],
     "fixed": WIDE_PRESETS["wide-fixed"],
