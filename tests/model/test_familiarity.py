@@ -16,6 +16,7 @@ from ddit.images import to_tensor
 from ddit.inference.inputs import FOREIGN
 from ddit.model.familiarity import FILE, LEAST_IMAGES, MARGIN, Familiarity, image_features
 from ddit.pipeline import Pipeline
+from ddit.train.foreign_images import make_foreign_images
 from ddit.world import PRESETS, make_scene, render
 
 
@@ -41,7 +42,10 @@ def noise(num: int, side: int = 64) -> list[Image.Image]:
 def familiar() -> Pipeline:
     """A tiny random model that takes scenes for its training images."""
     pipeline = tiny_pipeline(image_attends_text=False)
-    pipeline.familiarity = Familiarity.fit(features_of(scenes(240, "train", 32), pipeline))
+    strange = [Image.fromarray(image) for image in make_foreign_images(100, 32)]
+    pipeline.familiarity = Familiarity.fit(
+        features_of(scenes(240, "train", 32), pipeline), features_of(strange, pipeline)
+    )
     return pipeline
 
 
@@ -54,6 +58,18 @@ def test_a_normal_cloud_has_the_limit_that_one_in_two_hundred_exceeds() -> None:
     assert float(found.score(other + 30).min()) > 1
     with pytest.raises(ValueError, match=f"needs {LEAST_IMAGES} images .* got 50"):
         Familiarity.fit(known[:50])
+
+
+def test_a_discriminant_finds_what_is_within_the_distances_of_a_varied_world() -> None:
+    generator = torch.Generator().manual_seed(0)
+    known, other, foreign, unseen = torch.randn(4, 3000, 8, generator=generator).unbind()
+    known[:, 0], other[:, 0] = 20 * known[:, 0], 20 * other[:, 0]  # far from the mean is nothing strange
+    shift = torch.tensor([0, 5, -5, 0, 0, 0, 0, 0])
+    alone = Familiarity.fit(known)
+    assert float((alone.score(unseen + 0.6 * shift) > 1).float().mean()) < 0.6
+    found = Familiarity.fit(known, foreign + shift)
+    assert float((found.score(unseen + 0.8 * shift) > 1).float().mean()) > 0.9
+    assert float((found.score(other) > 1).float().mean()) < 0.006
 
 
 def test_features_have_one_length_for_every_size_and_single_images_have_those_of_a_batch(

@@ -1,9 +1,11 @@
-"""Whether an image is like those that a model was trained on: a distance to their mean in the model's own features.
+"""Whether an image is like those that a model was trained on, by the model's own features.
 
 The features are statistics of the latents (how the channels are spread, and how much neighbours differ) and, of models
-whose image side is independent of the text, the mean of the values of the middle block. The distance is Mahalanobis's
-with a covariance shrunk towards the identity, over a fifth more than what one in two hundred training images exceeds:
-above 1 an image is foreign. Shapes: B images, C latent channels, F features.
+whose image side is independent of the text, the mean of the values of the middle block. An image is foreign by either
+of two scores above 1: Mahalanobis's distance to the mean, with a covariance shrunk towards the identity, over a fifth
+more than what one in two hundred training images exceeds; and, since images of a varied world are at any distance from
+their mean, Fisher's linear discriminant of training images and images of no world (`train.foreign_images`).
+Shapes: B images, C latent channels, F features.
 """
 
 from collections.abc import Sequence
@@ -26,6 +28,9 @@ LEAST_IMAGES = 200
 SHRINKAGE = 0.01
 QUANTILE, MARGIN = 0.995, 1.2
 """Without the margin, mini warns of .009 of true images; with it, photographs are still found (docs/method.md)."""
+FOREIGN_MARGIN = 0.1
+"""Of the way from that quantile to the mean of the foreign images."""
+_CLAMP = 8.0
 _TINY, _BATCH = 1e-3, 32
 
 
@@ -56,16 +61,20 @@ class Familiarity(NamedTuple):
         mean, scale: (F,), of each feature.
         whitening: (F, F), makes what is left uncorrelated; float16.
         limit: (), the mean square above which an image is foreign.
+        direction, bias: (F,) and (), of the discriminant: above 0 an image is foreign. Without, the distance decides.
     """
 
     mean: Tensor
     scale: Tensor
     whitening: Tensor
     limit: Tensor
+    direction: Tensor | None = None
+    bias: Tensor | None = None
 
     @classmethod
-    def fit(cls, features: Tensor) -> Self:
-        """Of the features (B, F) of training images in random order: two thirds give the distance, the rest its limit.
+    def fit(cls, features: Tensor, foreign: Tensor | None = None) -> Self:
+        """Of the features (B, F) of training images in random order, and of foreign ones: two thirds fit, a third sets
+        the limits.
 
         Raises:
             ValueError: for fewer than `LEAST_IMAGES`.
@@ -74,16 +83,29 @@ class Familiarity(NamedTuple):
             raise ValueError(f"needs {LEAST_IMAGES} images to tell what is like them, got {len(features)}")
         known, rest = features.double().split([2 * len(features) // 3, -(-len(features) // 3)])
         mean, scale = known.mean(0), known.std(0) + 1e-6
-        covariance = torch.cov(((known - mean) / scale).T)
-        shrunk = (1 - SHRINKAGE) * covariance + SHRINKAGE * torch.eye(len(mean), dtype=torch.float64)
-        whitening = torch.linalg.inv(torch.linalg.cholesky(shrunk)).T
+        covariance = _shrunk(torch.cov(((known - mean) / scale).T))
+        whitening = torch.linalg.inv(torch.linalg.cholesky(covariance)).T
         found = cls(mean.float(), scale.float(), whitening.half(), torch.ones(()))
-        return found._replace(limit=MARGIN * torch.quantile(found.score(rest.float()), QUANTILE))
+        found = found._replace(limit=MARGIN * torch.quantile(found.score(rest.float()), QUANTILE))
+        if foreign is None:
+            return found
+        inside, outside = found._scaled(known.float()), found._scaled(foreign)
+        pooled = _shrunk((torch.cov(inside.T) + torch.cov(outside.T)) / 2)
+        direction = torch.linalg.solve(pooled, outside.mean(0) - inside.mean(0))
+        limit = torch.quantile(found._scaled(rest.float()) @ direction, QUANTILE)
+        limit = torch.lerp(limit, (outside @ direction).mean(), FOREIGN_MARGIN)
+        return found._replace(direction=direction, bias=-limit)
 
     def score(self, features: Tensor) -> Tensor:
-        """(B,), of features (B, F): the mean square of the whitened ones over the limit; above 1 is foreign."""
+        """(B,), of features (B, F): above 1 is foreign."""
         white = ((features - self.mean) / self.scale) @ self.whitening.float()
-        return white.square().mean(1) / self.limit
+        distance = white.square().mean(1) / self.limit
+        if self.direction is None or self.bias is None:
+            return distance
+        return torch.maximum(distance, 1 + self.bias + self._scaled(features) @ self.direction)
+
+    def _scaled(self, features: Tensor) -> Tensor:
+        return ((features - self.mean) / self.scale).clamp(-_CLAMP, _CLAMP)
 
     @torch.inference_mode()
     def are_foreign(
@@ -97,10 +119,15 @@ class Familiarity(NamedTuple):
     def save(self, folder: Path) -> None:
         """Writes `FILE` in a model's folder."""
         with write_atomically(folder / FILE) as part:
-            part.write_bytes(save(self._asdict()))
+            part.write_bytes(save({k: v for k, v in self._asdict().items() if v is not None}))
 
     @classmethod
     def load(cls, folder: Path) -> Self | None:
         """That of a model's folder; None if it has none."""
         path = folder / FILE
         return cls(**load_file(path)) if path.is_file() else None
+
+
+def _shrunk(covariance: Tensor) -> Tensor:
+    """Towards the identity: features are standardised."""
+    return (1 - SHRINKAGE) * covariance + SHRINKAGE * torch.eye(len(covariance), dtype=covariance.dtype)

@@ -25,9 +25,10 @@ NUM_SCENES = {"free": 200_000, "fixed": 100_000, "known": 100_000, "small": 60_0
 NUM_TEXT_SCENES = 2**31
 """Of each pool of images, and of the texts that the text encoder learns from."""
 SHARES = {"free": 0.25, "fixed": 0.25, "known": 0.3, "small": 0.2}
-LATER_SHARES = {"free": 0.4, "fixed": 0.25, "known": 0.2, "small": 0.15}
+LATER_SHARES = {"free": 0.15, "fixed": 0.2, "known": 0.4, "small": 0.25}
 """Of the samples in `wide-joint`, and in `wide-later`: free scenes, those in fixed places, scenes such as `mini` knows
 in the wide world's wordings, and the small world with its own."""
+LATER_READ_FRACTION = 0.375
 WORLDS = {
     "free": WIDE_PRESETS["wide"],
     "fixed": WIDE_PRESETS["wide-fixed"],
@@ -121,10 +122,13 @@ def wide_joint(root: Path) -> DualRun:
 
 
 def wide_later(root: Path) -> DualRun:
-    """More of the new scenes, from `wide-joint`, or with `--set init=mini-wide` from what is packaged."""
+    """More of what `mini` knows and more images, without descriptions, which are learnt in blocks.
+
+    From `wide-joint`, or with `--set init=mini-wide` from what is packaged.
+    """
     joint = wide_joint(root)
     scenes = tuple(
-        replace(source, weight=LATER_SHARES[kind])
+        _without_descriptions(replace(source, weight=LATER_SHARES[kind]))
         for kind, source in zip(SHARES, joint.data.i2t, strict=True)
     )
     return replace(
@@ -132,9 +136,14 @@ def wide_later(root: Path) -> DualRun:
         out=str(root / "wide-later"),
         init=f"{joint.out}/export",
         data=replace(joint.data, t2i=scenes, i2t=scenes),
-        max_steps=3000,
+        objective=replace(joint.objective, i2t_fraction=LATER_READ_FRACTION),
+        max_steps=1700,
         seed=joint.seed + 1,
     )
+
+
+def _without_descriptions(source: SourceConfig) -> SourceConfig:
+    return replace(source, detailed_fraction=0.0) if isinstance(source, WideData) else source
 
 
 def wide_blocks(root: Path) -> DualRun:

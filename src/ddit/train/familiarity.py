@@ -1,8 +1,10 @@
 """What a trained model's images were like, stored in its folder (`model.familiarity`)."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from ddit.config.runs import DualRun
 from ddit.data.sources import open_source
@@ -10,9 +12,10 @@ from ddit.files import read_json
 from ddit.model.autoencoder import PatchAutoencoder
 from ddit.model.familiarity import LEAST_IMAGES, Familiarity, image_features
 from ddit.model.loading import load_parts
+from ddit.train.foreign_images import make_foreign_images
 from ddit.train.small_data import read_pixels
 
-NUM_IMAGES = 3000
+NUM_IMAGES, NUM_FOREIGN_IMAGES = 3000, 1500
 _BATCH = 100
 
 
@@ -34,7 +37,14 @@ def add_familiarity(folder: Path, cfg: DualRun) -> bool:
         return False
     parts = load_parts(folder, dtype=torch.float32)
     order = torch.randperm(len(pixels), generator=torch.Generator().manual_seed(cfg.seed))
-    batches = (pixels[rows].float() / 127.5 - 1 for rows in order.split(_BATCH))
-    features = [image_features(parts.transformer, parts.image_codec, batch) for batch in batches]
-    Familiarity.fit(torch.cat(features)).save(folder)
+    foreign = make_foreign_images(NUM_FOREIGN_IMAGES, cfg.data.image_size, seed=cfg.seed)
+    features, others = (
+        torch.cat([image_features(parts.transformer, parts.image_codec, batch) for batch in _batches(of)])
+        for of in (pixels[order], torch.from_numpy(foreign).permute(0, 3, 1, 2))
+    )
+    Familiarity.fit(features, others).save(folder)
     return True
+
+
+def _batches(pixels: Tensor) -> Iterator[Tensor]:
+    return (batch.float() / 127.5 - 1 for batch in pixels.split(_BATCH))
