@@ -4,7 +4,7 @@
 
 BLOCKS is the folder of a model that writes in blocks, PLAIN the one that it was converted from, EMBEDDINGS one whose
 text stream is fed embeddings. The decoder, transformers' Llama, has the transformer's width, depth, vocabulary and
-latents, and is trained here for so many hours on the wide world's detailed descriptions, in the same rows of request
+latents, and is trained here for so many hours on the same world's detailed descriptions, in the same rows of request
 and answer; it is kept in OUT and not trained again. All describe the same scenes, asked in the same words, in turns in
 one run, and the exact scorer judges them. Writes autoregressive.md.
 """
@@ -38,21 +38,24 @@ from ddit.eval.wide_world import WORDINGS, Asking, WideSplit, make_requests
 from ddit.images import fit_image, to_tensor
 from ddit.pipeline import Pipeline
 from ddit.prompts import caption_prompt, training_question
-from ddit.world.wide import WIDE_PRESETS
+from ddit.world.wide import WIDE_PRESETS, WideConfig
 
 HERE = Path(__file__).parent
-WIDE = WIDE_PRESETS["wide"]
-DESCRIPTIONS = WideData(
-    WIDE, question_fraction=0.0, detailed_fraction=1.0, conversation_fraction=0.0, small_talk_fraction=0.0
-)
 
 
 class Pairs(Dataset[tuple[Tensor, Tensor, Tensor]]):
     """Images (3, H, W) in uint8, and requests with their descriptions as ids and answer mask: a pair an index."""
 
-    def __init__(self, pipeline: Pipeline, length: int) -> None:
+    def __init__(self, pipeline: Pipeline, world: WideConfig, length: int) -> None:
+        descriptions = WideData(
+            world,
+            question_fraction=0.0,
+            detailed_fraction=1.0,
+            conversation_fraction=0.0,
+            small_talk_fraction=0.0,
+        )
         self.codec, self.style = pipeline.text_codec.without_encoder(), pipeline.style
-        self.source, self.length, self.side = WideSource(DESCRIPTIONS), length, pipeline.settings.image_size
+        self.source, self.length, self.side = WideSource(descriptions), length, pipeline.settings.image_size
 
     def __len__(self) -> int:
         return len(self.source)
@@ -123,13 +126,24 @@ class Decoder(nn.Module):
 
 
 def train(
-    decoder: Decoder, *, hours: float, batch_size: int, lr: float, workers: int, dtype: torch.dtype
+    decoder: Decoder,
+    world: WideConfig,
+    *,
+    hours: float,
+    batch_size: int,
+    lr: float,
+    workers: int,
+    dtype: torch.dtype,
 ) -> int:
     """AdamW, whose rate falls to 0 over the time; the steps taken."""
     device = decoder.embed_image.weight.device
     optimizer = torch.optim.AdamW(decoder.parameters(), lr=lr, betas=(0.9, 0.95), weight_decay=0.01)
     loader = DataLoader(
-        Pairs(decoder.ours, decoder.length), batch_size, shuffle=True, num_workers=workers, drop_last=True
+        Pairs(decoder.ours, world, decoder.length),
+        batch_size,
+        shuffle=True,
+        num_workers=workers,
+        drop_last=True,
     )
     batches, start, step = _endless(loader), time.perf_counter(), 0
     while (share := (time.perf_counter() - start) / hours / 3600) < 1:
@@ -165,7 +179,8 @@ def trained_decoder(pipeline: Pipeline, args: argparse.Namespace) -> Decoder:
         decoder.load_state_dict(load_file(path, device=str(device)))
     else:
         num_steps = train(
-            decoder, hours=args.hours, batch_size=args.train_batch, lr=args.lr, workers=args.workers, dtype=dtype
+            decoder, WIDE_PRESETS[args.world], hours=args.hours, batch_size=args.train_batch, lr=args.lr,
+            workers=args.workers, dtype=dtype,
         )  # fmt: skip
         print(f"trained for {num_steps:,} steps of {args.train_batch} pairs", flush=True)
         args.out.mkdir(parents=True, exist_ok=True)
@@ -259,10 +274,10 @@ def heading(args: argparse.Namespace, blocks: Pipeline, decoder: Decoder) -> str
     device, threads = blocks.transformer.null_image_embd.device, torch.get_num_threads()
     return f"""# Detailed descriptions by blocks, and by an autoregressive decoder
 
-`python -m benchmarks.autoregressive {args.blocks} --hours {args.hours:g} --num {args.num}`, {code_version()}; torch
-{torch.__version__}, {device}, {args.dtype}, {threads} threads. The decoder has {sizes[0]:.1f} M parameters, the
-transformer {sizes[1]:.1f} M. {args.num} scenes of the wide world's test split, texts of at most {args.length} tokens
-with their request. Times are medians of the rounds, in which the arms take turns."""
+`python -m benchmarks.autoregressive {args.blocks} --world {args.world} --hours {args.hours:g} --num {args.num}`,
+{code_version()}; torch {torch.__version__}, {device}, {args.dtype}, {threads} threads. The decoder has {sizes[0]:.1f} M
+parameters, the transformer {sizes[1]:.1f} M. {args.num} scenes of the preset's test split, texts of at most
+{args.length} tokens with their request. Times are medians of the rounds, in which the arms take turns."""
 
 
 def parse() -> argparse.Namespace:
@@ -272,6 +287,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("blocks", help="folder of a model that writes in blocks")
     parser.add_argument("--plain", help="folder of the model that it was converted from")
     parser.add_argument("--without-t5", help="folder of a model with text_input=embeddings")
+    parser.add_argument("--world", choices=WIDE_PRESETS, default="wide", help="preset of the scenes")
     parser.add_argument("--hours", type=float, default=1.0, help="of the decoder's training")
     parser.add_argument("--length", type=int, help="tokens of request and description [default: the model's]")
     parser.add_argument("--num", type=int, default=256, help="scenes, at each batch size")
@@ -302,7 +318,7 @@ def main() -> None:
     for pipeline in models.values():
         pipeline.settings = replace(pipeline.settings, text_length=args.length)
     decoder = trained_decoder(blocks, args)
-    asked = list(make_requests(WideSplit(WIDE, num=args.num), WORDINGS[0]))
+    asked = list(make_requests(WideSplit(WIDE_PRESETS[args.world], num=args.num), WORDINGS[0]))
     images, clock = [asking.image() for asking in asked], Clock.start(cpu_time=args.cpu_time)
     lines = [heading(args, blocks, decoder)]
     for batch in args.batches:

@@ -122,9 +122,9 @@ def write(points: Sequence[Point], args: argparse.Namespace) -> None:
     lines = [
         "# Detailed descriptions against steps",
         "",
-        f"`python -m benchmarks.long_text {folders} --num {args.num}`, {code_version()}; torch {torch.__version__}.",
-        f"{args.num} scenes of the wide world's test split, the same for all rows; means over the seeds, and in",
-        "brackets the largest share of attributes less the smallest.",
+        f"`python -m benchmarks.long_text {folders} --world {args.world} --num {args.num}`, {code_version()};",
+        f"torch {torch.__version__}. {args.num} scenes of the preset's test split, the same for all rows; means over",
+        "the seeds, and in brackets the largest share of attributes less the smallest.",
         "",
         "![Attributes told rightly against steps](long_text.png)",
         "",
@@ -148,14 +148,13 @@ def main() -> None:
     )
     parser.add_argument("--plain", nargs="+", default=[], help="folders of models without blocks, one a seed")
     parser.add_argument("--blocks", nargs="+", default=[], help="folders of models with blocks, one a seed")
+    parser.add_argument("--world", choices=WIDE_PRESETS, default="wide", help="preset of the scenes")
     parser.add_argument("--num", type=int, default=256, help="scenes")
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--out", type=Path, default=HERE)
     args = parser.parse_args()
-    asked, points = (
-        list(make_requests(WideSplit(WIDE_PRESETS["wide"], num=args.num), WORDINGS[0])),
-        list[Point](),
-    )
+    asked = list(make_requests(WideSplit(WIDE_PRESETS[args.world], num=args.num), WORDINGS[0]))
+    points: list[Point] = []
     for seed, folder in [*enumerate(args.plain), *enumerate(args.blocks)]:
         pipeline = Pipeline.from_pretrained(folder)
         block_size = pipeline.transformer.config.text_block_size
