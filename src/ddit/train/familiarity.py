@@ -1,6 +1,7 @@
 """What a trained model's images were like, stored in its folder (`model.familiarity`)."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -28,7 +29,7 @@ def add_familiarity(folder: Path, cfg: DualRun) -> bool:
     is_small = config.is_file() and read_json(config).get("_class_name") == PatchAutoencoder.__name__
     if not (cfg.data.i2t and is_small and (folder / "transformer").is_dir()):
         return False
-    sources = [(open_source(source), source.weight) for source in cfg.data.i2t]
+    sources = [(open_source(replace(source, latents=None)), source.weight) for source in cfg.data.i2t]
     try:
         pixels = read_pixels(sources, NUM_IMAGES, image_size=cfg.data.image_size, seed=cfg.seed)
     except ValueError:  # texts alone
