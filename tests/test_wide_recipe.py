@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from ddit.config.data import WideData
 from ddit.config.overrides import override_run
 from ddit.config.runs import DualRun, TextEncoderRun
 from ddit.pipeline import Pipeline
@@ -30,7 +31,9 @@ def test_each_stage_begins_with_the_one_before_and_is_watched_by_other_scenes() 
     for run in runs:
         assert {source.split for source in run.data.t2i + run.data.i2t} == {"train"}  # type: ignore[union-attr]
         assert {source.split for source in run.data.held_out} == {"val"}  # type: ignore[union-attr]
-        assert run.global_batch_size * run.objective.i2t_fraction == pytest.approx(128)
+    assert [run.global_batch_size * run.objective.i2t_fraction for run in runs] == [128, 96, 128]
+    details = [[s.detailed_fraction for s in run.data.i2t if isinstance(s, WideData)] for run in runs]
+    assert details == [[0.08] * 3, [0.0] * 3, [0.5] * 3]
     assert [run.model.text_block_size for run in runs] == [0, 0, 16]
     assert len({replace(run.model, text_block_size=0) for run in runs}) == 1
 
@@ -46,6 +49,9 @@ def test_every_stage_takes_overrides() -> None:
 def test_the_chain_runs_and_leaves_a_model_that_describes_in_blocks(tmp_path: Path) -> None:
     runs = [make_tiny(build(stage, tmp_path)) for stage in list_stages("wide")]
     runs = [run if isinstance(run, TextEncoderRun) else replace(run, vae="mini") for run in runs]  # type: ignore[call-arg]
+    runs = [
+        replace(run, global_batch_size=32) if isinstance(run, DualRun) else run for run in runs
+    ]  # of 8, three eighths would be no fours
     joint = next(run for run in runs if isinstance(run, DualRun))
     runs[runs.index(joint)] = replace(joint, init=None)  # a start of this size is nowhere
     run_stages(runs)

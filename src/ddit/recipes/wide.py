@@ -10,7 +10,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from ddit.config.data import SourceConfig, WideData, WorldData
+from ddit.config.data import DataConfig, SourceConfig, WideData, WorldData
 from ddit.config.runs import DualRun, LatentsRun, RunConfig, TextEncoderRun
 from ddit.recipes.mini import SCENE_WEIGHTS, TEXT_DIM, mini_isolated
 from ddit.recipes.small import Chain, image_run, joint_run, latents_run
@@ -26,7 +26,7 @@ NUM_TEXT_SCENES = 2**31
 """Of each pool of images, and of the texts that the text encoder learns from."""
 SHARES = {"free": 0.25, "fixed": 0.25, "known": 0.3, "small": 0.2}
 LATER_SHARES = {"free": 0.15, "fixed": 0.2, "known": 0.4, "small": 0.25}
-"""Of the samples in `wide-joint`, and in `wide-later`: free scenes, those in fixed places, scenes such as `mini` knows
+"""Of the samples in `wide-joint`, and after it: free scenes, those in fixed places, scenes such as `mini` knows
 in the wide world's wordings, and the small world with its own."""
 LATER_READ_FRACTION = 0.375
 WORLDS = {
@@ -127,37 +127,40 @@ def wide_later(root: Path) -> DualRun:
     From `wide-joint`, or with `--set init=mini-wide` from what is packaged.
     """
     joint = wide_joint(root)
-    scenes = tuple(
-        _without_descriptions(replace(source, weight=LATER_SHARES[kind]))
-        for kind, source in zip(SHARES, joint.data.i2t, strict=True)
-    )
     return replace(
         joint,
         out=str(root / "wide-later"),
         init=f"{joint.out}/export",
-        data=replace(joint.data, t2i=scenes, i2t=scenes),
+        data=_later_data(joint.data, detailed_fraction=0.0),
         objective=replace(joint.objective, i2t_fraction=LATER_READ_FRACTION),
         max_steps=1700,
         seed=joint.seed + 1,
     )
 
 
-def _without_descriptions(source: SourceConfig) -> SourceConfig:
-    return replace(source, detailed_fraction=0.0) if isinstance(source, WideData) else source
-
-
 def wide_blocks(root: Path) -> DualRun:
-    """Conversion: a short tuning, after which texts are written in blocks."""
-    later = wide_later(root)
+    """Conversion: a short tuning, after which texts are written in blocks; half of them are detailed descriptions."""
+    joint, later = wide_joint(root), wide_later(root)
     return replace(
         later,
         out=str(root / "wide-blocks"),
         init=f"{later.out}/export",
         model=replace(later.model, text_block_size=BLOCK_SIZE),
+        data=_later_data(joint.data, detailed_fraction=0.5, question_fraction=0.3),
+        objective=joint.objective,
         optimizer=replace(later.optimizer, lr=3e-4, muon_lr=0.006),
         max_steps=1500,
         seed=later.seed + 1,
     )
+
+
+def _later_data(data: DataConfig, **fractions: float) -> DataConfig:
+    """With other shares of the pools, and of the wide world's texts."""
+    scenes = []
+    for kind, source in zip(SHARES, data.i2t, strict=True):
+        changed = replace(source, weight=LATER_SHARES[kind])
+        scenes.append(replace(changed, **fractions) if isinstance(changed, WideData) else changed)
+    return replace(data, t2i=tuple(scenes), i2t=tuple(scenes))
 
 
 WIDE_STAGES: dict[str, Callable[[Path], RunConfig]] = {
