@@ -16,7 +16,7 @@ from ddit.model.loading import load_parts
 from ddit.train.foreign_images import make_foreign_images
 from ddit.train.small_data import read_pixels
 
-NUM_IMAGES, NUM_FOREIGN_IMAGES = 3000, 1500
+NUM_IMAGES, NUM_FOREIGN_IMAGES = 3000, 500
 _BATCH = 100
 
 

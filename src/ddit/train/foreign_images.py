@@ -10,7 +10,7 @@ from PIL import Image, ImageDraw, ImageFilter
 
 Color = tuple[int, int, int]
 
-_NUM_TEXTURES = 48
+_NUM_TEXTURES = 32
 _OVERSAMPLING = 2
 _LEAVES = (3, 8, 20, 60, 150)
 _MUTED = (60, 200)
@@ -27,17 +27,23 @@ def make_foreign_images(num: int, size: int, *, seed: int = 0) -> np.ndarray:
 
 
 def _leaves(rng: np.random.Generator, side: int, textures: list[np.ndarray]) -> Image.Image:
-    image = _textured(rng, _color(rng, *_MUTED), textures)
+    image = _textured(rng, _color(rng, *_MUTED), textures, (side, side))
     palette = [_color(rng) for _ in range(rng.integers(3, 10))]
     for _ in range(rng.choice(_LEAVES)):
         mask = Image.new("L", image.size, 0)
         radius = min(side * 0.04 * rng.pareto(1.2) + 2, side * 0.6)
         _draw_shape(rng, ImageDraw.Draw(mask), tuple(rng.uniform(-0.1, 1.1, 2) * side), radius, 255)
         color = _near(rng, palette[rng.integers(len(palette))])
+        box = mask.getbbox()
+        if box is None:  # beside the image
+            continue
         if rng.random() < 0.5:
-            image.paste(_textured(rng, _mean(color, _color(rng, *_MUTED)), textures), mask=mask)
+            color = _mean(color, _color(rng, *_MUTED))
+            image.paste(
+                _textured(rng, color, textures, (box[2] - box[0], box[3] - box[1])), box, mask.crop(box)
+            )
         else:
-            image.paste(color, (0, 0, side, side), mask)
+            image.paste(color, box, mask.crop(box))
     return image.filter(ImageFilter.GaussianBlur(rng.uniform(0, 2))) if rng.random() < 0.6 else image
 
 
@@ -56,11 +62,17 @@ def _draw_shape(
         shape([x - width, y - height, x + width, y + height], fill=fill)
 
 
-def _textured(rng: np.random.Generator, color: Color, textures: list[np.ndarray]) -> Image.Image:
-    """A texture around a colour, shifted and flipped."""
+def _textured(
+    rng: np.random.Generator, color: Color, textures: list[np.ndarray], size: tuple[int, int]
+) -> Image.Image:
+    """A part of a texture, which repeats itself, around a colour; `size` is its width and height."""
     texture = textures[rng.integers(len(textures))]
-    moved = np.roll(texture, tuple(rng.integers(0, texture.shape[0], 2)), axis=(0, 1))[:: rng.choice((-1, 1))]
-    return Image.fromarray((np.array(color) + rng.uniform(15, 65) * moved).clip(0, 255).astype(np.uint8))
+    rows, columns = (
+        np.arange(start, start + extent) % len(texture)
+        for start, extent in zip(rng.integers(0, len(texture), 2), reversed(size), strict=True)
+    )
+    part = texture[np.ix_(rows, columns)]
+    return Image.fromarray((np.array(color) + rng.uniform(15, 65) * part).clip(0, 255).astype(np.uint8))
 
 
 def _texture(rng: np.random.Generator, side: int) -> np.ndarray:
