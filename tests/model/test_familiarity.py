@@ -62,14 +62,20 @@ def test_a_normal_cloud_has_the_limit_that_one_in_two_hundred_exceeds() -> None:
 
 def test_a_discriminant_finds_what_is_within_the_distances_of_a_varied_world() -> None:
     generator = torch.Generator().manual_seed(0)
-    known, other, foreign, unseen = torch.randn(4, 3000, 8, generator=generator).unbind()
-    known[:, 0], other[:, 0] = 20 * known[:, 0], 20 * other[:, 0]  # far from the mean is nothing strange
-    shift = torch.tensor([0, 5, -5, 0, 0, 0, 0, 0])
-    alone = Familiarity.fit(known)
-    assert float((alone.score(unseen + 0.6 * shift) > 1).float().mean()) < 0.6
-    found = Familiarity.fit(known, foreign + shift)
-    assert float((found.score(unseen + 0.8 * shift) > 1).float().mean()) > 0.9
-    assert float((found.score(other) > 1).float().mean()) < 0.006
+    known, other, foreign, unseen = torch.randn(4, 3000, 32, generator=generator).unbind()
+    for world in (known, other):  # most features are now small, now large, and then all at once
+        world[:, 2:] *= torch.randn(3000, 1, generator=generator).exp()
+    for images in (foreign, unseen):
+        images[:, :2] += 5
+    assert float((Familiarity.fit(known).score(unseen) > 1).float().mean()) < 0.05
+    found = Familiarity.fit(known, foreign)
+    assert float((found.score(unseen) > 1).float().mean()) > 0.95
+    assert float((found.score(other) > 1).float().mean()) < 0.015
+
+
+def test_foreign_images_that_are_like_the_true_ones_raise_no_alarm() -> None:
+    known, other, foreign = torch.randn(3, 3000, 8, generator=torch.Generator().manual_seed(0)).unbind()
+    assert float((Familiarity.fit(known, foreign).score(other) > 1).float().mean()) < 0.015
 
 
 def test_features_have_one_length_for_every_size_and_single_images_have_those_of_a_batch(

@@ -6,19 +6,24 @@ from pathlib import Path
 
 import pytest
 
-from ddit.config.data import WorldData
-from ddit.model.familiarity import Familiarity
+from ddit.config.data import JsonData, WorldData
+from ddit.model.familiarity import FILE, Familiarity
 from ddit.model.folders import resolve
 from ddit.recipes.mini import mini_isolated
 from ddit.train.familiarity import add_familiarity
 from ddit.world import PRESETS
 
 
-def test_images_are_read_where_latents_are_cached(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return Path(shutil.copytree(resolve("mini"), tmp_path / "model"))
+
+
+def test_images_are_read_where_latents_are_cached(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("ddit.train.familiarity.NUM_IMAGES", 240)
     monkeypatch.setattr("ddit.train.familiarity.NUM_FOREIGN_IMAGES", 40)
-    folder = tmp_path / "model"
-    shutil.copytree(resolve("mini"), folder)
     before = Familiarity.load(folder)
     run = mini_isolated(tmp_path, PRESETS["fixed"])
     source = WorldData(PRESETS["fixed"], num_scenes=1000, latents=str(tmp_path / "latents"))
@@ -31,6 +36,11 @@ def test_images_are_read_where_latents_are_cached(tmp_path: Path, monkeypatch: p
     assert after.mean.shape == before.mean.shape
 
 
-def test_texts_alone_have_none(tmp_path: Path) -> None:
+@pytest.mark.parametrize("sources", [(), (JsonData("gone.json", latents="latents"),)], ids=["no", "gone"])
+def test_a_run_without_images_to_read_stores_none(
+    folder: Path, tmp_path: Path, sources: tuple[JsonData, ...]
+) -> None:
     run = mini_isolated(tmp_path, PRESETS["fixed"])
-    assert not add_familiarity(Path(resolve("mini")), replace(run, data=replace(run.data, i2t=())))
+    before = (folder / FILE).read_bytes()
+    assert not add_familiarity(folder, replace(run, data=replace(run.data, i2t=sources)))
+    assert (folder / FILE).read_bytes() == before

@@ -31,6 +31,7 @@ QUANTILE, MARGIN = 0.995, 1.2
 FOREIGN_MARGIN = 0.1
 """Of the way from that quantile to the mean of the foreign images."""
 _CLAMP = 8.0
+"""Of a feature, in standard deviations, before the discriminant: no single one decides."""
 _TINY, _BATCH = 1e-3, 32
 
 
@@ -73,8 +74,10 @@ class Familiarity(NamedTuple):
 
     @classmethod
     def fit(cls, features: Tensor, foreign: Tensor | None = None) -> Self:
-        """Of the features (B, F) of training images in random order, and of foreign ones: two thirds fit, a third sets
-        the limits.
+        """Of the features (B, F) of training images in random order: two thirds fit, the rest sets the limits.
+
+        Args:
+            foreign: features (B, F) of images that are none of them; without, the distance alone decides.
 
         Raises:
             ValueError: for fewer than `LEAST_IMAGES`.
@@ -93,8 +96,8 @@ class Familiarity(NamedTuple):
         pooled = _shrunk((torch.cov(inside.T) + torch.cov(outside.T)) / 2)
         direction = torch.linalg.solve(pooled, outside.mean(0) - inside.mean(0))
         limit = torch.quantile(found._scaled(rest.float()) @ direction, QUANTILE)
-        limit = torch.lerp(limit, (outside @ direction).mean(), FOREIGN_MARGIN)
-        return found._replace(direction=direction, bias=-limit)
+        beyond = ((outside @ direction).mean() - limit).clamp(min=0)  # 0 where the two are much alike
+        return found._replace(direction=direction, bias=-(limit + FOREIGN_MARGIN * beyond))
 
     def score(self, features: Tensor) -> Tensor:
         """(B,), of features (B, F): above 1 is foreign."""

@@ -124,7 +124,7 @@ def wide_joint(root: Path) -> DualRun:
 def wide_later(root: Path) -> DualRun:
     """More of what `mini` knows and more images, without descriptions, which are learnt in blocks.
 
-    From `wide-joint`, or with `--set init=mini-wide` from what is packaged.
+    From `wide-joint`, or from what is packaged by `--set init=mini-wide --set vae=mini --set text=mini-wide`.
     """
     joint = wide_joint(root)
     return replace(

@@ -8,17 +8,16 @@ is foreign is outlier exposure (Hendrycks et al. 2019).
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
-Color = tuple[int, int, int]
-
 _NUM_TEXTURES = 32
 _OVERSAMPLING = 2
 _LEAVES = (3, 8, 20, 60, 150)
+"""So many shapes an image has."""
 _MUTED = (60, 200)
 """Textured surfaces are seldom as vivid as paint."""
 
 
 def make_foreign_images(num: int, size: int, *, seed: int = 0) -> np.ndarray:
-    """(num, size, size, 3), uint8."""
+    """Images (num, size, size, 3), uint8, of at least one; the same for the same arguments."""
     rng = np.random.default_rng(seed)
     side = size * _OVERSAMPLING
     textures = [_texture(rng, side) for _ in range(_NUM_TEXTURES)]
@@ -33,17 +32,16 @@ def _leaves(rng: np.random.Generator, side: int, textures: list[np.ndarray]) -> 
         mask = Image.new("L", image.size, 0)
         radius = min(side * 0.04 * rng.pareto(1.2) + 2, side * 0.6)
         _draw_shape(rng, ImageDraw.Draw(mask), tuple(rng.uniform(-0.1, 1.1, 2) * side), radius, 255)
-        color = _near(rng, palette[rng.integers(len(palette))])
+        color = (palette[rng.integers(len(palette))] + rng.normal(0, 15, 3)).clip(0, 255).astype(int)
         box = mask.getbbox()
         if box is None:  # beside the image
             continue
         if rng.random() < 0.5:
-            color = _mean(color, _color(rng, *_MUTED))
-            image.paste(
-                _textured(rng, color, textures, (box[2] - box[0], box[3] - box[1])), box, mask.crop(box)
-            )
+            color = (color + _color(rng, *_MUTED)) // 2
+            fill = _textured(rng, color, textures, (box[2] - box[0], box[3] - box[1]))
         else:
-            image.paste(color, box, mask.crop(box))
+            fill = tuple(color.tolist())
+        image.paste(fill, box, mask.crop(box))
     return image.filter(ImageFilter.GaussianBlur(rng.uniform(0, 2))) if rng.random() < 0.6 else image
 
 
@@ -63,7 +61,7 @@ def _draw_shape(
 
 
 def _textured(
-    rng: np.random.Generator, color: Color, textures: list[np.ndarray], size: tuple[int, int]
+    rng: np.random.Generator, color: np.ndarray, textures: list[np.ndarray], size: tuple[int, int]
 ) -> Image.Image:
     """A part of a texture, which repeats itself, around a colour; `size` is its width and height."""
     texture = textures[rng.integers(len(textures))]
@@ -72,7 +70,7 @@ def _textured(
         for start, extent in zip(rng.integers(0, len(texture), 2), reversed(size), strict=True)
     )
     part = texture[np.ix_(rows, columns)]
-    return Image.fromarray((np.array(color) + rng.uniform(15, 65) * part).clip(0, 255).astype(np.uint8))
+    return Image.fromarray((color + rng.uniform(15, 65) * part).clip(0, 255).astype(np.uint8))
 
 
 def _texture(rng: np.random.Generator, side: int) -> np.ndarray:
@@ -85,16 +83,5 @@ def _texture(rng: np.random.Generator, side: int) -> np.ndarray:
     return ((found - found.mean((1, 2), keepdims=True)) / found.std()).transpose(1, 2, 0)
 
 
-def _color(rng: np.random.Generator, least: int = 0, most: int = 255) -> Color:
-    red, green, blue = (int(value) for value in rng.integers(least, most + 1, 3))
-    return red, green, blue
-
-
-def _mean(a: Color, b: Color) -> Color:
-    red, green, blue = ((x + y) // 2 for x, y in zip(a, b, strict=True))
-    return red, green, blue
-
-
-def _near(rng: np.random.Generator, color: Color) -> Color:
-    red, green, blue = (int(value) for value in (color + rng.normal(0, 15, 3)).clip(0, 255))
-    return red, green, blue
+def _color(rng: np.random.Generator, least: int = 0, most: int = 255) -> np.ndarray:
+    return rng.integers(least, most + 1, 3)
