@@ -26,8 +26,8 @@ eval: $(VENV)/run.stamp ## the shipped model's headline table, by two processes 
 test: $(VENV)/dev.stamp ## install the development tools too, and run the quick tests; ARGS are pytest's
 	$(PYTEST) $(ARGS)
 
-test-all: $(VENV)/dev.stamp ## the slow tests too
-	$(PYTEST) -m "not gpu" $(ARGS)
+test-all: $(VENV)/dev.stamp ## the slow tests too, each within 20 minutes
+	$(PYTEST) -m "not gpu" --timeout 1200 $(ARGS)
 
 lint: $(VENV)/dev.stamp ## ruff: format and rules
 	$(BIN)/ruff format --check .

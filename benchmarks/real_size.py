@@ -72,6 +72,7 @@ class Sizes:
     width: int = 1536
     text_width: int = 4096
     vocab_size: int = 32128
+    small_side: int = 256  # of the smaller images, in pixels
 
 
 ONE_BLOCK = Sizes(depth=1, t5_layers=1)
@@ -227,17 +228,18 @@ def list_rows(root: Path, sizes: Sizes) -> list[Row]:
     bf16, both = ["--dtype", "bfloat16"], ("model", "data")
     few = ["--num-steps", "2", *bf16]
     draw = [*ddit, "generate", "a red car", *few, "--overwrite", "--output", out]
-    small = ["--height", "256", "--width", "256"]
+    side = sizes.small_side
+    small = ["--height", str(side), "--width", str(side)]
     return [
         Row("info", [*ddit, "info", model]),
         Row("load", [*python, f"{LOAD})", model]),
         Row("caption, 2 steps", [*ddit, "caption", image, "--model", model, *small, *few], both),
         Row("ask, 2 steps", [*ddit, "ask", image, "is there a dog?", "--model", model, *small, *few], both),
-        Row("draw 256 px, 2 steps", [*draw, "--model", model, *small]),
+        Row(f"draw {side} px, 2 steps", [*draw, "--model", model, *small]),
         Row("draw 512 px, 2 steps", [*draw, "--model", model, "--height", "512", "--width", "512"]),
-        Row("draw 256 px, --offload", [*draw, "--model", model, *small, "--offload"]),
-        Row("draw 256 px, --offload-blocks", [*draw, "--model", model, *small, "--offload-blocks"]),
-        Row("LoRA, a step of 2 at 256 px", [*ddit, *_tuning(root, sizes)], both, "runs"),
+        Row(f"draw {side} px, --offload", [*draw, "--model", model, *small, "--offload"]),
+        Row(f"draw {side} px, --offload-blocks", [*draw, "--model", model, *small, "--offload-blocks"]),
+        Row(f"LoRA, a step of 2 at {side} px", [*ddit, *_tuning(root, sizes)], both, "runs"),
         Row("merge", [*ddit, "merge", model, str(root / "adapter"), str(root / "merged")], ("model", "adapter"),
             "merged"),
         Row("export", [*ddit, "export", str(root / "run"), str(root / "exported")], ("model", "run"), "exported"),
@@ -246,7 +248,7 @@ def list_rows(root: Path, sizes: Sizes) -> list[Row]:
         Row("save in 8 bit", [*python, f"{LOAD}, int8=True); p.save_pretrained(sys.argv[2])", model,
             str(root / "int8")], makes="int8"),
         Row("load saved 8 bit", [*python, f"{LOAD})", str(root / "int8")], ("int8",)),
-        Row("draw 256 px, saved 8 bit", [*draw, "--model", str(root / "int8"), *small], ("int8",)),
+        Row(f"draw {side} px, saved 8 bit", [*draw, "--model", str(root / "int8"), *small], ("int8",)),
         Row("load --int8", [*python, f"{LOAD}, int8=True)", model]),
     ]  # fmt: skip
 
@@ -254,8 +256,8 @@ def list_rows(root: Path, sizes: Sizes) -> list[Row]:
 def _tuning(root: Path, sizes: Sizes) -> list[str]:
     data = [{"kind": "json", "path": str(root / "data" / "captions.json"), "caption_key": "re_caption"}]
     changes = {
-        "data.t2i": data, "data.i2t": data, "data.held_out": [], "data.num_workers": 0, "data.image_size": 256,
-        "data.t2i_length": 64, "data.i2t_length": 64, "report.log_every": 1,
+        "data.t2i": data, "data.i2t": data, "data.held_out": [], "data.num_workers": 0,
+        "data.image_size": sizes.small_side, "data.t2i_length": 64, "data.i2t_length": 64, "report.log_every": 1,
         "report.tensorboard": False, "parallel.compile_blocks": False, "parallel.text_encoder": "int8",
         "parallel.checkpoint_activations": True, "global_batch_size": 2, "micro_batch_size": 2, "max_steps": 1,
         "model.depth": sizes.depth, "model.vocab_size": sizes.vocab_size,

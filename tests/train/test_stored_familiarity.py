@@ -44,3 +44,11 @@ def test_a_run_without_images_to_read_stores_none(
     before = (folder / FILE).read_bytes()
     assert not add_familiarity(folder, replace(run, data=replace(run.data, i2t=sources)))
     assert (folder / FILE).read_bytes() == before
+
+
+def test_a_run_of_few_samples_stores_none(folder: Path, tmp_path: Path) -> None:
+    run = mini_isolated(tmp_path, PRESETS["fixed"])
+    run = replace(
+        run, data=replace(run.data, i2t=(WorldData(PRESETS["fixed"]),)), max_steps=2, global_batch_size=8
+    )
+    assert not add_familiarity(folder, run)

@@ -10,7 +10,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from ddit.config.data import DataConfig, SourceConfig, WideData, WorldData
+from ddit.config.data import SourceConfig, WideData, WorldData
 from ddit.config.runs import DualRun, LatentsRun, RunConfig, TextEncoderRun
 from ddit.recipes.mini import SCENE_WEIGHTS, TEXT_DIM, mini_isolated
 from ddit.recipes.small import Chain, image_run, joint_run, latents_run
@@ -20,7 +20,7 @@ from ddit.world.wide import WIDE_PRESETS
 NUM_PIECES = 1280
 PROMPT_LENGTH, TEXT_LENGTH, SHORTER_LENGTHS = 24, 160, (32, 64)
 """Of 100 prompts 99 have at most 21 tokens; of descriptions 154, of questions with answers 22, of conversations 110."""
-BLOCK_SIZE = 16
+BLOCK_SIZE, BLOCK_LENGTHS = 16, (32, 64, 80, 96, 112, 128)
 NUM_SCENES = {"free": 200_000, "fixed": 100_000, "known": 100_000, "small": 60_000}
 NUM_TEXT_SCENES = 2**31
 """Of each pool of images, and of the texts that the text encoder learns from."""
@@ -29,6 +29,8 @@ LATER_SHARES = {"free": 0.15, "fixed": 0.2, "known": 0.4, "small": 0.25}
 """Of the samples in `wide-joint`, and after it: free scenes, those in fixed places, scenes such as `mini` knows
 in the wide world's wordings, and the small world with its own."""
 LATER_READ_FRACTION = 0.375
+BLOCK_SHARES = {"free": 0.1, "fixed": 0.1, "known": 0.65, "small": 0.15}
+"""Of the samples that are read in `wide-blocks`."""
 WORLDS = {
     "free": WIDE_PRESETS["wide"],
     "fixed": WIDE_PRESETS["wide-fixed"],
@@ -131,7 +133,11 @@ def wide_later(root: Path) -> DualRun:
         joint,
         out=str(root / "wide-later"),
         init=f"{joint.out}/export",
-        data=_later_data(joint.data, detailed_fraction=0.0),
+        data=replace(
+            joint.data,
+            t2i=_with_shares(joint.data.t2i, LATER_SHARES),
+            i2t=_with_shares(joint.data.i2t, LATER_SHARES, detailed_fraction=0.0),
+        ),
         objective=replace(joint.objective, i2t_fraction=LATER_READ_FRACTION),
         max_steps=1700,
         seed=joint.seed + 1,
@@ -139,28 +145,32 @@ def wide_later(root: Path) -> DualRun:
 
 
 def wide_blocks(root: Path) -> DualRun:
-    """Conversion: a short tuning, after which texts are written in blocks; half of them are detailed descriptions."""
+    """Conversion: a short tuning, after which texts are written in blocks; most of them are detailed descriptions."""
     joint, later = wide_joint(root), wide_later(root)
+    texts = {"detailed_fraction": 0.7, "question_fraction": 0.2, "conversation_fraction": 0.05}
     return replace(
         later,
         out=str(root / "wide-blocks"),
         init=f"{later.out}/export",
         model=replace(later.model, text_block_size=BLOCK_SIZE),
-        data=_later_data(joint.data, detailed_fraction=0.5, question_fraction=0.3),
-        objective=joint.objective,
-        optimizer=replace(later.optimizer, lr=3e-4, muon_lr=0.006),
-        max_steps=1500,
+        data=replace(
+            later.data, i2t=_with_shares(joint.data.i2t, BLOCK_SHARES, **texts), i2t_lengths=BLOCK_LENGTHS
+        ),
+        objective=replace(joint.objective, lambda_text=3.0),
+        max_steps=650,
         seed=later.seed + 1,
     )
 
 
-def _later_data(data: DataConfig, **fractions: float) -> DataConfig:
-    """With other shares of the pools, and of the wide world's texts."""
+def _with_shares(
+    sources: tuple[SourceConfig, ...], shares: dict[str, float], **fractions: float
+) -> tuple[SourceConfig, ...]:
+    """The pools with other shares, and other fractions of the wide world's texts."""
     scenes = []
-    for kind, source in zip(SHARES, data.i2t, strict=True):
-        changed = replace(source, weight=LATER_SHARES[kind])
+    for kind, source in zip(SHARES, sources, strict=True):
+        changed = replace(source, weight=shares[kind])
         scenes.append(replace(changed, **fractions) if isinstance(changed, WideData) else changed)
-    return replace(data, t2i=tuple(scenes), i2t=tuple(scenes))
+    return tuple(scenes)
 
 
 WIDE_STAGES: dict[str, Callable[[Path], RunConfig]] = {

@@ -23,16 +23,21 @@ _BATCH = 100
 def add_familiarity(folder: Path, cfg: DualRun) -> bool:
     """Stores the statistics of images that the model reads, themselves and not their latents; whether there are any.
 
-    There are none of fewer than `LEAST_IMAGES`, nor of a model whose autoencoder is not a `PatchAutoencoder`: it knows
-    photographs.
+    There are none of a run that reads fewer than `LEAST_IMAGES`, nor of a model whose autoencoder is not a
+    `PatchAutoencoder`: it knows photographs.
     """
+    num_read = round(cfg.global_batch_size * cfg.objective.i2t_fraction) * cfg.max_steps
+    if num_read < LEAST_IMAGES:
+        return False
     config = folder / "vae" / "config.json"
     is_small = config.is_file() and read_json(config).get("_class_name") == PatchAutoencoder.__name__
     if not (cfg.data.i2t and is_small and (folder / "transformer").is_dir()):
         return False
     try:
         sources = [(open_source(replace(source, latents=None)), source.weight) for source in cfg.data.i2t]
-        pixels = read_pixels(sources, NUM_IMAGES, image_size=cfg.data.image_size, seed=cfg.seed)
+        pixels = read_pixels(
+            sources, min(num_read, NUM_IMAGES), image_size=cfg.data.image_size, seed=cfg.seed
+        )
     except ValueError:  # texts alone, or images that are gone and have left their latents
         return False
     if len(pixels) < LEAST_IMAGES:
