@@ -12,12 +12,12 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from ddit.eval.wide_world import WORDINGS, Section, WideSplit, is_right, make_questions
+from ddit.eval.wide_world import WORDINGS, Section, WideSplit, is_right, make_questions, make_requests
 from ddit.model.folders import resolve
 from ddit.pipeline import Pipeline
 from ddit.train.foreign_images import make_foreign_images
 from ddit.world import PRESETS, make_question, make_scene, render, wide
-from ddit.world.wide import WIDE_PRESETS
+from ddit.world.wide import WIDE_PRESETS, DescriptionScore, score_description
 
 SEEN, HELD_OUT, _ = WORDINGS
 
@@ -58,6 +58,17 @@ def test_it_has_not_forgotten_the_small_world(model: Pipeline) -> None:
     images = [Image.fromarray(render(scene)) for scene in scenes]
     truths = [one.answer for one in asked]
     assert share_right(model, images, [one.text for one in asked], truths) >= 0.96
+
+
+def test_it_describes_scenes_in_detail(model: Pipeline) -> None:
+    split = WideSplit(WIDE_PRESETS["wide-easy"], num=24, seed=3)
+    scenes = [asked.scene for asked in make_requests(split, SEEN)]
+    texts = model.caption([wide.render(scene) for scene in scenes], style="detailed", batch_size=24)
+    pairs = zip(scenes, texts, strict=True)
+    score = sum((score_description(scene, text) for scene, text in pairs), DescriptionScore())
+    assert score.objects >= 0.8
+    assert score.attributes >= 0.6
+    assert score.false <= 0.3
 
 
 def test_it_knows_its_scenes_from_images_of_no_world(model: Pipeline) -> None:

@@ -179,10 +179,13 @@ def test_a_model_that_tells_the_truth_has_every_figure_at_one(
     paths = tmp_path.glob("data/*/*s.jsonl")
     lines = [json.loads(line) for path in paths for line in path.read_text().splitlines()]
     truth = {(entry["image"], entry["question"]): entry["answer"] for entry in lines}
+    lengths: set[tuple[bool, int | None]] = set()
 
-    def answer(self: Pipeline, images: list[Path], questions: list[str], **_: Any) -> list[str]:
+    def answer(self: Pipeline, images: list[Path], questions: list[str], **options: Any) -> list[str]:
         names = ["/".join(path.parts[-2:]) for path in images]
-        return [truth[pair] for pair in zip(names, questions, strict=True)]
+        texts = [truth[pair] for pair in zip(names, questions, strict=True)]
+        lengths.add((len(texts[0].split()) > 20, options.get("length")))
+        return texts
 
     def generate(self: Pipeline, prompts: list[str], **_: Any) -> list[Image.Image]:
         asked = {p.text: p for p in make_wide_prompts(world)}
@@ -198,6 +201,7 @@ def test_a_model_that_tells_the_truth_has_every_figure_at_one(
     geneval, reading, description = (summary.figures for summary in made)
     assert {f.value for f in reading} == {1.0}
     assert {f.value for f in description if "false" not in f.name} == {1.0}
+    assert lengths == {(False, None), (True, tiny_pipeline().settings.text_length)}
     assert np.mean([f.value for f in geneval if f.name.endswith("overall")]) > 0.9
     assert json.loads((tmp_path / "out/reading/summary.json").read_text())["world"]["split"] == "test"
 

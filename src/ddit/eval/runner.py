@@ -41,6 +41,7 @@ class TextTask(NamedTuple):
         unit: number of consecutive items that stay together under a limit.
         unanswerable: the prompt says that there may be no answer.
         as_asked: questions are asked as they stand, without what the model's style ends those of benchmarks with.
+        is_long: texts are as long and take as many steps as detailed captions, whatever an answer has.
     """
 
     read: Callable[[Path, Path | None], TaskItems]
@@ -48,6 +49,7 @@ class TextTask(NamedTuple):
     unit: int = 1
     unanswerable: bool = False
     as_asked: bool = False
+    is_long: bool = False
 
 
 TEXT_TASKS = {
@@ -58,7 +60,7 @@ TEXT_TASKS = {
     "mme": TextTask(read_mme, score_mme, unit=2),
     "caption": TextTask(read_captions, score_captions),
     "reading": TextTask(read_reading, score_reading, as_asked=True),
-    "description": TextTask(read_descriptions, score_descriptions, as_asked=True),
+    "description": TextTask(read_descriptions, score_descriptions, as_asked=True, is_long=True),
 }
 BLANK = Image.new("RGB", (8, 8))
 """Takes the place of an image that cannot be read, and what the model says of it is not used."""
@@ -176,7 +178,10 @@ class Runner:
             "num_steps": self.options.text_steps, "seed": seed,
             "height": size, "width": size, "batch_size": len(images),
         }  # fmt: skip
-        kind, style = TEXT_TASKS[task], self.pipeline.style
+        kind, style, settings = TEXT_TASKS[task], self.pipeline.style, self.pipeline.settings
+        if kind.is_long:
+            num_steps = self.options.text_steps or settings.caption_steps
+            common |= {"num_steps": num_steps, "length": settings.text_length}
         asked = [
             question if kind.as_asked else style.short_answer(question, unanswerable=kind.unanswerable)
             for question in questions

@@ -114,7 +114,10 @@ def settings_of(cfg: DualRun) -> ModelSettings:
         prompt_length=data.t2i_length,
         text_length=data.i2t_length,
     )
-    if data.i2t_lengths:  # most texts were in rows of the first length
+    block_size = cfg.model.text_block_size
+    if (
+        data.i2t_lengths and not block_size
+    ):  # most texts were in rows of the first length; blocks end with the text
         shortest = data.i2t_lengths[0]
         settings = replace(settings, caption_length=shortest, answer_length=max(1, shortest // 2))
     if cfg.prompts == "published":
@@ -124,5 +127,5 @@ def settings_of(cfg: DualRun) -> ModelSettings:
         image_sampling=cfg.report.grid_sampling,
         text_sampling=TextSampling(rule=UnmaskingRule(order="confidence", temperature=0.0)),
         caption_steps=16,
-        answer_steps=4,
+        answer_steps=block_size or 4,
     )
