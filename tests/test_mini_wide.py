@@ -43,7 +43,7 @@ def test_it_is_at_most_45_mb_of_safetensors_and_text() -> None:
 @pytest.mark.filterwarnings("ignore:the model does not know", "ignore:the image is unlike")
 @pytest.mark.parametrize(
     ("preset", "section", "share"),
-    [("wide-easy", SEEN, 0.85), ("wide-easy", HELD_OUT, 0.76), ("wide", SEEN, 0.47)],
+    [("wide-easy", SEEN, 0.85), ("wide-easy", HELD_OUT, 0.73), ("wide", SEEN, 0.47)],
     ids=lambda value: value.name if isinstance(value, Section) else str(value),
 )
 def test_it_understands_many_wordings(model: Pipeline, preset: str, section: Section, share: float) -> None:
