@@ -118,7 +118,8 @@ def plot(points: Sequence[Point], path: Path) -> None:
 
 
 def write(points: Sequence[Point], args: argparse.Namespace) -> None:
-    folders = f"--plain {' '.join(args.plain)} --blocks {' '.join(args.blocks)}"
+    given = {"plain": args.plain, "blocks": args.blocks}
+    folders = " ".join(f"--{kind} {' '.join(names)}" for kind, names in given.items() if names)
     lines = [
         "# Detailed descriptions against steps",
         "",
