@@ -154,6 +154,8 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--out", type=Path, default=HERE)
     args = parser.parse_args()
+    if not args.plain + args.blocks:
+        parser.error("give the folders of at least one model: --plain, --blocks")
     asked = list(make_requests(WideSplit(WIDE_PRESETS[args.world], num=args.num), WORDINGS[0]))
     points: list[Point] = []
     for seed, folder in [*enumerate(args.plain), *enumerate(args.blocks)]:

@@ -25,7 +25,7 @@ def ddit(*arguments: str | Path, ranks: int = 1) -> str:
         assert arguments[0] == "train"
         command = [*launcher, "-m", "ddit.train", *map(str, arguments[1:])]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=400, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=900, check=False)
     assert done.returncode == 0, f"{' '.join(command)}\n{done.stderr[-3000:]}"
     return done.stdout
 
