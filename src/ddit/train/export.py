@@ -115,9 +115,8 @@ def settings_of(cfg: DualRun) -> ModelSettings:
         text_length=data.i2t_length,
     )
     block_size = cfg.model.text_block_size
-    if (
-        data.i2t_lengths and not block_size
-    ):  # most texts were in rows of the first length; blocks end with the text
+    if data.i2t_lengths and not block_size:
+        # Most texts were in rows of the first length. In blocks a text ends by itself.
         shortest = data.i2t_lengths[0]
         settings = replace(settings, caption_length=shortest, answer_length=max(1, shortest // 2))
     if cfg.prompts == "published":
