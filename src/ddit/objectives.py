@@ -62,8 +62,11 @@ class MaskedConfig:
     """Training objective of the text process."""
 
     normalizer: Annotated[
-        Literal["all", "answer"],
-        Field(description="divide a sample's loss by all positions, as published, or by those of its answer"),
+        Literal["all", "answer", "unpadded"],
+        Field(
+            description="divide a sample's loss by all positions, as published, by those of its answer with its "
+            "padding, or by those up to the answer's end, so that a short answer counts as much as a long one"
+        ),
     ] = "all"
     max_weight: Annotated[float | None, Field(gt=0, description="upper bound of the 1/t weight")] = None
     all_masked_share: Annotated[

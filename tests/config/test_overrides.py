@@ -197,8 +197,8 @@ def test_every_key_named_as_unread_exists() -> None:
 
 def _is_empty(config: Any, key: str) -> bool:
     for part in key.split("."):
-        config = getattr(config, part)
-    return config == ()
+        config = config[int(part)] if part.isdigit() else getattr(config, part)
+    return config in ((), {})
 
 
 def test_overrides_reach_the_other_stages(tmp_path: Path) -> None:

@@ -74,7 +74,7 @@ def test_the_training_loss_is_the_bound_on_average(block_size: int) -> None:
     g = torch.Generator().manual_seed(0)
     t = block_times(torch.rand(count, generator=g), blocks)
     noisy = mask_tokens(ids, answer, t, mask_token_id=MASK, generator=g)
-    weights = nll_weights(answer, t, MaskedConfig(normalizer="answer")) * 3
+    weights = nll_weights(ids, answer, t, MaskedConfig(normalizer="answer")) * 3
     loss, table = torch.zeros(count), behind(conditionals_of(JOINT), block_size)
     for block in range(1, int(blocks.max()) + 1):
         now = torch.where(blocks == block, noisy, ids)

@@ -64,7 +64,7 @@ def gradients(model: DualDiT, loss: Tensor) -> list[Tensor]:
 def by_passes(model: DualDiT, i2t: I2TBatch, latents: Tensor, block_size: int) -> Tensor:
     """The loss, block after block: its noise behind clean text, in a pass over one copy."""
     blocks = text_blocks(i2t.answer_mask, block_size).expand(COUNT, -1)
-    weights = nll_weights(i2t.answer_mask, i2t.t, MaskedConfig())
+    weights = nll_weights(i2t.input_ids, i2t.answer_mask, i2t.t, MaskedConfig())
     total = torch.zeros(())
     for block in range(1, int(blocks.max()) + 1):
         now = torch.where(blocks == block, i2t.noisy_ids, i2t.input_ids)

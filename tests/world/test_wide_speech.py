@@ -63,6 +63,8 @@ def test_a_relation_in_other_words_is_the_same_relation(relation: str) -> None:
 
 def test_questions_have_openings_and_suffixes_and_prompts_have_endings() -> None:
     asked = [write_question("is there a dog?", "yes", rng) for rng in RNGS]
+    assert any(text.lower().startswith("is there dog") for text in asked)  # without the article
+    asked = [re.sub("is there dog", "is there a dog", text, flags=re.IGNORECASE) for text in asked]
     assert any(text.endswith(YES_OR_NO) for text in asked)
     assert any(text.endswith(SHORT_ANSWER) for text in asked)
     opened = [text for text in asked if not text.lower().startswith("is there a dog")]
@@ -70,8 +72,7 @@ def test_questions_have_openings_and_suffixes_and_prompts_have_endings() -> None
     assert all(re.search(r"[:,!] is there a dog", text, re.IGNORECASE) for text in opened)
     assert not any("\n" in write_question("is there a dog?", "yes", rng, with_suffix=False) for rng in RNGS)
     drawn = [write_prompt("a red dog", rng).lower() for rng in RNGS]
-    assert all(text.startswith("a red dog") for text in drawn)
+    assert all(text.removeprefix("a ").startswith("red dog") for text in drawn)
     assert any(len(text) > len("a red dog!") for text in drawn)
-    assert all(
-        write_prompt("can you draw a dog?", rng).lower().rstrip("?") == "can you draw a dog" for rng in RNGS
-    )
+    said = {write_prompt("can you draw a dog?", rng).lower().rstrip("?") for rng in RNGS}
+    assert said <= {"can you draw a dog", "can you draw dog"}

@@ -4,12 +4,13 @@ from dataclasses import field
 from itertools import pairwise
 from typing import Annotated, Literal
 
-from pydantic import Field, NonNegativeInt, PositiveFloat
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat
 
 from ddit.schema import strict
 from ddit.settings import PositiveInt
 from ddit.world.presets import WorldConfig
 from ddit.world.wide.presets import WideConfig
+from ddit.world.wide.questions import WIDE_QUESTION_KINDS
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Share = Annotated[float, Field(gt=0, lt=1)]
@@ -51,7 +52,8 @@ class WideData(AnySource):
 
     `wordings` "seen" leaves out the wordings that are held out, and "held_out" has these alone. Of the i2t samples so
     many are questions, detailed descriptions, conversations and small talk; the rest are captions. Of
-    the prompts `detailed_prompt_fraction` are detailed descriptions.
+    the prompts `detailed_prompt_fraction` are detailed descriptions. `question_emphasis` says how many times as often
+    as usual a kind of question is asked.
     """
 
     world: WideConfig = field(default_factory=WideConfig)
@@ -61,6 +63,7 @@ class WideData(AnySource):
     seed: NonNegativeInt = 0
     wordings: Literal["seen", "held_out", "all"] = "seen"
     question_fraction: Fraction = 0.4
+    question_emphasis: dict[str, NonNegativeFloat] = field(default_factory=dict)
     detailed_fraction: Fraction = 0.25
     conversation_fraction: Fraction = 0.2
     small_talk_fraction: Fraction = 0.01
@@ -71,6 +74,11 @@ class WideData(AnySource):
         total = sum(getattr(self, name) for name in names)
         if total > 1 + 1e-9:
             raise ValueError(f"{', '.join(names)} must not add up to more than 1, got {total:g}")
+        unknown = set(self.question_emphasis) - set(WIDE_QUESTION_KINDS)
+        if unknown:
+            raise ValueError(
+                f"question_emphasis: unknown kinds {', '.join(sorted(unknown))}; known: {', '.join(WIDE_QUESTION_KINDS)}"
+            )
 
 
 @strict

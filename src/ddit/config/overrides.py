@@ -98,7 +98,7 @@ def list_keys(data: Any, prefix: str = "") -> list[str]:
 
 # --- keys without effect ---
 
-_WIDE_TEXTS = ("detailed_fraction", "conversation_fraction", "small_talk_fraction")
+_WIDE_TEXTS = ("detailed_fraction", "conversation_fraction", "small_talk_fraction", "question_emphasis")
 
 
 def never_read(config: Any) -> dict[str, str]:

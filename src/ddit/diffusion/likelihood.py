@@ -20,7 +20,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ddit.diffusion.masked import LogitsFn, masked_token_nll
+from ddit.diffusion.masked import LogitsFn, masked_token_nll, without_padding
 
 
 @dataclass(frozen=True, eq=False)
@@ -110,10 +110,7 @@ class TextUnits(NamedTuple):
 
 def text_units(input_ids: Tensor, answer_mask: Tensor, eos_token_id: int) -> TextUnits:
     """The units of training texts (B, L) with their answer masks. A text without an end-of-text token has no end."""
-    is_end = (input_ids == eos_token_id) & answer_mask
-    is_last = is_end.flip(1).cummin(1).values.flip(1)  # of the end and its padding
-    is_scored = answer_mask.clone()
-    is_scored[:, 1:] &= ~(is_last[:, 1:] & is_last[:, :-1])
+    is_scored = without_padding(input_ids, answer_mask, eos_token_id)
     units = torch.where(answer_mask, is_scored.cumsum(1) - 1, -1)
     return TextUnits(units, is_scored, is_scored.sum(1))
 

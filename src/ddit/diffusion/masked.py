@@ -105,6 +105,7 @@ def masked_loss(
     generator: torch.Generator | None = None,
     t: Tensor | None = None,
     noisy_ids: Tensor | None = None,
+    eos_token_id: int | None = None,
 ) -> Tensor:
     """Continuous-time NELBO of the answer, (B,) in float32: sum of -(1/t) log p(x_0 | x_t) over masked positions.
 
@@ -114,6 +115,7 @@ def masked_loss(
         input_ids: (B, L), clean, with its padding of end-of-text tokens.
         answer_mask: (B, L) bool, the positions that are masked and scored; the rest stays visible.
         t, noisy_ids: drawn from `generator` unless given. Times (B,), or (B, L) of texts in blocks (`blocks`).
+        eos_token_id: where the padding begins, for `cfg.normalizer` "unpadded".
     """
     if t is None:
         t = sample_t(len(input_ids), generator=generator, device=input_ids.device)
@@ -122,18 +124,36 @@ def masked_loss(
     nll = masked_token_nll(
         logits_fn, input_ids, noisy_ids, answer_mask, mask_token_id=mask_token_id, sharpen=cfg.sharpen
     )
-    return (nll_weights(answer_mask, t, cfg) * nll).sum(1)
+    return (nll_weights(input_ids, answer_mask, t, cfg, eos_token_id) * nll).sum(1)
 
 
-def nll_weights(answer_mask: Tensor, t: Tensor, cfg: MaskedConfig) -> Tensor:
-    """What -log p of a masked position is multiplied with: (B, L), (B,) -> (B, 1), or (B, L), (B, L) -> (B, L), in
-    float32."""
+def nll_weights(
+    input_ids: Tensor, answer_mask: Tensor, t: Tensor, cfg: MaskedConfig, eos_token_id: int | None = None
+) -> Tensor:
+    """What -log p of a masked position is multiplied with: (B, 1) for times (B,), (B, L) for (B, L), in float32.
+
+    Raises:
+        ValueError: for `cfg.normalizer` "unpadded" without `eos_token_id`.
+    """
     weight = 1 / _by_position(t).float()
     if cfg.max_weight is not None:
         weight = weight.clamp(max=cfg.max_weight)
     if cfg.normalizer == "all":
         return weight / answer_mask.shape[1]
+    if cfg.normalizer == "unpadded":
+        if eos_token_id is None:
+            raise ValueError("normalizer=unpadded needs the id of the end-of-text token")
+        answer_mask = without_padding(input_ids, answer_mask, eos_token_id)
     return weight / answer_mask.sum(1, keepdim=True).clamp(min=1)
+
+
+def without_padding(input_ids: Tensor, answer_mask: Tensor, eos_token_id: int) -> Tensor:
+    """The answer's positions up to its end, the first of the end-of-text tokens that fill the text: (B, L) bool."""
+    is_end = (input_ids == eos_token_id) & answer_mask
+    is_last = is_end.flip(1).cummin(1).values.flip(1)  # of the end and its padding
+    kept = answer_mask.clone()
+    kept[:, 1:] &= ~(is_last[:, 1:] & is_last[:, :-1])
+    return kept
 
 
 def _by_position(t: Tensor) -> Tensor:

@@ -31,6 +31,16 @@ in the wide world's wordings, and the small world with its own."""
 LATER_READ_FRACTION = 0.375
 BLOCK_SHARES = {"free": 0.1, "fixed": 0.1, "known": 0.65, "small": 0.15}
 """Of the samples that are read in `wide-blocks`."""
+ALL_DRAWN_SHARES = {"free": 0.15, "fixed": 0.15, "known": 0.45, "small": 0.25}
+ALL_READ_SHARES = {"free": 0.1, "fixed": 0.15, "known": 0.6, "small": 0.15}
+"""Of the samples in `wide-all`."""
+ALL_READ_FRACTION = 0.3125
+ALL_EMPHASIS = {
+    "style": 6.0, "ground_kind": 6.0, "binding": 3.0, "same_color": 2.0, "side_check": 3.0, "side": 2.0,
+    "relation": 2.0, "count_color": 2.0, "color_check": 1.5, "exists_count": 1.5, "place": 1.5, "where": 1.5,
+    "exists": 0.5, "what": 0.5, "color_choice": 0.5, "count_all": 0.5,
+}  # fmt: skip
+"""Kinds of questions that were still answered at chance are asked more often than those that are known."""
 WORLDS = {
     "free": WIDE_PRESETS["wide"],
     "fixed": WIDE_PRESETS["wide-fixed"],
@@ -162,14 +172,37 @@ def wide_blocks(root: Path) -> DualRun:
     )
 
 
+def wide_all(root: Path) -> DualRun:
+    """Everything at once, in blocks, and most of it drawn: what the conversion took from answers and images is won back.
+
+    From `wide-blocks`, or from what is packaged by `--set init=mini-wide --set vae=mini --set text=mini-wide`.
+    """
+    blocks = wide_blocks(root)
+    texts = {"detailed_fraction": 0.3, "question_fraction": 0.5, "conversation_fraction": 0.06}
+    text = replace(blocks.objective.text, normalizer="unpadded")
+    return replace(
+        blocks,
+        out=str(root / "wide-all"),
+        init=f"{blocks.out}/export",
+        data=replace(
+            blocks.data,
+            t2i=_with_shares(blocks.data.t2i, ALL_DRAWN_SHARES),
+            i2t=_with_shares(blocks.data.i2t, ALL_READ_SHARES, question_emphasis=ALL_EMPHASIS, **texts),
+        ),
+        objective=replace(blocks.objective, i2t_fraction=ALL_READ_FRACTION, lambda_text=1.0, text=text),
+        max_steps=700,
+        seed=blocks.seed + 1,
+    )
+
+
 def _with_shares(
-    sources: tuple[SourceConfig, ...], shares: dict[str, float], **fractions: float
+    sources: tuple[SourceConfig, ...], shares: dict[str, float], **texts: float | dict[str, float]
 ) -> tuple[SourceConfig, ...]:
-    """The pools with other shares, and other fractions of the wide world's texts."""
+    """The pools with other shares, and the wide world's with other texts."""
     scenes = []
     for kind, source in zip(SHARES, sources, strict=True):
         changed = replace(source, weight=shares[kind])
-        scenes.append(replace(changed, **fractions) if isinstance(changed, WideData) else changed)
+        scenes.append(replace(changed, **texts) if isinstance(changed, WideData) else changed)
     return tuple(scenes)
 
 
@@ -179,4 +212,5 @@ WIDE_STAGES: dict[str, Callable[[Path], RunConfig]] = {
     "joint": wide_joint,
     "later": wide_later,
     "blocks": wide_blocks,
+    "all": wide_all,
 }

@@ -58,7 +58,7 @@ class Learner(nn.Module):
             states = self._text_states(batch, codec)
         losses = step_losses(
             self.transformer, batch, latents, states, self.objective,
-            mask_token_id=codec.mask_token_id, alignment_head=self.alignment_head,
+            mask_token_id=codec.mask_token_id, eos_token_id=codec.eos_token_id, alignment_head=self.alignment_head,
         )  # fmt: skip
         if batch.i2t is None:
             return losses

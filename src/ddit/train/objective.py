@@ -34,6 +34,7 @@ def step_losses(
     cfg: ObjectiveConfig,
     *,
     mask_token_id: int,
+    eos_token_id: int | None = None,
     alignment_head: nn.Module | None = None,
 ) -> Losses:
     """Losses of a micro-batch, each a mean over its samples, so that their mean over micro-batches is the global one.
@@ -49,6 +50,7 @@ def step_losses(
             after another, each image once.
         states: text states (n, L, D_text) of `prompt_ids` and of `noisy_ids`; of texts in blocks (n, 2 L, D_text), of
             `text_of`.
+        eos_token_id: for `cfg.text.normalizer` "unpadded".
         alignment_head: given where `cfg.alignment_weight` is above 0.
     """
     t2i, i2t = batch.t2i, batch.i2t
@@ -77,7 +79,9 @@ def step_losses(
         terms.append(image)
     if i2t is not None:
         head = transformer.text_proj_out
-        text = text_loss(head, torch.cat(hidden), i2t, cfg.text, mask_token_id=mask_token_id)
+        text = text_loss(
+            head, torch.cat(hidden), i2t, cfg.text, mask_token_id=mask_token_id, eos_token_id=eos_token_id
+        )
         terms.append(cfg.lambda_text * text)
     if t2i is not None and alignment_head is not None:
         assert t2i.features is not None
@@ -174,7 +178,13 @@ def _is_scored(i2t: I2TBatch, cfg: MaskedConfig, mask_token_id: int) -> Tensor:
 
 
 def text_loss(
-    head: nn.Linear, hidden: Tensor, i2t: I2TBatch, cfg: MaskedConfig, *, mask_token_id: int
+    head: nn.Linear,
+    hidden: Tensor,
+    i2t: I2TBatch,
+    cfg: MaskedConfig,
+    *,
+    mask_token_id: int,
+    eos_token_id: int | None = None,
 ) -> Tensor:
     """Mean of `masked.masked_loss` over the samples, without the matrix of all logits.
 
@@ -185,7 +195,7 @@ def text_loss(
     is_scored, t = _is_scored(i2t, cfg, mask_token_id), i2t.t
     if cfg.wrong_share:
         t = torch.where(i2t.noisy_ids == mask_token_id, t if t.dim() == 2 else t[:, None], 1.0)
-    weights = masked.nll_weights(i2t.answer_mask, t, cfg) / len(t)
+    weights = masked.nll_weights(i2t.input_ids, i2t.answer_mask, t, cfg, eos_token_id) / len(t)
     return weighted_nll(
         hidden, head.weight, head.bias, i2t.input_ids[is_scored], weights.expand_as(is_scored)[is_scored],
         ruled_out=mask_token_id, sharpen=cfg.sharpen,

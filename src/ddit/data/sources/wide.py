@@ -69,7 +69,7 @@ class WideSource:
             return (Turn(talk.text, talk.reply),)
         chance -= cfg.small_talk_fraction
         if chance < cfg.question_fraction:
-            asked = make_question(scene, rng, part=part)
+            asked = make_question(scene, rng, part=part, emphasis=cfg.question_emphasis)
             assert asked is not None, "without a kind there is always a question"
             return (Turn(asked.text, asked.answer),)
         chance -= cfg.question_fraction

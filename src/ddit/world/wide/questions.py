@@ -1,6 +1,8 @@
 """Questions about a scene of the wide world: what `finders` find, in one of many wordings."""
 
 import random
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from ..questions import UNANSWERABLE
@@ -11,7 +13,6 @@ from .wordings import Part, Wording, fill, pick
 
 FILE = "questions.txt"
 WIDE_QUESTION_KINDS = tuple(FINDERS)
-_WEIGHTS = [weight for _, weight in FINDERS.values()]
 
 
 class Asked(NamedTuple):
@@ -32,19 +33,22 @@ def make_question(
     part: Part = "seen",
     official: bool = False,
     plain: bool = False,
+    emphasis: Mapping[str, float] = MappingProxyType({}),
 ) -> Asked | None:
     """A question about a scene, of a given kind or of a random one that fits; None if the given kind does not fit.
 
     part: which wordings it may have. official: the benchmarks' own sentences alone, where a kind has any. plain: as the
-    wording is written, without other marks, capitals or suffixes.
+    wording is written, without other marks, capitals or suffixes. emphasis: how many times as often as by `FINDERS` a
+    kind is drawn; 1 of others.
     """
     if kind is not None:
         if kind not in FINDERS:
             raise ValueError(f"kind must be one of {', '.join(FINDERS)}, got {kind!r}")
         found = FINDERS[kind][0](scene, rng)
         return None if found is None else ask(kind, found, rng, part=part, official=official, plain=plain)
+    weights = [weight * emphasis.get(name, 1.0) for name, (_, weight) in FINDERS.items()]
     while True:
-        chosen = rng.choices(WIDE_QUESTION_KINDS, _WEIGHTS)[0]
+        chosen = rng.choices(WIDE_QUESTION_KINDS, weights)[0]
         found = FINDERS[chosen][0](scene, rng)
         if found is not None:
             return ask(chosen, found, rng, part=part, official=official, plain=plain)

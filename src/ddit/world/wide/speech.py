@@ -24,11 +24,13 @@ _PLURALS: dict[str, str] = {"lorry": "lorries"}
 _OPENINGS = (
     "question: ", "quick question: ", "i have a question: ", "please tell me: ", "please answer: ", "tell me, ", "hi, ",
     "hey, ", "hello! ", "ok, ", "so, ", "well, ", "now, ", "look at the picture: ", "about this image: ", "one more: ",
+    "could you tell me: ", "let me ask: ", "another question: ", "looking at the image, ", "please: ", "just asking: ",
 )  # fmt: skip
 _PROMPT_ENDINGS = (
     ", please", ", thanks", ", high quality", ", simple", ", 4k", ", sharp", ", emoji style", ", clean drawing",
     ", digital art", ", nothing else",
 )  # fmt: skip
+_ARTICLES = re.compile(r"\b(a|an|the) ", re.IGNORECASE)
 OTHER_RELATIONS = {
     "left of": ("on the left side of", "at the left of"),
     "right of": ("on the right side of", "at the right of"),
@@ -81,7 +83,7 @@ def rename(text: str, rng: random.Random) -> str:
 
 
 def write_freely(text: str, rng: random.Random) -> str:
-    """The text as people write: perhaps with other names, another mark or none, a capital, or in capitals."""
+    """The text as people write: perhaps with other names, another mark or none, no articles, a capital, or in capitals."""
     if rng.random() < 0.1:
         text = rename(text, rng)
     chance = rng.random()
@@ -89,6 +91,8 @@ def write_freely(text: str, rng: random.Random) -> str:
         text = text.rstrip("?.!")
     elif chance < 0.4 and not text.endswith("?"):
         text = text.rstrip(".!") + ("." if chance < 0.36 else "!")
+    elif chance > 0.96:
+        text = _ARTICLES.sub("", text)
     chance = rng.random()
     if chance < 0.45:
         text = text[0].upper() + text[1:]
