@@ -49,6 +49,8 @@ def test_texts_come_in_the_shares_that_are_asked_for() -> None:
         assert abs(found[name] / 1000 - share) < 0.05, (name, found)
     with pytest.raises(ValueError, match="add up"):
         WideData(question_fraction=0.9)
+    with pytest.raises(ValueError, match=r"question_emphasis: unknown kinds shape; known: exists"):
+        WideData(question_emphasis={"shape": 2.0})
 
 
 def test_held_out_wordings_and_parts_are_apart() -> None:

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -97,6 +98,29 @@ def test_uniform_logits_cost_log_vocabulary_a_masked_token(cfg: MaskedConfig, ex
         noisy_ids=noisy,
     )
     torch.testing.assert_close(loss, torch.tensor(expected) * math.log(VOCAB - 1))
+
+
+def test_a_short_answer_counts_as_much_as_a_long_one_without_the_padding() -> None:
+    """Everything is masked at t = 1 and costs log (V - 1): the loss is that times positions over those that count."""
+    end = 0
+    ids = torch.tensor([[5, 5, 1, end, end, end], [5, 5, 1, 2, 3, end], [5, 5, 1, end, 2, 3]])
+    answer = torch.ones_like(ids, dtype=torch.bool)
+    answer[:, :2] = False
+    given = {"mask_token_id": MASK, "t": torch.ones(3), "noisy_ids": torch.where(answer, MASK, ids)}
+
+    def loss(**normalizer: Any) -> list[float]:
+        def uniform(noisy_ids: torch.Tensor, is_masked: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+            return torch.zeros(int(is_masked.sum()), VOCAB)
+
+        found = masked_loss(uniform, ids, answer, cfg=MaskedConfig(**normalizer), eos_token_id=end, **given)
+        return (found / math.log(VOCAB - 1)).tolist()
+
+    assert loss(normalizer="answer") == pytest.approx([1, 1, 1])
+    assert loss(normalizer="unpadded") == pytest.approx([4 / 2, 1, 1])
+    with pytest.raises(ValueError, match="end-of-text"):
+        masked_loss(
+            lambda *_: torch.zeros(12, VOCAB), ids, answer, cfg=MaskedConfig(normalizer="unpadded"), **given
+        )
 
 
 def test_the_expected_loss_is_the_negative_log_likelihood_of_independent_tokens() -> None:

@@ -31,7 +31,9 @@ def test_every_tab_is_accessible_before_it_is_used(visit: Visit) -> None:
 
 def test_axe_finds_what_is_wrong(visit: Visit) -> None:
     visit.page.add_style_tag(content="#heading p { color: #8a8a8a !important; }")
-    visit.page.wait_for_function("getComputedStyle(document.querySelector('#heading p')).color === 'rgb(138, 138, 138)'")
+    visit.page.wait_for_function(
+        "getComputedStyle(document.querySelector('#heading p')).color === 'rgb(138, 138, 138)'"
+    )
     assert any(found.startswith("color-contrast") for found in visit.findings())
 
 

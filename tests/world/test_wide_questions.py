@@ -98,6 +98,17 @@ def test_a_question_is_a_pure_function_and_unknown_kinds_are_refused() -> None:
         make_question(SCENES[0], random.Random(3), "shape")
 
 
+def test_a_kind_is_asked_as_often_as_its_emphasis_says() -> None:
+    def share(emphasis: dict[str, float]) -> float:
+        asked = [make_question(SCENES[0], random.Random(i), emphasis=emphasis) for i in range(1500)]
+        return sum(one is not None and one.kind == "style" for one in asked) / len(asked)
+
+    usual = share({})
+    assert 0 < usual < 0.05
+    assert share({"style": 10.0}) == pytest.approx(10 * usual / (1 + 9 * usual), rel=0.4)
+    assert share({"style": 0.0}) == 0
+
+
 def test_training_texts_name_no_held_out_colour() -> None:
     for index in range(400):
         scene = make_scene(WIDE, "train", index)

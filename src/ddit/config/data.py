@@ -76,9 +76,8 @@ class WideData(AnySource):
             raise ValueError(f"{', '.join(names)} must not add up to more than 1, got {total:g}")
         unknown = set(self.question_emphasis) - set(WIDE_QUESTION_KINDS)
         if unknown:
-            raise ValueError(
-                f"question_emphasis: unknown kinds {', '.join(sorted(unknown))}; known: {', '.join(WIDE_QUESTION_KINDS)}"
-            )
+            names, known = ", ".join(sorted(unknown)), ", ".join(WIDE_QUESTION_KINDS)
+            raise ValueError(f"question_emphasis: unknown kinds {names}; known: {known}")
 
 
 @strict

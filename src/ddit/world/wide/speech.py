@@ -83,7 +83,7 @@ def rename(text: str, rng: random.Random) -> str:
 
 
 def write_freely(text: str, rng: random.Random) -> str:
-    """The text as people write: perhaps with other names, another mark or none, no articles, a capital, or in capitals."""
+    """The text as people write: perhaps with other names, without articles, with another mark or none, in capitals."""
     if rng.random() < 0.1:
         text = rename(text, rng)
     chance = rng.random()
