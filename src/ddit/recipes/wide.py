@@ -173,7 +173,7 @@ def wide_blocks(root: Path) -> DualRun:
 
 
 def wide_all(root: Path) -> DualRun:
-    """Everything at once, in blocks, and most of it drawn: to win back what the conversion took from answers and images.
+    """Everything at once, in blocks, and most of it drawn: wins back what the conversion took from answers and images.
 
     From `wide-blocks`, or from what is packaged by `--set init=mini-wide --set vae=mini --set text=mini-wide`.
     """
