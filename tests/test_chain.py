@@ -1,4 +1,4 @@
-"""The three-stage chain at mini size, by the commands a user types: raw files on disk to a folder that answers."""
+"""The three-stage chain at tiny size, by the commands a user types: raw files on disk to a folder that answers."""
 
 import json
 import os
@@ -50,8 +50,8 @@ def test_from_raw_files_to_a_folder_that_answers(tmp_path: Path):
     for folder in ("pretrain", "better/metadata.json"):
         assert json.loads(ddit("data", "check", raw / folder, "--json"))["corrupt"] == {}
 
-    ddit("train", "mini-vae", "--root", runs, *setting(num_images=500, num_pca_images=300, max_steps=40))
-    ddit("train", "mini-text", "--root", runs, *setting(max_steps=40))
+    ddit("train", "tiny-vae", "--root", runs, *setting(num_images=500, num_pca_images=300, max_steps=40))
+    ddit("train", "tiny-text", "--root", runs, *setting(max_steps=40))
     vae = runs / "mini-vae/export/vae"
     ddit("data", "precompute", raw / "pretrain", runs / "latents", "--vae", vae, "--size", "64")
 
@@ -71,30 +71,30 @@ def test_from_raw_files_to_a_folder_that_answers(tmp_path: Path):
         "report__grid_sampling__num_steps": 4,
     }  # fmt: skip
     ddit(
-        "train", "mini-image", "--root", runs,
+        "train", "tiny-image", "--root", runs,
         *setting(data__t2i=[cached], objective__alignment_weight=0.0, max_steps=15, **quick),
     )  # fmt: skip
     ddit(
-        "train", "mini-stage1", "--root", runs,
+        "train", "tiny-stage1", "--root", runs,
         *setting(data__t2i=[cached], data__i2t=[cached], objective__alignment_weight=0.0, max_steps=20, **quick),
         ranks=2,
     )  # fmt: skip
     before = mask_row(runs / "mini-stage1/export")
     ddit(
-        "train", "mini-stage2", "--root", runs,
+        "train", "tiny-stage2", "--root", runs,
         *setting(data__t2i=[cached], data__i2t=[better], objective__alignment_weight=0.0, max_steps=10, **quick),
     )  # fmt: skip
     assert mask_row(runs / "mini-stage2/export") != before
     ddit(
-        "train", "mini-stage3", "--root", runs,
+        "train", "tiny-stage3", "--root", runs,
         *setting(data__t2i=[cached], data__i2t=[talk, asked], data__i2t_length=48, max_steps=25, **quick),
     )  # fmt: skip
     ddit(
-        "train", "mini-stage4", "--root", runs,
+        "train", "tiny-stage4", "--root", runs,
         *setting(data__t2i=[cached], data__i2t=[better, asked], max_steps=5, **quick),
     )  # fmt: skip
     ddit(
-        "train", "mini-stage4_128", "--root", runs,
+        "train", "tiny-stage4_128", "--root", runs,
         *setting(data__t2i=[better], data__i2t=[better], max_steps=5, **quick),
     )  # fmt: skip
 

@@ -9,13 +9,16 @@ import torch
 from t5_tokenizer import t5_tokenizer_folder
 
 from benchmarks.real_size import GIB, ONE_BLOCK, Row, Sizes, list_rows, make_model, measure, run_rows
+from ddit.devices import multiplies_bfloat16
 from ddit.model import DualDiT, DualDiTConfig
 from ddit.pipeline import Pipeline
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(
+    not multiplies_bfloat16(torch.device("cpu")), reason="without products in bfloat16 a CPU takes ten minutes"
+)
 def test_one_block_goes_through_every_command(tmp_path: Path) -> None:
-    # Of 64 pixels: without bfloat16 products a CPU takes minutes to decode 256.
     sizes = replace(ONE_BLOCK, small_side=64)
     make_model(tmp_path / "model", sizes, t5_tokenizer_folder())
     twice = (
