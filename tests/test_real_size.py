@@ -16,7 +16,8 @@ from ddit.pipeline import Pipeline
 
 @pytest.mark.slow
 @pytest.mark.skipif(
-    not multiplies_bfloat16(torch.device("cpu")), reason="without products in bfloat16 a CPU takes ten minutes"
+    not multiplies_bfloat16(torch.device("cpu")),
+    reason="without products in bfloat16 a CPU takes ten minutes",
 )
 def test_one_block_goes_through_every_command(tmp_path: Path) -> None:
     sizes = replace(ONE_BLOCK, small_side=64)
