@@ -76,7 +76,9 @@ def train(point: Point, steps: int, pipe: Connection) -> None:
     optimizer = optim.build_optimizers(trained, cfg.optimizer)["adamw"]
     ema = optim.Ema(trained, cfg.optimizer.ema_decay)
     table = torch.randn(VOCAB, TEXT_DIM)
-    codec = cast(TextCodec, SimpleNamespace(states=lambda ids: table[ids], mask_token_id=VOCAB - 1))
+    codec = cast(
+        TextCodec, SimpleNamespace(states=lambda ids: table[ids], mask_token_id=VOCAB - 1, eos_token_id=1)
+    )
 
     def step(number: int) -> float:
         batch, latents = make_batch(point, number)

@@ -181,7 +181,9 @@ class Ours:
             optimizer=OptimizerConfig(lr=LR, weight_decay=WEIGHT_DECAY, warmup_steps=0, ema_decay=EMA_DECAY),
         )  # fmt: skip
         self.table = table
-        codec = SimpleNamespace(states=lambda ids: table[ids], mask_token_id=job.mask_token_id)
+        codec = SimpleNamespace(
+            states=lambda ids: table[ids], mask_token_id=job.mask_token_id, eos_token_id=1
+        )
         self.codec = cast(TextCodec, codec)
         transformer = DualDiT(job.model_config())
         transformer.load_state_dict(start_weights(job))

@@ -19,6 +19,7 @@ from ddit.world.wide import (
     list_wordings,
     make_caption,
     make_description,
+    make_plain_description,
     make_prompt,
     make_prompts,
     make_scene,
@@ -160,6 +161,17 @@ def scene_of(number: int):
         if len(s.objects) == number and len({o.class_name for o in s.objects}) == number
         and all(o.color for o in s.objects)
     )  # fmt: skip
+
+
+def test_the_plain_description_is_complete_and_right_and_tells_nothing_but_the_scene() -> None:
+    texts = {}
+    for scene in SCENES:
+        text = make_plain_description(scene)
+        score = score_description(scene, text)
+        assert (score.objects, score.attributes, score.false) == (1, 1, 0), text
+        assert count_tokens(text) <= 128
+        texts.setdefault(text, []).append(scene)
+    assert all(len({scene.ground.tone for scene in same}) == 1 for same in texts.values())
 
 
 def test_made_errors_cost_what_they_should() -> None:

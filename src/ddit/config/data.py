@@ -53,7 +53,8 @@ class WideData(AnySource):
     `wordings` "seen" leaves out the wordings that are held out, and "held_out" has these alone. Of the i2t samples so
     many are questions, detailed descriptions, conversations and small talk; the rest are captions. Of
     the prompts `detailed_prompt_fraction` are detailed descriptions. `question_emphasis` says how many times as often
-    as usual a kind of question is asked.
+    as usual a kind of question is asked. `plain_descriptions`: the detailed ones are in one wording, which leaves a
+    model nothing to guess but what is in the image, so that it can write many tokens at once.
     """
 
     world: WideConfig = field(default_factory=WideConfig)
@@ -65,6 +66,7 @@ class WideData(AnySource):
     question_fraction: Fraction = 0.4
     question_emphasis: dict[str, NonNegativeFloat] = field(default_factory=dict)
     detailed_fraction: Fraction = 0.25
+    plain_descriptions: bool = False
     conversation_fraction: Fraction = 0.2
     small_talk_fraction: Fraction = 0.01
     detailed_prompt_fraction: Fraction = 0.1

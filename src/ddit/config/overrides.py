@@ -98,7 +98,9 @@ def list_keys(data: Any, prefix: str = "") -> list[str]:
 
 # --- keys without effect ---
 
-_WIDE_TEXTS = ("detailed_fraction", "conversation_fraction", "small_talk_fraction", "question_emphasis")
+_WIDE_TEXTS = (
+    "detailed_fraction", "conversation_fraction", "small_talk_fraction", "question_emphasis", "plain_descriptions",
+)  # fmt: skip
 
 
 def never_read(config: Any) -> dict[str, str]:

@@ -78,7 +78,7 @@ class WideSource:
         is_detailed = chance - cfg.conversation_fraction < cfg.detailed_fraction
         if not is_detailed and rng.random() < 0.6:
             return (Turn(None, make_caption(scene, rng, part=part)),)
-        request = make_request(scene, rng, detailed=is_detailed, part=part)
+        request = make_request(scene, rng, detailed=is_detailed, part=part, plain=cfg.plain_descriptions)
         return (Turn(request.text, request.reply),)
 
     def pixels(self, first: int, end: int) -> Tensor:

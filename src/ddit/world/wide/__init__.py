@@ -3,7 +3,7 @@
 Without torch. A fifth of the wordings is held out of training, beside pairs of classes and of class and colour.
 """
 
-from .descriptions import make_description
+from .descriptions import make_description, make_plain_description
 from .dialogues import Exchange, make_dialogue, make_request, make_small_talk
 from .geneval import WIDE_TAGS, make_prompts
 from .presets import WIDE_CLASSES, WIDE_PRESETS, WideConfig, is_held_out
@@ -34,6 +34,7 @@ __all__ = [
     "make_caption",
     "make_description",
     "make_dialogue",
+    "make_plain_description",
     "make_prompt",
     "make_prompts",
     "make_question",

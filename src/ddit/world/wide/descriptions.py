@@ -8,6 +8,7 @@ from .scenes import WideObject, WideScene
 from .wordings import Part, fill, pick
 from .words import (
     NUMBERS,
+    PLACES,
     RELATION_WORDS,
     article,
     at,
@@ -48,6 +49,26 @@ def make_description(scene: WideScene, rng: random.Random, *, part: Part = "seen
         if count_tokens(text) <= MAX_TOKENS:
             return text
     raise ValueError(f"a description of {count_tokens(text)} words: {text}")
+
+
+def make_plain_description(scene: WideScene) -> str:
+    """The same in one wording and order, so that everything in it follows from the image: what a model is to write.
+
+    Objects come by their fields, row by row; a relation is to the next object, or else to the first, that has one.
+    """
+    items = sorted(scene.objects, key=lambda item: (PLACES.index(place_word(scene, item)), item.x, item.y))
+    count, ground = len(items), ground_words(scene.ground)
+    text = f"There {'is one object' if count == 1 else f'are {NUMBERS[count]} objects'} on a {ground}."
+    for index, item in enumerate(items):
+        looks = phrase(item.class_name, size_word(scene, item), item.color or MULTICOLORED, item.style)
+        text += f" {looks.capitalize()} is {at(place_word(scene, item))}"
+        for other in items[index + 1 :] + items[:index]:
+            found = sorted(find_relations(item, other))
+            if found:
+                text += f", {RELATION_WORDS[found[0]][0]} {refer(scene, item, other)}"
+                break
+        text += "."
+    return f"{text} Nothing else is in the image."
 
 
 def _draw(scene: WideScene, rng: random.Random, part: Part, brevity: int) -> str:

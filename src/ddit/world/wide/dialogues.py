@@ -4,7 +4,7 @@ import random
 from collections.abc import Callable
 from typing import NamedTuple
 
-from .descriptions import make_description
+from .descriptions import make_description, make_plain_description
 from .facts import count_classes, draw_absent
 from .finders import Found, color, count, exists, place, size, style
 from .prompts import make_caption
@@ -51,11 +51,16 @@ def make_small_talk(rng: random.Random, form: str | None = None, *, part: Part =
     return Exchange(text, SMALL_TALK[form], form, None)
 
 
-def make_request(scene: WideScene, rng: random.Random, *, detailed: bool, part: Part = "seen") -> Exchange:
-    """A request for a caption, or for a detailed description, and its reply."""
+def make_request(
+    scene: WideScene, rng: random.Random, *, detailed: bool, part: Part = "seen", plain: bool = False
+) -> Exchange:
+    """A request for a caption, or for a detailed description, and its reply; a plain description has one wording."""
     form = "describe_in_detail" if detailed else "describe"
     text = write_freely(fill(pick(FILE, form, part, rng), {}, rng), rng)
-    reply = (make_description if detailed else make_caption)(scene, rng)
+    if detailed:
+        reply = make_plain_description(scene) if plain else make_description(scene, rng)
+    else:
+        reply = make_caption(scene, rng)
     return Exchange(text, reply, form, None)
 
 
