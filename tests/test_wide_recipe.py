@@ -41,7 +41,7 @@ def test_each_stage_begins_with_the_one_before_and_is_watched_by_other_scenes() 
 def test_every_stage_takes_overrides() -> None:
     for stage in list_stages("wide"):
         key = "source.seed" if "latents" in stage else "seed"
-        run = override_run(build(stage, "runs"), [f"{key}=5"])
+        run = override_run(build(stage, "runs"), [f"{key}=50"])
         assert run != build(stage, "runs")
 
 

@@ -37,7 +37,7 @@ from ddit.train.stages import run_stage
 SMALL_NETWORKS = ("vae", "text", "teacher", "latents", "latents_mixed")
 MINI_RECIPES = [stage for stage in MINI_STAGES if stage not in (*SMALL_NETWORKS, *EXTRA_STAGES)]
 SD3_RECIPES = [*(f"sd3-medium-{stage}" for stage in SD3_STAGES), "sd3.5-medium-stage1"]
-MASK_TOKEN_ID = 32099
+MASK_TOKEN_ID, EOS_TOKEN_ID = 32099, 1
 DOWNSAMPLE = 8
 """Pixels a latent of SD3's autoencoder, along a side."""
 MAIN_MEMORY = 12 * GIB
@@ -255,7 +255,10 @@ def real_step(cfg: DualRun, bench: Bench, ranks: Ranks, *, num_steps: int = 3) -
     if bench.is_gpu:
         torch.cuda.reset_peak_memory_stats(bench.device)
     before = torch.cuda.memory_allocated(bench.device) if bench.is_gpu else 0
-    codec = cast(TextCodec, SimpleNamespace(mask_token_id=MASK_TOKEN_ID, width=cfg.model.text_dim))
+    codec = cast(
+        TextCodec,
+        SimpleNamespace(mask_token_id=MASK_TOKEN_ID, eos_token_id=EOS_TOKEN_ID, width=cfg.model.text_dim),
+    )
     learner = make_learner(cfg, codec, ranks)
     trained = learner.trained()
     optimizers = build_optimizers(trained, cfg.optimizer)
