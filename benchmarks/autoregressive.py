@@ -51,6 +51,7 @@ class Pairs(Dataset[tuple[Tensor, Tensor, Tensor]]):
             world,
             question_fraction=0.0,
             detailed_fraction=1.0,
+            plain_descriptions=True,
             conversation_fraction=0.0,
             small_talk_fraction=0.0,
         )
@@ -101,6 +102,8 @@ class Decoder(nn.Module):
     def loss(self, pixels: Tensor, ids: Tensor, answer_mask: Tensor) -> Tensor:
         """Mean of -log p of the answers' tokens and of the first end-of-text token after them."""
         eos = self.ours.text_codec.eos_token_id
+        longest = int((ids != eos).any(0).nonzero().max()) + 2  # with the end
+        ids, answer_mask = ids[:, :longest], answer_mask[:, :longest]
         is_padding = ((ids == eos) & answer_mask).cumsum(1) > 1
         hidden = self.model.model(inputs_embeds=self.embedded(pixels, ids[:, :-1])).last_hidden_state
         predicted = self.model.lm_head(hidden[:, -ids.shape[1] :])  # from the last image token on
