@@ -272,7 +272,8 @@ def _activations(sizes: Sizes, settings: ModelSettings) -> tuple[int, int]:
 
     Counted by hand for one block, as in inference nothing else is kept: the stream, its queries, keys, values and
     output, or the MLP's four times wider layer before and after its nonlinearity. Attention is taken as fused. The
-    decoder holds about five maps of its costliest level, the text encoder three of its gated layer's.
+    decoder holds about five maps of its costliest level, the text encoder three of its gated layer's. In blocks, one
+    block of text is at work, and all layers' keys and values of the finished ones are kept.
     """
     config, side = sizes.transformer, settings.image_size
     tokens = (side // sizes.unit) ** 2
@@ -281,8 +282,11 @@ def _activations(sizes: Sizes, settings: ModelSettings) -> tuple[int, int]:
     decoder = 5 * sizes.decoder_width * (side // sizes.decoder_scale) ** 2
     is_guided = 1 + (settings.image_sampling.guidance_scale > 1)
     draw = is_guided * max(a_block * (tokens + settings.prompt_length), text * settings.prompt_length)
-    heads = settings.text_length * config.vocab_size * 3  # logits, their probabilities, a copy in float32
-    write = max(a_block * (tokens + settings.text_length), text * settings.text_length) + heads
+    at_work = config.text_block_size or settings.text_length
+    heads = at_work * config.vocab_size * 3  # logits, their probabilities, a copy in float32
+    write = max(a_block * (tokens + at_work), text * at_work) + heads
+    if config.text_block_size:
+        write += 2 * config.depth * config.hidden_size * (tokens + settings.text_length)
     return max(draw, decoder), max(write, decoder)  # the encoder is about as wide as the decoder
 
 
