@@ -237,8 +237,6 @@ def make_arms(
     one_by_one = {"order": "confidence", "temperature": 0.0, "num_steps": size}
     ours.append(("blocks, a token a step", "blocks, kept", blocks, one_by_one))
     ours.append(("blocks", "fewer steps", blocks, {"num_steps": size}))
-    bound = {"order": "entropy", "temperature": 0.0, "entropy_bound": 0.5, "num_steps": size}
-    ours.append(("blocks, half a nat a step", "more tokens a step", blocks, bound))
     if "without T5" in models:
         ours.append(("blocks without T5", "T5 out", models["without T5"], {"num_steps": size}))
     after = ""

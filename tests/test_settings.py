@@ -2,6 +2,7 @@
 
 import ast
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,24 @@ def test_defaults_are_changed_by_name_also_within_the_samplings() -> None:
     assert (changed.text_sampling.rule.order, changed.text_sampling.rule.temperature) == ("margin", 0.0)
     assert (changed.answer_length, changed.image_size) == (2, OWN.image_size)
     assert OWN.with_defaults({}) == OWN
+
+
+def test_detailed_captions_may_have_a_bound_of_their_own_which_a_given_one_replaces() -> None:
+    own = replace(OWN, detailed_entropy_bound=1.0)
+
+    def bound(model: ModelSettings, **given: Any) -> float:
+        return model.caption_options(given).sampling.rule.entropy_bound
+
+    assert (bound(own), bound(own, style="detailed")) == (0.1, 1.0)
+    assert (
+        bound(own, style="detailed", entropy_bound=0.3)
+        == bound(OWN, style="detailed", entropy_bound=0.3)
+        == 0.3
+    )
+    assert bound(own.with_defaults({"entropy_bound": 0.2}), style="detailed") == 0.2
+    assert own.with_defaults({"num_steps": 3}).detailed_entropy_bound == 1.0
+    with pytest.raises(ValueError, match="detailed_entropy_bound must be at least 0"):
+        replace(OWN, detailed_entropy_bound=-1.0)
 
 
 def test_the_papers_sampler_replaces_all_of_a_models_own() -> None:

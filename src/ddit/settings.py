@@ -302,6 +302,7 @@ class ModelSettings:
         text_length: tokens of a caption, or of a question with its answer.
         caption_steps, answer_steps: sampling steps of the two; in-filling takes caption_steps.
         caption_length, answer_length: positions after the prompt; None fills up text_length, as detailed captions do.
+        detailed_entropy_bound: of the order entropy, for detailed captions; None: that of text_sampling.
     """
 
     image_sampling: ImageSampling = field(default_factory=ImageSampling)
@@ -314,6 +315,7 @@ class ModelSettings:
     answer_steps: PositiveInt = 16
     caption_length: PositiveInt | None = None
     answer_length: PositiveInt | None = None
+    detailed_entropy_bound: Annotated[float, Field(ge=0)] | None = None
 
     def with_defaults(self, given: Mapping[str, Any]) -> Self:
         """With other defaults: fields, and options of the two samplings, by name (None is not given).
@@ -322,7 +324,8 @@ class ModelSettings:
             ValueError, TypeError: as `image_options`.
         """
         own = ImageSampling() if given.get("sampler") == "paper" else self.image_sampling
-        return override(replace(self, image_sampling=own), given)
+        detailed = self.detailed_entropy_bound if given.get("entropy_bound") is None else None
+        return override(replace(self, image_sampling=own, detailed_entropy_bound=detailed), given)
 
     def image_options(self, given: Mapping[str, Any]) -> ImageOptions:
         """The model's own options with those that are given (None is not given).
@@ -343,6 +346,11 @@ class ModelSettings:
 
     def caption_options(self, given: Mapping[str, Any]) -> CaptionOptions:
         """As `image_options`, for captions."""
-        length = None if given.get("style") == "detailed" else self.caption_length
-        own = CaptionOptions(sampling=self.text_sampling, num_steps=self.caption_steps, length=length)
+        length, sampling = self.caption_length, self.text_sampling
+        if given.get("style") == "detailed":
+            length = None
+            if self.detailed_entropy_bound is not None:
+                rule = replace(sampling.rule, entropy_bound=self.detailed_entropy_bound)
+                sampling = replace(sampling, rule=rule)
+        own = CaptionOptions(sampling=sampling, num_steps=self.caption_steps, length=length)
         return override(own, given)

@@ -122,6 +122,7 @@ def describe_decoding(settings: ModelSettings, options: EvalOptions) -> dict[str
         "text_length": settings.text_length,
         "size": options.size or settings.image_size,
         **rule,
+        "detailed_entropy_bound": settings.detailed_entropy_bound,
         **text_sampling,
     }
 
