@@ -30,11 +30,14 @@ def test_every_tab_is_accessible_before_it_is_used(visit: Visit) -> None:
 
 
 def test_axe_finds_what_is_wrong(visit: Visit) -> None:
+    """Tried again: on a busy machine something may lie over the text for a while, whose contrast then is not judged."""
     visit.page.add_style_tag(content="#heading p { color: #8a8a8a !important; }")
-    visit.page.wait_for_function(
-        "getComputedStyle(document.querySelector('#heading p')).color === 'rgb(138, 138, 138)'"
-    )
-    assert any(found.startswith("color-contrast") for found in visit.findings())
+    for _ in range(30):
+        findings = visit.findings()
+        if any(found.startswith("color-contrast") for found in findings):
+            return
+        visit.page.wait_for_timeout(1000)
+    raise AssertionError(findings)
 
 
 def test_the_page_follows_a_dark_screen(browser: Any, page_address: str) -> None:
