@@ -44,7 +44,7 @@ docs: $(VENV)/docs.stamp ## the documentation site, with its notebooks executed:
 	@NO_MKDOCS_2_WARNING=1 OMP_NUM_THREADS=1 $(BIN)/mkdocs build -q && echo "site/: python -m http.server -d site"
 
 bench: $(VENV)/dev.stamp ## the scripts in benchmarks/ (many minutes), but those that need a checkpoint or a checkout of the user's
-	@for script in $(filter-out benchmarks/training.py benchmarks/compare_geneval.py benchmarks/autoregressive.py benchmarks/long_text.py,$(wildcard benchmarks/*.py)); do $(BIN)/python $$script || exit 1; done
+	@for script in $(filter-out benchmarks/training.py benchmarks/compare_geneval.py benchmarks/autoregressive.py benchmarks/long_text.py benchmarks/long_text_arms.py,$(wildcard benchmarks/*.py)); do $(BIN)/python $$script || exit 1; done
 
 $(VENV)/run.stamp: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit("ddit needs Python 3.11 or newer: make PYTHON=python3.11 ..." if sys.version_info < (3, 11) else 0)'

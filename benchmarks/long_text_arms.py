@@ -32,8 +32,8 @@ from ddit.world.wide import WIDE_PRESETS
 
 WORLD = "wide-easy"
 DESCRIPTIONS = WideData(
-    WIDE_PRESETS[WORLD], num_scenes=50_000, question_fraction=0.0, detailed_fraction=1.0, conversation_fraction=0.0,
-    small_talk_fraction=0.0,
+    WIDE_PRESETS[WORLD], num_scenes=50_000, question_fraction=0.0, detailed_fraction=1.0, plain_descriptions=True,
+    conversation_fraction=0.0, small_talk_fraction=0.0,
 )  # fmt: skip
 ROWS = 64
 
@@ -132,8 +132,8 @@ def main() -> None:
                 print(arm.name, point, flush=True)
     heading = f"""# Descriptions in fewer passes, by what was trained
 
-`python -m benchmarks.long_text_arms --steps {args.steps} --num {args.num}`, {code_version()}. {args.num} scenes of
-`{WORLD}`'s test split; means over {len(args.seeds)} training seeds, and each.
+`python -m benchmarks.long_text_arms --init {args.init} --steps {args.steps} --num {args.num}`,
+{code_version()}. {args.num} scenes of `{WORLD}`'s test split; means over {len(args.seeds)} training seeds, and each.
 """
     args.report.write_text("\n".join([heading, *table(points)]) + "\n", encoding="utf-8")
 

@@ -65,7 +65,6 @@ class Visit:
         self.page.on("response", lambda response: response.status >= 400 and self.faults.append(response.url))
         self.page.goto(address)
         self.panel().get_by_label("Prompt", exact=True).wait_for()
-        self.page.locator("#heading p").first.wait_for()  # Gradio's texts load apart
 
     def _hear(self, message: Any) -> None:
         if message.type == "error":  # warnings are Gradio's own: a stream that it cannot close

@@ -320,6 +320,8 @@ class ModelSettings:
     def with_defaults(self, given: Mapping[str, Any]) -> Self:
         """With other defaults: fields, and options of the two samplings, by name (None is not given).
 
+        An `entropy_bound` is that of detailed captions, too.
+
         Raises:
             ValueError, TypeError: as `image_options`.
         """

@@ -10,7 +10,7 @@ from ddit.config.runs import AutoencoderRun, DualRun
 from ddit.data.sampler import sample_rng
 from ddit.data.sources import WideSource, open_source
 from ddit.schema import parse, to_data
-from ddit.world.wide import list_wordings
+from ddit.world.wide import WIDE_QUESTION_KINDS, list_wordings
 from ddit.world.wide.descriptions import count_tokens
 
 
@@ -51,6 +51,8 @@ def test_texts_come_in_the_shares_that_are_asked_for() -> None:
         WideData(question_fraction=0.9)
     with pytest.raises(ValueError, match=r"question_emphasis: unknown kinds shape; known: exists"):
         WideData(question_emphasis={"shape": 2.0})
+    with pytest.raises(ValueError, match="question_emphasis is 0 for every kind"):
+        WideData(question_emphasis=dict.fromkeys(WIDE_QUESTION_KINDS, 0.0))
 
 
 def test_held_out_wordings_and_parts_are_apart() -> None:

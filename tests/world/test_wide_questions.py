@@ -107,6 +107,11 @@ def test_a_kind_is_asked_as_often_as_its_emphasis_says() -> None:
     assert 0 < usual < 0.05
     assert share({"style": 10.0}) == pytest.approx(10 * usual / (1 + 9 * usual), rel=0.4)
     assert share({"style": 0.0}) == 0
+    single = next(scene for scene in SCENES if len(scene.objects) == 1)
+    of_two = {name: float(name == "binding") for name in WIDE_QUESTION_KINDS}
+    asked = make_question(single, random.Random(0), emphasis=of_two)  # nothing of that kind can be asked here
+    assert asked is not None
+    assert asked.kind != "binding"
 
 
 def test_training_texts_name_no_held_out_colour() -> None:

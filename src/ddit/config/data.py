@@ -80,6 +80,8 @@ class WideData(AnySource):
         if unknown:
             names, known = ", ".join(sorted(unknown)), ", ".join(WIDE_QUESTION_KINDS)
             raise ValueError(f"question_emphasis: unknown kinds {names}; known: {known}")
+        if all(self.question_emphasis.get(kind) == 0 for kind in WIDE_QUESTION_KINDS):
+            raise ValueError("question_emphasis is 0 for every kind of question")
 
 
 @strict

@@ -39,8 +39,7 @@ _TEXT_KEYS = {
     "weight", "latents", "question_fraction", "caption_key", "original_key", "original_share", "question_key",
     "answer_key", "annotations", "unanswerable", "templates", "question_templates", "text_key",
     "part", "held_out_share", "wordings", "detailed_fraction", "conversation_fraction", "small_talk_fraction",
-    "detailed_prompt_fraction", "question_emphasis",
-    "plain_descriptions",
+    "detailed_prompt_fraction", "question_emphasis", "plain_descriptions",
 }  # fmt: skip
 """Settings of a source that change its texts or choose samples: the latents of its images stay good."""
 _NOT_IN_0_1 = {"image_key": "image"}

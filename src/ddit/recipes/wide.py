@@ -178,7 +178,7 @@ def wide_blocks(root: Path) -> DualRun:
 
 
 def wide_practice(root: Path) -> DualRun:
-    """For minutes little but what is still answered at chance, which among everything else would take hours to learn.
+    """For minutes little but what is still answered at chance. What ships went through it; it did not pay (LOG.md).
 
     From `wide-blocks`, or from what is packaged by `--set init=mini-wide --set vae=mini --set text=mini-wide`.
     """
@@ -192,20 +192,16 @@ def wide_practice(root: Path) -> DualRun:
         "conversation_fraction": 0.0,
     }
     text = replace(blocks.objective.text, normalizer="unpadded")
-    (known,) = (
-        source
-        for source in _with_shares(blocks.data.i2t, BLOCK_SHARES, **texts)
-        if isinstance(source, WideData) and source.world == WORLDS["known"]
-    )
+    pools = dict(zip(SHARES, _with_shares(blocks.data.i2t, BLOCK_SHARES, **texts), strict=True))
     return replace(
         blocks,
         out=str(root / "wide-practice"),
         init=f"{blocks.out}/export",
-        data=replace(blocks.data, i2t=(known,)),
+        data=replace(blocks.data, i2t=(pools["known"],)),
         objective=replace(blocks.objective, i2t_fraction=0.75, lambda_text=1.0, text=text),
         optimizer=replace(blocks.optimizer, schedule="constant", warmup_steps=10),
         global_batch_size=128,
-        max_steps=120,
+        max_steps=92,
         seed=blocks.seed + 2,
     )
 
@@ -220,9 +216,9 @@ def wide_all(root: Path) -> DualRun:
         "detailed_fraction": 0.3,
         "plain_descriptions": True,
         "question_fraction": 0.5,
+        "question_emphasis": ALL_EMPHASIS,
         "conversation_fraction": 0.06,
     }
-    text = replace(blocks.objective.text, normalizer="unpadded")
     return replace(
         blocks,
         out=str(root / "wide-all"),
@@ -230,10 +226,10 @@ def wide_all(root: Path) -> DualRun:
         data=replace(
             blocks.data,
             t2i=_with_shares(blocks.data.t2i, ALL_DRAWN_SHARES),
-            i2t=_with_shares(blocks.data.i2t, ALL_READ_SHARES, question_emphasis=ALL_EMPHASIS, **texts),
+            i2t=_with_shares(blocks.data.i2t, ALL_READ_SHARES, **texts),
         ),
-        objective=replace(blocks.objective, i2t_fraction=ALL_READ_FRACTION, lambda_text=1.0, text=text),
-        max_steps=700,
+        objective=replace(practice.objective, i2t_fraction=ALL_READ_FRACTION),
+        max_steps=400,
         seed=blocks.seed + 1,
     )
 

@@ -52,9 +52,10 @@ def make_description(scene: WideScene, rng: random.Random, *, part: Part = "seen
 
 
 def make_plain_description(scene: WideScene) -> str:
-    """The same in one wording and order, so that everything in it follows from the image: what a model is to write.
+    """A right and complete description in one wording and order, so that everything in it follows from the image.
 
-    Objects come by their fields, row by row; a relation is to the next object, or else to the first, that has one.
+    Of at most 128 words and marks for six objects, which come by their places, row by row; each has its relation to the
+    next one, or else to the first, that it has one to. No absent class is named: nothing else is in the image.
     """
     items = sorted(scene.objects, key=lambda item: (PLACES.index(place_word(scene, item)), item.x, item.y))
     count, ground = len(items), ground_words(scene.ground)

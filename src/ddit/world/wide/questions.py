@@ -13,6 +13,7 @@ from .wordings import Part, Wording, fill, pick
 
 FILE = "questions.txt"
 WIDE_QUESTION_KINDS = tuple(FINDERS)
+_ATTEMPTS = 200
 
 
 class Asked(NamedTuple):
@@ -39,7 +40,7 @@ def make_question(
 
     part: which wordings it may have. official: the benchmarks' own sentences alone, where a kind has any. plain: as the
     wording is written, without other marks, capitals or suffixes. emphasis: how many times as often as by `FINDERS` a
-    kind is drawn; 1 of others.
+    kind is drawn, 1 of others; a scene that fits none of those has a kind as usual.
     """
     if kind is not None:
         if kind not in FINDERS:
@@ -47,11 +48,12 @@ def make_question(
         found = FINDERS[kind][0](scene, rng)
         return None if found is None else ask(kind, found, rng, part=part, official=official, plain=plain)
     weights = [weight * emphasis.get(name, 1.0) for name, (_, weight) in FINDERS.items()]
-    while True:
+    for _ in range(_ATTEMPTS):
         chosen = rng.choices(WIDE_QUESTION_KINDS, weights)[0]
         found = FINDERS[chosen][0](scene, rng)
         if found is not None:
             return ask(chosen, found, rng, part=part, official=official, plain=plain)
+    return make_question(scene, rng, part=part, official=official, plain=plain)
 
 
 def ask(
