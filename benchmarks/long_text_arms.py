@@ -109,7 +109,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--init", default="mini-wide", help="what all arms start from [default: %(default)s]")
+    parser.add_argument("--init", default="mini", help="what all arms start from [default: %(default)s]")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--steps", type=int, default=150, help="of 64 descriptions [default: %(default)s]")
     parser.add_argument(

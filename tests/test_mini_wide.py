@@ -24,7 +24,7 @@ SEEN, HELD_OUT, _ = WORDINGS
 
 @pytest.fixture(scope="module")
 def model() -> Pipeline:
-    return Pipeline.from_pretrained("mini-wide")
+    return Pipeline.from_pretrained("mini")
 
 
 def share_right(
@@ -35,7 +35,7 @@ def share_right(
 
 
 def test_it_is_at_most_45_mb_of_safetensors_and_text() -> None:
-    files = [path for path in Path(resolve("mini-wide")).rglob("*") if path.is_file()]
+    files = [path for path in Path(resolve("mini")).rglob("*") if path.is_file()]
     assert sum(path.stat().st_size for path in files) <= 45e6
     assert {path.suffix for path in files} == {".safetensors", ".json"}
 

@@ -27,7 +27,7 @@ def test_models_are_the_packaged_ones_downloads_and_folders(tmp_path: Path, monk
         (tmp_path / name / "transformer").mkdir(parents=True)
     (tmp_path / "mixed").mkdir()
     monkeypatch.chdir(tmp_path)
-    assert completion.models("mi") == ["mini", "mini-wide", "mine", "minor"]
+    assert completion.models("mi") == ["mini", "mine", "minor"]
     assert completion.models("ow") == ["owner/some-model"]
     assert completion.models(f"{tmp_path}/min") == [f"{tmp_path}/mine", f"{tmp_path}/minor"]
     assert completion.models("nowhere/x") == []
@@ -59,7 +59,7 @@ def completed(shell: str, line: str) -> list[str]:
         ("ddit gen", "generate"),
         ("ddit ask a.png what --order en", "entropy"),
         ("ddit generate x --sampler d", "dpm"),
-        ("ddit caption a.png --model mini-", "mini-wide"),
+        ("ddit caption a.png --model mi", "mini"),
         ("ddit chat a.png --dtype b", "bfloat16"),
         ("ddit train mini-stage2", "mini-stage2"),
         ("ddit eval vqa", "vqav2"),

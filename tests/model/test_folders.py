@@ -136,7 +136,7 @@ def test_unknown_models_get_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     (tmp_path / "file.ckpt").write_text("")
     faults = {
-        "maxi": r"unknown model 'maxi': not a folder, not packaged \(mini or mini-wide\), and not a hub id",
+        "maxi": r"unknown model 'maxi': not a folder, not packaged \(mini\), and not a hub id",
         "nobody/nothing-at-all": "not packaged .*, and the hub cannot be reached",
         str(tmp_path / "file.ckpt"): "is a file: a model is a folder",
         str(tmp_path / "missing"): "unknown model .*: not a folder",

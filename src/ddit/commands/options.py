@@ -41,7 +41,7 @@ ModelOption = Annotated[
         "--model",
         "-m",
         metavar="MODEL",
-        help="mini or mini-wide (packaged), a model folder, or a hub id",
+        help="mini (packaged), a model folder, or a hub id",
         autocompletion=completion.models,
     ),
 ]

@@ -79,7 +79,7 @@ class ModelBundle:
         offload_blocks: bool = False,
         compile: bool = False,
     ) -> Self:
-        """Loads "mini" or "mini-wide", a folder in the diffusers layout, or a repository of the hub.
+        """Loads "mini", a folder in the diffusers layout, or a repository of the hub.
 
         A folder of SD3 or SD3.5 gives a model to train: its images are SD3's without CLIP, its text is
         noise (`weights.from_sd3`; the new weights are those of seed 0).

@@ -16,8 +16,8 @@ HUB_PATTERNS = ["*.json", "*.safetensors", "*.txt", "*.model"]
 SETTINGS_FILE = "ddit.json"
 INT8_MARK = "text_encoder"
 """Key of `ddit.json`, there where the text encoder is stored in 8 bit; the headers of its files say it, too."""
-PACKAGED = ("mini", "mini-wide")
-"""Models that come with the package: of the small world, and of the wide one."""
+PACKAGED = ("mini",)
+"""Models that come with the package."""
 OLD_TEXT_KEYS = ("text_order", "temperature", "writing")  # of version 0.1
 
 

@@ -141,7 +141,7 @@ def wide_joint(root: Path) -> DualRun:
 def wide_later(root: Path) -> DualRun:
     """More of what `mini` knows and more images, without descriptions, which are learnt in blocks.
 
-    From `wide-joint`, or from what is packaged by `--set init=mini-wide --set vae=mini --set text=mini-wide`.
+    From `wide-joint`, or from what is packaged by `--set init=mini --set vae=mini --set text=mini`.
     """
     joint = wide_joint(root)
     return replace(
@@ -180,7 +180,7 @@ def wide_blocks(root: Path) -> DualRun:
 def wide_practice(root: Path) -> DualRun:
     """For minutes little but what is still answered at chance. What ships went through it; it did not pay (LOG.md).
 
-    From `wide-blocks`, or from what is packaged by `--set init=mini-wide --set vae=mini --set text=mini-wide`.
+    From `wide-blocks`, or from what is packaged by `--set init=mini --set vae=mini --set text=mini`.
     """
     blocks = wide_blocks(root)
     emphasis = {kind: PRACTISED.get(kind, 0.0) for kind in WIDE_QUESTION_KINDS}
@@ -209,7 +209,7 @@ def wide_practice(root: Path) -> DualRun:
 def wide_all(root: Path) -> DualRun:
     """Everything at once, in blocks, and most of it drawn: wins back what the conversion took from answers and images.
 
-    From `wide-practice`, or from what is packaged by `--set init=mini-wide --set vae=mini --set text=mini-wide`.
+    From `wide-practice`, or from what is packaged by `--set init=mini --set vae=mini --set text=mini`.
     """
     blocks, practice = wide_blocks(root), wide_practice(root)
     texts = {
