@@ -29,7 +29,6 @@ VARIANTS = {
         CONFIG, qk_norm="rms_norm", dual_attention_layers=(0, 2), image_attends_text=False
     ),
     "stem": dataclasses.replace(CONFIG, stem=(8, 16)),
-    "margin": dataclasses.replace(CONFIG, patch_margin=1),
     "refiner": dataclasses.replace(CONFIG, refiner=8),
 }
 

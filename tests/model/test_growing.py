@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 
 import pytest
 import torch
 from tiny_models import tiny_pipeline
 
-from ddit.model import DualDiT
 from ddit.model.encoders import TextCodec
 from ddit.model.folders import resolve
-from ddit.model.growing import add_words, with_finer_patches, with_text_encoder
+from ddit.model.growing import add_words, with_text_encoder
 from ddit.model.loading import ModelParts, load_parts
 from ddit.model.saving import save_parts
 from ddit.model.small_text import tiny_t5, train_tokenizer
@@ -122,83 +120,3 @@ def test_with_another_text_encoder_a_model_goes_on_about_where_it_was(mini: Mode
     assert error < 0.3
     with pytest.raises(ValueError, match="there are no texts"):
         with_text_encoder(mini, other, [], 16)
-
-
-@pytest.fixture
-def coarse() -> ModelParts:
-    """A random model of patches of 4 latents."""
-    parts = tiny_pipeline()
-    config = dataclasses.replace(
-        parts.transformer.config, patch_size=4, sample_size=16, pos_embed_max_size=6, image_attends_text=False
-    )
-    transformer = DualDiT(config).eval()
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for parameter in transformer.parameters():
-            parameter.normal_(0, 0.15, generator=generator)
-    return ModelParts(transformer, parts.image_codec, parts.text_codec, parts.settings)
-
-
-def test_finer_patches_see_what_the_coarser_ones_saw(coarse: ModelParts) -> None:
-    finer = with_finer_patches(coarse)
-    config = finer.transformer.config
-    assert (config.patch_size, config.patch_margin, config.pos_embed_max_size) == (2, 1, 12)
-    latents = torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(1))
-    before, after = (parts.transformer.pos_embed.proj(latents) for parts in (coarse, finer))
-    # A finer token sees four latents a side from one before its own two: that at 3 what the coarser one at 1 sees when
-    # the image is moved by one latent.
-    moved = coarse.transformer.pos_embed.proj(latents.roll((-1, -1), (2, 3)))
-    torch.testing.assert_close(after[:, :, 3, 3], moved[:, :, 1, 1])
-    assert after.shape[2:] == (8, 8)
-    assert before.shape[2:] == (4, 4)
-
-
-def test_the_positions_of_finer_patches_lie_between_the_old_ones(coarse: ModelParts) -> None:
-    finer = with_finer_patches(coarse)
-    before = coarse.transformer.pos_embed.pos_embed.view(6, 6, -1)
-    after = finer.transformer.pos_embed.pos_embed.view(12, 12, -1)
-    # A sine between two of the same angle's distance from both: sin a + sin b = 2 sin((a + b) / 2) cos((a - b) / 2).
-    dim = before.shape[-1]
-    spacing = 16 / 4 / 6
-    frequencies = 10000.0 ** (-torch.arange(dim // 4) / (dim // 4))
-    halves = 2 * torch.cos(frequencies.repeat(4) * spacing / 4)  # both axes, sines and cosines
-    by_row = after[2:4, 4].sum(0)[dim // 2 :] / halves[dim // 2 :]
-    torch.testing.assert_close(by_row, before[1, 2][dim // 2 :], rtol=1e-5, atol=1e-5)
-    by_column = after[4, 2:4].sum(0)[: dim // 2] / halves[: dim // 2]
-    torch.testing.assert_close(by_column, before[2, 1][: dim // 2], rtol=1e-5, atol=1e-5)
-
-
-def test_finer_patches_draw_the_middle_of_what_a_coarser_one_would(coarse: ModelParts) -> None:
-    with torch.no_grad():
-        for name, parameter in coarse.transformer.named_parameters():
-            if ".to_out." in name or name == "pos_embed.proj.weight":
-                parameter.zero_()  # tokens are alike and do not see each other
-        coarse.transformer.pos_embed.pos_embed.zero_()
-    finer = with_finer_patches(coarse)
-    finer.transformer.pos_embed.pos_embed.zero_()
-    latents, t = torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(1)), torch.zeros(1)
-    states = coarse.text_codec.states(coarse.text_codec.tokenize(["a red car"], 8))
-    with torch.no_grad():
-        before, after = (
-            parts.transformer(latents, t, states, num_t2i=1).velocity for parts in (coarse, finer)
-        )
-    assert before is not None
-    assert after is not None
-    assert after.shape == before.shape
-    torch.testing.assert_close(after[:, :, :2, :2], before[:, :, 1:3, 1:3], rtol=1e-4, atol=1e-4)
-
-
-def test_a_model_of_finer_patches_is_a_model_folder(coarse: ModelParts, tmp_path: Path) -> None:
-    finer = with_finer_patches(coarse)
-    save_parts(
-        tmp_path / "finer", transformer=finer.transformer, image_codec=finer.image_codec,
-        text_codec=finer.text_codec, settings=finer.settings,
-    )  # fmt: skip
-    pipeline = Pipeline.from_pretrained(tmp_path / "finer")
-    assert pipeline.transformer.config == finer.transformer.config
-    pipeline.generate("a red car", num_steps=1)
-
-
-def test_only_coarse_plain_patches_become_finer(of_words: ModelParts) -> None:
-    with pytest.raises(ValueError, match="a multiple of 4"):
-        with_finer_patches(of_words)

@@ -16,7 +16,6 @@ CONFIGS = {
     "dual": DualDiTConfig(**SIZES, sample_size=16, pos_embed_max_size=8, dual_attention_layers=(0, 2)),
     "cached": DualDiTConfig(**SIZES, sample_size=16, pos_embed_max_size=8, image_attends_text=False),
     "stem": DualDiTConfig(**SIZES, sample_size=16, pos_embed_max_size=8, stem=(16, 24)),
-    "margin": DualDiTConfig(**SIZES, sample_size=16, pos_embed_max_size=8, patch_margin=1),
     "refiner": DualDiTConfig(**SIZES, sample_size=16, pos_embed_max_size=8, refiner=16),
 }
 

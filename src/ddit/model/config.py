@@ -38,8 +38,6 @@ class DualDiTConfig:
         stem: channels of the stages of a convolutional stem, whose tokens are added to the linear patches; between two
             stages the side is halved, so that patch_size is a multiple of 2^(stages - 1). (): none, as in SD3. For
             images of a few dozen pixels, where one token is a large part of what there is to see.
-        patch_margin: latents around its patch that an image token sees as well, in a larger kernel. 0, as in SD3. Half
-            a patch lets tokens of half the size see what the coarser ones saw (`growing.with_finer_patches`).
         refiner: channels of convolutions that correct the velocity at the resolution of the latents, from these and
             from what the tokens hand on. 0: none, as in SD3. For coarse tokens, to which a shift is a new pattern.
     """
@@ -59,7 +57,6 @@ class DualDiTConfig:
     text_block_size: NonNegativeInt = 0
     text_input: TextInput = "encoder"
     stem: Annotated[tuple[PositiveInt, ...], Field(strict=False)] = ()
-    patch_margin: NonNegativeInt = 0
     refiner: NonNegativeInt = 0
 
     def __post_init__(self) -> None:

@@ -81,7 +81,6 @@ class DualDiT(nn.Module):
             config.pos_embed_max_size,
             config.sample_size,
             config.stem,
-            config.patch_margin,
         )
         self.time_text_embed = TimeEmbed(dim)
         self.context_embedder = nn.Linear(config.text_dim, dim)

@@ -59,12 +59,7 @@ def sincos_positions(dim: int, table_size: int, base_size: int) -> Tensor:
     """
     if is_meta():
         return torch.empty(1, table_size**2, dim)
-    return sincos_table(dim, torch.arange(table_size, dtype=torch.float64) * base_size / table_size)
-
-
-def sincos_table(dim: int, coordinates: Tensor) -> Tensor:
-    """The same at any coordinates of columns and of rows: (n,) in float64 -> (1, n * n, dim) in float32."""
-    table_size = len(coordinates)
+    coordinates = torch.arange(table_size, dtype=torch.float64) * base_size / table_size
     frequencies = 10000.0 ** (-torch.arange(dim // 4, dtype=torch.float64) / (dim // 4))
     angles = coordinates[:, None] * frequencies  # (table_size, dim / 4)
     axis = torch.cat([angles.sin(), angles.cos()], dim=1)  # (table_size, dim / 2)
@@ -123,7 +118,6 @@ class PatchEmbed(nn.Module):
     """Latents to image tokens, plus the central crop of a sin-cos position table.
 
     stem: widths of a convolutional stem, whose tokens are added to the linear ones; none, as in SD3.
-    margin: latents around its patch that a token sees as well; beyond the image's edge they are 0.
     """
 
     pos_embed: Tensor
@@ -136,11 +130,10 @@ class PatchEmbed(nn.Module):
         table_size: int,
         sample_size: int,
         stem: Sequence[int] = (),
-        margin: int = 0,
     ) -> None:
         super().__init__()
         self.patch_size, self.table_size = patch_size, table_size
-        self.proj = nn.Conv2d(in_channels, dim, patch_size + 2 * margin, patch_size, margin)
+        self.proj = nn.Conv2d(in_channels, dim, patch_size, patch_size)
         self.stem = make_stem(in_channels, stem, dim, patch_size) if stem else None
         self.register_buffer("pos_embed", sincos_positions(dim, table_size, sample_size // patch_size))
 

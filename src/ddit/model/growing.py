@@ -1,4 +1,4 @@
-"""A trained model with more words, with another text encoder, or with finer image tokens.
+"""A trained model with more words, or with another text encoder.
 
 With more words its tokenizer, text encoder and text head get rows at their end; old ids keep. Only a tokenizer of whole
 words lacks any. One of pieces can spell every word, and is told which ones are now known.
@@ -18,7 +18,6 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast, T5EncoderModel
 
 from ddit.model.dual_dit import DualDiT
-from ddit.model.embeddings import sincos_table
 from ddit.model.encoders import TextCodec
 from ddit.model.loading import ModelParts
 from ddit.model.small_text import with_special_tokens
@@ -141,38 +140,6 @@ def with_text_encoder(parts: ModelParts, codec: TextCodec, texts: Sequence[str],
         state[name] = rows
     made.load_state_dict(state, assign=True)
     return parts._replace(transformer=made, text_codec=codec)
-
-
-@torch.no_grad()
-def with_finer_patches(parts: ModelParts) -> ModelParts:
-    """The model with four image tokens in place of one, which goes on about where it was; it is to be trained.
-
-    A token sees what one of the coarser patch would see around its place (`patch_margin`), has the position between
-    theirs, and keeps the middle of what that one would draw: more detail at some four times the image tokens' cost.
-
-    Raises:
-        ValueError: unless the patch size is a multiple of 4 and the model is without margin, stem and refiner.
-    """
-    old = parts.transformer.config
-    if old.patch_size % 4 or old.patch_margin or old.stem or old.refiner:
-        raise ValueError(
-            "finer patches need a patch size that is a multiple of 4, and no margin, stem or refiner"
-        )
-    size, margin = old.patch_size // 2, old.patch_size // 4
-    config = replace(old, patch_size=size, patch_margin=margin, pos_embed_max_size=2 * old.pos_embed_max_size)
-    with torch.device("meta"):
-        made = DualDiT(config)
-    state = parts.transformer.state_dict()
-    positions = state["pos_embed.pos_embed"]
-    unit = old.sample_size / old.patch_size / old.pos_embed_max_size  # of the coarser table, token by token
-    coordinates = (torch.arange(config.pos_embed_max_size, dtype=torch.float64) / 2 - 0.25) * unit
-    state["pos_embed.pos_embed"] = sincos_table(old.hidden_size, coordinates).to(positions)
-    middle = slice(margin, margin + size)
-    for name in ("image_proj_out.weight", "image_proj_out.bias"):
-        pixels = state[name].unflatten(0, (old.patch_size, old.patch_size, old.in_channels))
-        state[name] = pixels[middle, middle].flatten(0, 2)
-    made.load_state_dict(state, assign=True)
-    return parts._replace(transformer=made)
 
 
 def _tokens_alike(one: PreTrainedTokenizerFast, other: PreTrainedTokenizerFast) -> list[tuple[int, int]]:

@@ -38,10 +38,9 @@ CONFIG_NAMES = {
     "dual_attention_layers": "dual_attention_layers",
     **{name: name for name in SWITCHES},
     "stem": "stem",
-    "patch_margin": "patch_margin",
     "refiner": "refiner",
 }
-OPTIONAL_KEYS = {"qk_norm", "dual_attention_layers", "stem", "patch_margin", "refiner", *SWITCHES}
+OPTIONAL_KEYS = {"qk_norm", "dual_attention_layers", "stem", "refiner", *SWITCHES}
 CHECKED_KEYS = {"attention_head_dim", "caption_projection_dim", "out_channels"}
 DROPPED_KEYS = {"pooled_projection_dim"}  # SD3's CLIP conditioning, which D-DiT does without
 
@@ -83,7 +82,7 @@ def config_to_dict(config: DualDiTConfig) -> dict[str, Any]:
     What is of 0.2 is left out where it is as in the paper: earlier versions refuse what they do not know.
     """
     values = {name: getattr(config, field) for field, name in CONFIG_NAMES.items()}
-    for name in ("text_block_size", "text_input", "stem", "patch_margin", "refiner"):
+    for name in ("text_block_size", "text_input", "stem", "refiner"):
         if values[name] == getattr(DualDiTConfig, name):
             del values[name]
     values = {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}

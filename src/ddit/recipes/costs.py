@@ -13,11 +13,7 @@ def pair_flops(run: DualRun) -> float:
     image, text = (model.sample_size // model.patch_size) ** 2, run.data.t2i_length
     tokens = image + text
     block = 24 * width**2 * tokens + 4 * tokens**2 * width + 24 * width**2  # products, attention, modulation
-    seen = model.patch_size + 2 * model.patch_margin
-    ends = (
-        2 * (seen**2 + model.patch_size**2) * model.in_channels * width * image
-        + 2 * model.text_dim * width * text
-    )
+    ends = 4 * model.patch_size**2 * model.in_channels * width * image + 2 * model.text_dim * width * text
     i2t = run.objective.i2t_fraction
     ends += _stem_flops(model) + (1 - i2t) * _refiner_flops(model)
     unused = (

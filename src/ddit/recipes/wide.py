@@ -234,28 +234,6 @@ def wide_all(root: Path) -> DualRun:
     )
 
 
-def wide_fine(root: Path) -> DualRun:
-    """64 image tokens in place of 16, which draw more sharply; the rate falls to 0.
-
-    From `wide-all` by `tools/fine_start.py`.
-    """
-    everything = wide_all(root)
-    coarse = everything.model
-    return replace(
-        everything,
-        out=str(root / "wide-fine"),
-        init=str(root / "wide-fine-start"),
-        model=replace(
-            coarse,
-            patch_size=coarse.patch_size // 2,
-            patch_margin=coarse.patch_size // 4,
-            pos_embed_max_size=2 * coarse.pos_embed_max_size,
-        ),
-        max_steps=1000,
-        seed=everything.seed + 1,
-    )
-
-
 def _with_shares(
     sources: tuple[SourceConfig, ...], shares: dict[str, float], **texts: float | bool | dict[str, float]
 ) -> tuple[SourceConfig, ...]:
@@ -275,5 +253,4 @@ WIDE_STAGES: dict[str, Callable[[Path], RunConfig]] = {
     "blocks": wide_blocks,
     "practice": wide_practice,
     "all": wide_all,
-    "fine": wide_fine,
 }
