@@ -508,10 +508,11 @@ def a_joint_model_reads() -> dict[str, Any]:
 
 @case
 def reading_errors() -> dict[str, Any]:
-    ours = measure_error(mini(), pictures(), order="confidence", text_refresh=4, temperature=1.0)
-    asked = measure_error(mini(), noise(), QUESTIONS, order="random", text_refresh=0, num_steps=4)
+    isolated = tiny_pipeline(image_attends_text=False)  # in blocks, as in mini, nothing is reused
+    ours = measure_error(isolated, [noise(32)], order="confidence", text_refresh=4, temperature=1.0)
+    asked = measure_error(isolated, noise(32), QUESTIONS, order="random", text_refresh=0, num_steps=4)
     joint = measure_error(joint_model(), [noise(32), picture(0)], image_refresh=2, num_steps=6)
-    return {"mini": ours._asdict(), "asked": asked._asdict(), "joint": joint._asdict()}
+    return {"isolated": ours._asdict(), "asked": asked._asdict(), "joint": joint._asdict()}
 
 
 # --- scoring ---

@@ -319,7 +319,7 @@ def test_the_package_gives_the_pipeline_without_loading_torch_before() -> None:
 
 def test_a_pipeline_and_an_encoded_image_are_shown_in_one_line() -> None:
     pipe = Pipeline.from_pretrained("mini", device="cpu", dtype="float32")
-    assert repr(pipe) == "<Pipeline mini: transformer of 14.6 M parameters, 64x64 pixels, float32 on cpu>"
+    assert repr(pipe) == "<Pipeline mini: transformer of 14.9 M parameters, 64x64 pixels, float32 on cpu>"
     assert "bfloat16 on cpu>" in repr(pipe.to(torch.bfloat16))
     shown = repr(tiny_pipeline(image_attends_text=False).encode_image(noise_image()))
     assert shown == "<EncodedImage of 32x32 pixels: latents, keys and values, float32 on cpu>"

@@ -3,7 +3,7 @@
 Each try is a heading, a comment that says what is right, and a command; the tool writes the output and the verdict
 below it. The comment is one of
 
-    <!-- answer: two -->                                     the last line is this, by VQA's normalisation
+    <!-- answer: two | 2 -->                                 the last line is one of these, by VQA's normalisation
     <!-- shows: [{"class": "car", "count": 1}] -->           the image shows it, in GenEval's form, by the wide detector
     <!-- nothing is right -->                                what no model of a world can know: a warning is right
 """
@@ -93,7 +93,9 @@ def _judge(truth: str, lines: list[str], folder: Path) -> str:
         faults = find_faults(Prompt("", "", json.loads(wanted)), detect_checked(pixels[None])[0])
         verdict = f"**Wrong**: {'; '.join(faults)}" if faults else "**Right**"
     else:
-        verdict = "**Right**" if is_right(wanted, last) else f"**Wrong**: the answer is {wanted}"
+        answers = wanted.split(" | ")
+        is_answer = any(is_right(one, last) for one in answers)
+        verdict = "**Right**" if is_answer else f"**Wrong**: the answer is {' or '.join(answers)}"
     return f"{verdict}{', with a warning' if warned else ''}."
 
 

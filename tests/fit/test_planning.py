@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from tiny_models import tiny_pipeline
 
 from ddit.config.runs import AutoencoderRun, DualRun, LatentsRun, TextEncoderRun
 from ddit.fit.plan import Findings, FitOptions, FitPlan, Request, SourceFindings
@@ -103,9 +104,18 @@ def test_a_base_models_sizes_are_kept_and_its_own_encoders(
     monkeypatch.chdir(tmp_path)
     plan, _ = plan_of(classes, base="mini", hours=1.0)
     assert (plan.base, plan.preset, plan.image_size) == ("mini", "s", 64)
-    assert [stage.name for stage in plan.stages] == ["text", "latents_0", "joint", "final"]
-    assert "new words" in plan.stages[0].what
+    assert [stage.name for stage in plan.stages] == ["latents_0", "joint", "final"]  # its pieces spell any word
     with pytest.raises(ValueError, match="--vae and --from do not go together"):
         plan_of(classes, base="mini", vae="somewhere")
     with pytest.raises(ValueError, match="--size must be a multiple of 16 up to 128 for this model, got 40"):
         plan_of(classes, base="mini", size=40)
+
+
+def test_a_base_model_of_whole_words_first_learns_those_that_are_new(
+    classes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    tiny_pipeline().save_pretrained(tmp_path / "tiny")
+    plan, _ = plan_of(classes, base="./tiny", hours=1.0)
+    assert [stage.name for stage in plan.stages] == ["text", "latents_0", "joint", "final"]
+    assert "new words" in plan.stages[0].what

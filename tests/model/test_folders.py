@@ -40,11 +40,14 @@ MINI_OF_0_1 = """
 """
 
 
-def test_the_packaged_model_has_the_settings_that_it_had_in_version_0_1(tmp_path: Path):
+def test_a_model_of_version_0_1_keeps_its_settings(tmp_path: Path):
     (tmp_path / "ddit.json").write_text(MINI_OF_0_1)
     settings = load_settings(tmp_path)
-    assert settings == load_settings(resolve("mini"))
-    assert (settings.image_sampling.sampler, settings.text_sampling.rule.order) == ("dpm", "entropy")
+    image, rule = settings.image_sampling, settings.text_sampling.rule
+    assert (image.sampler, image.num_steps, image.guidance_scale, image.shift) == ("dpm", 8, 2.0, 3.0)
+    assert (rule.order, rule.temperature, rule.entropy_bound) == ("entropy", 0.0, 0.05)
+    assert (settings.image_size, settings.text_length, settings.caption_steps) == (64, 16, 16)
+    assert settings.prompt_style["prompt_padding"] == "</s>"
     (tmp_path / "ddit.json").write_text(json.dumps(to_data(settings)))
     assert load_settings(tmp_path) == settings
 
