@@ -1,4 +1,4 @@
-"""The other shipped model: it answers in wordings that it has not seen, and has not forgotten the small world.
+"""The shipped model on the wide world: it answers in wordings that it has not seen, and describes in detail.
 
 The bounds lie under the measured figures (docs/wide_world.md) by more than chance allows.
 """
