@@ -1,7 +1,7 @@
 """`python tools/wide_start.py [ROOT]`: where `wide-joint` begins, in ROOT/wide-start.
 
-It is the last model of `ddit train mini` in ROOT with the text encoder ROOT/wide-text, which is fitted to the old one by
-texts of the small world, which both know.
+It is the last model of `ddit train mini` in ROOT with the text encoder ROOT/wide-text, which is fitted to the old one
+by texts of the small world, which both know.
 """
 
 import random
@@ -35,7 +35,10 @@ def small_world_texts(num: int) -> list[str]:
 def main(root: Path) -> None:
     codec = load_text_codec(root / "wide-text/export", dtype=torch.float32, device=torch.device("cpu"))
     start = with_text_encoder(
-        load_parts(root / "mini-isolated/export", dtype=torch.float32), codec, small_world_texts(NUM_TEXTS), LENGTH
+        load_parts(root / "mini-isolated/export", dtype=torch.float32),
+        codec,
+        small_world_texts(NUM_TEXTS),
+        LENGTH,
     )
     save_parts(
         root / "wide-start", transformer=start.transformer, image_codec=start.image_codec,

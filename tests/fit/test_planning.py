@@ -104,7 +104,11 @@ def test_a_base_models_sizes_are_kept_and_its_own_encoders(
     monkeypatch.chdir(tmp_path)
     plan, _ = plan_of(classes, base="mini", hours=1.0)
     assert (plan.base, plan.preset, plan.image_size) == ("mini", "s", 64)
-    assert [stage.name for stage in plan.stages] == ["latents_0", "joint", "final"]  # its pieces spell any word
+    assert [stage.name for stage in plan.stages] == [
+        "latents_0",
+        "joint",
+        "final",
+    ]  # its pieces spell any word
     with pytest.raises(ValueError, match="--vae and --from do not go together"):
         plan_of(classes, base="mini", vae="somewhere")
     with pytest.raises(ValueError, match="--size must be a multiple of 16 up to 128 for this model, got 40"):
