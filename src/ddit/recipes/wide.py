@@ -1,4 +1,4 @@
-"""The `mini` of version 0.1 on the wide world: a model asked in many wordings, that draws anywhere and writes long texts.
+"""The `mini` of version 0.1 on the wide world: asked in many wordings, it draws anywhere and writes long texts.
 
 Half of the scenes are such as it knows, spoken of as in the wide world or as in the small one; the others have new
 classes, a third style, other grounds, and half of these free places. Texts have three lengths: questions and captions,
