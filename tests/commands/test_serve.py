@@ -102,7 +102,8 @@ def test_openais_client_generates_and_asks_streaming_and_not_two_at_once() -> No
         )
         chunks = list(stream)
         text = "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices)
-        assert text == pipeline.caption(own[0], seed=1)[0] == "a photo of a red car"
+        assert text == pipeline.caption(own[0], seed=1)[0]
+        assert text.endswith("a red car")
         assert sum("pass" in chunk.model_extra["ddit"] for chunk in chunks if chunk.choices) >= 3  # type: ignore[index]
         assert chunks[-1].usage is not None
 
