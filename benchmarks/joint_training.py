@@ -4,8 +4,8 @@
 
 Every arm draws as many images, 64 a step for twice --steps: the first half makes the image-only model, for the arms
 that start from one. Arms that read see 64 texts a step beside them, with weight lambda on their loss. No arm has
-representation alignment. A transformer of 5.9 M parameters, with one autoencoder, text encoder and pool of scenes for
-all. The rate falls over the same last steps in all. Finished runs are not run again. Prints the table of
+representation alignment. A transformer of 5.9 M parameters, with `mini`'s autoencoder and text encoder and one pool of
+scenes for all. The rate falls over the same last steps in all. Finished runs are not run again. Prints the table of
 joint_training.md: means over the seeds, and the seeds' own.
 """
 
@@ -64,7 +64,9 @@ ARMS = (
 def plan(root: Path, num_steps: int) -> tuple[list[RunConfig], DualRun, DualRun]:
     """What all arms have in common, and what they are made of: an image-only run and a joint one."""
     val = replace(SCENES, split="val", num_scenes=2000)
-    *before, image, joint, _ = small(root, [SCENES], "xs", 1.0, held_out=[val], image_size=64, text_length=32)
+    *before, image, joint, _ = small(
+        root, [SCENES], "xs", 1.0, held_out=[val], image_size=64, text_length=32, vae="mini", text="mini"
+    )
     assert isinstance(image, DualRun)
     assert isinstance(joint, DualRun)
     return before, fitted(image, num_steps), fitted(joint, num_steps)

@@ -60,7 +60,7 @@ ARMS = (
 def rules(arm: Arm, length: int) -> Iterator[Setting]:
     """By entropy, few passes to many; with editing where it was learnt."""
     limit = BLOCK_SIZE if arm.model["text_block_size"] else length
-    for bound in (2.0, 1.0, 0.5, 0.2, 0.05):
+    for bound in (2.0, 1.0, 0.5, 0.2):
         options = {"num_steps": limit, "order": "entropy", "entropy_bound": bound, "temperature": 0.0}
         yield Setting("entropy", f"{bound:g} nats", options)
         if arm.edits:

@@ -175,7 +175,7 @@ def test_without_paint_there_is_no_mask(address: str) -> None:
 def test_only_a_model_of_the_small_worlds_words_gets_its_examples() -> None:
     assert examples_for(CODEC) is ANY
     assert examples_for(world_codec()) is SMALL_WORLD
-    assert examples_for(world_codec(extra=[f"word{i}" for i in range(1000)])) is ANY
+    assert examples_for(world_codec(extra=[f"word{i}" for i in range(1500)])) is ANY
 
 
 @pytest.mark.parametrize("number", range(8))

@@ -43,7 +43,7 @@ def test_axe_finds_what_is_wrong(visit: Visit) -> None:
 def test_the_page_follows_a_dark_screen(browser: Any, page_address: str) -> None:
     visit = Visit(browser, page_address, NARROW, "dark")
     visit.press("Generate")
-    assert visit.answer() == "a photo of a red car"
+    assert set(visit.answer().split()) >= {"red", "car"}
     dark = "getComputedStyle(document.body).backgroundColor"
     assert visit.page.evaluate(dark) == "rgb(23, 22, 20)"
     assert min(visit.page.evaluate(WORD_CONTRASTS)) > 4.5  # of colours that axe does not judge
@@ -85,7 +85,7 @@ def test_the_generate_tab_needs_no_mouse(visit: Visit) -> None:
     keyboard.press("ControlOrMeta+a")
     keyboard.type("a photo of a pink donut")
     keyboard.press("Enter")
-    assert visit.answer() == "a photo of a pink donut"
+    assert set(visit.answer().split()) >= {"pink", "donut"}
     keyboard.press("Tab")
     assert visit.page.evaluate(f"{focused}.innerText") == "Generate"
 

@@ -21,7 +21,7 @@ from ddit.world import (
 )
 from ddit.world.captions import find_relation, phrase
 
-LARGEST_SMALL_VOCABULARY = 1000
+LARGEST_SMALL_VOCABULARY = 1500
 
 
 @dataclass(frozen=True)
@@ -38,9 +38,9 @@ class Examples:
 SMALL_WORLD = Examples(
     prompts=(
         "a photo of a red car",
-        "a blue umbrella left of a brown dog",
-        "two green apples",
         "a purple horse above a cake",
+        "two green apples",
+        "a blue umbrella left of a brown dog",
         "a photo of a pink donut",
     ),
     questions=("what is in the picture?", "is there a dog?", "is there a cup?"),
