@@ -150,7 +150,7 @@ def test_a_run_can_be_stopped(visit: Visit) -> None:
     stop.click()
     panel.get_by_role("status").filter(has_text="Stopped.").wait_for()
     assert stop.is_disabled()
-    assert visit.page.evaluate(FOCUSED) == "Caption"
+    assert visit.page.evaluate(FOCUSED) == "Describe"  # the button before it
     visit.page.wait_for_timeout(2000)
     assert panel.locator(".word.masked").count() > 0
     assert panel.locator(".answer").count() == 0
