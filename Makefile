@@ -6,6 +6,8 @@ BIN := $(VENV)/bin
 # Tests run as two processes of one thread each.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -q
 EVAL = OMP_NUM_THREADS=1 $(BIN)/python -m torch.distributed.run --standalone --nproc-per-node 2 -m ddit eval $(ARGS)
+NOT_BENCHED := autoregressive compare_geneval geneval_rules joint_training learning_curve long_text long_text_arms \
+	on_device optimizers reading_error real_size scaling training
 PIP_INSTALL := $(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt
 
 .DEFAULT_GOAL := help
@@ -43,8 +45,9 @@ types: $(VENV)/dev.stamp $(VENV)/docs.stamp ## pyright
 docs: $(VENV)/docs.stamp ## the documentation site, with its notebooks executed: site/index.html
 	@NO_MKDOCS_2_WARNING=1 OMP_NUM_THREADS=1 $(BIN)/mkdocs build -q && echo "site/: python -m http.server -d site"
 
-bench: $(VENV)/dev.stamp ## the scripts in benchmarks/ (many minutes), but those that need a checkpoint or a checkout of the user's
-	@for script in $(filter-out benchmarks/training.py benchmarks/compare_geneval.py benchmarks/autoregressive.py benchmarks/long_text.py benchmarks/long_text_arms.py,$(wildcard benchmarks/*.py)); do $(BIN)/python $$script || exit 1; done
+bench: $(VENV)/dev.stamp ## the scripts in benchmarks/ (many minutes), but those that take arguments or hours
+	@for name in $(filter-out $(NOT_BENCHED),$(basename $(notdir $(wildcard benchmarks/*.py)))); do \
+		$(BIN)/python -m benchmarks.$$name || exit 1; done
 
 $(VENV)/run.stamp: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit("ddit needs Python 3.11 or newer: make PYTHON=python3.11 ..." if sys.version_info < (3, 11) else 0)'
