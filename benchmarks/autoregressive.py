@@ -41,6 +41,8 @@ from ddit.prompts import caption_prompt, training_question
 from ddit.world.wide import WIDE_PRESETS, WideConfig
 
 HERE = Path(__file__).parent
+HASTE = 3.0
+"""Entropy that a pass may write at once, in nats, of the arm that is about as right as a token a step."""
 
 
 class Pairs(Dataset[tuple[Tensor, Tensor, Tensor]]):
@@ -237,6 +239,7 @@ def make_arms(
     one_by_one = {"order": "confidence", "temperature": 0.0, "num_steps": size}
     ours.append(("blocks, a token a step", "blocks, kept", blocks, one_by_one))
     ours.append(("blocks", "fewer steps", blocks, {"num_steps": size}))
+    ours.append((f"blocks, {HASTE:g} nats", "fewer still", blocks, {"num_steps": size, "entropy_bound": HASTE}))
     if "without T5" in models:
         ours.append(("blocks without T5", "T5 out", models["without T5"], {"num_steps": size}))
     after = ""
