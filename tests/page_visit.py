@@ -65,6 +65,7 @@ class Visit:
         self.page.on("response", lambda response: response.status >= 400 and self.faults.append(response.url))
         self.page.goto(address)
         self.panel().get_by_label("Prompt", exact=True).wait_for()
+        self.page.locator("[role=tab][tabindex='-1']").first.wait_for()  # the page's own script has run
 
     def _hear(self, message: Any) -> None:
         if message.type == "error":  # warnings are Gradio's own: a stream that it cannot close

@@ -108,6 +108,15 @@ def test_the_grid_fills_a_cell_in_the_step_that_filled_it() -> None:
     assert classes == [["masked", "masked"], ["masked", "new"], ["new", "old"]]
 
 
+def test_the_grid_leaves_out_a_later_block_that_has_only_the_end() -> None:
+    first = frames_of(([DOG, END], [0.7, 0.9]))
+    end, masked = view.Word("", "end", 1.0, 2), view.Word("", "masked")
+    frames = [*first, (*first[-1], masked, masked), (*first[-1], end, end)]
+    assert view.text_steps(frames) == view.text_steps(first)
+    car = view.Word("car", "filled", 0.9, 2)
+    assert view.text_steps([*frames[:-1], (*first[-1], car, end)]).count("<tr>") == 5
+
+
 def test_texts_are_escaped() -> None:
     shown = (
         view.note("<script>")

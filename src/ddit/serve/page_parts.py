@@ -122,7 +122,7 @@ def project_links() -> list[tuple[str, str]]:
 
 
 def heading(name: str, size: int, has_world: bool, links: Sequence[tuple[str, str]]) -> str:
-    world = "It knows a small world of emoji: 24 things in ten colours." if has_world else ""
+    world = "It knows a small world of emoji in ten colours." if has_world else ""
     return (
         "<header><h1>One model, both ways</h1>"
         f"<p>It generates images from text and text from images, both by diffusion. {world} "

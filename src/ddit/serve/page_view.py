@@ -200,7 +200,13 @@ def image_steps(steps: Sequence[ImageStep], total: int) -> str:
 
 
 def text_steps(frames: Sequence[Words]) -> str:
-    """A text's steps, a row each, a column a position: shaded by its confidence in the step that filled it."""
+    """A text's steps, a row each, a column a position: shaded by its confidence in the step that filled it.
+
+    A later block in which there is only the end is left out.
+    """
+    last = max((place for place, word in enumerate(frames[-1]) if word.kind != "end"), default=0)
+    frames = [words[: max(len(frames[0]), last + 2)] for words in frames]
+    frames = [words for words, before in zip(frames, [None, *frames], strict=False) if words != before]
     head = "".join(f'<th scope="col">{place + 1}</th>' for place in range(len(frames[-1])))
     rows = []
     for step, words in enumerate(frames):
