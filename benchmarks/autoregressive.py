@@ -239,7 +239,9 @@ def make_arms(
     one_by_one = {"order": "confidence", "temperature": 0.0, "num_steps": size}
     ours.append(("blocks, a token a step", "blocks, kept", blocks, one_by_one))
     ours.append(("blocks", "fewer steps", blocks, {"num_steps": size}))
-    ours.append((f"blocks, {HASTE:g} nats", "fewer still", blocks, {"num_steps": size, "entropy_bound": HASTE}))
+    ours.append(
+        (f"blocks, {HASTE:g} nats", "fewer still", blocks, {"num_steps": size, "entropy_bound": HASTE})
+    )
     if "without T5" in models:
         ours.append(("blocks without T5", "T5 out", models["without T5"], {"num_steps": size}))
     after = ""
