@@ -5,13 +5,14 @@
 Every arm draws as many images, 64 a step for twice --steps: the first half makes the image-only model, for the arms
 that start from one. Arms that read see 64 texts a step beside them, with weight lambda on their loss. No arm has
 representation alignment. A transformer of 5.9 M parameters, with `mini`'s autoencoder and text encoder and one pool of
-scenes for all. The rate falls over the same last steps in all. Finished runs are not run again. Prints the table of
-joint_training.md: means over the seeds, and the seeds' own.
+scenes for all. The rate falls over the same last steps in all. Finished runs and their figures are kept. Prints the
+table of joint_training.md: means over the seeds, and the seeds' own.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import statistics
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -129,6 +130,15 @@ def figures(arm: Arm, run: DualRun) -> dict[str, float]:
     return logged | judge(Path(run.out) / "export", reads=arm.reads)
 
 
+def kept_figures(arm: Arm, runs: Sequence[DualRun]) -> dict[str, float]:
+    """The figures of an arm's last run: trained and measured unless they are there."""
+    kept = Path(runs[-1].out) / "figures.json"
+    if not kept.is_file():
+        run_stages(runs)
+        kept.write_text(json.dumps(figures(arm, runs[-1])))
+    return json.loads(kept.read_text())
+
+
 def print_table(rows: dict[Arm, list[dict[str, float]]]) -> None:
     names = list(dict.fromkeys(name for own in rows.values() for found in own for name in found))
     print(f"| arm | {' | '.join(names)} |\n|---|{'---|' * len(names)}")
@@ -158,8 +168,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     for seed in args.seeds:
         for arm in (arm for arm in ARMS if arm.name in args.arms):
             runs = list(make_runs(arm, seed, args.out, image, joint))
-            run_stages(runs)
-            rows.setdefault(arm, []).append(figures(arm, runs[-1]))
+            rows.setdefault(arm, []).append(kept_figures(arm, runs))
             print(f"{arm}, seed {seed}: {rows[arm][-1]}", flush=True)
     print_table(rows)
 

@@ -5,16 +5,17 @@
 All arms go on from the same weights with the same detailed descriptions of scenes like the small world's, the same
 optimizer and steps: without blocks, in blocks, in blocks with the entropy of right predictions in the loss
 (`sharpen`), with wrong tokens among the visible ones (`wrong_share`; editing is on when they write), and with
-embeddings in place of the text encoder's states. Rows of one arm differ in the rule that writes. Finished runs are not
-run again; `python -m benchmarks.long_text --plain OUT/plain-*/export --blocks OUT/blocks-*/export` plots the first two
-against steps. Writes long_text_arms.md.
+embeddings in place of the text encoder's states. Rows of one arm differ in the rule that writes. Finished runs and
+their figures are kept; `python -m benchmarks.long_text --plain OUT/plain-*/export --blocks OUT/blocks-*/export` plots
+the first two against steps. Writes long_text_arms.md.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import statistics
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
@@ -24,7 +25,7 @@ from benchmarks.long_text import HERE, Point, Setting, measure
 from ddit.config.data import WideData
 from ddit.config.runs import DualRun
 from ddit.eval.report import code_version
-from ddit.eval.wide_world import WORDINGS, WideSplit, make_requests
+from ddit.eval.wide_world import WORDINGS, Asking, WideSplit, make_requests
 from ddit.pipeline import Pipeline
 from ddit.recipes.wide import BLOCK_SIZE, wide_all
 from ddit.train.stages import run_stages
@@ -88,6 +89,21 @@ def make_run(arm: Arm, seed: int, args: argparse.Namespace) -> DualRun:
     )
 
 
+def points_of(arm: Arm, seed: int, args: argparse.Namespace, asked: Sequence[Asking]) -> list[Point]:
+    """What a finished run reaches under each rule: trained and measured unless it is there."""
+    run = make_run(arm, seed, args)
+    kept = Path(run.out) / f"points-{args.num}.json"
+    if not kept.is_file():
+        run_stages([run])
+        pipeline = Pipeline.from_pretrained(Path(run.out) / "export")
+        found = [
+            measure(pipeline, setting, asked, seed, batch_size=32)
+            for setting in rules(arm, pipeline.settings.text_length)
+        ]
+        kept.write_text(json.dumps(found))
+    return [Point(*values) for values in json.loads(kept.read_text())]
+
+
 def table(points: dict[str, list[Point]]) -> Iterator[str]:
     yield "| arm | rule | passes a text | attributes (each seed) | objects | false |"
     yield "|---|---|---|---|---|---|"
@@ -123,13 +139,9 @@ def main() -> None:
     points: dict[str, list[Point]] = {}
     for seed in args.seeds:
         for arm in (arm for arm in ARMS if arm.name in args.arms):
-            run = make_run(arm, seed, args)
-            run_stages([run])
-            pipeline = Pipeline.from_pretrained(Path(run.out) / "export")
-            for setting in rules(arm, pipeline.settings.text_length):
-                point = measure(pipeline, setting, asked, seed, batch_size=32)
-                points.setdefault(arm.name, []).append(point)
-                print(arm.name, point, flush=True)
+            found = points_of(arm, seed, args, asked)
+            points.setdefault(arm.name, []).extend(found)
+            print(*found, sep="\n", flush=True)
     heading = f"""# Descriptions in fewer passes, by what was trained
 
 `python -m benchmarks.long_text_arms --init {args.init} --steps {args.steps} --num {args.num}`,

@@ -11,7 +11,6 @@ difference is what reading costs drawing. Finished runs are not run again. Write
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -23,7 +22,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from scipy.optimize import least_squares
 
-from benchmarks.joint_training import Arm, figures, fitted, plan
+from benchmarks.joint_training import Arm, fitted, kept_figures, plan
 from ddit.config.runs import DualRun
 from ddit.eval.report import code_version
 from ddit.model import DualDiT
@@ -280,14 +279,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     points = []
     for seed in args.seeds:
         for run, size, budget, reads in make_runs(joint, args.budgets, seed):
-            kept = Path(run.out) / "figures.json"
-            if not kept.is_file():
-                run_stages([run])
-                kept.write_text(json.dumps(figures(JOINT if reads else ALONE, run)))
+            found = kept_figures(JOINT if reads else ALONE, [run])
             pairs = run.max_steps * run.global_batch_size
-            points.append(
-                Point(size, num_params(run), budget, pairs, seed, reads, json.loads(kept.read_text()))
-            )
+            points.append(Point(size, num_params(run), budget, pairs, seed, reads, found))
             print(points[-1], flush=True)
     write(points, args.budgets, args.docs)
 
