@@ -29,22 +29,26 @@ def test_defaults_are_changed_by_name_also_within_the_samplings() -> None:
     assert OWN.with_defaults({}) == OWN
 
 
-def test_detailed_captions_may_have_a_bound_of_their_own_which_a_given_one_replaces() -> None:
-    own = replace(OWN, detailed_entropy_bound=1.0)
-
-    def bound(model: ModelSettings, **given: Any) -> float:
-        return model.caption_options(given).sampling.rule.entropy_bound
-
-    assert (bound(own), bound(own, style="detailed")) == (0.1, 1.0)
-    assert (
-        bound(own, style="detailed", entropy_bound=0.3)
-        == bound(OWN, style="detailed", entropy_bound=0.3)
-        == 0.3
+def test_detailed_captions_may_have_a_rule_of_their_own_which_what_is_given_replaces() -> None:
+    own = replace(OWN, detailed_entropy_bound=1.0, detailed_block_size=0)
+    own = replace(
+        own, text_sampling=replace(own.text_sampling, rule=replace(own.text_sampling.rule, block_size=4))
     )
-    assert bound(own.with_defaults({"entropy_bound": 0.2}), style="detailed") == 0.2
-    assert own.with_defaults({"num_steps": 3}).detailed_entropy_bound == 1.0
+
+    def rule(model: ModelSettings, **given: Any) -> tuple[float, int]:
+        found = model.caption_options(given).sampling.rule
+        return found.entropy_bound, found.block_size
+
+    assert (rule(own), rule(own, style="detailed")) == ((0.1, 4), (1.0, 0))
+    assert rule(own, style="detailed", entropy_bound=0.3, block_size=2) == (0.3, 2)
+    assert rule(OWN, style="detailed", entropy_bound=0.3) == (0.3, OWN.text_sampling.rule.block_size)
+    assert rule(own.with_defaults({"entropy_bound": 0.2, "block_size": 8}), style="detailed") == (0.2, 8)
+    assert rule(own.with_defaults({"num_steps": 3}), style="detailed") == (1.0, 0)
+    assert own.text_options("answer", {}).sampling.rule.block_size == 4
     with pytest.raises(ValueError, match="detailed_entropy_bound must be at least 0"):
         replace(OWN, detailed_entropy_bound=-1.0)
+    with pytest.raises(ValueError, match="detailed_block_size must be at least 0"):
+        replace(OWN, detailed_block_size=-1)
 
 
 def test_the_papers_sampler_replaces_all_of_a_models_own() -> None:

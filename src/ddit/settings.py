@@ -290,6 +290,8 @@ class LoadOptions:
 Task = Literal["answer", "infill"]
 PositiveInt = Annotated[int, Field(ge=1)]
 
+DETAILED_RULE = ("entropy_bound", "block_size")
+
 
 @strict
 class ModelSettings:
@@ -302,7 +304,7 @@ class ModelSettings:
         text_length: tokens of a caption, or of a question with its answer.
         caption_steps, answer_steps: sampling steps of the two; in-filling takes caption_steps.
         caption_length, answer_length: positions after the prompt; None fills up text_length, as detailed captions do.
-        detailed_entropy_bound: of the order entropy, for detailed captions; None: that of text_sampling.
+        detailed_entropy_bound, detailed_block_size: of detailed captions; None: those of text_sampling.
     """
 
     image_sampling: ImageSampling = field(default_factory=ImageSampling)
@@ -316,18 +318,19 @@ class ModelSettings:
     caption_length: PositiveInt | None = None
     answer_length: PositiveInt | None = None
     detailed_entropy_bound: Annotated[float, Field(ge=0)] | None = None
+    detailed_block_size: Annotated[int, Field(ge=0)] | None = None
 
     def with_defaults(self, given: Mapping[str, Any]) -> Self:
         """With other defaults: fields, and options of the two samplings, by name (None is not given).
 
-        An `entropy_bound` is that of detailed captions, too.
+        An `entropy_bound` or a `block_size` is that of detailed captions, too.
 
         Raises:
             ValueError, TypeError: as `image_options`.
         """
         own = ImageSampling() if given.get("sampler") == "paper" else self.image_sampling
-        detailed = self.detailed_entropy_bound if given.get("entropy_bound") is None else None
-        return override(replace(self, image_sampling=own, detailed_entropy_bound=detailed), given)
+        detailed = {f"detailed_{name}": None for name in DETAILED_RULE if given.get(name) is not None}
+        return override(replace(self, image_sampling=own, **detailed), given)
 
     def image_options(self, given: Mapping[str, Any]) -> ImageOptions:
         """The model's own options with those that are given (None is not given).
@@ -350,9 +353,12 @@ class ModelSettings:
         """As `image_options`, for captions."""
         length, sampling = self.caption_length, self.text_sampling
         if given.get("style") == "detailed":
-            length = None
-            if self.detailed_entropy_bound is not None:
-                rule = replace(sampling.rule, entropy_bound=self.detailed_entropy_bound)
-                sampling = replace(sampling, rule=rule)
+            length, sampling = None, replace(sampling, rule=override(sampling.rule, self.detailed_rule))
         own = CaptionOptions(sampling=sampling, num_steps=self.caption_steps, length=length)
         return override(own, given)
+
+    @property
+    def detailed_rule(self) -> dict[str, Any]:
+        """The options of the unmasking rule that detailed captions have of their own."""
+        own = {name: getattr(self, f"detailed_{name}") for name in DETAILED_RULE}
+        return {name: value for name, value in own.items() if value is not None}

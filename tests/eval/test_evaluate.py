@@ -226,6 +226,7 @@ def test_decoding_is_the_models_unless_it_is_given(model: Path, tmp_path: Path) 
         "order": "confidence", "temperature": 0.0, "top_p": 0.9, "threshold": 0.9, "entropy_bound": 0.1,
         "commit_above": 1.0, "block_size": 4, "text_guidance_scale": 1.5, "image_refresh": 2, "text_refresh": 1,
         "detailed_entropy_bound": None,
+        "detailed_block_size": None,
         "edit_above": 1.0,
     }  # fmt: skip
 

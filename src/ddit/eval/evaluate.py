@@ -123,6 +123,7 @@ def describe_decoding(settings: ModelSettings, options: EvalOptions) -> dict[str
         "size": options.size or settings.image_size,
         **rule,
         "detailed_entropy_bound": settings.detailed_entropy_bound,
+        "detailed_block_size": settings.detailed_block_size,
         **text_sampling,
     }
 

@@ -181,11 +181,7 @@ class Runner:
         kind, style, settings = TEXT_TASKS[task], self.pipeline.style, self.pipeline.settings
         if kind.is_long:
             num_steps = self.options.text_steps or settings.caption_steps
-            common |= {
-                "num_steps": num_steps,
-                "length": settings.text_length,
-                "entropy_bound": settings.detailed_entropy_bound,
-            }
+            common |= {"num_steps": num_steps, "length": settings.text_length, **settings.detailed_rule}
         asked = [
             question if kind.as_asked else style.short_answer(question, unanswerable=kind.unanswerable)
             for question in questions
