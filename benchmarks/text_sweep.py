@@ -1,8 +1,8 @@
-"""Right texts against steps of the model, for every unmasking rule: `python benchmarks/text_sweep.py`.
+"""Right texts against steps of the model, for every unmasking rule: `python -m benchmarks.text_sweep`.
 
 Answers and complete captions of the small world's scenes, and of a hard slice: two named objects or several of two
-kinds, with pairs of class and colour that no training scene shows. Steps are counted by calls of the text encoder,
-one a text. Writes text_sweep.md and text_sweep.png; about ten minutes of two idle cores.
+kinds, with pairs of class and colour that no training scene shows; and captions that are asked for in many wordings, of
+the wide world's easy scenes. Writes text_sweep.md and text_sweep.png; about a quarter of an hour of two idle cores.
 """
 
 import argparse
@@ -11,9 +11,9 @@ import platform
 import random
 import sys
 import time
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,10 +23,11 @@ from matplotlib.figure import Figure
 from PIL import Image
 from tqdm import tqdm
 
+from benchmarks.sampling.measure import EvaluationCounter
 from ddit.eval.report import code_version
 from ddit.pipeline import Pipeline
 from ddit.settings import Order
-from ddit.world import PRESETS, Scene, caption_is_right, make_question, make_scene, render
+from ddit.world import PRESETS, caption_is_right, make_question, make_scene, render, wide
 
 HERE = Path(__file__).parent
 LONGEST = 16  # steps: every position has one of its own
@@ -44,12 +45,12 @@ class Setting(NamedTuple):
 
 
 class Task(NamedTuple):
-    """Scenes with their images; questions and answers, or None for captions."""
+    """Images with their questions, or None for captions; `right`: of each whether a text is right."""
 
     name: str
-    scenes: list[Scene]
     images: list[Image.Image]
-    asked: list[tuple[str, str]] | None
+    questions: list[str] | None
+    right: Sequence[Callable[[str], bool]]
 
 
 def setting(rule: str, parameter: str, num_steps: int, order: Order, **options: float) -> Setting:
@@ -77,6 +78,10 @@ def settings() -> Iterator[Setting]:
             yield setting(rule, name, LONGEST, "threshold", threshold=bound, block_size=size)
     for bound in (0.01, 0.05, 0.1, 0.2, 0.5, 1.0):
         yield setting("entropy", f"{bound:g} nats", LONGEST, "entropy", entropy_bound=bound)
+    for size in (2, 4, 8):
+        for bound in (0.05, 0.2, 1.0):
+            name = f"{bound:g} nats, blocks of {size}"
+            yield setting("entropy, blocks", name, LONGEST, "entropy", entropy_bound=bound, block_size=size)
 
 
 def tasks(num: int, seed: int, split: str) -> Iterator[Task]:
@@ -84,29 +89,33 @@ def tasks(num: int, seed: int, split: str) -> Iterator[Task]:
     for name, world, part in (("", usual, split), ("hard ", replace(usual, weights=HARD), "heldout")):
         scenes = [make_scene(world, part, index, seed=seed) for index in range(num)]
         images = [Image.fromarray(render(scene)) for scene in scenes]
-        yield Task(f"{name}answers", scenes, images, questions_of(scenes, seed))
-        yield Task(f"{name}captions", scenes, images, None)
-
-
-def questions_of(scenes: Iterable[Scene], seed: int) -> list[tuple[str, str]]:
-    asked = (make_question(scene, random.Random(f"{seed}/{index}")) for index, scene in enumerate(scenes))
-    return [(found.text, found.answer) for found in asked if found is not None]
-
-
-@contextmanager
-def counting(pipeline: Pipeline) -> Iterator[list[int]]:
-    """Collects how many texts each call of the text encoder has."""
-    states, rows = pipeline.text_codec.states, list[int]()
-
-    def counted(input_ids: torch.Tensor, lengths: torch.Tensor | None = None) -> torch.Tensor:
-        rows.append(len(input_ids))
-        return states(input_ids, lengths)
-
-    pipeline.text_codec.states = counted
-    try:
-        yield rows
-    finally:
-        del pipeline.text_codec.states
+        asked = [
+            found
+            for index, scene in enumerate(scenes)
+            if (found := make_question(scene, random.Random(f"{seed}/{index}"))) is not None
+        ]
+        yield Task(
+            f"{name}answers",
+            images,
+            [one.text for one in asked],
+            [partial(str.__eq__, one.answer) for one in asked],
+        )
+        yield Task(
+            f"{name}captions",
+            images,
+            None,
+            [partial(caption_is_right, scene, complete=True) for scene in scenes],
+        )
+    easy = [wide.make_scene(wide.WIDE_PRESETS["wide-easy"], split, index, seed=seed) for index in range(num)]
+    yield Task(
+        "captions asked for",
+        [Image.fromarray(wide.render(scene)) for scene in easy],
+        [
+            wide.make_request(scene, random.Random(f"{seed}/{index}"), detailed=False).text
+            for index, scene in enumerate(easy)
+        ],
+        [partial(wide.caption_is_right, scene, complete=True) for scene in easy],
+    )
 
 
 def measure(
@@ -119,23 +128,23 @@ def measure(
         "batch_size": batch_size,
         **tried.options,
     }
-    with counting(pipeline) as rows:
-        if task.asked is None:
+    with EvaluationCounter(pipeline.transformer.context_embedder) as counter:
+        if task.questions is None:
             texts = pipeline.caption(task.images, **options)
-            right = [
-                caption_is_right(s, text, complete=True) for s, text in zip(task.scenes, texts, strict=True)
-            ]
         else:
-            texts = pipeline.answer(task.images, [question for question, _ in task.asked], **options)
-            right = [text == answer for text, (_, answer) in zip(texts, task.asked, strict=True)]
-    return sum(right) / len(right), sum(rows) / len(right)
+            texts = pipeline.answer(task.images, task.questions, **options)
+    right = [is_right(text) for is_right, text in zip(task.right, texts, strict=True)]
+    return sum(right) / len(right), counter.rows / len(right)
 
 
 def plot(rows: list[dict[str, Any]], path: Path) -> None:
     names = list(dict.fromkeys(row["task"] for row in rows))
-    figure = Figure(figsize=(11, 8), layout="constrained")
+    figure = Figure(figsize=(15, 8), layout="constrained")
     FigureCanvasAgg(figure)
-    for axis, name in zip(figure.subplots(2, 2).flat, names, strict=True):
+    axes = list(figure.subplots(2, 3).flat)
+    for axis in axes[len(names) :]:
+        axis.remove()
+    for axis, name in zip(axes, names, strict=False):
         for index, rule in enumerate(dict.fromkeys(row["rule"] for row in rows)):
             own = [row for row in rows if row["task"] == name and row["rule"] == rule]
             own.sort(key=lambda row: row["steps"])
@@ -164,15 +173,15 @@ def write(rows: list[dict[str, Any]], args: argparse.Namespace) -> None:
                 *(f"{row[key]:.{n}f}" for row in own for key, n in (("right", 3), ("steps", 2))),
             ]
         )
-    command = " ".join(["python benchmarks/text_sweep.py", *sys.argv[1:]])
+    command = " ".join(["python -m benchmarks.text_sweep", *sys.argv[1:]])
     width = 1.96 * (0.9 * 0.1 / args.num) ** 0.5
     text = f"""# Texts: right ones against steps
 
 `{command}`, model {args.model}, commit {code_version()[:12]}, {time.strftime("%Y-%m-%d")}; {platform.machine()},
 {os.cpu_count()} cores, torch {torch.__version__}. World `fixed`, split {args.split}, {args.num} scenes, the same for
-all rows; the hard slice: two objects or several of two kinds, split heldout. An answer must be the word; a caption must
-name every object, colour, number and the relation. 95 % interval at .90: ± {width:.3f}. All rules at
-temperature 0, except the paper's.
+all rows; the hard slice: two objects or several of two kinds, split heldout; captions asked for: of the wide world's
+preset `wide-easy`, in wordings of training. An answer must be the word; a caption must name every object, colour, number
+and the relation. 95 % interval at .90: ± {width:.3f}. All rules at temperature 0, except the paper's.
 
 ![Right texts against steps](text_sweep.png)
 

@@ -46,6 +46,10 @@ ALL_EMPHASIS = {
     "exists": 0.5, "what": 0.5, "color_choice": 0.5, "count_all": 0.5,
 }  # fmt: skip
 """Kinds of questions that were still answered at chance are asked more often than those that are known."""
+LAST_DRAWN_SHARES = {"free": 0.1, "fixed": 0.1, "known": 0.45, "small": 0.35}
+LAST_READ_SHARES = {"free": 0.1, "fixed": 0.1, "known": 0.55, "small": 0.25}
+LAST_READ_FRACTION = 0.375
+"""Of the samples in `wide-last`."""
 WORLDS = {
     "free": WIDE_PRESETS["wide"],
     "fixed": WIDE_PRESETS["wide-fixed"],
@@ -234,6 +238,30 @@ def wide_all(root: Path) -> DualRun:
     )
 
 
+def wide_last(root: Path) -> DualRun:
+    """The same at half the rate, which falls to 0: more descriptions, their right predictions sharpened.
+
+    From `wide-all`, or from what is packaged by `--set init=mini --set vae=mini --set text=mini`.
+    """
+    before = wide_all(root)
+    text = replace(before.objective.text, sharpen=0.2)
+    shares = {"detailed_fraction": 0.5, "question_fraction": 0.35, "conversation_fraction": 0.04}
+    return replace(
+        before,
+        out=str(root / "wide-last"),
+        init=f"{before.out}/export",
+        data=replace(
+            before.data,
+            t2i=_with_shares(before.data.t2i, LAST_DRAWN_SHARES),
+            i2t=_with_shares(before.data.i2t, LAST_READ_SHARES, **shares),
+        ),
+        objective=replace(before.objective, i2t_fraction=LAST_READ_FRACTION, text=text),
+        optimizer=replace(before.optimizer, lr=2.5e-4, muon_lr=0.005, warmup_steps=10),
+        max_steps=400,
+        seed=before.seed + 2,
+    )
+
+
 def _with_shares(
     sources: tuple[SourceConfig, ...], shares: dict[str, float], **texts: float | bool | dict[str, float]
 ) -> tuple[SourceConfig, ...]:
@@ -253,4 +281,5 @@ WIDE_STAGES: dict[str, Callable[[Path], RunConfig]] = {
     "blocks": wide_blocks,
     "practice": wide_practice,
     "all": wide_all,
+    "last": wide_last,
 }
