@@ -180,8 +180,8 @@ def write(rows: list[dict[str, Any]], args: argparse.Namespace) -> None:
 `{command}`, model {args.model}, commit {code_version()[:12]}, {time.strftime("%Y-%m-%d")}; {platform.machine()},
 {os.cpu_count()} cores, torch {torch.__version__}. World `fixed`, split {args.split}, {args.num} scenes, the same for
 all rows; the hard slice: two objects or several of two kinds, split heldout; captions asked for: of the wide world's
-preset `wide-easy`, in wordings of training. An answer must be the word; a caption must name every object, colour, number
-and the relation. 95 % interval at .90: ± {width:.3f}. All rules at temperature 0, except the paper's.
+preset `wide-easy`, in wordings of training. An answer must be the word; a caption must name every object, colour,
+number and the relation. 95 % interval at .90: ± {width:.3f}. All rules at temperature 0, except the paper's.
 
 ![Right texts against steps](text_sweep.png)
 
