@@ -62,7 +62,7 @@ class WideData(AnySource):
     split: str = "train"
     num_scenes: PositiveInt = 1_000_000
     seed: NonNegativeInt = 0
-    wordings: Literal["seen", "held_out", "all"] = "seen"
+    wordings: Literal["seen", "held_out", "all", "paraphrased"] = "seen"
     question_fraction: Fraction = 0.4
     question_emphasis: dict[str, NonNegativeFloat] = field(default_factory=dict)
     detailed_fraction: Fraction = 0.25

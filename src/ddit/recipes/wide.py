@@ -262,8 +262,33 @@ def wide_last(root: Path) -> DualRun:
     )
 
 
+def wide_paraphrased(root: Path) -> DualRun:
+    """Half of what is asked and of the prompts in wordings that patterns make, of which there are tens of thousands.
+
+    From `wide-last`, or from what is packaged by `--set init=mini --set vae=mini --set text=mini`.
+    """
+    last = wide_last(root)
+    texts = {"detailed_fraction": 0.3, "question_fraction": 0.5, "wordings": "paraphrased"}
+    return replace(
+        last,
+        out=str(root / "wide-paraphrased"),
+        init=f"{last.out}/export",
+        data=replace(
+            last.data,
+            t2i=_with_shares(last.data.t2i, LAST_DRAWN_SHARES, wordings="paraphrased"),
+            i2t=_with_shares(last.data.i2t, LAST_READ_SHARES, **texts),
+        ),
+        objective=replace(last.objective, i2t_fraction=0.5),
+        optimizer=replace(last.optimizer, lr=3.5e-4, muon_lr=0.007),
+        max_steps=800,
+        seed=last.seed + 1,
+    )
+
+
 def _with_shares(
-    sources: tuple[SourceConfig, ...], shares: dict[str, float], **texts: float | bool | dict[str, float]
+    sources: tuple[SourceConfig, ...],
+    shares: dict[str, float],
+    **texts: float | bool | str | dict[str, float],
 ) -> tuple[SourceConfig, ...]:
     """The pools with other shares, and the wide world's with other texts."""
     scenes = []
@@ -282,4 +307,5 @@ WIDE_STAGES: dict[str, Callable[[Path], RunConfig]] = {
     "practice": wide_practice,
     "all": wide_all,
     "last": wide_last,
+    "paraphrased": wide_paraphrased,
 }

@@ -11,10 +11,9 @@ from .prompts import WIDE_PROMPT_FORMS, make_caption, make_prompt
 from .questions import WIDE_QUESTION_KINDS, Asked, make_question
 from .scenes import WideObject, WideScene, make_scene, render
 from .statements import DescriptionScore, caption_is_right, read_statements, score_description
-from .wordings import PARTS, Part, Wording, list_wordings
+from .wordings import Part, Wording, list_wordings
 
 __all__ = [
-    "PARTS",
     "WIDE_CLASSES",
     "WIDE_PRESETS",
     "WIDE_PROMPT_FORMS",

@@ -1,21 +1,29 @@
 """The wordings of prompts and questions: read from prompts.txt and questions.txt, a fifth of each form held out.
 
 Which ones is a function of their texts alone: of each form the wordings with the smallest hashes, never a benchmark's
-own sentence.
+own sentence. The part "paraphrased" has the seen wordings, and half of the time one that a pattern of
+paraphrases/prompts.txt or paraphrases/questions.txt makes.
 """
 
 import hashlib
 import random
+import re
 from collections.abc import Iterator, Mapping
 from functools import cache
 from importlib.resources import files
 from typing import Literal, NamedTuple
 
-Part = Literal["seen", "held_out", "all"]
-PARTS: tuple[Part, ...] = ("seen", "held_out", "all")
+Part = Literal["seen", "held_out", "all", "paraphrased"]
 HELD_OUT_SHARE = 0.2
+PARAPHRASED_SHARE = 0.5
 
 IMAGE_WORDS = ("image", "picture", "photo", "scene")
+FILES = ("prompts.txt", "questions.txt", "descriptions.txt")
+_IMAGE = re.compile(rf"\b({'|'.join(IMAGE_WORDS)})\b")
+_AN_IMAGE = re.compile(r"\ba image\b")
+_SLOT = re.compile(r"\{\w+\}")
+_ALTERNATIVES = re.compile(r"\(([^()]*)\)")
+_SPACES = re.compile(" {2,}")
 
 
 class Wording(NamedTuple):
@@ -33,6 +41,11 @@ class Wording(NamedTuple):
 
 @cache
 def _forms(file: str) -> dict[str, tuple[Wording, ...]]:
+    return {form: tuple(_hold_out(form, lines)) for form, lines in _read(file).items()}
+
+
+def _read(file: str) -> dict[str, list[tuple[str, bool]]]:
+    """The lines of each form, and whether they are a benchmark's own."""
     texts: dict[str, list[tuple[str, bool]]] = {}
     form = ""
     for line in files("ddit.world.wide").joinpath(file).read_text(encoding="utf-8").splitlines():
@@ -41,7 +54,44 @@ def _forms(file: str) -> dict[str, tuple[Wording, ...]]:
             texts[form] = []
         elif line and not line.startswith("#"):
             texts[form].append((line.removeprefix("! "), line.startswith("! ")))
-    return {form: tuple(_hold_out(form, lines)) for form, lines in texts.items()}
+    return texts
+
+
+@cache
+def list_patterns(file: str) -> dict[str, tuple[str, ...]]:
+    """The patterns of the forms of `prompts.txt` or `questions.txt`; other files have none."""
+    if not files("ddit.world.wide").joinpath(f"paraphrases/{file}").is_file():
+        return {}
+    return {form: tuple(text for text, _ in lines) for form, lines in _read(f"paraphrases/{file}").items()}
+
+
+def paraphrase(pattern: str, rng: random.Random) -> str:
+    """One of the wordings that a pattern makes; never one that is held out, nor its longest part without a slot."""
+    while True:
+        text = pattern
+        while (found := _ALTERNATIVES.search(text)) is not None:
+            text = text[: found.start()] + rng.choice(found[1].split("|")) + text[found.end() :]
+        text = _SPACES.sub(" ", text).strip().replace(" ?", "?")
+        told, (wordings, parts) = _one_word(text), _held_out()
+        if told not in wordings and not any(part in told for part in parts):
+            return text
+
+
+@cache
+def _held_out() -> tuple[frozenset[str], tuple[str, ...]]:
+    """The held-out wordings, and their longest parts without a slot: of three words and more, in no seen wording."""
+    listed = [wording for file in FILES for wording in list_wordings(file)]
+    seen = "\n".join(_one_word(wording.text) for wording in listed if not wording.held_out)
+    held_out = [_one_word(wording.text) for wording in listed if wording.held_out]
+    longest = (max(_SLOT.split(text), key=len).strip(" ,;:") for text in held_out)
+    return frozenset(held_out), tuple(p for p in longest if len(p.split()) >= 3 and p not in seen)
+
+
+def _one_word(text: str) -> str:
+    """Without a mark at the end, and with one word for an image and for colour."""
+    text = text.lower().rstrip("?.!").replace("{an_image}", "an image").replace("{the_x}", "the {x}")
+    text = text.replace("{image}", "image").replace("{color_word}", "color").replace("colour", "color")
+    return _AN_IMAGE.sub("an image", _IMAGE.sub("image", text))
 
 
 def _hold_out(form: str, lines: list[tuple[str, bool]]) -> Iterator[Wording]:
@@ -67,6 +117,9 @@ def _choices(file: str, form: str, part: Part) -> tuple[Wording, ...]:
 
 def pick(file: str, form: str, part: Part, rng: random.Random, *, official: bool = False) -> Wording:
     """A random wording of a form; `official`: one of the benchmarks' own, where there are any."""
+    patterns = list_patterns(file).get(form, ()) if part == "paraphrased" and not official else ()
+    if patterns and rng.random() < PARAPHRASED_SHARE:
+        return Wording(form, paraphrase(rng.choice(patterns), rng), official=False, held_out=False)
     choices = _choices(file, form, part)
     if official:
         choices = tuple(w for w in choices if w.official) or choices
