@@ -103,7 +103,8 @@ def _chain(root: Path) -> Chain:
 
 def wide_text(root: Path) -> TextEncoderRun:
     """The tokenizer and the tiny T5, by masked modelling on texts of all lengths."""
-    texts = replace(_scenes("free"), num_scenes=NUM_TEXT_SCENES, detailed_prompt_fraction=0.1)
+    own = {"detailed_prompt_fraction": 0.1, "wordings": "paraphrased"}
+    texts = replace(_scenes("free"), num_scenes=NUM_TEXT_SCENES, **own)
     return TextEncoderRun(
         out=str(root / "wide-text"),
         sources=(texts,),
