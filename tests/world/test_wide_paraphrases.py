@@ -6,6 +6,7 @@ from collections import Counter
 
 import pytest
 
+from ddit.pipeline import Pipeline
 from ddit.world.wide import WIDE_PRESETS, list_wordings, make_prompt, make_question, make_scene
 from ddit.world.wide.wordings import PARAPHRASED_SHARE, list_patterns, paraphrase, pick
 
@@ -48,6 +49,13 @@ def test_no_pattern_makes_a_wording_that_is_held_out_though_some_could(file: str
     assert not made & held_out
     target = next(w.text for w in list_wordings(file, part="held_out") if "{" in w.text)
     assert {paraphrase(f"({target}|another)", rng) for _ in range(50)} == {"another"}
+
+
+def test_the_packaged_model_knows_the_words_of_all_patterns() -> None:
+    codec = Pipeline.from_pretrained("mini").text_codec
+    patterns = [p for file in FILES for own in list_patterns(file).values() for p in own]
+    words = dict.fromkeys(re.findall("[a-z]+", " ".join(SLOT.sub(" ", pattern) for pattern in patterns)))
+    assert codec.unknown_words(" ".join(words)) == []
 
 
 def test_half_of_the_paraphrased_wordings_are_of_patterns_and_the_others_seen() -> None:

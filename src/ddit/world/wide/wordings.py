@@ -22,6 +22,7 @@ FILES = ("prompts.txt", "questions.txt", "descriptions.txt")
 _IMAGE = re.compile(rf"\b({'|'.join(IMAGE_WORDS)})\b")
 _AN_IMAGE = re.compile(r"\ba image\b")
 _SLOT = re.compile(r"\{\w+\}")
+_ATTEMPTS = 100
 _ALTERNATIVES = re.compile(r"\(([^()]*)\)")
 _SPACES = re.compile(" {2,}")
 
@@ -66,8 +67,12 @@ def list_patterns(file: str) -> dict[str, tuple[str, ...]]:
 
 
 def paraphrase(pattern: str, rng: random.Random) -> str:
-    """One of the wordings that a pattern makes; never one that is held out, nor its longest part without a slot."""
-    while True:
+    """One of the wordings that a pattern makes; never one that is held out, nor its longest part without a slot.
+
+    Raises:
+        ValueError: if the pattern hardly makes any other.
+    """
+    for _ in range(_ATTEMPTS):
         text = pattern
         while (found := _ALTERNATIVES.search(text)) is not None:
             text = text[: found.start()] + rng.choice(found[1].split("|")) + text[found.end() :]
@@ -75,6 +80,7 @@ def paraphrase(pattern: str, rng: random.Random) -> str:
         told, (wordings, parts) = _one_word(text), _held_out()
         if told not in wordings and not any(part in told for part in parts):
             return text
+    raise ValueError(f"this pattern makes wordings that are held out: {pattern!r}")
 
 
 @cache
