@@ -55,6 +55,7 @@ class Asked(NamedTuple):
     """A question about a scene; `answer` is None if it asks for a caption."""
 
     form: str
+    wording: str
     text: str
     scene: WideScene
     answer: str | None
@@ -70,7 +71,8 @@ def ask(form: str, wordings: Sequence[str], num: int, first: int) -> Iterator[As
         facts = ((scene, FINDERS[form][0](scene, rng)) for scene in made)
         found = ((scene, fact.slots, fact.answer) for scene, fact in facts if fact is not None)
     for number, (scene, slots, answer) in enumerate(islice(found, num * len(wordings))):
-        yield Asked(form, wordings[number % len(wordings)].format_map(slots), scene, answer)
+        wording = wordings[number % len(wordings)]
+        yield Asked(form, wording, wording.format_map(slots), scene, answer)
 
 
 def request(form: str, wordings: Sequence[str], num: int) -> Iterator[Prompt]:
@@ -90,15 +92,14 @@ def slots_of(prompt: Prompt) -> dict[str, str]:
     return slots | {"rel": next((g["position"][0] for g in groups if "position" in g), "")}
 
 
-def overlap(texts: Mapping[str, Mapping[str, Sequence[str]]], tries: int = 2_000) -> int:
-    """How many of the wordings are in the training data, or made by a pattern in as many tries."""
-    rng, found = random.Random(0), 0
-    for file, forms in texts.items():
-        for form, wordings in forms.items():
-            made = {plain(w.text) for w in list_wordings(f"{file}.txt", form)}
-            for pattern in list_patterns(f"{file}.txt").get(form, ()):
-                made |= {plain(paraphrase(pattern, rng)) for _ in range(tries)}
-            found += sum(plain(wording) in made for wording in wordings)
+def known_wordings(file: str, forms: Mapping[str, Sequence[str]], tries: int = 2_000) -> set[str]:
+    """Those that the grammar has, or that a pattern makes in as many tries."""
+    rng, found = random.Random(0), set[str]()
+    for form, wordings in forms.items():
+        made = {plain(w.text) for w in list_wordings(file, form)}
+        for pattern in list_patterns(file).get(form, ()):
+            made |= {plain(paraphrase(pattern, rng)) for _ in range(tries)}
+        found |= {wording for wording in wordings if plain(wording) in made}
     return found
 
 
@@ -132,13 +133,13 @@ def score_text(one: Asked, text: str) -> Score:
     return Score(int(is_right(one.answer, text)), 1)
 
 
-def read(pipeline: Pipeline, asked: Sequence[Asked]) -> Score:
+def read(pipeline: Pipeline, asked: Sequence[Asked]) -> list[Score]:
     options: dict[str, Any] = {"batch_size": 32}
     if asked[0].form == DETAILED:
         options |= {"length": pipeline.settings.text_length, **pipeline.settings.detailed_rule}
     images = [Image.fromarray(render(one.scene)) for one in asked]
     texts = pipeline.answer(images, [one.text for one in asked], **options)
-    return add([score_text(one, text) for one, text in zip(asked, texts, strict=True)])
+    return [score_text(one, text) for one, text in zip(asked, texts, strict=True)]
 
 
 def draw(pipeline: Pipeline, prompts: Sequence[Prompt]) -> Score:
@@ -156,27 +157,34 @@ def main() -> None:
     args = parser.parse_args()
     texts = json.loads((HERE / "other_wordings.json").read_text())
     pipeline = Pipeline.from_pretrained(args.model)
-    answered, drawn = dict[str, Score](), dict[str, Score]()
+    known = known_wordings("questions.txt", texts["questions"])
+    answered, drawn, new = dict[str, Score](), dict[str, Score](), list[Score]()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of words that the model does not know: they are the point
         for place, (form, wordings) in enumerate(texts["questions"].items()):
             if asked := list(ask(form, wordings, args.num, MOST_SCENES * place)):
-                answered[form] = read(pipeline, asked)
+                scores = read(pipeline, asked)
+                answered[form] = add(scores)
+                if form != DETAILED:
+                    pairs = zip(asked, scores, strict=True)
+                    new += [own for one, own in pairs if one.wording not in known]
                 print(answered[form].row(form), flush=True)
         for form, wordings in texts["prompts"].items():
             drawn[form] = draw(pipeline, list(request(form, wordings, args.num)))
             print(drawn[form].row(form), flush=True)
-    num = sum(len(own) for forms in texts.values() for own in forms.values())
+    num = sum(map(len, texts["questions"].values()))
     lines = [
         "# Wordings that were written without sight of the grammar",
         "",
         f"`python -m benchmarks.other_wordings --model {args.model} --num {args.num}`, {code_version()}. Scenes of the",
-        f"preset `{WORLD}`, split test. Of the {num} wordings {overlap(texts)} are in the training data or made by its",
-        "patterns in 2,000 tries each, marks and words for an image aside. Intervals take the texts as independent.",
+        f"preset `{WORLD}`, split test. Of the {num} wordings of questions {len(known)} are among the grammar's,",
+        "or made by its patterns in 2,000 tries each, marks and words for an image aside. Intervals take the texts as",
+        "independent.",
         "",
         "| asked for | right | 95 % interval | n |",
         "|---|---|---|---|",
         add([own for form, own in answered.items() if form != DETAILED]).row("**answers and captions**"),
+        add(new).row("... in wordings that are not the grammar's"),
         *(own.row(form) for form, own in answered.items() if form != DETAILED),
         answered[DETAILED].row("detailed descriptions: attributes"),
         add(list(drawn.values())).row("**images**"),
