@@ -31,7 +31,15 @@ def test_each_stage_begins_with_the_one_before_and_is_watched_by_other_scenes() 
     for run in runs:
         assert {source.split for source in run.data.t2i + run.data.i2t} == {"train"}  # type: ignore[union-attr]
         assert {source.split for source in run.data.held_out} == {"val"}  # type: ignore[union-attr]
-    assert [run.global_batch_size * run.objective.i2t_fraction for run in runs] == [128, 96, 128, 96, 80, 96, 128]
+    assert [run.global_batch_size * run.objective.i2t_fraction for run in runs] == [
+        128,
+        96,
+        128,
+        96,
+        80,
+        96,
+        128,
+    ]
     details = [[s.detailed_fraction for s in run.data.i2t if isinstance(s, WideData)] for run in runs]
     assert details == [[0.08] * 3, [0.0] * 3, [0.7] * 3, [0.25], [0.3] * 3, [0.5] * 3, [0.3] * 3]
     assert [run.model.text_block_size for run in runs] == [0, 0, 16, 16, 16, 16, 16]
