@@ -97,6 +97,7 @@ def _one_word(text: str) -> str:
     """Without a mark at the end, and with one word for an image and for colour."""
     text = text.lower().rstrip("?.!").replace("{an_image}", "an image").replace("{the_x}", "the {x}")
     text = text.replace("{image}", "image").replace("{color_word}", "color").replace("colour", "color")
+    text = text.replace("{is}", "is").replace("{does}", "does")
     return _AN_IMAGE.sub("an image", _IMAGE.sub("image", text))
 
 
