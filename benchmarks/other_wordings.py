@@ -3,8 +3,10 @@
     python -m benchmarks.other_wordings [--model mini] [--num 5]
 
 Twelve wordings of each of 19 kinds of questions and 5 kinds of prompts, other_wordings.json, each with `--num` scenes
-of the preset `wide-easy` and its test split. They are for measuring alone: no training text and no choice of a setting
-may come from them. Also says how many of them the patterns of the training data can make. Writes other_wordings.md.
+of the preset `wide-easy` and its test split, where they fit any: no two of its objects differ enough for "bigger". They
+are for measuring alone: no training text and no choice of a setting may come from them. The project wrote them, as it
+wrote the patterns of the training data, so other people's may be farther off; how many of them the patterns can make
+is counted. Writes other_wordings.md.
 """
 
 import argparse
@@ -172,14 +174,14 @@ def main() -> None:
         for form, wordings in texts["prompts"].items():
             drawn[form] = draw(pipeline, list(request(form, wordings, args.num)))
             print(drawn[form].row(form), flush=True)
-    num = sum(map(len, texts["questions"].values()))
+    asked_for = {wording for form in answered for wording in texts["questions"][form]}
     lines = [
         "# Wordings that were written without sight of the grammar",
         "",
         f"`python -m benchmarks.other_wordings --model {args.model} --num {args.num}`, {code_version()}. Scenes of the",
-        f"preset `{WORLD}`, split test. Of the {num} wordings of questions {len(known)} are among the grammar's,",
-        "or made by its patterns in 2,000 tries each, marks and words for an image aside. Intervals take the texts as",
-        "independent.",
+        f"preset `{WORLD}`, split test. Of the {len(asked_for)} wordings of questions {len(known & asked_for)} are the",
+        "grammar's, or made by its patterns in 2,000 tries each, marks and words for an image aside. Intervals take",
+        "the texts as independent.",
         "",
         "| asked for | right | 95 % interval | n |",
         "|---|---|---|---|",
