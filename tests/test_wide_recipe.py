@@ -9,7 +9,7 @@ import pytest
 
 from ddit.config.data import WideData
 from ddit.config.overrides import override_run
-from ddit.config.runs import DualRun, TextEncoderRun
+from ddit.config.runs import DualRun, TeacherRun, TextEncoderRun
 from ddit.pipeline import Pipeline
 from ddit.recipes import build, list_stages
 from ddit.recipes.mini import make_tiny
@@ -39,10 +39,11 @@ def test_each_stage_begins_with_the_one_before_and_is_watched_by_other_scenes() 
         80,
         96,
         128,
+        72,
     ]
     details = [[s.detailed_fraction for s in run.data.i2t if isinstance(s, WideData)] for run in runs]
-    assert details == [[0.08] * 3, [0.0] * 3, [0.7] * 3, [0.25], [0.3] * 3, [0.5] * 3, [0.3] * 3]
-    assert [run.model.text_block_size for run in runs] == [0, 0, 16, 16, 16, 16, 16]
+    assert details == [[0.08] * 3, [0.0] * 3, [0.7] * 3, [0.25], [0.3] * 3, [0.5] * 3, [0.3] * 3, [0.3] * 3]
+    assert [run.model.text_block_size for run in runs] == [0, 0, 16, 16, 16, 16, 16, 16]
     assert len({replace(run.model, text_block_size=0) for run in runs}) == 1
 
 
@@ -56,14 +57,14 @@ def test_every_stage_takes_overrides() -> None:
 @pytest.mark.slow
 def test_the_chain_runs_and_leaves_a_model_that_describes_in_blocks(tmp_path: Path) -> None:
     runs = [make_tiny(build(stage, tmp_path)) for stage in list_stages("wide")]
-    runs = [run if isinstance(run, TextEncoderRun) else replace(run, vae="mini") for run in runs]  # type: ignore[call-arg]
+    runs = [run if isinstance(run, TextEncoderRun | TeacherRun) else replace(run, vae="mini") for run in runs]  # type: ignore[call-arg]
     runs = [
         replace(run, global_batch_size=64) if isinstance(run, DualRun) else run for run in runs
     ]  # of fewer, five sixteenths would be no fours
     joint = next(run for run in runs if isinstance(run, DualRun))
     runs[runs.index(joint)] = replace(joint, init=None)  # a start of this size is nowhere
     run_stages(runs)
-    pipeline = Pipeline.from_pretrained(tmp_path / "wide-paraphrased" / "export")
+    pipeline = Pipeline.from_pretrained(tmp_path / "wide-rewarded" / "export")
     image = render(make_scene(WIDE_PRESETS["wide"], "test", 0))
     assert isinstance(pipeline.caption(image, style="detailed")[0], str)
     assert len(pipeline.generate("a red dog", seed=0, num_steps=2)) == 1

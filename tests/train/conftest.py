@@ -7,11 +7,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from ddit.config.runs import TEACHER_FILE, DualRun, save_config
+from ddit.config.runs import TEACHER_FILE, DualRun, RewardConfig, save_config
 from ddit.recipes import build
+from ddit.settings import ImageSampling
 from ddit.train.adamw8bit import BLOCK
 from ddit.train.stages import run_stage
 from ddit.world.detector import DetectorNet
+from ddit.world.wide import WIDE_CLASSES
 
 
 @pytest.fixture(scope="session")
@@ -50,6 +52,23 @@ def wide(plain: DualRun) -> DualRun:
         model=replace(plain.model, hidden_size=BLOCK, depth=1, num_heads=4),
         optimizer=replace(plain.optimizer, name="adamw8bit", weights="bfloat16", lr=1e-3),
     )
+
+
+@pytest.fixture
+def rewarded(plain: DualRun, tmp_path: Path) -> DualRun:
+    """Two steps a round; the detector is as it was drawn, so that what is right is left to chance."""
+    torch.manual_seed(0)
+    judge = DetectorNet(8, WIDE_CLASSES)
+    judge.heads.bias = torch.nn.Parameter(torch.zeros(judge.heads.out_channels))
+    judge.save(tmp_path / "judge.safetensors")
+    reward = RewardConfig(
+        detector=str(tmp_path / "judge.safetensors"),
+        num_prompts=4,
+        group_size=2,
+        num_steps=2,
+        sampling=ImageSampling(num_steps=2, sampler="dpm", guidance_scale=1.0),
+    )
+    return replace(plain, reward=reward)
 
 
 @pytest.fixture

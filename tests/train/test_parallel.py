@@ -85,6 +85,13 @@ def test_ranks_share_accumulation_mask_token_and_text_encoder(
     check_same(run("two", 2, config=replace(config, micro_batch_size=2, parallel=sharded)), one)
 
 
+@pytest.mark.slow
+def test_two_ranks_draw_and_learn_what_one_does(rewarded: DualRun, run: Callable[..., Outcome]) -> None:
+    one = run("one", 1, config=rewarded)
+    assert any(name.startswith("policy.") for name in one.state)
+    check_same(run("two", 2, config=rewarded), one)
+
+
 @pytest.fixture
 def partly_without_images(plain: DualRun, tmp_path: Path) -> DualRun:
     """Texts of two lengths, and every third conversation without an image, so that ranks differ in what they hold."""

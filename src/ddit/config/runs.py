@@ -17,6 +17,8 @@ from ddit.model.config import DualDiTConfig
 from ddit.objectives import FlowConfig, MaskedConfig
 from ddit.schema import parse, strict, to_data
 from ddit.settings import ImageSampling, PositiveInt
+from ddit.world.presets import PRESETS
+from ddit.world.wide.presets import WIDE_PRESETS
 
 Value = TypeVar("Value")
 FractionBelowOne = Annotated[float, Field(ge=0, lt=1)]
@@ -74,12 +76,14 @@ class ObjectiveConfig:
     """What one step optimises: L_image + lambda_text L_text + alignment_weight L_align.
 
     Attributes:
+        image_weight: of L_image; less where the images are also tuned by a reward.
         i2t_fraction: share of each global batch whose text is masked; 0: images only.
         alignment_weight: our deviation from the paper, off by default: image tokens after block `alignment_block`
             (0-based) against a frozen teacher's features.
     """
 
     lambda_text: NonNegativeFloat = 0.2
+    image_weight: NonNegativeFloat = 1.0
     i2t_fraction: Fraction = 0.5
     caption_dropout: Fraction = 0.1
     flow: FlowConfig = field(default_factory=FlowConfig)
@@ -131,6 +135,55 @@ class LoraConfig:
     rank: NonNegativeInt = 0
     alpha: PositiveFloat = 16.0
     dropout: FractionBelowOne = 0.0
+
+
+@strict
+class RewardConfig:
+    """Tuning on the model's own drawings, of which a detector tells which are right: `ddit.train.reward`.
+
+    The prompts are of the worlds' presets. A round's drawings are shared by `num_steps` steps, and each is learnt at
+    `num_times` noise levels.
+
+    Attributes:
+        detector: file of its weights; never those that evaluation uses.
+        weight: of this loss beside the others.
+        presets: of a world each, with its share of the prompts.
+        paraphrased_share: of the wide world's prompts, those whose wordings patterns make.
+        num_prompts, group_size: prompts of a round, and drawings of each.
+        max_advantage: standard deviations that a drawing may be better or worse than its group, beyond which it counts
+            no more.
+        keep: share of the old policy's weights that is left when a round begins; 0: it is the model of then.
+        sampling: how drawings are made, without guidance.
+    """
+
+    detector: str
+    weight: PositiveFloat = 3.0
+    presets: dict[str, NonNegativeFloat] = field(
+        default_factory=lambda: {"fixed": 0.25, "wide-easy": 0.5, "wide": 0.25}
+    )
+    paraphrased_share: Fraction = 0.6
+    num_prompts: PositiveInt = 32
+    group_size: Annotated[int, Field(ge=2)] = 8
+    num_steps: PositiveInt = 4
+    num_times: PositiveInt = 3
+    max_advantage: PositiveFloat = 1.2
+    keep: FractionBelowOne = 0.3
+    sampling: ImageSampling = field(
+        default_factory=lambda: ImageSampling(num_steps=8, guidance_scale=1.0, sampler="dpm", shift=3.0)
+    )
+
+    def __post_init__(self) -> None:
+        known = {**PRESETS, **WIDE_PRESETS}
+        unknown = sorted(set(self.presets) - set(known))
+        if unknown:
+            raise ValueError(f"reward.presets: unknown {', '.join(unknown)}; known: {', '.join(known)}")
+        if not sum(self.presets.values()):
+            raise ValueError("reward.presets gives no preset a share")
+        if self.sampling.guidance_scale != 1:
+            raise ValueError(
+                f"reward.sampling.guidance_scale is {self.sampling.guidance_scale:g}: drawings to be learnt from are "
+                "made without guidance, which is 1"
+            )
 
 
 @strict
@@ -195,6 +248,7 @@ class DualRun:
         train_mask_embedding: the mask token's embedding row is trained too, and nothing else of the text encoder.
         compute_dtype: of products and activations over float32 weights; "auto" is bfloat16, or float32 on a CPU
             without fast bfloat16 products.
+        reward: tunes the model on its own drawings, beside the rest; None: not so.
         max_seconds: of training, evaluations and checkpoints, after which the run ends as at `max_steps`; the schedule
             of the learning rate follows whichever share is the larger. None: steps alone count.
         non_finite: a loss or gradient that is not finite stops the run before the step, or skips the step (at most
@@ -214,6 +268,7 @@ class DualRun:
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
     lora: LoraConfig = field(default_factory=LoraConfig)
+    reward: RewardConfig | None = None
     report: ReportConfig = field(default_factory=ReportConfig)
     dropout: FractionBelowOne = 0.0
     train_mask_embedding: bool = False
@@ -238,6 +293,8 @@ class DualRun:
                 "data.i2t_lengths does not go with parallel.text_encoder=sharded, whose ranks must call it alike: take "
                 "whole, int8 or offloaded"
             )
+        if self.reward is not None and self.lora.rank > 0:
+            raise ValueError("reward does not go with lora.rank above 0")
         if self.data.texts_per_image > 1 and self.model.image_attends_text:
             raise ValueError("data.texts_per_image above 1 needs model.image_attends_text=false")
         if weight > 0 and block >= self.model.depth:

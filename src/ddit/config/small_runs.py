@@ -121,11 +121,18 @@ def _check_sources(run: AutoencoderRun | TextEncoderRun) -> None:
 
 @strict
 class TeacherRun:
-    """Training of the teacher for representation alignment on the world's truth; never the detector's weights."""
+    """Training of a detector on the world's truth that is not the one of evaluation: the teacher of representation
+    alignment, or with `decoys` (chimeras, fragments and the like among the wide world's scenes) the judge of a reward.
+    """
 
     out: str
     world: WorldConfig | WideConfig
     kind: Literal["teacher"] = "teacher"
     width: PositiveInt = 48
     max_steps: PositiveInt = 800
+    decoys: bool = False
     seed: NonNegativeInt = 1234
+
+    def __post_init__(self) -> None:
+        if self.decoys and not isinstance(self.world, WideConfig):
+            raise ValueError("decoys are of the wide world")

@@ -11,7 +11,15 @@ from functools import partial
 from pathlib import Path
 
 from ddit.config.data import SourceConfig, WideData, WorldData
-from ddit.config.runs import DualRun, LatentsRun, RunConfig, TextEncoderRun
+from ddit.config.runs import (
+    TEACHER_FILE,
+    DualRun,
+    LatentsRun,
+    RewardConfig,
+    RunConfig,
+    TeacherRun,
+    TextEncoderRun,
+)
 from ddit.recipes.mini import SCENE_WEIGHTS, TEXT_DIM, mini_isolated
 from ddit.recipes.small import Chain, image_run, joint_run, latents_run
 from ddit.world import PRESETS
@@ -286,6 +294,37 @@ def wide_paraphrased(root: Path) -> DualRun:
     )
 
 
+def wide_judge(root: Path) -> TeacherRun:
+    """The detector that tells `wide-rewarded` which of its drawings are right: not the one of evaluation."""
+    return TeacherRun(
+        out=str(root / "wide-judge"),
+        world=WIDE_PRESETS["wide"],
+        width=64,
+        max_steps=3600,
+        decoys=True,
+        seed=4242,
+    )
+
+
+def wide_rewarded(root: Path) -> DualRun:
+    """The model draws, the judge tells what is right, and it moves towards that; beside it the reading goes on.
+
+    From `wide-paraphrased`, or from what is packaged by `--set init=mini --set vae=mini --set text=mini`.
+    """
+    before, judge = wide_paraphrased(root), wide_judge(root)
+    return replace(
+        before,
+        out=str(root / "wide-rewarded"),
+        init=f"{before.out}/export",
+        objective=replace(before.objective, i2t_fraction=0.75, image_weight=0.03),
+        reward=RewardConfig(detector=f"{judge.out}/export/{TEACHER_FILE}"),
+        optimizer=replace(before.optimizer, lr=1.4e-4, muon_lr=0.0028, decay_fraction=0.4, ema_decay=0.99),
+        global_batch_size=96,
+        max_steps=1250,
+        seed=before.seed + 1,
+    )
+
+
 def _with_shares(
     sources: tuple[SourceConfig, ...],
     shares: dict[str, float],
@@ -309,4 +348,6 @@ WIDE_STAGES: dict[str, Callable[[Path], RunConfig]] = {
     "all": wide_all,
     "last": wide_last,
     "paraphrased": wide_paraphrased,
+    "judge": wide_judge,
+    "rewarded": wide_rewarded,
 }

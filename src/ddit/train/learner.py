@@ -14,6 +14,7 @@ from torch.distributed.fsdp import register_fsdp_forward_method
 
 from ddit.config.runs import DualRun, ObjectiveConfig, settled
 from ddit.devices import Ranks, compute_dtype
+from ddit.inference.callables import velocity_fn
 from ddit.model import DualDiT, DualDiTConfig
 from ddit.model.adapters import add_adapters
 from ddit.model.config import SWITCHES
@@ -22,7 +23,7 @@ from ddit.model.folders import is_sd3_folder, resolve
 from ddit.model.layers import set_dropout
 from ddit.model.weights import from_sd3, load_transformer
 from ddit.train.batch import Batch, I2TBatch, text_of
-from ddit.train.objective import AlignmentHead, Losses, Pair, step_losses
+from ddit.train.objective import AlignmentHead, Drawn, Losses, Pair, reward_loss, step_losses
 from ddit.train.parallel import make_mesh, shard_blocks
 from ddit.train.timing import StepTimer
 
@@ -44,22 +45,30 @@ class Learner(nn.Module):
         transformer: DualDiT,
         alignment_head: nn.Module | None = None,
         mask_embedding: Tensor | None = None,
+        reward_weight: float = 0.0,
     ) -> None:
         super().__init__()
         self.objective = objective
+        self.reward_weight = reward_weight
         self.transformer = transformer
         self.alignment_head = alignment_head
         self.mask_embedding = None if mask_embedding is None else nn.Parameter(mask_embedding)
         self.timer: StepTimer | None = None
 
-    def forward(self, batch: Batch, latents: Pair, codec: TextCodec) -> Losses:
-        """Losses of one micro-batch; `latents` (n, C, h, w) are the clean ones of its t2i and its i2t half."""
+    def forward(self, batch: Batch, latents: Pair, codec: TextCodec, drawn: Drawn | None = None) -> Losses:
+        """Losses of one micro-batch; `latents` (n, C, h, w) are the clean ones of its t2i and its i2t half.
+
+        drawn: the model's own drawings, of a run with a reward.
+        """
         with nullcontext() if self.timer is None else self.timer.part("encode"):
             states = self._text_states(batch, codec)
         losses = step_losses(
             self.transformer, batch, latents, states, self.objective,
             mask_token_id=codec.mask_token_id, eos_token_id=codec.eos_token_id, alignment_head=self.alignment_head,
         )  # fmt: skip
+        if drawn is not None:
+            reward = reward_loss(velocity_fn(self.transformer, drawn.states), drawn)
+            losses = losses._replace(total=losses.total + self.reward_weight * reward, reward=reward)
         if batch.i2t is None:
             return losses
         # What embeds images, and the null image, take part on every rank, whichever of them a rank's samples have.
@@ -191,7 +200,8 @@ def _build(
         mask_embedding = torch.empty(codec.width)  # on the meta device there is nothing to copy to
         if not mask_embedding.is_meta:
             mask_embedding.copy_(rows[codec.mask_token_id].detach())
-    learner = Learner(cfg.objective, transformer, head, mask_embedding)
+    weight = 0.0 if cfg.reward is None else cfg.reward.weight
+    learner = Learner(cfg.objective, transformer, head, mask_embedding, weight)
     if cfg.optimizer.weights == "bfloat16":
         for parameter in learner.trained().values():
             parameter.data = parameter.data.bfloat16()

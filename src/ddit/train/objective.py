@@ -24,6 +24,7 @@ class Losses(NamedTuple):
     image: Tensor | None
     text: Tensor | None
     alignment: Tensor | None
+    reward: Tensor | None = None
 
 
 def step_losses(
@@ -76,7 +77,7 @@ def step_losses(
         image = flow.flow_loss(
             lambda x, t: velocity, latents[0], cfg=cfg.flow, t=t2i.t, noise=t2i.noise
         ).mean()
-        terms.append(image)
+        terms.append(cfg.image_weight * image)
     if i2t is not None:
         head = transformer.text_proj_out
         text = text_loss(
@@ -89,6 +90,44 @@ def step_losses(
         alignment = alignment_loss(alignment_head, features[: len(t2i.t)], t2i.features)
         terms.append(cfg.alignment_weight * alignment)
     return Losses(torch.stack(terms).sum(), image, text, alignment)
+
+
+class Drawn(NamedTuple):
+    """Drawings of an earlier model, the old policy, to be learnt from at one noise level each: n rows.
+
+    Attributes:
+        latents: (n, C, h, w), clean. states: (n, L, D), of their prompts.
+        quality: (n,) in [0, 1]: 1 is to be drawn more often, 0 less, and 1/2 as often as now.
+        t, noise: (n,) and (n, C, h, w). old_velocity: (n, C, h, w), the old policy's there.
+    """
+
+    latents: Tensor
+    states: Tensor
+    quality: Tensor
+    t: Tensor
+    noise: Tensor
+    old_velocity: Tensor
+
+    def part(self, i: int, num_parts: int) -> "Drawn":
+        """Part `i` of equal ones."""
+        return Drawn(*(value.tensor_split(num_parts)[i] for value in self))
+
+
+def reward_loss(velocity_fn: flow.VelocityFn, drawn: Drawn) -> Tensor:
+    """DiffusionNFT's loss (arXiv 2509.16117, with beta = 1): the mean of q E(v) + (1 - q) E(2 v_old - v).
+
+    E is the squared error of the clean latents, of which the velocity's is t times as large, over the mean absolute
+    one. Where v = v_old and q = 1/2, its gradient is 0.
+    """
+    t, target = drawn.t.view(-1, 1, 1, 1), drawn.noise - drawn.latents
+    velocity = velocity_fn(flow.add_noise(drawn.latents, drawn.noise, drawn.t), drawn.t).float()
+
+    def error(v: Tensor) -> Tensor:
+        miss = (t * (v - target)).flatten(1)
+        return miss.square().mean(1) / miss.detach().abs().mean(1).clamp_min(1e-4)
+
+    towards, away = error(velocity), error(2 * drawn.old_velocity - velocity)
+    return (drawn.quality * towards + (1 - drawn.quality) * away).mean()
 
 
 def _t2i_part(t2i: T2IBatch, latents: Tensor | None, states: Tensor | None, dtype: torch.dtype) -> Part:

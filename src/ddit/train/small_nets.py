@@ -32,7 +32,7 @@ from ddit.train.log import RunLog
 from ddit.train.optim import lr_factor
 from ddit.train.small_data import Texts, open_parts, read_pixels
 from ddit.world import list_vocabulary
-from ddit.world.train_detector import train_detector
+from ddit.world.train_detector import train_detector, train_wide_detector
 
 BIAS_LR_FACTOR = 10.0
 """Position biases grow from near zero to several units; at the other weights' rate that takes most of the training."""
@@ -266,12 +266,17 @@ def train_text_encoder(cfg: TextEncoderRun) -> Path:
 
 
 def train_teacher(cfg: TeacherRun) -> Path:
-    """Trains a small net on the world's truth, without held-out pairs, and leaves `export/teacher.safetensors`.
+    """Trains a small net on the world's truth and leaves `export/teacher.safetensors`; a teacher sees no held-out pair.
 
     It has the detector's architecture at another width, and its own seed, data and weights.
     """
     out = Path(cfg.out)
     save_config(cfg, out)
-    net = train_detector(cfg.world, seed=cfg.seed, width=cfg.width, num_steps=cfg.max_steps, split="train")
+    if cfg.decoys:
+        net = train_wide_detector(seed=cfg.seed, width=cfg.width, num_steps=cfg.max_steps)
+    else:
+        net = train_detector(
+            cfg.world, seed=cfg.seed, width=cfg.width, num_steps=cfg.max_steps, split="train"
+        )
     net.save(out / "export" / TEACHER_FILE)
     return out

@@ -38,6 +38,7 @@ from ddit.train.optim import (
 )
 from ddit.train.parallel import free_gathered, sync_gradients, total_norm
 from ddit.train.plan import fit_run
+from ddit.train.reward import Rollouts
 from ddit.train.timing import StepTimer
 
 Result = TypeVar("Result")
@@ -89,6 +90,10 @@ class Trainer:
         self.optimizers = build_optimizers(self.trained, cfg.optimizer)
         averaged = {n: p for n, p in self.trained.items() if not n.startswith("alignment_head.")}
         self.ema = Ema(averaged, cfg.optimizer.ema_decay)
+        self.rollouts = None
+        if cfg.reward is not None:
+            self.rollouts = Rollouts(cfg, self.images, self.codec, ranks)
+            self.rollouts.follow(self.learner.transformer)
 
     def _feature_channels(self) -> int | None:
         """Channels of the teacher's features, where the alignment loss is on: the first batch shows them."""
@@ -158,6 +163,10 @@ class Trainer:
     def _backward(self, batches: Sequence[Batch]) -> dict[str, float]:
         """Adds up the gradients of the micro-batches; the ranks exchange them with the last. Returns mean losses."""
         sums, part = dict[str, Tensor](), self.timer.part
+        drawn = None
+        if self.rollouts is not None:
+            with part("data"):
+                drawn = self.rollouts.of_step(self.step, self.learner.transformer)
         for index, batch in enumerate(batches):
             with part("data"):
                 batch = to_device(batch, self.ranks.device)
@@ -168,13 +177,15 @@ class Trainer:
                 )
             sync_gradients(self.learner, index == len(batches) - 1, self.cfg.parallel.accumulate)
             with part("forward"):
-                losses = self.learner(batch, (t2i, i2t), self.codec)
+                own = None if drawn is None else drawn.part(index, len(batches))
+                losses = self.learner(batch, (t2i, i2t), self.codec, own)
             with part("backward"):
                 (losses.total / len(batches)).backward()
             for name, value in losses._asdict().items():
                 if value is not None:
                     sums[name] = sums.get(name, 0.0) + value.detach() / len(batches)
-        return dict(zip(sums, torch.stack(list(sums.values())).tolist(), strict=True))
+        values = dict(zip(sums, torch.stack(list(sums.values())).tolist(), strict=True))
+        return values if self.rollouts is None else values | {"right": self.rollouts.right}
 
     def _update(self, gradients: Sequence[Tensor], norm: float) -> None:
         """Takes the step, and takes the new weights into the average."""
@@ -229,6 +240,7 @@ class Trainer:
             "model": {name: p.detach() for name, p in self.trained.items()},
             "ema": self.ema.tensors,
             "optimizer": optimizer_state(self.trained, self.optimizers),
+            "policy": {} if self.rollouts is None else self.rollouts.state(),
         }
         return {f"{part}.{name}": t for part, tensors in parts.items() for name, t in tensors.items()}
 

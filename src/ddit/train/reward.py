@@ -1,0 +1,195 @@
+"""Tuning by reward: the model draws, a detector tells which drawings are right, and the model moves towards those.
+
+DiffusionNFT (Zheng et al. 2025, arXiv 2509.16117). A round has `num_prompts` prompts of `group_size` drawings each,
+without guidance, by an average of earlier weights (the old policy). Each drawing is then learnt at a few noise levels,
+as far as it is better than the others of its prompt, and unlearnt as far as it is worse. The prompts are of the worlds,
+so that what they ask for is known; the detector must not be the one that evaluation uses.
+"""
+
+import random
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+
+from ddit.config.runs import DualRun, RewardConfig
+from ddit.data.sampler import noise_rng, sample_rng
+from ddit.devices import Ranks, compute_dtype
+from ddit.diffusion import flow
+from ddit.images import to_images
+from ddit.inference.callables import velocity_fn
+from ddit.model import DualDiT
+from ddit.model.encoders import ImageCodec, TextCodec
+from ddit.prompts import training_prompt
+from ddit.train.batch import STYLES, sample_noise
+from ddit.train.objective import Drawn
+from ddit.world import PRESETS, Prompt
+from ddit.world import make_prompts as make_small_prompts
+from ddit.world.detector import detect, load_detector
+from ddit.world.geneval import Detection, check_detections
+from ddit.world.wide import WIDE_PRESETS, make_prompts
+
+_FIRST = 1 << 20
+"""Positions of generators from here on are no batch's (`ddit.data.sampler`)."""
+_THRESHOLD = 0.3
+_AT_ONCE = 128
+
+
+class Rollouts:
+    """The drawings of a run, round by round: a function of the run's seed, the old policy and the round.
+
+    A rank makes the drawings that it learns from, with a copy of all weights in the type of computation. How good they
+    are is measured against the whole round's, so that a step is the same for any number of ranks.
+
+    Raises:
+        ValueError: in one line, for a detector that cannot be read, or a number of ranks that does not divide a step.
+    """
+
+    def __init__(self, cfg: DualRun, images: ImageCodec, codec: TextCodec, ranks: Ranks) -> None:
+        assert cfg.reward is not None
+        self.cfg, self.reward = cfg, cfg.reward
+        self.images, self.codec, self.ranks = images, codec, ranks
+        rows = self.reward.num_prompts * self.reward.group_size
+        if rows % (self.reward.num_steps * ranks.size):
+            raise ValueError(
+                f"reward: {rows} drawings a round cannot be shared by {self.reward.num_steps} steps of {ranks.size} "
+                "ranks"
+            )
+        self.detector = load_detector(Path(self.reward.detector), classes=None).to(ranks.device)
+        self.policy = DualDiT(cfg.model).to(ranks.device, compute_dtype(cfg.compute_dtype, ranks.device))
+        self.policy.eval().requires_grad_(False)
+        side = cfg.data.image_size // images.downsample
+        self._shape = (images.channels, side, side)
+        self._round: int | None = None
+        self._steps: list[_Learnt] = []
+        self.right = 0.0
+        """Share of the newest round's drawings that are right."""
+
+    def state(self) -> dict[str, Tensor]:
+        """The old policy's weights: the very tensors, for checkpoints."""
+        return dict(self.policy.named_parameters())
+
+    @torch.no_grad()
+    def follow(self, transformer: nn.Module, keep: float = 0.0) -> None:
+        """Moves the old policy to these weights, `keep` of its own left; all ranks together."""
+        for name, old in [*self.policy.named_parameters(), *self.policy.named_buffers()]:
+            new = (
+                transformer.get_parameter(name)
+                if isinstance(old, nn.Parameter)
+                else transformer.get_buffer(name)
+            )
+            whole = new.full_tensor() if isinstance(new, DTensor) else new
+            if old.is_floating_point():
+                old.lerp_(whole.to(old), 1 - keep)
+
+    def of_step(self, step: int, transformer: nn.Module) -> Drawn:
+        """This rank's drawings to be learnt from in a step, each at `num_times` noise levels."""
+        number, place = divmod(step, self.reward.num_steps)
+        if self._round != number:
+            if place == 0 and step > 0:
+                self.follow(transformer, self.reward.keep)
+            self._draw(number)
+        learnt = self._steps[place]
+        copies = range(1, self.reward.num_times + 1)
+        rngs = [noise_rng(self.cfg.seed, step, _FIRST * copy + row) for copy in copies for row in learnt.rows]
+        noise = sample_noise(rngs, self._shape).to(learnt.latents)
+        normal = torch.tensor([rng.standard_normal() for rng in rngs], dtype=torch.float32)
+        t = flow.time_of_normal(normal, self.cfg.objective.flow).to(noise.device)
+        latents, states, quality = (
+            value.repeat(self.reward.num_times, *[1] * (value.dim() - 1))
+            for value in (learnt.latents, learnt.states, learnt.quality)
+        )
+        with torch.no_grad():
+            old = velocity_fn(self.policy, states)(flow.add_noise(latents, noise, t), t).float()
+        return Drawn(latents, states, quality, t, noise, old)
+
+    @torch.no_grad()
+    def _draw(self, number: int) -> None:
+        """Makes a round: its steps' drawings of this rank, and how good they are among all ranks'."""
+        cfg = self.reward
+        count = cfg.num_prompts * cfg.group_size
+        rng = sample_rng(self.cfg.seed, number, _FIRST)
+        prompts = draw_prompts(cfg, rng)
+        order = rng.sample(range(count), count)
+        share = count // cfg.num_steps
+        mine = [[order[share * k + i] for i in self.ranks.part(share)] for k in range(cfg.num_steps)]
+        rows = [row for step in mine for row in step]
+        drawn = [prompts[row // cfg.group_size] for row in rows]
+        latents, states = self._sample(
+            drawn, [noise_rng(self.cfg.seed, number, _FIRST + row) for row in rows]
+        )
+        pictures = np.stack([np.asarray(image) for image in to_images(self.images.decode(latents))])
+        found = detect(pictures, net=self.detector, threshold=_THRESHOLD)
+        own = [(row, reward_of(*one)) for row, one in zip(rows, zip(drawn, found, strict=True), strict=True)]
+        rewards = torch.tensor([value for _, value in sorted(self.ranks.gather(own))])
+        self.right = (rewards > 0).float().mean().item()
+        quality = quality_of(rewards.view(-1, cfg.group_size), cfg.max_advantage).flatten()
+        parts = torch.arange(len(rows)).view(cfg.num_steps, -1)
+        self._steps = [
+            _Learnt(step, latents[part], states[part], quality[step].to(latents))
+            for step, part in zip(mine, parts, strict=True)
+        ]
+        self._round = number
+
+    def _sample(
+        self, prompts: Sequence[Prompt], rngs: Sequence[np.random.Generator]
+    ) -> tuple[Tensor, Tensor]:
+        """Latents (n, C, h, w) that the old policy draws, in float32, and the prompts' states (n, L, D)."""
+        cfg, device = self.cfg, self.ranks.device
+        texts = [prompt.text for prompt in prompts]
+        ids = training_prompt(self.codec, texts, cfg.data.t2i_length, style=STYLES[cfg.prompts])
+        distinct, which = torch.unique(ids, dim=0, return_inverse=True)
+        states = self.codec.states(distinct.to(device))[which.to(device)]
+        noise = sample_noise(rngs, self._shape).to(device)
+        drawn = [
+            flow.sample_latents(velocity_fn(self.policy, s), n, cfg=self.reward.sampling)
+            for s, n in zip(states.split(_AT_ONCE), noise.split(_AT_ONCE), strict=True)
+        ]
+        return torch.cat(drawn), states
+
+
+class _Learnt(NamedTuple):
+    """A step's drawings of this rank: which of the round's, latents, states and quality."""
+
+    rows: list[int]
+    latents: Tensor
+    states: Tensor
+    quality: Tensor
+
+
+def draw_prompts(cfg: RewardConfig, rng: random.Random) -> list[Prompt]:
+    """`cfg.num_prompts` prompts of the worlds' training split, two of a draw of one of each category."""
+    names, weights = zip(*cfg.presets.items(), strict=True)
+    found: list[Prompt] = []
+    while len(found) < cfg.num_prompts:
+        name, seed = rng.choices(names, weights)[0], rng.randrange(1 << 40)
+        if name in WIDE_PRESETS:
+            part = "paraphrased" if rng.random() < cfg.paraphrased_share else "seen"
+            offered = make_prompts(WIDE_PRESETS[name], 1, split="train", part=part, seed=seed)
+        else:
+            offered = make_small_prompts(PRESETS[name], 1, split="train", seed=seed)
+        found += rng.sample(offered, 2)
+    return found[: cfg.num_prompts]
+
+
+def reward_of(prompt: Prompt, found: Sequence[Detection]) -> float:
+    """0 for a picture that does not show what is asked for, or something else beside it; else the score of the object
+    that the detector is least sure of.
+    """
+    asked = {clause["class"] for clause in prompt.include}
+    if not check_detections(prompt, list(found)) or any(one.class_name not in asked for one in found):
+        return 0.0
+    return min(one.score for one in found)
+
+
+def quality_of(rewards: Tensor, max_advantage: float) -> Tensor:
+    """Rewards (prompts, group) as the weights in [0, 1] of `objective.reward_loss`: 1/2 is as good as the group.
+
+    The advantage over the group, in standard deviations of the whole round, counts up to `max_advantage`.
+    """
+    advantage = (rewards - rewards.mean(1, keepdim=True)) / (rewards.std() + 1e-4)
+    return (advantage / (2 * max_advantage) + 0.5).clamp(0, 1)

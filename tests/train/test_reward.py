@@ -1,0 +1,188 @@
+"""Tuning by reward: the loss, what is right, and rounds that depend on neither ranks nor resumes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from stepping import make_trainer, take_steps
+from torch import Tensor, nn
+
+from ddit.config.runs import DualRun, RewardConfig
+from ddit.data.sampler import sample_rng
+from ddit.diffusion import flow
+from ddit.objectives import FlowConfig
+from ddit.settings import ImageSampling
+from ddit.train.checkpoint import find_newest
+from ddit.train.objective import Drawn, reward_loss
+from ddit.train.reward import draw_prompts, quality_of, reward_of
+from ddit.world import Prompt
+from ddit.world.geneval import Detection
+
+DOG = Detection("dog", "red", (4, 4, 24, 24), 0.9)
+CAT = Detection("cat", None, (34, 4, 54, 24), 0.7)
+ONE_DOG = Prompt("a red dog", "colors", [{"class": "dog", "count": 1, "color": "red"}])
+
+
+def make_drawn(quality: float, n: int = 6) -> Drawn:
+    g = torch.Generator().manual_seed(0)
+    latents, noise, old = (torch.randn(n, 2, 3, 3, generator=g) for _ in range(3))
+    t = torch.rand(n, generator=g)
+    return Drawn(latents, torch.zeros(n, 1, 1), torch.full((n,), quality), t, noise, old)
+
+
+@pytest.mark.parametrize(("quality", "sign"), [(0.5, 0), (1.0, -1), (0.0, 1)])
+def test_the_gradient_leads_to_what_is_good_and_away_from_what_is_bad(quality: float, sign: int) -> None:
+    drawn = make_drawn(quality)
+    velocity = drawn.old_velocity.clone().requires_grad_()
+    reward_loss(lambda x, t: velocity, drawn).backward()
+    assert velocity.grad is not None
+    target = drawn.noise - drawn.latents
+    along = (velocity.grad * (target - drawn.old_velocity)).sum().item()
+    if sign:
+        assert along * sign > 1e-2
+    else:
+        torch.testing.assert_close(velocity.grad, torch.zeros_like(velocity.grad), atol=1e-7, rtol=0.0)
+
+
+class _Field(nn.Module):
+    """A velocity of points (B, 1, 1, 1) on a line."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = nn.Sequential(nn.Linear(2, 64), nn.SiLU(), nn.Linear(64, 64), nn.SiLU(), nn.Linear(64, 1))
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        return self.net(torch.stack([x.flatten(), t], dim=1)).view_as(x)
+
+
+def test_of_two_modes_the_rewarded_one_is_drawn_more_and_more() -> None:
+    torch.manual_seed(0)
+    model, policy = _Field(), _Field()
+    sampling, cfg = ImageSampling(num_steps=12, sampler="euler", shift=1.0), FlowConfig()
+
+    def fit(num_steps: int, lr: float, loss_of: Callable[[], Tensor]) -> None:
+        optimizer = torch.optim.Adam(model.parameters(), lr)
+        for _ in range(num_steps):
+            optimizer.zero_grad()
+            loss_of().backward()
+            optimizer.step()
+
+    def true_points() -> Tensor:
+        return (torch.randint(0, 2, (256, 1, 1, 1)) * 2 - 1) * 1.0 + 0.05 * torch.randn(256, 1, 1, 1)
+
+    @torch.no_grad()
+    def draw(n: int) -> Tensor:
+        return flow.sample_latents(policy, torch.randn(n, 1, 1, 1), cfg=sampling)
+
+    def own_drawings() -> Tensor:
+        policy.load_state_dict(model.state_dict())
+        points = draw(256)
+        quality = quality_of((points.flatten() > 0).float().view(16, 16), 1.2).flatten()
+        t, noise = flow.sample_t(256, cfg), torch.randn(256, 1, 1, 1)
+        with torch.no_grad():
+            old = policy(flow.add_noise(points, noise, t), t)
+        return reward_loss(model, Drawn(points, points, quality, t, noise, old))
+
+    fit(500, 3e-3, lambda: flow.flow_loss(model, true_points(), cfg=cfg).mean())
+    policy.load_state_dict(model.state_dict())
+    before = (draw(1000) > 0).float().mean().item()
+    fit(150, 1e-3, own_drawings)
+    policy.load_state_dict(model.state_dict())
+    after = draw(1000)
+    assert 0.4 < before < 0.6
+    assert (after > 0).float().mean() > 0.9
+    assert 0.7 < after[after > 0].median() < 1.3, (
+        "it is the mode that was there, not what the reward would let pass"
+    )
+
+
+@pytest.mark.parametrize(
+    ("prompt", "found", "reward"),
+    [
+        (ONE_DOG, [DOG], 0.9),
+        (ONE_DOG, [DOG, DOG._replace(score=0.4)], 0.4),
+        (ONE_DOG, [DOG._replace(color="blue")], 0.0),
+        (ONE_DOG, [DOG, CAT], 0.0),  # which GenEval would let pass
+        (ONE_DOG, [], 0.0),
+        (replace(ONE_DOG, exclude=[{"class": "dog", "count": 2}]), [DOG, DOG], 0.0),
+    ],
+)
+def test_only_what_was_asked_for_and_nothing_else_is_right(
+    prompt: Prompt, found: list[Detection], reward: float
+) -> None:
+    assert reward_of(prompt, found) == pytest.approx(reward)
+
+
+def test_quality_is_measured_against_the_other_drawings_of_a_prompt() -> None:
+    rewards = torch.tensor([[0.9, 0.0, 0.0, 0.0], [0.9, 0.9, 0.9, 0.9], [0.0, 0.0, 0.0, 0.0]])
+    quality = quality_of(rewards, 2.0)
+    assert (quality[1:] == 0.5).all()
+    assert quality[0, 0] > 0.8
+    assert (quality[0, 1:] < 0.5).all()
+    assert quality_of(rewards, 0.1)[0].tolist() == [1, 0, 0, 0]
+
+
+def test_prompts_are_of_the_presets_and_name_no_held_out_pair() -> None:
+    cfg = RewardConfig(detector="", num_prompts=300, presets={"wide": 1.0})
+    prompts = draw_prompts(cfg, sample_rng(0, 0, 0))
+    assert len(prompts) == 300
+    assert len({p.tag for p in prompts}) == 11
+    assert len({p.text for p in prompts}) > 250
+    small = draw_prompts(replace(cfg, presets={"fixed": 1.0}), sample_rng(0, 0, 0))
+    assert {p.tag for p in small} == {
+        "single_object",
+        "two_object",
+        "counting",
+        "colors",
+        "position",
+        "color_attr",
+    }
+
+
+@pytest.mark.parametrize(
+    ("presets", "match"),
+    [({"wild": 1.0}, "unknown wild; known: fixed-1"), ({"wide": 0.0}, "no preset a share")],
+)
+def test_presets_that_are_none_are_named(presets: dict[str, float], match: str) -> None:
+    with pytest.raises(ValueError, match=match):
+        RewardConfig(detector="judge.safetensors", presets=presets)
+
+
+def test_a_resumed_run_makes_the_same_drawings(
+    rewarded: DualRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ddit.train.reward.reward_of", lambda prompt, found: float(len(found) % 3))
+    whole = take_steps(make_trainer(replace(rewarded, out=str(tmp_path / "whole"))), 5)
+    parted = replace(rewarded, out=str(tmp_path / "parted"))
+    first = make_trainer(parted)
+    begun = take_steps(first, 3)  # within the second round
+    first.save()
+    again = make_trainer(parted)
+    checkpoint = find_newest(Path(parted.out))
+    assert checkpoint is not None
+    again.resume(checkpoint)
+    assert [result.values for result in begun + take_steps(again, 2)] == [result.values for result in whole]
+    assert {"reward", "right"} <= set(whole[0].values)
+
+
+def test_a_step_learns_from_its_drawings_whatever_the_micro_batches(rewarded: DualRun) -> None:
+    (whole,) = take_steps(make_trainer(rewarded), 1)
+    (parted,) = take_steps(make_trainer(replace(rewarded, micro_batch_size=2)), 1)
+    assert parted.values == pytest.approx(whole.values, abs=1e-5)
+
+
+def test_drawings_are_made_without_guidance() -> None:
+    with pytest.raises(
+        ValueError, match=r"reward\.sampling\.guidance_scale is 3: drawings to be learnt from are made"
+    ):
+        RewardConfig(detector="judge.safetensors", sampling=ImageSampling(guidance_scale=3.0))
+
+
+def test_drawings_that_cannot_be_shared_are_a_fault_of_one_line(rewarded: DualRun) -> None:
+    assert rewarded.reward is not None
+    with pytest.raises(ValueError, match="reward: 6 drawings a round cannot be shared by 4 steps of 1 ranks"):
+        make_trainer(replace(rewarded, reward=replace(rewarded.reward, num_prompts=3, num_steps=4)))
