@@ -1,12 +1,13 @@
 """Audits of what the results page says: how new the test is, other wordings, the official script, fresh seeds.
 
-    OMP_NUM_THREADS=1 python benchmarks/claims.py [twins] [pope] [vqav2-script] [seeds] [--vqa-repo DIR]
+    OMP_NUM_THREADS=1 python benchmarks/claims.py [twins] [pope] [vqav2-script] [seeds] [diversity] [--vqa-repo DIR]
 
 twins: how many test scenes have a training scene with the same objects at the same places, whatever the background.
 pope: POPE with the world's wording, which training has, and with POPE's own sentence.
 vqav2-script: the answers of `ddit eval vqav2`, scored by the official script; needs a checkout of
     github.com/GT-Vision-Lab/VQA.
 seeds: answers and captions over three fresh world seeds, held-out pairs against the others.
+diversity: colours of single objects whose prompt names none, and how far drawings of one prompt differ.
 
 By default all but vqav2-script. Prints the tables of claims.md; a quarter of an hour on one core.
 """
@@ -17,11 +18,14 @@ import argparse
 import json
 import math
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import SimpleNamespace
 from typing import Any
+
+import numpy as np
 
 from ddit.config.data import WorldData
 from ddit.config.runs import DualRun
@@ -34,9 +38,13 @@ from ddit.files import read_json
 from ddit.pipeline import Pipeline
 from ddit.recipes import plan_runs
 from ddit.world import PRESETS, Scene, WorldConfig, make_scene
+from ddit.world.wide.checked import detect_checked
 
 WORLD = PRESETS["fixed"]
 TWIN_SCENES = 3000
+DRAWN_CLASSES, NUM_DRAWINGS, DRAWING_SEED = (
+    ("car", "cat", "apple", "bird", "cup", "bus", "clock", "chair"), 16, 3000,
+)  # fmt: skip
 SEED_TASKS = ("vqav2", "vizwiz", "gqa", "caption")
 FRESH_SEEDS = (101, 102, 103)
 FRESH_SCENES = 500
@@ -162,8 +170,22 @@ def seeds(model: str) -> None:
         print(f"| {task} | {share(a, n)} | {share(b, m)} | {z:.1f} |")
 
 
+def diversity(model: str) -> None:
+    pipeline = Pipeline.from_pretrained(model)
+    bits, spreads = [], []
+    for number, name in enumerate(DRAWN_CLASSES):
+        images = pipeline.generate([f"a photo of a {name}"] * NUM_DRAWINGS, seed=DRAWING_SEED + 100 * number)
+        pixels = np.stack([np.asarray(image) for image in images])
+        seen = Counter(d.color for found in detect_checked(pixels) for d in found if d.class_name == name)
+        bits.append(sum(-n / seen.total() * math.log2(n / seen.total()) for n in seen.values()))
+        spreads.append(pixels.std(0).mean())
+        print(f"{name}: {dict(seen)}, spread {spreads[-1]:.1f} of 255", flush=True)
+    print(f"\nmean of {len(bits)} prompts, {NUM_DRAWINGS} drawings each: ", end="")
+    print(f"{np.mean(bits):.2f} bits of colour, spread {np.mean(spreads):.1f} of 255")
+
+
 def main() -> None:
-    audits = {"twins": twins, "pope": pope, "seeds": seeds}
+    audits = {"twins": twins, "pope": pope, "seeds": seeds, "diversity": diversity}
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -320,7 +320,7 @@ def wide_rewarded(root: Path) -> DualRun:
         reward=RewardConfig(detector=f"{judge.out}/export/{TEACHER_FILE}"),
         optimizer=replace(before.optimizer, lr=1.4e-4, muon_lr=0.0028, decay_fraction=0.4, ema_decay=0.99),
         global_batch_size=96,
-        max_steps=1250,
+        max_steps=850,
         seed=before.seed + 1,
     )
 
