@@ -50,12 +50,12 @@ def test_it_is_at_most_40_mb_of_safetensors_and_text() -> None:
 @pytest.mark.parametrize(
     ("tag", "share"),
     [
-        ("single_object", 0.85),
-        ("two_object", 0.45),
-        ("counting", 0.5),
-        ("colors", 0.85),
-        ("position", 0.85),
-        ("color_attr", 0.35),
+        ("single_object", 0.95),
+        ("two_object", 0.75),
+        ("counting", 0.8),
+        ("colors", 0.95),
+        ("position", 0.95),
+        ("color_attr", 0.8),
     ],
 )
 def test_it_draws_what_is_asked(mini: Pipeline, tag: str, share: float) -> None:

@@ -12,12 +12,14 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from ddit.eval.geneval import score_images
 from ddit.eval.wide_world import WORDINGS, Section, WideSplit, is_right, make_questions, make_requests
 from ddit.model.folders import resolve
 from ddit.pipeline import Pipeline
 from ddit.train.foreign_images import make_foreign_images
 from ddit.world import PRESETS, make_question, make_scene, render, wide
-from ddit.world.wide import WIDE_PRESETS, DescriptionScore, score_description
+from ddit.world.wide import WIDE_PRESETS, DescriptionScore, Part, make_prompts, score_description
+from ddit.world.wide.checked import detect_checked
 
 SEEN, HELD_OUT, _ = WORDINGS
 
@@ -58,6 +60,15 @@ def test_it_has_not_forgotten_the_small_world(model: Pipeline) -> None:
     images = [Image.fromarray(render(scene)) for scene in scenes]
     truths = [one.answer for one in asked]
     assert share_right(model, images, [one.text for one in asked], truths) >= 0.96
+
+
+@pytest.mark.parametrize(("part", "share"), [("seen", 0.62), ("held_out", 0.62)])
+def test_it_draws_what_is_asked_for_in_many_wordings(model: Pipeline, part: Part, share: float) -> None:
+    """By the detector that took no part in its training."""
+    prompts = make_prompts(WIDE_PRESETS["wide-easy"], 10, part=part, seed=3)
+    images = model.generate([prompt.text for prompt in prompts], seed=0, batch_size=64)
+    scores = score_images(prompts, images, detect_checked)
+    assert statistics.mean(score.correct for score in scores) >= share
 
 
 def test_it_describes_scenes_in_detail(model: Pipeline) -> None:
