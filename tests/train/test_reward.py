@@ -20,6 +20,7 @@ from ddit.train.checkpoint import find_newest
 from ddit.train.objective import Drawn, reward_loss
 from ddit.train.reward import draw_prompts, quality_of, reward_of
 from ddit.world import Prompt
+from ddit.world.detector import DetectorNet
 from ddit.world.geneval import Detection
 
 DOG = Detection("dog", "red", (4, 4, 24, 24), 0.9)
@@ -180,6 +181,20 @@ def test_drawings_are_made_without_guidance() -> None:
         ValueError, match=r"reward\.sampling\.guidance_scale is 3: drawings to be learnt from are made"
     ):
         RewardConfig(detector="judge.safetensors", sampling=ImageSampling(guidance_scale=3.0))
+
+
+def test_a_judge_that_is_missing_or_of_another_world_is_a_fault_of_one_line(
+    rewarded: DualRun, tmp_path: Path
+) -> None:
+    assert rewarded.reward is not None
+    small = tmp_path / "small.safetensors"
+    DetectorNet(8).save(small)
+    for path, match in (
+        (tmp_path / "none", "is not there; ddit train wide-judge"),
+        (small, "does not know .*, of the preset wide"),
+    ):
+        with pytest.raises(ValueError, match=match):
+            make_trainer(replace(rewarded, reward=replace(rewarded.reward, detector=str(path))))
 
 
 def test_drawings_that_cannot_be_shared_are_a_fault_of_one_line(rewarded: DualRun) -> None:

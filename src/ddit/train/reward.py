@@ -29,7 +29,7 @@ from ddit.train.batch import STYLES, sample_noise
 from ddit.train.objective import Drawn
 from ddit.world import PRESETS, Prompt
 from ddit.world import make_prompts as make_small_prompts
-from ddit.world.detector import detect, load_detector
+from ddit.world.detector import DetectorNet, detect, load_detector
 from ddit.world.geneval import Detection, check_detections
 from ddit.world.wide import WIDE_PRESETS, make_prompts
 
@@ -59,7 +59,7 @@ class Rollouts:
                 f"reward: {rows} drawings a round cannot be shared by {self.reward.num_steps} steps of {ranks.size} "
                 "ranks"
             )
-        self.detector = load_detector(Path(self.reward.detector), classes=None).to(ranks.device)
+        self.detector = _load_judge(self.reward).to(ranks.device)
         self.policy = DualDiT(cfg.model).to(ranks.device, compute_dtype(cfg.compute_dtype, ranks.device))
         self.policy.eval().requires_grad_(False)
         side = cfg.data.image_size // images.downsample
@@ -150,6 +150,18 @@ class Rollouts:
             for s, n in zip(states.split(_AT_ONCE), noise.split(_AT_ONCE), strict=True)
         ]
         return torch.cat(drawn), states
+
+
+def _load_judge(cfg: RewardConfig) -> DetectorNet:
+    path = Path(cfg.detector)
+    if not path.is_file():
+        raise ValueError(f"reward.detector: '{path}' is not there; ddit train wide-judge makes one")
+    judge = load_detector(path, classes=None)
+    for name, share in cfg.presets.items():
+        unknown = set({**PRESETS, **WIDE_PRESETS}[name].classes) - set(judge.classes)
+        if share and unknown:
+            raise ValueError(f"reward.detector: '{path}' does not know {min(unknown)}, of the preset {name}")
+    return judge
 
 
 class _Learnt(NamedTuple):
