@@ -112,6 +112,16 @@ def test_one_joint_forward_has_the_loss_and_gradient_of_two_separate_passes(imag
     assert i2t.alignment is None
 
 
+def test_the_image_loss_counts_by_its_weight() -> None:
+    model = make_model()
+    batch, tensors = make_inputs()
+    cfg = dataclasses.replace(OBJECTIVE, image_weight=0.25)
+    losses = losses_of(model, batch, tensors, cfg)
+    assert losses.image is not None
+    assert losses.text is not None
+    torch.testing.assert_close(losses.total, 0.25 * losses.image + cfg.lambda_text * losses.text)
+
+
 class _Forwards:
     """Notes the batch sizes of the groups in each of a model's forward passes, and of the images that are embedded."""
 

@@ -13,15 +13,18 @@ from torch import Tensor, nn
 
 from ddit.config.runs import DualRun, RewardConfig
 from ddit.data.sampler import sample_rng
+from ddit.devices import Ranks
 from ddit.diffusion import flow
 from ddit.objectives import FlowConfig
 from ddit.settings import ImageSampling
 from ddit.train.checkpoint import find_newest
 from ddit.train.objective import Drawn, reward_loss
-from ddit.train.reward import draw_prompts, quality_of, reward_of
-from ddit.world import Prompt
+from ddit.train.reward import Rollouts, draw_prompts, quality_of, reward_of
+from ddit.world import PRESETS, Prompt
 from ddit.world.detector import DetectorNet
 from ddit.world.geneval import Detection
+from ddit.world.wide import WIDE_PRESETS
+from ddit.world.wide.scenes import is_allowed
 
 DOG = Detection("dog", "red", (4, 4, 24, 24), 0.9)
 CAT = Detection("cat", None, (34, 4, 54, 24), 0.7)
@@ -133,6 +136,8 @@ def test_prompts_are_of_the_presets_and_name_no_held_out_pair() -> None:
     assert len(prompts) == 300
     assert len({p.tag for p in prompts}) == 11
     assert len({p.text for p in prompts}) > 250
+    pairs = [[(c["class"], c.get("color")) for c in p.include] for p in prompts]
+    assert all(is_allowed("train", pair) for pair in pairs)
     small = draw_prompts(replace(cfg, presets={"fixed": 1.0}), sample_rng(0, 0, 0))
     assert {p.tag for p in small} == {
         "single_object",
@@ -151,6 +156,43 @@ def test_prompts_are_of_the_presets_and_name_no_held_out_pair() -> None:
 def test_presets_that_are_none_are_named(presets: dict[str, float], match: str) -> None:
     with pytest.raises(ValueError, match=match):
         RewardConfig(detector="judge.safetensors", presets=presets)
+
+
+@pytest.mark.parametrize("name", [*PRESETS, *WIDE_PRESETS])
+def test_every_preset_has_prompts(name: str) -> None:
+    cfg = RewardConfig(detector="", num_prompts=6, presets={name: 1.0})
+    assert len(draw_prompts(cfg, sample_rng(0, 0, 0))) == 6
+
+
+def test_ranks_share_a_round(rewarded: DualRun, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two ranks have the drawings of one, and measure them against all of the round's."""
+    monkeypatch.setattr("ddit.train.reward.reward_of", lambda prompt, found: float(len(found) % 3))
+    trainer = make_trainer(rewarded)
+    given: list[list[tuple[int, float]]] = []
+    monkeypatch.setattr(Ranks, "gather", lambda ranks, values: given.append(values) or given[0])
+    rounds = []
+    for ranks in (Ranks(0, 1), Ranks(0, 2), Ranks(1, 2)):
+        rollouts = Rollouts(trainer.cfg, trainer.images, trainer.codec, ranks)
+        rollouts.follow(trainer.learner.transformer)
+        rollouts.of_step(0, trainer.learner.transformer)
+        rounds.append(rollouts._steps)
+    whole, first, second = rounds
+    assert sorted(given[0]) == sorted(given[1] + given[2])
+    assert len({q for step in whole for q in step.quality.tolist()}) > 1
+    for all_of, one, other in zip(whole, first, second, strict=True):
+        assert all_of.rows == one.rows + other.rows
+        for name in ("latents", "states", "quality"):
+            parts = torch.cat([getattr(one, name), getattr(other, name)])
+            torch.testing.assert_close(getattr(all_of, name), parts, atol=1e-4, rtol=1e-4)
+
+
+def test_a_reward_does_not_enter_a_run_that_had_none(plain: DualRun, rewarded: DualRun) -> None:
+    before = make_trainer(plain)
+    before.save()
+    checkpoint = find_newest(Path(plain.out))
+    assert checkpoint is not None
+    with pytest.raises(ValueError, match="holds a run without a reward: choose another folder"):
+        make_trainer(rewarded).resume(checkpoint)
 
 
 def test_a_resumed_run_makes_the_same_drawings(
@@ -201,3 +243,7 @@ def test_drawings_that_cannot_be_shared_are_a_fault_of_one_line(rewarded: DualRu
     assert rewarded.reward is not None
     with pytest.raises(ValueError, match="reward: 6 drawings a round cannot be shared by 4 steps of 1 ranks"):
         make_trainer(replace(rewarded, reward=replace(rewarded.reward, num_prompts=3, num_steps=4)))
+    with pytest.raises(
+        ValueError, match="the 6 noisy drawings of a rank's step cannot be shared by 4 micro-batches"
+    ):
+        make_trainer(replace(rewarded, micro_batch_size=2, reward=replace(rewarded.reward, num_prompts=2)))

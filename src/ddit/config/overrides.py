@@ -157,7 +157,7 @@ def _unread_of_objective(config: DualRun) -> Iterator[tuple[str, str]]:
         for key in ("objective.lambda_text", "objective.text", "data.i2t", "train_mask_embedding"):
             yield key, "objective.i2t_fraction is 0: no text is trained on"
     if objective.i2t_fraction == 1:
-        for name in ("caption_dropout", "flow", "alignment_weight", "alignment_block"):
+        for name in ("image_weight", "caption_dropout", "flow", "alignment_weight", "alignment_block"):
             yield f"objective.{name}", "objective.i2t_fraction is 1: no image is generated"
         if config.data.i2t:
             yield "data.t2i", "objective.i2t_fraction is 1: no image is generated"

@@ -73,10 +73,10 @@ class OptimizerConfig:
 
 @strict
 class ObjectiveConfig:
-    """What one step optimises: L_image + lambda_text L_text + alignment_weight L_align.
+    """What one step optimises: image_weight L_image + lambda_text L_text + alignment_weight L_align.
 
     Attributes:
-        image_weight: of L_image; less where the images are also tuned by a reward.
+        image_weight: 1 in the paper; less where the images are also tuned by a reward.
         i2t_fraction: share of each global batch whose text is masked; 0: images only.
         alignment_weight: our deviation from the paper, off by default: image tokens after block `alignment_block`
             (0-based) against a frozen teacher's features.

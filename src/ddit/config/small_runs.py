@@ -122,7 +122,8 @@ def _check_sources(run: AutoencoderRun | TextEncoderRun) -> None:
 @strict
 class TeacherRun:
     """Training of a detector on the world's truth that is not the one of evaluation: the teacher of representation
-    alignment, or with `decoys` (chimeras, fragments and the like among the wide world's scenes) the judge of a reward.
+    alignment, or with `decoys` the judge of a reward: chimeras, fragments and the like are then among its images, which
+    are those of `train_wide_detector`, whatever preset of the wide world is named.
     """
 
     out: str

@@ -36,6 +36,7 @@ from ddit.world.wide import WIDE_PRESETS, make_prompts
 _FIRST = 1 << 20
 """Positions of generators from here on are no batch's (`ddit.data.sampler`)."""
 _THRESHOLD = 0.3
+"""Score from which the judge counts an object."""
 _AT_ONCE = 128
 
 
@@ -46,10 +47,13 @@ class Rollouts:
     are is measured against the whole round's, so that a step is the same for any number of ranks.
 
     Raises:
-        ValueError: in one line, for a detector that cannot be read, or a number of ranks that does not divide a step.
+        ValueError: in one line, for a detector that is missing or does not know the prompts' classes, or for drawings
+            that steps, ranks and micro-batches cannot share.
     """
 
-    def __init__(self, cfg: DualRun, images: ImageCodec, codec: TextCodec, ranks: Ranks) -> None:
+    def __init__(
+        self, cfg: DualRun, images: ImageCodec, codec: TextCodec, ranks: Ranks, num_micro_batches: int = 1
+    ) -> None:
         assert cfg.reward is not None
         self.cfg, self.reward = cfg, cfg.reward
         self.images, self.codec, self.ranks = images, codec, ranks
@@ -58,6 +62,12 @@ class Rollouts:
             raise ValueError(
                 f"reward: {rows} drawings a round cannot be shared by {self.reward.num_steps} steps of {ranks.size} "
                 "ranks"
+            )
+        learnt = rows // (self.reward.num_steps * ranks.size) * self.reward.num_times
+        if learnt % num_micro_batches:
+            raise ValueError(
+                f"reward: the {learnt} noisy drawings of a rank's step cannot be shared by {num_micro_batches} "
+                "micro-batches"
             )
         self.detector = _load_judge(self.reward).to(ranks.device)
         self.policy = DualDiT(cfg.model).to(ranks.device, compute_dtype(cfg.compute_dtype, ranks.device))
@@ -174,7 +184,7 @@ class _Learnt(NamedTuple):
 
 
 def draw_prompts(cfg: RewardConfig, rng: random.Random) -> list[Prompt]:
-    """`cfg.num_prompts` prompts of the worlds' training split, two of a draw of one of each category."""
+    """`cfg.num_prompts` prompts of the worlds' training split, none with a held-out pair; all categories alike."""
     names, weights = zip(*cfg.presets.items(), strict=True)
     found: list[Prompt] = []
     while len(found) < cfg.num_prompts:

@@ -92,7 +92,7 @@ class Trainer:
         self.ema = Ema(averaged, cfg.optimizer.ema_decay)
         self.rollouts = None
         if cfg.reward is not None:
-            self.rollouts = Rollouts(cfg, self.images, self.codec, ranks)
+            self.rollouts = Rollouts(cfg, self.images, self.codec, ranks, self.data.num_micro_batches)
             self.rollouts.follow(self.learner.transformer)
 
     def _feature_channels(self) -> int | None:
@@ -271,6 +271,10 @@ class Trainer:
         differing = {f"model.{name}" for name in self.trained} ^ {n for n in shapes if n.startswith("model.")}
         if differing:
             raise ValueError(f"{self.out} holds a run that trains other weights, such as {min(differing)}")
+        if self.rollouts is not None and not any(name.startswith("policy.") for name in shapes):
+            raise ValueError(
+                f"{self.out} holds a run without a reward: choose another folder, and init={self.out}/export"
+            )
         make_room(of_optimizers, self.trained, self.optimizers)
         load_tensors(checkpoint.folder, self._state())
         stored = checkpoint.description
