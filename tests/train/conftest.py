@@ -62,7 +62,7 @@ def rewarded(plain: DualRun, tmp_path: Path) -> DualRun:
     judge.heads.bias.data[: len(WIDE_CLASSES)] = -1.07  # it finds a few things everywhere
     judge.save(tmp_path / "judge.safetensors")
     reward = RewardConfig(
-        detector=str(tmp_path / "judge.safetensors"),
+        detectors=(str(tmp_path / "judge.safetensors"),),
         num_prompts=4,
         group_size=2,
         num_steps=2,

@@ -6,8 +6,10 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image, ImageFilter
 from stepping import make_trainer, take_steps
 from torch import Tensor, nn
 
@@ -18,13 +20,14 @@ from ddit.diffusion import flow
 from ddit.objectives import FlowConfig
 from ddit.settings import ImageSampling
 from ddit.train.checkpoint import find_newest
+from ddit.train.judge import Judge, reward_of, worth_of
 from ddit.train.objective import Drawn, reward_loss
-from ddit.train.reward import Rollouts, draw_prompts, quality_of, reward_of
+from ddit.train.reward import Rollouts, draw_prompts, quality_of
 from ddit.world import PRESETS, Prompt
 from ddit.world.detector import DetectorNet
 from ddit.world.geneval import Detection
 from ddit.world.wide import WIDE_PRESETS
-from ddit.world.wide.scenes import is_allowed
+from ddit.world.wide.scenes import WideObject, is_allowed, make_scene, render
 
 DOG = Detection("dog", "red", (4, 4, 24, 24), 0.9)
 CAT = Detection("cat", None, (34, 4, 54, 24), 0.7)
@@ -121,6 +124,47 @@ def test_only_what_was_asked_for_and_nothing_else_is_right(
     assert reward_of(prompt, found) == pytest.approx(reward)
 
 
+def a_judge(*, likeness: bool, found: dict[str, list[Detection]], monkeypatch: pytest.MonkeyPatch) -> Judge:
+    """A judge whose nets find what is given by name in every image."""
+    judge = object.__new__(Judge)
+    judge.likeness = likeness
+    judge.nets = list(found)  # pyright: ignore[reportAttributeAccessIssue]
+    monkeypatch.setattr(
+        "ddit.train.judge.detect", lambda images, *, net, threshold: [found[net]] * len(images)
+    )
+    return judge
+
+
+def test_a_drawing_is_right_if_all_nets_say_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    images = np.zeros((2, 64, 64, 3), np.uint8)
+    unsure = DOG._replace(score=0.6)
+    for others, reward in (([unsure], 0.6), ([CAT], 0.0), ([], 0.0)):
+        judge = a_judge(likeness=False, found={"one": [DOG], "other": others}, monkeypatch=monkeypatch)
+        assert judge.rewards([ONE_DOG, ONE_DOG], images) == pytest.approx([reward, reward])
+
+
+def test_a_right_drawing_is_worth_more_the_more_it_looks_like_the_sprite(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    dog = WideObject("dog", "red", "noto", 4, 4, 20)
+    scene = replace(make_scene(WIDE_PRESETS["wide-easy"], "train", 0), objects=(dog,))
+    sharp = Image.fromarray(render(scene))
+    images = np.stack([np.asarray(sharp.filter(ImageFilter.GaussianBlur(radius))) for radius in (0, 1, 2)])
+    judge = a_judge(likeness=True, found={"one": [DOG._replace(box=dog.box)]}, monkeypatch=monkeypatch)
+    best, middle, worst = judge.rewards([ONE_DOG] * 3, images)
+    assert best > middle > worst > 0
+    judge.nets = ["none"]  # pyright: ignore[reportAttributeAccessIssue]
+    monkeypatch.setattr("ddit.train.judge.detect", lambda images, *, net, threshold: [[CAT]] * len(images))
+    assert judge.rewards([ONE_DOG] * 3, images) == [0, 0, 0]
+
+
+@pytest.mark.parametrize(
+    ("matched", "worth"), [([], 1), ([5], 0.05), ([17], 0.5), ([20, 26], 1.5), ([60], 2)]
+)
+def test_what_a_likeness_is_worth(matched: list[float], worth: float) -> None:
+    assert worth_of(matched) == pytest.approx(worth)
+
+
 def test_quality_is_measured_against_the_other_drawings_of_a_prompt() -> None:
     rewards = torch.tensor([[0.9, 0.0, 0.0, 0.0], [0.9, 0.9, 0.9, 0.9], [0.0, 0.0, 0.0, 0.0]])
     quality = quality_of(rewards, 2.0)
@@ -131,7 +175,7 @@ def test_quality_is_measured_against_the_other_drawings_of_a_prompt() -> None:
 
 
 def test_prompts_are_of_the_presets_and_name_no_held_out_pair() -> None:
-    cfg = RewardConfig(detector="", num_prompts=300, presets={"wide": 1.0})
+    cfg = RewardConfig(detectors=("judge.safetensors",), num_prompts=300, presets={"wide": 1.0})
     prompts = draw_prompts(cfg, sample_rng(0, 0, 0))
     assert len(prompts) == 300
     assert len({p.tag for p in prompts}) == 11
@@ -155,18 +199,18 @@ def test_prompts_are_of_the_presets_and_name_no_held_out_pair() -> None:
 )
 def test_presets_that_are_none_are_named(presets: dict[str, float], match: str) -> None:
     with pytest.raises(ValueError, match=match):
-        RewardConfig(detector="judge.safetensors", presets=presets)
+        RewardConfig(detectors=("judge.safetensors",), presets=presets)
 
 
 @pytest.mark.parametrize("name", [*PRESETS, *WIDE_PRESETS])
 def test_every_preset_has_prompts(name: str) -> None:
-    cfg = RewardConfig(detector="", num_prompts=6, presets={name: 1.0})
+    cfg = RewardConfig(detectors=("judge.safetensors",), num_prompts=6, presets={name: 1.0})
     assert len(draw_prompts(cfg, sample_rng(0, 0, 0))) == 6
 
 
 def test_ranks_share_a_round(rewarded: DualRun, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two ranks have the drawings of one, and measure them against all of the round's."""
-    monkeypatch.setattr("ddit.train.reward.reward_of", lambda prompt, found: float(len(found) % 3))
+    monkeypatch.setattr("ddit.train.judge.reward_of", lambda prompt, found: float(len(found) % 3))
     trainer = make_trainer(rewarded)
     given: list[list[tuple[int, float]]] = []
     monkeypatch.setattr(Ranks, "gather", lambda ranks, values: given.append(values) or given[0])
@@ -198,7 +242,7 @@ def test_a_reward_does_not_enter_a_run_that_had_none(plain: DualRun, rewarded: D
 def test_a_resumed_run_makes_the_same_drawings(
     rewarded: DualRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("ddit.train.reward.reward_of", lambda prompt, found: float(len(found) % 3))
+    monkeypatch.setattr("ddit.train.judge.reward_of", lambda prompt, found: float(len(found) % 3))
     whole = take_steps(make_trainer(replace(rewarded, out=str(tmp_path / "whole"))), 5)
     parted = replace(rewarded, out=str(tmp_path / "parted"))
     first = make_trainer(parted)
@@ -218,11 +262,16 @@ def test_a_step_learns_from_its_drawings_whatever_the_micro_batches(rewarded: Du
     assert parted.values == pytest.approx(whole.values, abs=1e-5)
 
 
+def test_a_reward_needs_a_detector() -> None:
+    with pytest.raises(ValueError, match=r"reward\.detectors names no file; ddit train wide-judge makes one"):
+        RewardConfig(detectors=())
+
+
 def test_drawings_are_made_without_guidance() -> None:
     with pytest.raises(
         ValueError, match=r"reward\.sampling\.guidance_scale is 3: drawings to be learnt from are made"
     ):
-        RewardConfig(detector="judge.safetensors", sampling=ImageSampling(guidance_scale=3.0))
+        RewardConfig(detectors=("judge.safetensors",), sampling=ImageSampling(guidance_scale=3.0))
 
 
 def test_a_judge_that_is_missing_or_of_another_world_is_a_fault_of_one_line(
@@ -236,7 +285,7 @@ def test_a_judge_that_is_missing_or_of_another_world_is_a_fault_of_one_line(
         (small, "does not know .*, of the preset wide"),
     ):
         with pytest.raises(ValueError, match=match):
-            make_trainer(replace(rewarded, reward=replace(rewarded.reward, detector=str(path))))
+            make_trainer(replace(rewarded, reward=replace(rewarded.reward, detectors=(str(path),))))
 
 
 def test_drawings_that_cannot_be_shared_are_a_fault_of_one_line(rewarded: DualRun) -> None:

@@ -139,13 +139,14 @@ class LoraConfig:
 
 @strict
 class RewardConfig:
-    """Tuning on the model's own drawings, of which a detector tells which are right: `ddit.train.reward`.
+    """Tuning on the model's own drawings, of which detectors tell which are right: `ddit.train.reward`.
 
     The prompts are of the worlds' presets. A round's drawings are shared by `num_steps` steps, and each is learnt at
     `num_times` noise levels.
 
     Attributes:
-        detector: file of its weights; never those that evaluation uses.
+        detectors: files of their weights, never those that evaluation uses; a drawing is right if all find it right.
+        likeness: whether a right drawing is worth more the more its objects look like true sprites.
         weight: of this loss beside the others.
         presets: of a world each, with its share of the prompts.
         paraphrased_share: of the wide world's prompts, those whose wordings patterns make.
@@ -156,7 +157,8 @@ class RewardConfig:
         sampling: how drawings are made, without guidance.
     """
 
-    detector: str
+    detectors: tuple[str, ...]
+    likeness: bool = False
     weight: PositiveFloat = 3.0
     presets: dict[str, NonNegativeFloat] = field(
         default_factory=lambda: {"fixed": 0.25, "wide-easy": 0.5, "wide": 0.25}
@@ -173,6 +175,8 @@ class RewardConfig:
     )
 
     def __post_init__(self) -> None:
+        if not self.detectors:
+            raise ValueError("reward.detectors names no file; ddit train wide-judge makes one")
         known = {**PRESETS, **WIDE_PRESETS}
         unknown = sorted(set(self.presets) - set(known))
         if unknown:

@@ -317,7 +317,7 @@ def wide_rewarded(root: Path) -> DualRun:
         out=str(root / "wide-rewarded"),
         init=f"{before.out}/export",
         objective=replace(before.objective, i2t_fraction=0.75, image_weight=0.03),
-        reward=RewardConfig(detector=f"{judge.out}/export/{TEACHER_FILE}"),
+        reward=RewardConfig((f"{judge.out}/export/{TEACHER_FILE}",)),
         optimizer=replace(before.optimizer, lr=1.4e-4, muon_lr=0.0028, decay_fraction=0.4, ema_decay=0.99),
         global_batch_size=96,
         max_steps=850,

@@ -3,12 +3,11 @@
 DiffusionNFT (Zheng et al. 2025, arXiv 2509.16117). A round has `num_prompts` prompts of `group_size` drawings each,
 without guidance, by an average of earlier weights (the old policy). Each drawing is then learnt at a few noise levels,
 as far as it is better than the others of its prompt, and unlearnt as far as it is worse. The prompts are of the worlds,
-so that what they ask for is known; the detector must not be the one that evaluation uses.
+so that what they ask for is known; how good a drawing is, `ddit.train.judge` says.
 """
 
 import random
 from collections.abc import Sequence
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -26,17 +25,14 @@ from ddit.model import DualDiT
 from ddit.model.encoders import ImageCodec, TextCodec
 from ddit.prompts import training_prompt
 from ddit.train.batch import STYLES, sample_noise
+from ddit.train.judge import Judge
 from ddit.train.objective import Drawn
 from ddit.world import PRESETS, Prompt
 from ddit.world import make_prompts as make_small_prompts
-from ddit.world.detector import DetectorNet, detect, load_detector
-from ddit.world.geneval import Detection, check_detections
 from ddit.world.wide import WIDE_PRESETS, make_prompts
 
 _FIRST = 1 << 20
 """Positions of generators from here on are no batch's (`ddit.data.sampler`)."""
-_THRESHOLD = 0.3
-"""Score from which the judge counts an object."""
 _AT_ONCE = 128
 
 
@@ -69,7 +65,7 @@ class Rollouts:
                 f"reward: the {learnt} noisy drawings of a rank's step cannot be shared by {num_micro_batches} "
                 "micro-batches"
             )
-        self.detector = _load_judge(self.reward).to(ranks.device)
+        self.judge = Judge(self.reward, ranks.device)
         self.policy = DualDiT(cfg.model).to(ranks.device, compute_dtype(cfg.compute_dtype, ranks.device))
         self.policy.eval().requires_grad_(False)
         side = cfg.data.image_size // images.downsample
@@ -133,8 +129,7 @@ class Rollouts:
             drawn, [noise_rng(self.cfg.seed, number, _FIRST + row) for row in rows]
         )
         pictures = np.stack([np.asarray(image) for image in to_images(self.images.decode(latents))])
-        found = detect(pictures, net=self.detector, threshold=_THRESHOLD)
-        own = [(row, reward_of(*one)) for row, one in zip(rows, zip(drawn, found, strict=True), strict=True)]
+        own = list(zip(rows, self.judge.rewards(drawn, pictures), strict=True))
         rewards = torch.tensor([value for _, value in sorted(self.ranks.gather(own))])
         self.right = (rewards > 0).float().mean().item()
         quality = quality_of(rewards.view(-1, cfg.group_size), cfg.max_advantage).flatten()
@@ -162,18 +157,6 @@ class Rollouts:
         return torch.cat(drawn), states
 
 
-def _load_judge(cfg: RewardConfig) -> DetectorNet:
-    path = Path(cfg.detector)
-    if not path.is_file():
-        raise ValueError(f"reward.detector: '{path}' is not there; ddit train wide-judge makes one")
-    judge = load_detector(path, classes=None)
-    for name, share in cfg.presets.items():
-        unknown = set({**PRESETS, **WIDE_PRESETS}[name].classes) - set(judge.classes)
-        if share and unknown:
-            raise ValueError(f"reward.detector: '{path}' does not know {min(unknown)}, of the preset {name}")
-    return judge
-
-
 class _Learnt(NamedTuple):
     """A step's drawings of this rank: which of the round's, latents, states and quality."""
 
@@ -196,16 +179,6 @@ def draw_prompts(cfg: RewardConfig, rng: random.Random) -> list[Prompt]:
             offered = make_small_prompts(PRESETS[name], 1, split="train", seed=seed)
         found += rng.sample(offered, 2)
     return found[: cfg.num_prompts]
-
-
-def reward_of(prompt: Prompt, found: Sequence[Detection]) -> float:
-    """0 for a picture that does not show what is asked for, or something else beside it; else the score of the object
-    that the detector is least sure of.
-    """
-    asked = {clause["class"] for clause in prompt.include}
-    if not check_detections(prompt, list(found)) or any(one.class_name not in asked for one in found):
-        return 0.0
-    return min(one.score for one in found)
 
 
 def quality_of(rewards: Tensor, max_advantage: float) -> Tensor:
