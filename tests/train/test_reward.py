@@ -13,7 +13,7 @@ from PIL import Image, ImageFilter
 from stepping import make_trainer, take_steps
 from torch import Tensor, nn
 
-from ddit.config.runs import DualRun, RewardConfig
+from ddit.config.runs import CHECK_FILE, TEACHER_FILE, DualRun, RewardConfig, TeacherRun
 from ddit.data.sampler import sample_rng
 from ddit.devices import Ranks
 from ddit.diffusion import flow
@@ -23,10 +23,12 @@ from ddit.train.checkpoint import find_newest
 from ddit.train.judge import Judge, reward_of, worth_of
 from ddit.train.objective import Drawn, reward_loss
 from ddit.train.reward import Rollouts, draw_prompts, quality_of
+from ddit.train.small_nets import train_teacher
 from ddit.world import PRESETS, Prompt
-from ddit.world.detector import DetectorNet
+from ddit.world.detector import DetectorNet, load_detector
 from ddit.world.geneval import Detection
-from ddit.world.wide import WIDE_PRESETS
+from ddit.world.wide import WIDE_CLASSES, WIDE_PRESETS
+from ddit.world.wide.checked import CheckNet
 from ddit.world.wide.scenes import WideObject, is_allowed, make_scene, render
 
 DOG = Detection("dog", "red", (4, 4, 24, 24), 0.9)
@@ -127,7 +129,7 @@ def test_only_what_was_asked_for_and_nothing_else_is_right(
 def a_judge(*, likeness: bool, found: dict[str, list[Detection]], monkeypatch: pytest.MonkeyPatch) -> Judge:
     """A judge whose nets find what is given by name in every image."""
     judge = object.__new__(Judge)
-    judge.likeness = likeness
+    judge.likeness, judge.check = likeness, None
     judge.nets = list(found)  # pyright: ignore[reportAttributeAccessIssue]
     monkeypatch.setattr(
         "ddit.train.judge.detect", lambda images, *, net, threshold: [found[net]] * len(images)
@@ -141,6 +143,36 @@ def test_a_drawing_is_right_if_all_nets_say_so(monkeypatch: pytest.MonkeyPatch) 
     for others, reward in (([unsure], 0.6), ([CAT], 0.0), ([], 0.0)):
         judge = a_judge(likeness=False, found={"one": [DOG], "other": others}, monkeypatch=monkeypatch)
         assert judge.rewards([ONE_DOG, ONE_DOG], images) == pytest.approx([reward, reward])
+
+
+def test_what_the_check_rejects_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
+    images = np.zeros((2, 64, 64, 3), np.uint8)
+    judge = a_judge(likeness=False, found={"one": [DOG]}, monkeypatch=monkeypatch)
+    judge.check = CheckNet(8)
+    checked = [[DOG._replace(score=0.5)], []]
+    monkeypatch.setattr("ddit.train.judge.detect_checked", lambda images, *, net, check, threshold: checked)
+    assert judge.rewards([ONE_DOG, ONE_DOG], images) == [0.5, 0]
+
+
+def test_a_judge_run_leaves_a_net_that_checks_what_the_first_one_finds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trained = load_detector(classes=WIDE_CLASSES)
+    monkeypatch.setattr("ddit.train.small_nets.train_wide_detector", lambda **_: trained)
+    run = TeacherRun(
+        out=str(tmp_path), world=WIDE_PRESETS["wide"], decoys=True, check_steps=1, check_images=64
+    )
+    export = train_teacher(run) / "export"
+    cfg = RewardConfig((str(export / TEACHER_FILE),), check=str(export / CHECK_FILE))
+    judge = Judge(cfg, torch.device("cpu"))
+    assert judge.check is not None
+    assert judge.rewards([ONE_DOG], np.zeros((1, 64, 64, 3), np.uint8)) == [0]
+    with pytest.raises(
+        ValueError, match=r"reward\.check: '.*none' is not there; ddit train wide-judge makes one"
+    ):
+        Judge(replace(cfg, check=str(tmp_path / "none")), torch.device("cpu"))
+    with pytest.raises(ValueError, match="check_steps needs decoys"):
+        replace(run, decoys=False)
 
 
 def test_a_right_drawing_is_worth_more_the_more_it_looks_like_the_sprite(

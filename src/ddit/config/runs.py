@@ -23,7 +23,7 @@ from ddit.world.wide.presets import WIDE_PRESETS
 Value = TypeVar("Value")
 FractionBelowOne = Annotated[float, Field(ge=0, lt=1)]
 
-TEACHER_FILE = "teacher.safetensors"
+TEACHER_FILE, CHECK_FILE = "teacher.safetensors", "check.safetensors"
 """In `export/` of a `TeacherRun`."""
 
 
@@ -146,6 +146,7 @@ class RewardConfig:
 
     Attributes:
         detectors: files of their weights, never those that evaluation uses; a drawing is right if all find it right.
+        check: file of the weights of a net that checks what the first detector finds; "": none.
         likeness: whether a right drawing is worth more the more its objects look like true sprites.
         weight: of this loss beside the others.
         presets: of a world each, with its share of the prompts.
@@ -158,6 +159,7 @@ class RewardConfig:
     """
 
     detectors: tuple[str, ...]
+    check: str = ""
     likeness: bool = False
     weight: PositiveFloat = 3.0
     presets: dict[str, NonNegativeFloat] = field(

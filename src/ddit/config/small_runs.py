@@ -123,7 +123,8 @@ def _check_sources(run: AutoencoderRun | TextEncoderRun) -> None:
 class TeacherRun:
     """Training of a detector on the world's truth that is not the one of evaluation: the teacher of representation
     alignment, or with `decoys` the judge of a reward: chimeras, fragments and the like are then among its images, which
-    are those of `train_wide_detector`, whatever preset of the wide world is named.
+    are those of `train_wide_detector`, whatever preset of the wide world is named. With `check_steps` a second net then
+    learns, on what the first one finds in `check_images` images, to tell what is there from what is not.
     """
 
     out: str
@@ -132,8 +133,12 @@ class TeacherRun:
     width: PositiveInt = 48
     max_steps: PositiveInt = 800
     decoys: bool = False
+    check_steps: NonNegativeInt = 0
+    check_images: PositiveInt = 20_000
     seed: NonNegativeInt = 1234
 
     def __post_init__(self) -> None:
+        if self.check_steps and not self.decoys:
+            raise ValueError("check_steps needs decoys: what is there is told from them")
         if self.decoys and not isinstance(self.world, WideConfig):
             raise ValueError("decoys are of the wide world")

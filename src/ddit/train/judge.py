@@ -1,8 +1,8 @@
 """Judges of drawings: whether they show what their prompts ask for, and how well.
 
-A single net is soon deceived by what is trained to please it. So several may have to agree, and with `likeness` a right
-drawing is worth more the more its objects look like true sprites, which no net decides. None of the nets may be the one
-that evaluation uses.
+A single net is soon deceived by what is trained to please it. So several may have to agree, a second net may check what
+the first one finds (`ddit.world.wide.checked`), and with `likeness` a right drawing is worth more the more its objects
+look like true sprites, which no net decides. None of the nets may be one that evaluation uses.
 """
 
 from collections.abc import Sequence
@@ -16,6 +16,7 @@ from ddit.world import PRESETS, Prompt
 from ddit.world.detector import DetectorNet, detect, load_detector
 from ddit.world.geneval import Detection, check_detections
 from ddit.world.wide import WIDE_PRESETS
+from ddit.world.wide.checked import detect_checked, load_check
 from ddit.world.wide.matching import match_sprites
 
 _THRESHOLD = 0.3
@@ -34,10 +35,13 @@ class Judge:
     def __init__(self, cfg: RewardConfig, device: torch.device) -> None:
         self.likeness = cfg.likeness
         self.nets = [_load(path, cfg).to(device) for path in cfg.detectors]
+        self.check = load_check(_find("check", cfg.check)).to(device) if cfg.check else None
 
     def rewards(self, prompts: Sequence[Prompt], images: np.ndarray) -> list[float]:
         """The reward of each image (B, H, W, 3), uint8: 0 for those that some net finds wrong."""
         seen = [detect(images, net=net, threshold=_THRESHOLD) for net in self.nets]
+        if self.check is not None:
+            seen.append(detect_checked(images, net=self.nets[0], check=self.check, threshold=_THRESHOLD))
         rewards = [
             min(reward_of(prompt, found) for found in views)
             for prompt, *views in zip(prompts, *seen, strict=True)
@@ -66,10 +70,15 @@ def worth_of(matched: Sequence[float]) -> float:
     return float(np.clip((np.mean(matched) - _WORTHLESS) / (_WORTH_ONE - _WORTHLESS), 0.05, 2.0))
 
 
-def _load(file: str, cfg: RewardConfig) -> DetectorNet:
+def _find(setting: str, file: str) -> Path:
     path = Path(file)
     if not path.is_file():
-        raise ValueError(f"reward.detectors: '{path}' is not there; ddit train wide-judge makes one")
+        raise ValueError(f"reward.{setting}: '{path}' is not there; ddit train wide-judge makes one")
+    return path
+
+
+def _load(file: str, cfg: RewardConfig) -> DetectorNet:
+    path = _find("detectors", file)
     net = load_detector(path, classes=None)
     for name, share in cfg.presets.items():
         unknown = set({**PRESETS, **WIDE_PRESETS}[name].classes) - set(net.classes)

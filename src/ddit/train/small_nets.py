@@ -13,6 +13,7 @@ from torch import Tensor
 from transformers import T5EncoderModel
 
 from ddit.config.runs import (
+    CHECK_FILE,
     TEACHER_FILE,
     AutoencoderRun,
     OptimizerConfig,
@@ -33,6 +34,7 @@ from ddit.train.optim import lr_factor
 from ddit.train.small_data import Texts, open_parts, read_pixels
 from ddit.world import list_vocabulary
 from ddit.world.train_detector import train_detector, train_wide_detector
+from ddit.world.wide.train_check import collect_proposals, train_check
 
 BIAS_LR_FACTOR = 10.0
 """Position biases grow from near zero to several units; at the other weights' rate that takes most of the training."""
@@ -268,6 +270,8 @@ def train_text_encoder(cfg: TextEncoderRun) -> Path:
 def train_teacher(cfg: TeacherRun) -> Path:
     """Trains a small net on the world's truth and leaves `export/teacher.safetensors`; a teacher sees no held-out pair.
 
+    With `cfg.check_steps` there is also `export/check.safetensors`.
+
     It has the detector's architecture at another width, and its own seed, data and weights.
     """
     out = Path(cfg.out)
@@ -279,4 +283,7 @@ def train_teacher(cfg: TeacherRun) -> Path:
             cfg.world, seed=cfg.seed, width=cfg.width, num_steps=cfg.max_steps, split="train"
         )
     net.save(out / "export" / TEACHER_FILE)
+    if cfg.check_steps:
+        proposals = collect_proposals(net, cfg.check_images, seed=cfg.seed)
+        train_check(proposals, seed=cfg.seed, num_steps=cfg.check_steps).save(out / "export" / CHECK_FILE)
     return out

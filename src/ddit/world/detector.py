@@ -154,7 +154,7 @@ def detect(
     net = net or load_detector()
     found: list[list[Detection]] = []
     for start in range(0, len(images), batch_size):
-        out = net(to_tensor(images[start : start + batch_size]))
+        out = net(to_tensor(images[start : start + batch_size]).to(net.heads.weight.device))
         heat = out.heat.sigmoid()
         is_peak = (heat == F.max_pool2d(heat, 3, stride=1, padding=1)) & (heat > threshold)
         peaks: list[list[Detection]] = [[] for _ in heat]

@@ -98,7 +98,8 @@ def detect_checked(
     scores: list[float] = []
     for start in range(0, len(views), 256):
         chosen = slice(start, start + 256)
-        scores += check(to_input(np.stack(views[chosen]), looks[chosen])).sigmoid().tolist()
+        given = to_input(np.stack(views[chosen]), looks[chosen]).to(check.head.weight.device)
+        scores += check(given).sigmoid().tolist()
     rest = iter(scores)
     return [_keep([d._replace(score=next(rest)) for d in found], threshold) for found in proposed]
 

@@ -35,7 +35,11 @@ class Proposals(NamedTuple):
 
 
 def collect_proposals(net: DetectorNet, num_images: int, *, seed: int = 0, batch_size: int = 64) -> Proposals:
-    """What the net finds in true scenes, scenes with decoys and negatives, some of them made to look generated."""
+    """What the net finds in true scenes, scenes with decoys and negatives, some of them made to look generated.
+
+    Raises:
+        ValueError: for a net that finds nothing.
+    """
     configs = [WIDE_PRESETS[name] for name in ("wide", "wide-half-hidden", "wide", "wide-1")]
     generator = torch.Generator().manual_seed(seed)
     views, looks, is_true = [], [], []
@@ -64,6 +68,8 @@ def collect_proposals(net: DetectorNet, num_images: int, *, seed: int = 0, batch
                 looks.append((WIDE_CLASSES.index(one.class_name), PALETTE.index(one.color)))
                 same = [o for o in shown if (o.class_name, o.color) == (one.class_name, one.color)]
                 is_true.append(any(iou(o.box, one.box) > 0.45 for o in same))
+    if not views:
+        raise ValueError("the detector finds nothing that could be checked: train it for longer")
     return Proposals(np.stack(views), np.array(looks), np.array(is_true))
 
 
