@@ -1,10 +1,13 @@
-"""`python tools/mix_models.py ONE OTHER SHARE OUT`: a model between two, SHARE (0 to 1) of the first.
+"""`python tools/mix_models.py OUT MODEL[:SHARE] ...`: the weighted mean of models that come from one start.
 
-Both come from one start and have the same shapes; all but the transformer is the first one's. What a tuning has cost
-elsewhere comes back sooner than what it has brought goes (Wortsman et al. 2022, arXiv 2109.01903).
+They have the same shapes; all but the transformer is the first one's. Without shares all count alike. Of tunings of one
+kind the mean keeps what they have in common and loses what was chance (Wortsman et al. 2022, arXiv 2203.05482); between
+a tuning and its start, what the tuning has cost elsewhere comes back sooner than what it has brought goes (arXiv
+2109.01903).
 """
 
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -12,15 +15,25 @@ import torch
 from ddit.pipeline import Pipeline
 
 
-def mix(one: str, other: str, share: float, out: Path) -> Path:
-    """Writes the model into the folder `out`, in float32."""
-    first, second = (Pipeline.from_pretrained(name, dtype="float32") for name in (one, other))
-    weights = second.transformer.state_dict()
-    mixed = {name: torch.lerp(weights[name], w, share) for name, w in first.transformer.state_dict().items()}
-    first.transformer.load_state_dict(mixed)
+def mix(shares: Mapping[str, float], out: Path) -> Path:
+    """Writes the mean of the models, by the shares of their sum, into the folder `out`, in float32."""
+    first, *others = (Pipeline.from_pretrained(name, dtype="float32") for name in shares)
+    mixed, total = first.transformer.state_dict(), sum(shares.values())
+    for weight in mixed.values():
+        weight.mul_(next(iter(shares.values())) / total)
+    for other, share in zip(others, list(shares.values())[1:], strict=True):
+        for name, weight in other.transformer.state_dict().items():
+            mixed[name].add_(weight, alpha=share / total)
     first.save_pretrained(out)
     return out
 
 
+def read_shares(texts: list[str]) -> dict[str, float]:
+    """MODEL[:SHARE] of the command line."""
+    parts = [text.rpartition(":") if ":" in text else (text, ":", "1") for text in texts]
+    return {name: float(share) for name, _, share in parts}
+
+
 if __name__ == "__main__":
-    print(mix(sys.argv[1], sys.argv[2], float(sys.argv[3]), Path(sys.argv[4])))
+    with torch.no_grad():
+        print(mix(read_shares(sys.argv[2:]), Path(sys.argv[1])))

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from ddit.config.data import SourceConfig, WideData, WorldData
 from ddit.config.runs import (
+    CHECK_FILE,
     TEACHER_FILE,
     DualRun,
     LatentsRun,
@@ -294,33 +295,49 @@ def wide_paraphrased(root: Path) -> DualRun:
     )
 
 
-def wide_judge(root: Path) -> TeacherRun:
-    """The detector that tells `wide-rewarded` which of its drawings are right: not the one of evaluation."""
-    return TeacherRun(
+def wide_judge(root: Path, *, second: bool = False) -> TeacherRun:
+    """The detectors that tell `wide-rewarded` which of its drawings are right, and the net that checks what the first
+    one finds: none is evaluation's.
+    """
+    first = TeacherRun(
         out=str(root / "wide-judge"),
         world=WIDE_PRESETS["wide"],
         width=64,
         max_steps=3600,
         decoys=True,
+        check_steps=4000,
         seed=4242,
     )
+    if not second:
+        return first
+    return replace(first, out=str(root / "wide-second-judge"), width=72, check_steps=0, seed=777)
 
 
 def wide_rewarded(root: Path) -> DualRun:
-    """The model draws, the judge tells what is right, and it moves towards that; beside it the reading goes on.
+    """The model draws, the judges tell what is right, and it moves towards that; beside it the reading goes on.
 
-    From `wide-paraphrased`, or from what is packaged by `--set init=mini --set vae=mini --set text=mini`.
+    From `wide-paraphrased`, or from what is packaged by `--set init=mini --set vae=mini --set text=mini`. Chance moves
+    a run further than what it learns: the mean of several, a seed each, is better than any (`tools/mix_models.py`).
     """
-    before, judge = wide_paraphrased(root), wide_judge(root)
+    before, judge, second = wide_paraphrased(root), wide_judge(root), wide_judge(root, second=True)
+    reward = RewardConfig(
+        (f"{judge.out}/export/{TEACHER_FILE}", f"{second.out}/export/{TEACHER_FILE}"),
+        check=f"{judge.out}/export/{CHECK_FILE}",
+        likeness=True,
+        presets={"fixed": 0.2, "wide-easy": 0.45, "wide": 0.35},
+        paraphrased_share=0.7,
+    )
     return replace(
         before,
         out=str(root / "wide-rewarded"),
         init=f"{before.out}/export",
-        objective=replace(before.objective, i2t_fraction=0.75, image_weight=0.03),
-        reward=RewardConfig((f"{judge.out}/export/{TEACHER_FILE}",)),
-        optimizer=replace(before.optimizer, lr=1.4e-4, muon_lr=0.0028, decay_fraction=0.4, ema_decay=0.99),
+        objective=replace(before.objective, i2t_fraction=0.75, image_weight=0.04),
+        reward=reward,
+        optimizer=replace(
+            before.optimizer, lr=1.4e-4, muon_lr=0.0028, warmup_steps=10, decay_fraction=0.4, ema_decay=0.99
+        ),
         global_batch_size=96,
-        max_steps=850,
+        max_steps=160,
         seed=before.seed + 1,
     )
 
@@ -349,5 +366,6 @@ WIDE_STAGES: dict[str, Callable[[Path], RunConfig]] = {
     "last": wide_last,
     "paraphrased": wide_paraphrased,
     "judge": wide_judge,
+    "second_judge": partial(wide_judge, second=True),
     "rewarded": wide_rewarded,
 }
