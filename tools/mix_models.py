@@ -6,22 +6,27 @@ a tuning and its start, what the tuning has cost elsewhere comes back sooner tha
 2109.01903).
 """
 
-import sys
+import argparse
 from collections.abc import Mapping
 from pathlib import Path
-
-import torch
 
 from ddit.pipeline import Pipeline
 
 
 def mix(shares: Mapping[str, float], out: Path) -> Path:
-    """Writes the mean of the models, by the shares of their sum, into the folder `out`, in float32."""
+    """Writes the mean of the models, by the shares of their sum, into the folder `out`, in float32.
+
+    Raises:
+        ValueError: for a model that is not there, or has other shapes than the first.
+    """
+    (first_share, *rest), total = shares.values(), sum(shares.values())
     first, *others = (Pipeline.from_pretrained(name, dtype="float32") for name in shares)
-    mixed, total = first.transformer.state_dict(), sum(shares.values())
+    if any(other.transformer.config != first.transformer.config for other in others):
+        raise ValueError("the models have other shapes than the first: a mean is of tunings of one model")
+    mixed = first.transformer.state_dict()
     for weight in mixed.values():
-        weight.mul_(next(iter(shares.values())) / total)
-    for other, share in zip(others, list(shares.values())[1:], strict=True):
+        weight.mul_(first_share / total)
+    for other, share in zip(others, rest, strict=True):
         for name, weight in other.transformer.state_dict().items():
             mixed[name].add_(weight, alpha=share / total)
     first.save_pretrained(out)
@@ -34,6 +39,18 @@ def read_shares(texts: list[str]) -> dict[str, float]:
     return {name: float(share) for name, _, share in parts}
 
 
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("out", type=Path, metavar="OUT")
+    parser.add_argument("models", nargs="+", metavar="MODEL[:SHARE]")
+    args = parser.parse_args()
+    try:
+        print(mix(read_shares(args.models), args.out))
+    except ValueError as error:
+        parser.error(str(error))
+
+
 if __name__ == "__main__":
-    with torch.no_grad():
-        print(mix(read_shares(sys.argv[2:]), Path(sys.argv[1])))
+    main()

@@ -38,7 +38,10 @@ class Judge:
         self.check = load_check(_find("check", cfg.check)).to(device) if cfg.check else None
 
     def rewards(self, prompts: Sequence[Prompt], images: np.ndarray) -> list[float]:
-        """The reward of each image (B, H, W, 3), uint8: 0 for those that some net finds wrong."""
+        """The reward of each image (B, H, W, 3), uint8: 0 for those that some net finds wrong.
+
+        Likeness is that of what the first net finds.
+        """
         seen = [detect(images, net=net, threshold=_THRESHOLD) for net in self.nets]
         if self.check is not None:
             seen.append(detect_checked(images, net=self.nets[0], check=self.check, threshold=_THRESHOLD))

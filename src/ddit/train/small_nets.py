@@ -270,6 +270,8 @@ def train_text_encoder(cfg: TextEncoderRun) -> Path:
 def train_teacher(cfg: TeacherRun) -> Path:
     """Trains a small net on the world's truth and leaves `export/teacher.safetensors`; a teacher sees no held-out pair.
 
+    A judge (`cfg.decoys`) sees them all; the prompts of a reward name none.
+
     With `cfg.check_steps` there is also `export/check.safetensors`.
 
     It has the detector's architecture at another width, and its own seed, data and weights.

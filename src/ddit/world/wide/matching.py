@@ -84,7 +84,7 @@ class _Templates(NamedTuple):
     ground: Tensor
 
 
-@lru_cache(maxsize=2048)
+@lru_cache(maxsize=256)  # of 0.7 MB each
 def _templates(class_name: str, color: str | None) -> _Templates:
     tiles = torch.zeros(len(STYLES), len(_SIZES), 4, _SIDE, _SIDE)
     for style, of_style in zip(STYLES, tiles, strict=True):
