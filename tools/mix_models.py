@@ -36,7 +36,10 @@ def mix(shares: Mapping[str, float], out: Path) -> Path:
 def read_shares(texts: list[str]) -> dict[str, float]:
     """MODEL[:SHARE] of the command line."""
     parts = [text.rpartition(":") if ":" in text else (text, ":", "1") for text in texts]
-    return {name: float(share) for name, _, share in parts}
+    try:
+        return {name: float(share) for name, _, share in parts}
+    except ValueError:
+        raise ValueError("a share is a number: MODEL:0.3") from None
 
 
 def main() -> None:
