@@ -27,5 +27,5 @@ def test_it_has_the_share_of_each_ones_weights(tmp_path: Path) -> None:
 
 def test_models_without_a_share_count_alike() -> None:
     assert read_shares(["runs/a", "b:0.25"]) == {"runs/a": 1, "b": 0.25}
-    with pytest.raises(ValueError, match="a share is a number: MODEL:0.3"):
+    with pytest.raises(ValueError, match="a share is a number"):
         read_shares(["mini:much"])
