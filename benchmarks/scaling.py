@@ -1,11 +1,12 @@
 """Scaling on the wide world: both halves' losses and scores against compute, for four sizes at three budgets each.
 
-    OMP_NUM_THREADS=1 python -m benchmarks.scaling --out runs/scaling [--budgets 5e13 2e14 8e14] [--seeds 0]
+    OMP_NUM_THREADS=1 python -m benchmarks.scaling --out runs/scaling [--budgets 5e12 1.5e13 5e13] [--seeds 0]
 
 A budget is FLOPs of training, of the transformer's products forward and backward. Every run begins with random weights,
-draws and reads half and half, and lets its rate fall over the last 40 % of its steps; only the transformer's size and
-the number of steps differ. At the middle budget each size is also trained to draw alone, for as many drawn images: the
-difference is what reading costs drawing. Finished runs are not run again. Writes docs/scaling.md and its plot.
+draws and reads half and half, warms up over at most a tenth of its steps and lets its rate fall over the last 40 %;
+only the transformer's size and the number of steps differ. At the middle budget each size is also trained to draw
+alone, for as many drawn images: the difference is what reading costs drawing. Finished runs are not run again, so
+processes may share the work by --widths, and one more writes the page. Writes docs/scaling.md and its plot.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from ddit.recipes.costs import pair_flops
 from ddit.train.stages import run_stages
 
 DOCS = Path(__file__).parents[1] / "docs"
-ROWS = 128
+ROWS = 64
 JOINT, ALONE = Arm("nothing", True), Arm("nothing", False)
 LOSSES = {
     "flow loss": "drawing: flow loss",
@@ -91,16 +92,18 @@ def make_run(joint: DualRun, size: Size, num_pairs: int, seed: int, *, reads: bo
     run = fitted(replace(joint, model=model, init=None, global_batch_size=ROWS), steps)
     name = f"{size.hidden_size}x{size.depth}-{steps}-{seed}{'' if reads else '-alone'}"
     objective = replace(run.objective, i2t_fraction=0.5 if reads else 0.0)
-    return replace(run, out=str(Path(joint.out).parent / name), objective=objective, seed=seed)
+    optimizer = replace(run.optimizer, warmup_steps=min(run.optimizer.warmup_steps, steps // 10))
+    out = str(Path(joint.out).parent / name)
+    return replace(run, out=out, objective=objective, optimizer=optimizer, seed=seed)
 
 
 def make_runs(
-    joint: DualRun, budgets: Sequence[float], seed: int
+    joint: DualRun, budgets: Sequence[float], seed: int, sizes: Sequence[Size] = SIZES
 ) -> Iterator[tuple[DualRun, Size, float, bool]]:
     """Small budgets first; each run with its size, its budget and whether it reads."""
     middle = sorted(budgets)[len(budgets) // 2]
     for budget in sorted(budgets):
-        for size in SIZES:
+        for size in sizes:
             one = make_run(joint, size, ROWS, seed, reads=True)
             pairs = int(budget / pair_flops(one))
             yield make_run(joint, size, pairs, seed, reads=True), size, budget, True
@@ -270,20 +273,30 @@ def main(argv: Sequence[str] | None = None) -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--out", type=Path, default=Path("runs/scaling"))
-    parser.add_argument("--budgets", type=float, nargs="+", default=[5e13, 2e14, 8e14], metavar="FLOPS")
+    parser.add_argument("--budgets", type=float, nargs="+", default=[5e12, 1.5e13, 5e13], metavar="FLOPS")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument(
+        "--widths",
+        type=int,
+        nargs="+",
+        help="train these sizes alone, and write no page [default: all, and write it]",
+    )
     parser.add_argument("--docs", type=Path, default=DOCS, help="folder of the page [default: %(default)s]")
     args = parser.parse_args(argv)
     before, _, joint = plan(args.out, 100)
     run_stages(before)
     points = []
+    sizes = [
+        size for size in SIZES if size.hidden_size in (args.widths or [one.hidden_size for one in SIZES])
+    ]
     for seed in args.seeds:
-        for run, size, budget, reads in make_runs(joint, args.budgets, seed):
+        for run, size, budget, reads in make_runs(joint, args.budgets, seed, sizes):
             found = kept_figures(JOINT if reads else ALONE, [run])
             pairs = run.max_steps * run.global_batch_size
             points.append(Point(size, num_params(run), budget, pairs, seed, reads, found))
             print(points[-1], flush=True)
-    write(points, args.budgets, args.docs)
+    if not args.widths:
+        write(points, args.budgets, args.docs)
 
 
 if __name__ == "__main__":
