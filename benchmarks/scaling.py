@@ -1,6 +1,6 @@
 """Scaling on the wide world: both halves' losses and scores against compute, for four sizes at three budgets each.
 
-    OMP_NUM_THREADS=1 python -m benchmarks.scaling --out runs/scaling [--budgets 5e12 1.5e13 5e13] [--seeds 0]
+    OMP_NUM_THREADS=1 python -m benchmarks.scaling --out runs/scaling [--budgets 4e12 1.2e13 3.6e13] [--seeds 0]
 
 A budget is FLOPs of training, of the transformer's products forward and backward. Every run begins with random weights,
 draws and reads half and half, warms up over at most a tenth of its steps and lets its rate fall over the last 40 %;
@@ -273,7 +273,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--out", type=Path, default=Path("runs/scaling"))
-    parser.add_argument("--budgets", type=float, nargs="+", default=[5e12, 1.5e13, 5e13], metavar="FLOPS")
+    parser.add_argument("--budgets", type=float, nargs="+", default=[4e12, 1.2e13, 3.6e13], metavar="FLOPS")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument(
         "--widths",

@@ -40,10 +40,21 @@ def test_each_stage_begins_with_the_one_before_and_is_watched_by_other_scenes() 
         96,
         128,
         72,
+        32,
     ]
     details = [[s.detailed_fraction for s in run.data.i2t if isinstance(s, WideData)] for run in runs]
-    assert details == [[0.08] * 3, [0.0] * 3, [0.7] * 3, [0.25], [0.3] * 3, [0.5] * 3, [0.3] * 3, [0.3] * 3]
-    assert [run.model.text_block_size for run in runs] == [0, 0, 16, 16, 16, 16, 16, 16]
+    assert details == [
+        [0.08] * 3,
+        [0.0] * 3,
+        [0.7] * 3,
+        [0.25],
+        [0.3] * 3,
+        [0.5] * 3,
+        [0.3] * 3,
+        [0.3] * 3,
+        [0.4] * 3,
+    ]
+    assert [run.model.text_block_size for run in runs] == [0, 0, 16, 16, 16, 16, 16, 16, 16]
     assert len({replace(run.model, text_block_size=0) for run in runs}) == 1
 
 
@@ -64,7 +75,7 @@ def test_the_chain_runs_and_leaves_a_model_that_describes_in_blocks(tmp_path: Pa
     joint = next(run for run in runs if isinstance(run, DualRun))
     runs[runs.index(joint)] = replace(joint, init=None)  # a start of this size is nowhere
     run_stages(runs)
-    pipeline = Pipeline.from_pretrained(tmp_path / "wide-rewarded" / "export")
+    pipeline = Pipeline.from_pretrained(tmp_path / "wide-distilled" / "export")
     image = render(make_scene(WIDE_PRESETS["wide"], "test", 0))
     assert isinstance(pipeline.caption(image, style="detailed")[0], str)
     assert len(pipeline.generate("a red dog", seed=0, num_steps=2)) == 1

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from ddit.config.runs import TEACHER_FILE, DualRun, RewardConfig, save_config
+from ddit.config.runs import TEACHER_FILE, DistillationConfig, DualRun, RewardConfig, save_config
 from ddit.recipes import build
 from ddit.settings import ImageSampling
 from ddit.train.adamw8bit import BLOCK
@@ -69,6 +69,13 @@ def rewarded(plain: DualRun, tmp_path: Path) -> DualRun:
         sampling=ImageSampling(num_steps=2, sampler="dpm", guidance_scale=1.0),
     )
     return replace(plain, reward=reward)
+
+
+@pytest.fixture
+def distilled(plain: DualRun) -> DualRun:
+    """A step has four prompts, drawn in three steps each."""
+    sampling = ImageSampling(num_steps=3, sampler="dpm", guidance_scale=2.0)
+    return replace(plain, distillation=DistillationConfig(num_prompts=4, sampling=sampling))
 
 
 @pytest.fixture

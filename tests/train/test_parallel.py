@@ -92,6 +92,13 @@ def test_two_ranks_draw_and_learn_what_one_does(rewarded: DualRun, run: Callable
     check_same(run("two", 2, config=rewarded), one)
 
 
+@pytest.mark.slow
+def test_two_ranks_distil_what_one_does(distilled: DualRun, run: Callable[..., Outcome]) -> None:
+    one = run("one", 1, config=distilled)
+    assert "distillation" in one.values[0]
+    check_same(run("two", 2, config=distilled), one)
+
+
 @pytest.fixture
 def partly_without_images(plain: DualRun, tmp_path: Path) -> DualRun:
     """Texts of two lengths, and every third conversation without an image, so that ranks differ in what they hold."""

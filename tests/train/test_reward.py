@@ -22,7 +22,8 @@ from ddit.settings import ImageSampling
 from ddit.train.checkpoint import find_newest
 from ddit.train.judge import Judge, reward_of, worth_of
 from ddit.train.objective import Drawn, reward_loss
-from ddit.train.reward import Rollouts, draw_prompts, quality_of
+from ddit.train.own_drawings import draw_prompts
+from ddit.train.reward import Rollouts, quality_of
 from ddit.train.small_nets import train_teacher
 from ddit.world import PRESETS, Prompt
 from ddit.world.detector import DetectorNet, load_detector
@@ -249,7 +250,7 @@ def test_ranks_share_a_round(rewarded: DualRun, monkeypatch: pytest.MonkeyPatch)
     rounds = []
     for ranks in (Ranks(0, 1), Ranks(0, 2), Ranks(1, 2)):
         rollouts = Rollouts(trainer.cfg, trainer.images, trainer.codec, ranks)
-        rollouts.follow(trainer.learner.transformer)
+        rollouts.policy.follow(trainer.learner.transformer)
         rollouts.of_step(0, trainer.learner.transformer)
         rounds.append(rollouts._steps)
     whole, first, second = rounds

@@ -18,6 +18,7 @@ from ddit.objectives import FlowConfig, MaskedConfig
 from ddit.schema import parse, strict, to_data
 from ddit.settings import ImageSampling, PositiveInt
 from ddit.world.presets import PRESETS
+from ddit.world.wide.geneval import WIDE_TAGS
 from ddit.world.wide.presets import WIDE_PRESETS
 
 Value = TypeVar("Value")
@@ -179,17 +180,61 @@ class RewardConfig:
     def __post_init__(self) -> None:
         if not self.detectors:
             raise ValueError("reward.detectors names no file; ddit train wide-judge makes one")
-        known = {**PRESETS, **WIDE_PRESETS}
-        unknown = sorted(set(self.presets) - set(known))
-        if unknown:
-            raise ValueError(f"reward.presets: unknown {', '.join(unknown)}; known: {', '.join(known)}")
-        if not sum(self.presets.values()):
-            raise ValueError("reward.presets gives no preset a share")
+        _check_presets(self.presets, "reward")
         if self.sampling.guidance_scale != 1:
             raise ValueError(
                 f"reward.sampling.guidance_scale is {self.sampling.guidance_scale:g}: drawings to be learnt from are "
                 "made without guidance, which is 1"
             )
+
+
+@strict
+class DistillationConfig:
+    """Tuning so that a prompt is drawn alike in all its wordings: `ddit.train.distillation`.
+
+    The prompts are of the worlds' presets. Each step has new ones, and learns every state that their sampling visits.
+
+    Attributes:
+        weight: of this loss beside the others.
+        presets: of a world each, with its share of the prompts.
+        emphasis: weights of the wide world's categories of prompts; 1 where none is given.
+        paraphrased_share: of the wide world's prompts, those whose wordings patterns make.
+        plain_share, empty_share: of the prompts, those that stay plain, and those that are dropped, as for guidance.
+        num_prompts: of a step.
+        sampling: how the teacher draws.
+    """
+
+    weight: PositiveFloat = 1.0
+    presets: dict[str, NonNegativeFloat] = field(default_factory=lambda: {"wide-easy": 0.65, "wide": 0.35})
+    emphasis: dict[str, PositiveFloat] = field(default_factory=dict)
+    paraphrased_share: Fraction = 0.7
+    plain_share: Fraction = 0.2
+    empty_share: Fraction = 0.1
+    num_prompts: PositiveInt = 16
+    sampling: ImageSampling = field(
+        default_factory=lambda: ImageSampling(num_steps=8, guidance_scale=1.5, sampler="dpm", shift=3.0)
+    )
+
+    def __post_init__(self) -> None:
+        _check_presets(self.presets, "distillation")
+        unknown = sorted(set(self.emphasis) - set(WIDE_TAGS))
+        if unknown:
+            raise ValueError(
+                f"distillation.emphasis: unknown {', '.join(unknown)}; known: {', '.join(WIDE_TAGS)}"
+            )
+        if self.plain_share + self.empty_share >= 1:
+            raise ValueError(
+                "distillation.plain_share and empty_share leave no prompt to be worded otherwise"
+            )
+
+
+def _check_presets(presets: dict[str, float], name: str) -> None:
+    known = {**PRESETS, **WIDE_PRESETS}
+    unknown = sorted(set(presets) - set(known))
+    if unknown:
+        raise ValueError(f"{name}.presets: unknown {', '.join(unknown)}; known: {', '.join(known)}")
+    if not sum(presets.values()):
+        raise ValueError(f"{name}.presets gives no preset a share")
 
 
 @strict
@@ -255,6 +300,7 @@ class DualRun:
         compute_dtype: of products and activations over float32 weights; "auto" is bfloat16, or float32 on a CPU
             without fast bfloat16 products.
         reward: tunes the model on its own drawings, beside the rest; None: not so.
+        distillation: tunes it to draw a prompt alike in all its wordings, beside the rest; None: not so.
         max_seconds: of training, evaluations and checkpoints, after which the run ends as at `max_steps`; the schedule
             of the learning rate follows whichever share is the larger. None: steps alone count.
         non_finite: a loss or gradient that is not finite stops the run before the step, or skips the step (at most
@@ -275,6 +321,7 @@ class DualRun:
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
     lora: LoraConfig = field(default_factory=LoraConfig)
     reward: RewardConfig | None = None
+    distillation: DistillationConfig | None = None
     report: ReportConfig = field(default_factory=ReportConfig)
     dropout: FractionBelowOne = 0.0
     train_mask_embedding: bool = False
@@ -299,8 +346,11 @@ class DualRun:
                 "data.i2t_lengths does not go with parallel.text_encoder=sharded, whose ranks must call it alike: take "
                 "whole, int8 or offloaded"
             )
-        if self.reward is not None and self.lora.rank > 0:
-            raise ValueError("reward does not go with lora.rank above 0")
+        if self.reward is not None and self.distillation is not None:
+            raise ValueError("reward and distillation do not go together: first one, then the other")
+        for name in ("reward", "distillation"):
+            if getattr(self, name) is not None and self.lora.rank > 0:
+                raise ValueError(f"{name} does not go with lora.rank above 0")
         if self.data.texts_per_image > 1 and self.model.image_attends_text:
             raise ValueError("data.texts_per_image above 1 needs model.image_attends_text=false")
         if weight > 0 and block >= self.model.depth:

@@ -274,6 +274,7 @@ def make_tiny(config: RunConfig) -> RunConfig:
         objective=replace(config.objective, alignment_block=0),
         reward=config.reward
         and replace(config.reward, check="", num_prompts=4, group_size=2, num_steps=2),
+        distillation=config.distillation and replace(config.distillation, num_prompts=4),
         optimizer=replace(config.optimizer, warmup_steps=2),
         report=replace(
             config.report, log_every=1, evaluate_every=2, grid_every=4, num_held_out=8, num_grid=4,

@@ -14,6 +14,7 @@ from ddit.config.data import SourceConfig, WideData, WorldData
 from ddit.config.runs import (
     CHECK_FILE,
     TEACHER_FILE,
+    DistillationConfig,
     DualRun,
     LatentsRun,
     RewardConfig,
@@ -59,6 +60,11 @@ LAST_DRAWN_SHARES = {"free": 0.1, "fixed": 0.1, "known": 0.45, "small": 0.35}
 LAST_READ_SHARES = {"free": 0.1, "fixed": 0.1, "known": 0.55, "small": 0.25}
 LAST_READ_FRACTION = 0.375
 """Of the samples in `wide-last`."""
+DISTILLED = {
+    "binding": 3.0, "negation": 2.0, "sides": 2.0, "position": 2.0, "three_kinds": 2.0,
+    "single_object": 0.5, "colors": 0.5, "bare": 0.5,
+}  # fmt: skip
+"""Categories of prompts whose wordings are drawn least like the plain one are more often among `wide-distilled`'s."""
 WORLDS = {
     "free": WIDE_PRESETS["wide"],
     "fixed": WIDE_PRESETS["wide-fixed"],
@@ -342,6 +348,28 @@ def wide_rewarded(root: Path) -> DualRun:
     )
 
 
+def wide_distilled(root: Path) -> DualRun:
+    """A prompt is drawn in other words as it is in the plainest; beside it the reading goes on, more of it in detail.
+
+    From `wide-rewarded`, or from what is packaged by `--set init=mini --set vae=mini --set text=mini`.
+    """
+    before = wide_rewarded(root)
+    texts = {"detailed_fraction": 0.4, "question_fraction": 0.45, "wordings": "paraphrased"}
+    return replace(
+        before,
+        out=str(root / "wide-distilled"),
+        init=f"{before.out}/export",
+        data=replace(before.data, i2t=_with_shares(before.data.i2t, LAST_READ_SHARES, **texts)),
+        objective=replace(before.objective, i2t_fraction=1.0),
+        reward=None,
+        distillation=DistillationConfig(weight=20.0, emphasis=DISTILLED, plain_share=0.15, empty_share=0.08),
+        optimizer=replace(before.optimizer, lr=7e-5, muon_lr=0.0014, decay_fraction=1.0),
+        global_batch_size=32,
+        max_steps=320,
+        seed=before.seed + 1,
+    )
+
+
 def _with_shares(
     sources: tuple[SourceConfig, ...],
     shares: dict[str, float],
@@ -368,4 +396,5 @@ WIDE_STAGES: dict[str, Callable[[Path], RunConfig]] = {
     "judge": wide_judge,
     "second_judge": partial(wide_judge, second=True),
     "rewarded": wide_rewarded,
+    "distilled": wide_distilled,
 }

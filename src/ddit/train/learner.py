@@ -23,7 +23,16 @@ from ddit.model.folders import is_sd3_folder, resolve
 from ddit.model.layers import set_dropout
 from ddit.model.weights import from_sd3, load_transformer
 from ddit.train.batch import Batch, I2TBatch, text_of
-from ddit.train.objective import AlignmentHead, Drawn, Losses, Pair, reward_loss, step_losses
+from ddit.train.objective import (
+    AlignmentHead,
+    Distilled,
+    Drawn,
+    Losses,
+    Pair,
+    distillation_loss,
+    reward_loss,
+    step_losses,
+)
 from ddit.train.parallel import make_mesh, shard_blocks
 from ddit.train.timing import StepTimer
 
@@ -45,20 +54,22 @@ class Learner(nn.Module):
         transformer: DualDiT,
         alignment_head: nn.Module | None = None,
         mask_embedding: Tensor | None = None,
-        reward_weight: float = 0.0,
+        own_weight: float = 0.0,
     ) -> None:
         super().__init__()
         self.objective = objective
-        self.reward_weight = reward_weight
+        self.own_weight = own_weight
         self.transformer = transformer
         self.alignment_head = alignment_head
         self.mask_embedding = None if mask_embedding is None else nn.Parameter(mask_embedding)
         self.timer: StepTimer | None = None
 
-    def forward(self, batch: Batch, latents: Pair, codec: TextCodec, drawn: Drawn | None = None) -> Losses:
+    def forward(
+        self, batch: Batch, latents: Pair, codec: TextCodec, own: Drawn | Distilled | None = None
+    ) -> Losses:
         """Losses of one micro-batch; `latents` (n, C, h, w) are the clean ones of its t2i and its i2t half.
 
-        drawn: the model's own drawings, of a run with a reward.
+        own: of the model's own drawings, in a run with a reward or a distillation.
         """
         with nullcontext() if self.timer is None else self.timer.part("encode"):
             states = self._text_states(batch, codec)
@@ -66,14 +77,23 @@ class Learner(nn.Module):
             self.transformer, batch, latents, states, self.objective,
             mask_token_id=codec.mask_token_id, eos_token_id=codec.eos_token_id, alignment_head=self.alignment_head,
         )  # fmt: skip
-        if drawn is not None:
-            reward = reward_loss(velocity_fn(self.transformer, drawn.states), drawn)
-            losses = losses._replace(total=losses.total + self.reward_weight * reward, reward=reward)
+        if own is not None:
+            losses = self._with_own(losses, own)
         if batch.i2t is None:
             return losses
         # What embeds images, and the null image, take part on every rank, whichever of them a rank's samples have.
         embedding = (self.transformer.null_image_embd, *self.transformer.pos_embed.parameters())
         return losses._replace(total=losses.total + 0.0 * sum(p.float().sum() for p in embedding))
+
+    def _with_own(self, losses: Losses, own: Drawn | Distilled) -> Losses:
+        velocity = velocity_fn(self.transformer, own.states)
+        if isinstance(own, Drawn):
+            loss = reward_loss(velocity, own)
+            losses = losses._replace(reward=loss)
+        else:
+            loss = distillation_loss(velocity, own)
+            losses = losses._replace(distillation=loss)
+        return losses._replace(total=losses.total + self.own_weight * loss)
 
     def _text_states(self, batch: Batch, codec: TextCodec) -> Pair:
         """States of both halves' ids: those that are there, or of one pass of the text encoder if lengths allow."""
@@ -200,7 +220,8 @@ def _build(
         mask_embedding = torch.empty(codec.width)  # on the meta device there is nothing to copy to
         if not mask_embedding.is_meta:
             mask_embedding.copy_(rows[codec.mask_token_id].detach())
-    weight = 0.0 if cfg.reward is None else cfg.reward.weight
+    own = cfg.reward or cfg.distillation
+    weight = 0.0 if own is None else own.weight
     learner = Learner(cfg.objective, transformer, head, mask_embedding, weight)
     if cfg.optimizer.weights == "bfloat16":
         for parameter in learner.trained().values():

@@ -25,6 +25,7 @@ class Losses(NamedTuple):
     text: Tensor | None
     alignment: Tensor | None
     reward: Tensor | None = None
+    distillation: Tensor | None = None
 
 
 def step_losses(
@@ -128,6 +129,29 @@ def reward_loss(velocity_fn: flow.VelocityFn, drawn: Drawn) -> Tensor:
 
     towards, away = error(velocity), error(2 * drawn.old_velocity - velocity)
     return (drawn.quality * towards + (1 - drawn.quality) * away).mean()
+
+
+class Distilled(NamedTuple):
+    """Noisy latents and the velocities that they are to have under a prompt in other words: n rows.
+
+    Attributes:
+        latents: (n, C, h, w), at the times t (n,). states: (n, L, D), of the prompts.
+        velocity: (n, C, h, w), in float32.
+    """
+
+    latents: Tensor
+    t: Tensor
+    states: Tensor
+    velocity: Tensor
+
+    def part(self, i: int, num_parts: int) -> "Distilled":
+        """Part `i` of equal ones."""
+        return Distilled(*(value.tensor_split(num_parts)[i] for value in self))
+
+
+def distillation_loss(velocity_fn: flow.VelocityFn, distilled: Distilled) -> Tensor:
+    """The mean squared difference of the velocities."""
+    return F.mse_loss(velocity_fn(distilled.latents, distilled.t).float(), distilled.velocity)
 
 
 def _t2i_part(t2i: T2IBatch, latents: Tensor | None, states: Tensor | None, dtype: torch.dtype) -> Part:

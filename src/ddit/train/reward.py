@@ -6,33 +6,25 @@ as far as it is better than the others of its prompt, and unlearnt as far as it 
 so that what they ask for is known; how good a drawing is, `ddit.train.judge` says.
 """
 
-import random
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 
-from ddit.config.runs import DualRun, RewardConfig
+from ddit.config.runs import DualRun
 from ddit.data.sampler import noise_rng, sample_rng
-from ddit.devices import Ranks, compute_dtype
+from ddit.devices import Ranks
 from ddit.diffusion import flow
 from ddit.images import to_images
-from ddit.inference.callables import velocity_fn
-from ddit.model import DualDiT
 from ddit.model.encoders import ImageCodec, TextCodec
-from ddit.prompts import training_prompt
-from ddit.train.batch import STYLES, sample_noise
+from ddit.train.batch import sample_noise
 from ddit.train.judge import Judge
 from ddit.train.objective import Drawn
-from ddit.world import PRESETS, Prompt
-from ddit.world import make_prompts as make_small_prompts
-from ddit.world.wide import WIDE_PRESETS, make_prompts
+from ddit.train.own_drawings import FIRST, Policy, draw_prompts
+from ddit.world import Prompt
 
-_FIRST = 1 << 20
-"""Positions of generators from here on are no batch's (`ddit.data.sampler`)."""
 _AT_ONCE = 128
 
 
@@ -52,7 +44,7 @@ class Rollouts:
     ) -> None:
         assert cfg.reward is not None
         self.cfg, self.reward = cfg, cfg.reward
-        self.images, self.codec, self.ranks = images, codec, ranks
+        self.images, self.ranks = images, ranks
         rows = self.reward.num_prompts * self.reward.group_size
         if rows % (self.reward.num_steps * ranks.size):
             raise ValueError(
@@ -66,8 +58,7 @@ class Rollouts:
                 "micro-batches"
             )
         self.judge = Judge(self.reward, ranks.device)
-        self.policy = DualDiT(cfg.model).to(ranks.device, compute_dtype(cfg.compute_dtype, ranks.device))
-        self.policy.eval().requires_grad_(False)
+        self.policy = Policy(cfg, codec, ranks.device)
         side = cfg.data.image_size // images.downsample
         self._shape = (images.channels, side, side)
         self._round: int | None = None
@@ -77,31 +68,18 @@ class Rollouts:
 
     def state(self) -> dict[str, Tensor]:
         """The old policy's weights: the very tensors, for checkpoints."""
-        return dict(self.policy.named_parameters())
-
-    @torch.no_grad()
-    def follow(self, transformer: nn.Module, keep: float = 0.0) -> None:
-        """Moves the old policy to these weights, `keep` of its own left; all ranks together."""
-        for name, old in [*self.policy.named_parameters(), *self.policy.named_buffers()]:
-            new = (
-                transformer.get_parameter(name)
-                if isinstance(old, nn.Parameter)
-                else transformer.get_buffer(name)
-            )
-            whole = new.full_tensor() if isinstance(new, DTensor) else new
-            if old.is_floating_point():
-                old.lerp_(whole.to(old), 1 - keep)
+        return dict(self.policy.model.named_parameters())
 
     def of_step(self, step: int, transformer: nn.Module) -> Drawn:
         """This rank's drawings to be learnt from in a step, each at `num_times` noise levels."""
         number, place = divmod(step, self.reward.num_steps)
         if self._round != number:
             if place == 0 and step > 0:
-                self.follow(transformer, self.reward.keep)
+                self.policy.follow(transformer, self.reward.keep)
             self._draw(number)
         learnt = self._steps[place]
         copies = range(1, self.reward.num_times + 1)
-        rngs = [noise_rng(self.cfg.seed, step, _FIRST * copy + row) for copy in copies for row in learnt.rows]
+        rngs = [noise_rng(self.cfg.seed, step, FIRST * copy + row) for copy in copies for row in learnt.rows]
         noise = sample_noise(rngs, self._shape).to(learnt.latents)
         normal = torch.tensor([rng.standard_normal() for rng in rngs], dtype=torch.float32)
         t = flow.time_of_normal(normal, self.cfg.objective.flow).to(noise.device)
@@ -110,7 +88,7 @@ class Rollouts:
             for value in (learnt.latents, learnt.states, learnt.quality)
         )
         with torch.no_grad():
-            old = velocity_fn(self.policy, states)(flow.add_noise(latents, noise, t), t).float()
+            old = self.policy.velocity(states)(flow.add_noise(latents, noise, t), t).float()
         return Drawn(latents, states, quality, t, noise, old)
 
     @torch.no_grad()
@@ -118,16 +96,14 @@ class Rollouts:
         """Makes a round: its steps' drawings of this rank, and how good they are among all ranks'."""
         cfg = self.reward
         count = cfg.num_prompts * cfg.group_size
-        rng = sample_rng(self.cfg.seed, number, _FIRST)
+        rng = sample_rng(self.cfg.seed, number, FIRST)
         prompts = draw_prompts(cfg, rng)
         order = rng.sample(range(count), count)
         share = count // cfg.num_steps
         mine = [[order[share * k + i] for i in self.ranks.part(share)] for k in range(cfg.num_steps)]
         rows = [row for step in mine for row in step]
         drawn = [prompts[row // cfg.group_size] for row in rows]
-        latents, states = self._sample(
-            drawn, [noise_rng(self.cfg.seed, number, _FIRST + row) for row in rows]
-        )
+        latents, states = self._sample(drawn, [noise_rng(self.cfg.seed, number, FIRST + row) for row in rows])
         pictures = np.stack([np.asarray(image) for image in to_images(self.images.decode(latents))])
         own = list(zip(rows, self.judge.rewards(drawn, pictures), strict=True))
         rewards = torch.tensor([value for _, value in sorted(self.ranks.gather(own))])
@@ -144,14 +120,10 @@ class Rollouts:
         self, prompts: Sequence[Prompt], rngs: Sequence[np.random.Generator]
     ) -> tuple[Tensor, Tensor]:
         """Latents (n, C, h, w) that the old policy draws, in float32, and the prompts' states (n, L, D)."""
-        cfg, device = self.cfg, self.ranks.device
-        texts = [prompt.text for prompt in prompts]
-        ids = training_prompt(self.codec, texts, cfg.data.t2i_length, style=STYLES[cfg.prompts])
-        distinct, which = torch.unique(ids, dim=0, return_inverse=True)
-        states = self.codec.states(distinct.to(device))[which.to(device)]
-        noise = sample_noise(rngs, self._shape).to(device)
+        states = self.policy.states([prompt.text for prompt in prompts])
+        noise = sample_noise(rngs, self._shape).to(states.device)
         drawn = [
-            flow.sample_latents(velocity_fn(self.policy, s), n, cfg=self.reward.sampling)
+            flow.sample_latents(self.policy.velocity(s), n, cfg=self.reward.sampling)
             for s, n in zip(states.split(_AT_ONCE), noise.split(_AT_ONCE), strict=True)
         ]
         return torch.cat(drawn), states
@@ -164,21 +136,6 @@ class _Learnt(NamedTuple):
     latents: Tensor
     states: Tensor
     quality: Tensor
-
-
-def draw_prompts(cfg: RewardConfig, rng: random.Random) -> list[Prompt]:
-    """`cfg.num_prompts` prompts of the worlds' training split, none with a held-out pair; all categories alike."""
-    names, weights = zip(*cfg.presets.items(), strict=True)
-    found: list[Prompt] = []
-    while len(found) < cfg.num_prompts:
-        name, seed = rng.choices(names, weights)[0], rng.randrange(1 << 40)
-        if name in WIDE_PRESETS:
-            part = "paraphrased" if rng.random() < cfg.paraphrased_share else "seen"
-            offered = make_prompts(WIDE_PRESETS[name], 1, split="train", part=part, seed=seed)
-        else:
-            offered = make_small_prompts(PRESETS[name], 1, split="train", seed=seed)
-        found += rng.sample(offered, 2)
-    return found[: cfg.num_prompts]
 
 
 def quality_of(rewards: Tensor, max_advantage: float) -> Tensor:

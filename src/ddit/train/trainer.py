@@ -23,10 +23,12 @@ from ddit.train.checkpoint import (
     save_checkpoint,
     stored_shapes,
 )
+from ddit.train.distillation import Distillation
 from ddit.train.export import export_checkpoint
 from ddit.train.frozen import clean_latents, encode_ahead, load_encoders, shard_text_encoder
 from ddit.train.learner import make_learner
 from ddit.train.loader import CorruptCounter
+from ddit.train.objective import Distilled, Drawn
 from ddit.train.optim import (
     Ema,
     build_optimizers,
@@ -93,7 +95,11 @@ class Trainer:
         self.rollouts = None
         if cfg.reward is not None:
             self.rollouts = Rollouts(cfg, self.images, self.codec, ranks, self.data.num_micro_batches)
-            self.rollouts.follow(self.learner.transformer)
+            self.rollouts.policy.follow(self.learner.transformer)
+        self.distillation = None
+        if cfg.distillation is not None:
+            self.distillation = Distillation(cfg, self.images, self.codec, ranks, self.data.num_micro_batches)
+            self.distillation.teacher.follow(self.learner.transformer)
 
     def _feature_channels(self) -> int | None:
         """Channels of the teacher's features, where the alignment loss is on: the first batch shows them."""
@@ -163,10 +169,8 @@ class Trainer:
     def _backward(self, batches: Sequence[Batch]) -> dict[str, float]:
         """Adds up the gradients of the micro-batches; the ranks exchange them with the last. Returns mean losses."""
         sums, part = dict[str, Tensor](), self.timer.part
-        drawn = None
-        if self.rollouts is not None:
-            with part("data"):
-                drawn = self.rollouts.of_step(self.step, self.learner.transformer)
+        with part("data"):
+            own = self._own_drawings()
         for index, batch in enumerate(batches):
             with part("data"):
                 batch = to_device(batch, self.ranks.device)
@@ -177,8 +181,8 @@ class Trainer:
                 )
             sync_gradients(self.learner, index == len(batches) - 1, self.cfg.parallel.accumulate)
             with part("forward"):
-                own = None if drawn is None else drawn.part(index, len(batches))
-                losses = self.learner(batch, (t2i, i2t), self.codec, own)
+                drawn = None if own is None else own.part(index, len(batches))
+                losses = self.learner(batch, (t2i, i2t), self.codec, drawn)
             with part("backward"):
                 (losses.total / len(batches)).backward()
             for name, value in losses._asdict().items():
@@ -186,6 +190,11 @@ class Trainer:
                     sums[name] = sums.get(name, 0.0) + value.detach() / len(batches)
         values = dict(zip(sums, torch.stack(list(sums.values())).tolist(), strict=True))
         return values if self.rollouts is None else values | {"right": self.rollouts.right}
+
+    def _own_drawings(self) -> Drawn | Distilled | None:
+        if self.rollouts is not None:
+            return self.rollouts.of_step(self.step, self.learner.transformer)
+        return None if self.distillation is None else self.distillation.of_step(self.step)
 
     def _update(self, gradients: Sequence[Tensor], norm: float) -> None:
         """Takes the step, and takes the new weights into the average."""

@@ -5,7 +5,7 @@ Without torch. A fifth of the wordings is held out of training, beside pairs of 
 
 from .descriptions import make_description, make_plain_description
 from .dialogues import Exchange, make_dialogue, make_request, make_small_talk
-from .geneval import WIDE_TAGS, make_prompts
+from .geneval import WIDE_TAGS, make_prompts, say_plainly
 from .presets import WIDE_CLASSES, WIDE_PRESETS, WideConfig, is_held_out
 from .prompts import WIDE_PROMPT_FORMS, make_caption, make_prompt
 from .questions import WIDE_QUESTION_KINDS, Asked, make_question
@@ -42,5 +42,6 @@ __all__ = [
     "make_small_talk",
     "read_statements",
     "render",
+    "say_plainly",
     "score_description",
 ]

@@ -11,7 +11,7 @@ from .presets import WIDE_HELD_OUT_CLASSES, WIDE_HELD_OUT_COLORS, WideConfig
 from .prompts import SIDE_OF_RELATION, list_slots, pair_slots, say, side_slots
 from .scenes import is_allowed
 from .wordings import Part
-from .words import RELATION_WORDS, noun, phrase
+from .words import RELATION_WORDS, enumerate_words, noun, phrase
 
 WIDE_TAGS = (*TAGS, "binding", "sides", "three_kinds", "negation", "bare")
 """GenEval's six categories, and five more."""
@@ -48,6 +48,16 @@ def make_prompts(
         distinct = list(found.values())
         prompts += [distinct[i % len(distinct)] for i in range(num_per_tag if distinct else 0)]
     return prompts
+
+
+def say_plainly(prompt: Prompt) -> str:
+    """GenEval's own sentence for what a prompt asks to be shown, whatever its words."""
+    phrases = [phrase(entry["class"], entry.get("color"), count=entry["count"]) for entry in prompt.include]
+    for words, entry in zip(phrases, prompt.include, strict=True):
+        if "position" in entry:
+            relation, other = entry["position"]
+            return f"a photo of {words} {relation} {phrases[other]}"
+    return f"a photo of {enumerate_words(phrases)}"
 
 
 def _draw(
