@@ -18,7 +18,6 @@ from ddit.train.distillation import Distillation
 from ddit.train.objective import Distilled, distillation_loss
 from ddit.train.parallel import local
 from ddit.train.trainer import Trainer
-from ddit.world.wide import say_plainly
 
 MANY = DistillationConfig(num_prompts=256, empty_share=0.25, plain_share=0.25)
 
@@ -147,19 +146,6 @@ def test_a_step_learns_the_same_whatever_the_micro_batches(distilled: DualRun) -
     (whole,) = take_steps(make_trainer(distilled), 1)
     (parted,) = take_steps(make_trainer(replace(distilled, micro_batch_size=2)), 1)
     assert parted.values == pytest.approx(whole.values, abs=1e-5)
-
-
-@pytest.mark.parametrize(
-    ("text", "plain"),
-    [("two_object", "a photo of {a} and {b}"), ("position", "a photo of {a} left of {b}")],
-)
-def test_plain_words_are_genevals(text: str, plain: str) -> None:
-    from ddit.world.geneval import Prompt
-
-    include = [{"class": "dog", "count": 1}, {"class": "apple", "count": 1, "color": "red"}]
-    if text == "position":
-        include[0]["position"] = ["left of", 1]
-    assert say_plainly(Prompt("any", text, include)) == plain.format(a="a dog", b="a red apple")
 
 
 def test_settings_that_do_not_fit_are_a_fault_of_one_line(distilled: DualRun, rewarded: DualRun) -> None:

@@ -24,6 +24,7 @@ from ddit.world.wide import (
     make_prompts,
     make_scene,
     read_statements,
+    say_plainly,
     score_description,
     wordings,
 )
@@ -227,6 +228,25 @@ def test_other_words_for_the_same_are_read() -> None:
     assert {(m.class_name, m.color) for m in bound.objects} == {("cat", "red"), ("dog", "blue")}
     sides = read_statements("A cat on the left and a dog on the right")
     assert {(m.class_name, m.place) for m in sides.objects} == {("cat", "left"), ("dog", "right")}
+
+
+def test_in_plain_words_a_prompt_is_genevals_and_asks_for_the_same() -> None:
+    compared = 0
+    for prompt in make_prompts(WIDE, 20, official=True):
+        if prompt.tag not in WIDE_TAGS[:6]:
+            continue
+        said = re.findall("[a-z]+", prompt.text.lower())
+        classes = " ".join(entry["class"] for entry in prompt.include).split()
+        named = [word for word in re.findall("[a-z]+", say_plainly(prompt)) if word in classes]
+        if set(named) <= set(said):  # not in other words, such as "bike"
+            assert [word for word in said if word in named] == named
+            compared += 1
+    assert compared > 60
+    two = next(p for p in make_prompts(WIDE, 1) if p.tag == "binding")
+    (first, one), (second, other) = ((e["class"], e["color"]) for e in two.include)
+    if two.text.index(first) > two.text.index(second):
+        first, one, second, other = second, other, first, one
+    assert re.fullmatch(rf"a photo of an? {one} {first} and an? {other} {second}", say_plainly(two))
 
 
 @pytest.mark.parametrize("part", ["seen", "held_out"])

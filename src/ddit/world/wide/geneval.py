@@ -51,13 +51,16 @@ def make_prompts(
 
 
 def say_plainly(prompt: Prompt) -> str:
-    """GenEval's own sentence for what a prompt asks to be shown, whatever its words."""
+    """GenEval's own sentence for what a prompt asks to be shown, in the order in which it names things."""
     phrases = [phrase(entry["class"], entry.get("color"), count=entry["count"]) for entry in prompt.include]
     for words, entry in zip(phrases, prompt.include, strict=True):
         if "position" in entry:
             relation, other = entry["position"]
             return f"a photo of {words} {relation} {phrases[other]}"
-    return f"a photo of {enumerate_words(phrases)}"
+    text = prompt.text.lower()
+    places = [text.find(noun(entry["class"], entry["count"])) for entry in prompt.include]
+    in_order = [words for _, words in sorted(zip(places, phrases, strict=True))]
+    return f"a photo of {enumerate_words(in_order)}"
 
 
 def _draw(
