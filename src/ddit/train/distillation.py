@@ -70,11 +70,8 @@ class Distillation:
 
     def _ask(self, prompt: Prompt, rng: random.Random) -> tuple[str, str, str]:
         """What is drawn, what the target velocity is under, and what the model learns it under."""
-        plain, empty, chance = say_plainly(prompt), self.teacher.style.empty_prompt, rng.random()
-        if chance < self.distillation.empty_share:
+        cfg, chance = self.distillation, rng.random()
+        plain, empty = say_plainly(prompt), self.teacher.style.empty_prompt
+        if chance < cfg.empty_share:
             return plain, empty, empty
-        return (
-            plain,
-            plain,
-            plain if chance < self.distillation.empty_share + self.distillation.plain_share else prompt.text,
-        )
+        return plain, plain, plain if chance < cfg.empty_share + cfg.plain_share else prompt.text
