@@ -275,20 +275,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/scaling"))
     parser.add_argument("--budgets", type=float, nargs="+", default=[4e12, 1.2e13, 3.6e13], metavar="FLOPS")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    widths = [size.hidden_size for size in SIZES]
     parser.add_argument(
-        "--widths",
-        type=int,
-        nargs="+",
-        help="train these sizes alone, and write no page [default: all, and write it]",
+        "--widths", type=int, nargs="+", choices=widths, help="train these sizes alone, and write no page"
     )
     parser.add_argument("--docs", type=Path, default=DOCS, help="folder of the page [default: %(default)s]")
     args = parser.parse_args(argv)
     before, _, joint = plan(args.out, 100)
     run_stages(before)
     points = []
-    sizes = [
-        size for size in SIZES if size.hidden_size in (args.widths or [one.hidden_size for one in SIZES])
-    ]
+    sizes = [size for size in SIZES if size.hidden_size in (args.widths or widths)]
     for seed in args.seeds:
         for run, size, budget, reads in make_runs(joint, args.budgets, seed, sizes):
             found = kept_figures(JOINT if reads else ALONE, [run])

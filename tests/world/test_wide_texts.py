@@ -7,7 +7,7 @@ from world.wide_answers import named_classes, relations
 
 from ddit.config.data import WideData
 from ddit.data.sources import WideSource
-from ddit.world import check_detections
+from ddit.world import Prompt, check_detections
 from ddit.world.geneval import Detection
 from ddit.world.wide import (
     WIDE_PRESETS,
@@ -242,6 +242,10 @@ def test_in_plain_words_a_prompt_is_genevals_and_asks_for_the_same() -> None:
             assert [word for word in said if word in named] == named
             compared += 1
     assert compared > 60
+    pair = [{"class": "car", "count": 1}, {"class": "carrot", "count": 1}]
+    assert (
+        say_plainly(Prompt("draw a carrot with a car", "two_object", pair)) == "a photo of a carrot and a car"
+    )
     two = next(p for p in make_prompts(WIDE, 1) if p.tag == "binding")
     (first, one), (second, other) = ((e["class"], e["color"]) for e in two.include)
     if two.text.index(first) > two.text.index(second):

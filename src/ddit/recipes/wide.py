@@ -60,7 +60,7 @@ LAST_DRAWN_SHARES = {"free": 0.1, "fixed": 0.1, "known": 0.45, "small": 0.35}
 LAST_READ_SHARES = {"free": 0.1, "fixed": 0.1, "known": 0.55, "small": 0.25}
 LAST_READ_FRACTION = 0.375
 """Of the samples in `wide-last`."""
-DISTILLED = {
+DISTILLED_EMPHASIS = {
     "binding": 3.0, "negation": 2.0, "sides": 2.0, "position": 2.0, "three_kinds": 2.0,
     "single_object": 0.5, "colors": 0.5, "bare": 0.5,
 }  # fmt: skip
@@ -362,7 +362,9 @@ def wide_distilled(root: Path) -> DualRun:
         data=replace(before.data, i2t=_with_shares(before.data.i2t, LAST_READ_SHARES, **texts)),
         objective=replace(before.objective, i2t_fraction=1.0),
         reward=None,
-        distillation=DistillationConfig(weight=20.0, emphasis=DISTILLED, plain_share=0.15, empty_share=0.08),
+        distillation=DistillationConfig(
+            weight=20.0, emphasis=DISTILLED_EMPHASIS, plain_share=0.15, empty_share=0.08
+        ),
         optimizer=replace(before.optimizer, lr=7e-5, muon_lr=0.0014, decay_fraction=1.0),
         global_batch_size=32,
         max_steps=320,

@@ -1,6 +1,7 @@
 """Prompts of the wide world in GenEval's form, for `ddit.world.geneval.check_detections`."""
 
 import random
+import re
 from collections.abc import Callable
 
 from ..captions import RELATIONS
@@ -58,7 +59,9 @@ def say_plainly(prompt: Prompt) -> str:
             relation, other = entry["position"]
             return f"a photo of {words} {relation} {phrases[other]}"
     text = prompt.text.lower()
-    places = [text.find(noun(entry["class"], entry["count"])) for entry in prompt.include]
+    names = [noun(entry["class"], entry["count"]) for entry in prompt.include]
+    found = [re.search(rf"\b{name}\b", text) for name in names]  # a carrot is no car
+    places = [match.start() if match else 0 for match in found]
     in_order = [words for _, words in sorted(zip(places, phrases, strict=True))]
     return f"a photo of {enumerate_words(in_order)}"
 
